@@ -1,0 +1,1 @@
+"""The masked NTK products: one folder an operation, one file an implementation."""
