@@ -1,0 +1,50 @@
+"""Work over the first axis of some arrays in blocks of bounded size."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# One block's intermediates should stay in a core's cache: measured on CPU, blocks of 1 to 8 MiB are
+# equally fast, and 1.5 to 2.5 times faster than no blocks at all.
+BLOCK_BYTES = 4 * 2**20
+
+
+def block_size(rows: int, bytes_per_row: int, budget: int = BLOCK_BYTES) -> int:
+    """Rows per block: as many as fit the budget, spread evenly over the blocks."""
+    fit = max(1, min(rows, budget // max(1, bytes_per_row)))
+    blocks = -(-rows // fit)
+    return -(-rows // blocks)
+
+
+def map_blocks(function: Callable[..., Any], arrays: Any, rows: int, size: int) -> Any:
+    """`function` over blocks of the leading axis of `arrays`, the results joined on their own.
+
+    `arrays` is a PyTree whose leaves all have `rows` rows; `function` takes such a PyTree with
+    `size` rows (zero rows are added to fill the last block) and returns arrays with `size` rows.
+    """
+    if size >= rows:
+        return function(arrays)
+    out = jax.lax.map(function, _split(arrays, rows, size))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:rows], out)
+
+
+def scan_blocks(
+    function: Callable[..., tuple[Any, Any]], carry: Any, arrays: Any, rows: int, size: int
+) -> tuple[Any, Any]:
+    """Like `map_blocks`, with a running sum: `function(carry, block) -> (carry, results)`."""
+    if size >= rows:
+        return function(carry, arrays)
+    carry, out = jax.lax.scan(function, carry, _split(arrays, rows, size))
+    return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:rows], out)
+
+
+def _split(arrays: Any, rows: int, size: int) -> Any:
+    blocks = -(-rows // size)
+
+    def split(x):
+        padding = [(0, blocks * size - rows)] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, padding).reshape(blocks, size, *x.shape[1:])
+
+    return jax.tree.map(split, arrays)

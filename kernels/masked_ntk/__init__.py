@@ -1,0 +1,3 @@
+"""The masked NTK product of a dense layer."""
+
+from .reference import masked_ntk_reference as masked_ntk_reference
