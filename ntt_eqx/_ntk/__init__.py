@@ -1,0 +1,4 @@
+"""Finite-width neural tangent kernels: trace, find the layers, factorise, contract."""
+
+from ._ntk import ntk as ntk
+from ._ntk import outputs_and_ntk as outputs_and_ntk

@@ -1,0 +1,319 @@
+"""Find how a program uses each parameter: as the weight of a linear layer, as its bias, or otherwise.
+
+A linear layer computes `y[g,i,s] = sum_j W[g,i,j] a[g,j,s]`: groups g, output features i, input
+features j, positions s. A dense layer has one group and one position, a dense layer that `vmap`
+applies along a sequence has many positions, and a convolution has its patches as input features.
+A parameter that reaches the layer through operations that only rearrange its entries (a reshape, a
+transpose, a change of dtype) still counts: the metric `c` is rearranged with it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from ._primitives import apply_primitive
+from ._program import Const, Program, Step
+
+_REARRANGING = ("reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A linear layer, and the parameters that are its weight and, if it has one, its bias."""
+
+    kind: str
+    weight: int
+    bias: int | None
+    step: int
+    operand: int
+    groups: int
+    features: int
+    inputs: int
+    positions: int
+    _weight_view: Callable[[Array], Array]
+    _bias_order: np.ndarray | None
+    _activations: Callable[[Array], Array]
+    _cotangents: Callable[[Array], Array]
+
+    def metric(self, c: Array) -> Array:
+        """The metric of the weight, `[G, I, J]`."""
+        return self._weight_view(c)
+
+    def bias_metric(self, c: Array) -> Array:
+        """The metric of the bias, `[G, I]`."""
+        assert self._bias_order is not None
+        return c.reshape(-1)[self._bias_order].reshape(self.groups, self.features)
+
+    def activations(self, operand: Array) -> Array:
+        """What comes into the layer, `[G, J, S]`, from the operand of its step."""
+        return self._activations(operand)
+
+    def cotangents(self, d: Array) -> Array:
+        """What flows back to its output, `[G, I, S]`, from the cotangent of its step's output."""
+        return self._cotangents(d)
+
+
+def find_layers(program: Program) -> tuple[list[Layer], list[int]]:
+    """The linear layers of `program`, and the parameters that are in none of them."""
+    views, uses = _follow(program)
+    layers = []
+    for index, step in enumerate(program.steps):
+        found = _linear_layer(program, index, step, views, uses)
+        if found is not None:
+            layers.append(found)
+    layers = [_with_bias(program, layer, views, uses) for layer in layers]
+    covered = {p for layer in layers for p in (layer.weight, layer.bias)}
+    return layers, [p for p in range(len(program.params)) if p not in covered]
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """A value that holds the entries of one parameter in another order, or repeated."""
+
+    param: int
+    steps: tuple[Step, ...]
+    repeats: bool
+
+    def apply(self, array: Array) -> Array:
+        for step in self.steps:
+            array = _rearrange(step, array)
+        return array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Use:
+    step: int  # -1: the program's output
+    operand: int
+    view: _View
+
+
+def _follow(program: Program) -> tuple[dict[int, _View], list[list[_Use]]]:
+    """Views of the parameters by slot, and every use of each parameter that is not a view."""
+    views = {p: _View(p, (), False) for p in range(len(program.params))}
+    uses: list[list[_Use]] = [[] for _ in program.params]
+    for index, step in enumerate(program.steps):
+        seen = [(n, views[s]) for n, s in enumerate(step.inputs) if _is_view(s, views)]
+        if len(seen) == 1 and len(step.inputs) == 1 and _rearranges(step):
+            view = seen[0][1]
+            repeats = math.prod(step.shape) != math.prod(program.params[view.param].shape)
+            views[step.outputs[0]] = _View(view.param, (*view.steps, step), repeats)
+        else:
+            for n, view in seen:
+                uses[view.param].append(_Use(index, n, view))
+    if _is_view(program.output, views):
+        view = views[program.output]
+        uses[view.param].append(_Use(-1, 0, view))
+    return views, uses
+
+
+def _is_view(slot: Any, views: dict[int, _View]) -> bool:
+    return not isinstance(slot, Const) and slot in views
+
+
+def _rearranges(step: Step) -> bool:
+    if step.name == "convert_element_type":
+        return jnp.issubdtype(step.eqn.params["new_dtype"], jnp.floating)
+    return step.name in _REARRANGING or step.name == "broadcast_in_dim"
+
+
+def _rearrange(step: Step, array: Array) -> Array:
+    if step.name == "convert_element_type":
+        return array
+    return apply_primitive(step.eqn, [array])[0]
+
+
+def _linear_layer(
+    program: Program, index: int, step: Step, views: dict[int, _View], uses: list[list[_Use]]
+) -> Layer | None:
+    candidates = [
+        (n, views[s])
+        for n, s in enumerate(step.inputs)
+        if _is_view(s, views) and not views[s].repeats and len(uses[views[s].param]) == 1
+    ]
+    if len(candidates) != 1:
+        return None
+    operand, view = candidates[0]
+    if step.name == "dot_general":
+        return _dense(step, index, operand, view)
+    if step.name == "conv_general_dilated" and operand == 1:
+        return _convolution(step, index, view)
+    return None
+
+
+def _dense(step: Step, index: int, operand: int, view: _View) -> Layer:
+    (contract, batch) = step.eqn.params["dimension_numbers"]
+    shapes = [v.aval.shape for v in step.eqn.invars]
+    mine, other = operand, 1 - operand
+    free = [
+        [ax for ax in range(len(shapes[n])) if ax not in (*contract[n], *batch[n])] for n in (0, 1)
+    ]
+    size = lambda n, axes: math.prod(shapes[n][ax] for ax in axes)
+    groups, features = size(mine, batch[mine]), size(mine, free[mine])
+    inputs, positions = size(mine, contract[mine]), size(other, free[other])
+
+    def weight_view(c: Array) -> Array:
+        c = view.apply(c).transpose(*batch[mine], *free[mine], *contract[mine])
+        return c.reshape(groups, features, inputs)
+
+    def activations(a: Array) -> Array:
+        a = a.transpose(*batch[other], *contract[other], *free[other])
+        return a.reshape(groups, inputs, positions)
+
+    def cotangents(d: Array) -> Array:
+        # a dot_general's output axes: batch, then the left operand's free axes, then the right's
+        first, second = (features, positions) if mine == 0 else (positions, features)
+        d = d.reshape(groups, first, second)
+        return d if mine == 0 else d.swapaxes(1, 2)
+
+    return Layer(
+        "dense", view.param, None, index, other, groups, features, inputs, positions,
+        weight_view, None, activations, cotangents,
+    )  # fmt: skip
+
+
+def _convolution(step: Step, index: int, view: _View) -> Layer | None:
+    p = step.eqn.params
+    if p["batch_group_count"] != 1:
+        return None
+    numbers, groups = p["dimension_numbers"], p["feature_group_count"]
+    rhs = step.eqn.invars[1].aval.shape
+    kernel = [rhs[ax] for ax in numbers.rhs_spec]  # (O, C / G, *spatial)
+    features, inputs = kernel[0] // groups, math.prod(kernel[1:])
+    out_spec = numbers.out_spec  # where (batch, features, *spatial) stand in the output
+    positions = math.prod(step.shape) // kernel[0]
+
+    def weight_view(c: Array) -> Array:
+        c = view.apply(c).transpose(numbers.rhs_spec)
+        return c.reshape(groups, features, inputs)
+
+    def activations(a: Array) -> Array:
+        patches = _patches(
+            a.transpose(numbers.lhs_spec), kernel[2:], p["window_strides"], p["padding"],
+            p["lhs_dilation"], p["rhs_dilation"],
+        )  # [B, C, taps, *out]  # fmt: skip
+        batch, channels, taps = patches.shape[:3]
+        patches = patches.reshape(batch, groups, channels // groups, taps, -1)
+        return patches.transpose(1, 2, 3, 0, 4).reshape(groups, inputs, positions)
+
+    def cotangents(d: Array) -> Array:
+        d = d.transpose(out_spec)  # (B, O, *out)
+        d = d.reshape(d.shape[0], groups, features, -1)
+        return d.transpose(1, 2, 0, 3).reshape(groups, features, positions)
+
+    return Layer(
+        "convolution", view.param, None, index, 0, groups, features, inputs, positions,
+        weight_view, None, activations, cotangents,
+    )  # fmt: skip
+
+
+def _patches(
+    a: Array, window: Any, strides: Any, padding: Any, lhs_dilation: Any, rhs_dilation: Any
+) -> Array:
+    """All windows of `a[B, C, *spatial]`, as `[B, C, taps, *out]`: one strided slice a tap."""
+    config = [(0, 0, 0), (0, 0, 0)]
+    config += [(lo, hi, dil - 1) for (lo, hi), dil in zip(padding, lhs_dilation, strict=True)]
+    if any(c != (0, 0, 0) for c in config):
+        a = lax.pad(a, jnp.zeros((), a.dtype), config)
+    spatial = a.shape[2:]
+    reach = [(w - 1) * r + 1 for w, r in zip(window, rhs_dilation, strict=True)]
+    out = [(n - r) // s + 1 for n, r, s in zip(spatial, reach, strides, strict=True)]
+    slices = []
+    for tap in np.ndindex(*window):
+        start = [t * r for t, r in zip(tap, rhs_dilation, strict=True)]
+        limit = [b + (o - 1) * s + 1 for b, o, s in zip(start, out, strides, strict=True)]
+        slices.append(
+            lax.slice(a, (0, 0, *start), (*a.shape[:2], *limit), (1, 1, *strides))
+        )
+    return jnp.stack(slices, axis=2)
+
+
+def _with_bias(
+    program: Program, layer: Layer, views: dict[int, _View], uses: list[list[_Use]]
+) -> Layer:
+    """Fold the bias into the layer where the very next thing done to its output is to add one."""
+    chain: list[Step] = []
+    slot = program.steps[layer.step].outputs[0]
+    for index in range(layer.step + 1, len(program.steps)):
+        step = program.steps[index]
+        if slot not in [s for s in step.inputs if not isinstance(s, Const)]:
+            continue
+        if len(step.inputs) == 1 and _rearranges(step):
+            chain.append(step)
+            slot = step.outputs[0]
+            continue
+        if step.name not in ("add", "add_any"):
+            return layer
+        other = step.inputs[1 - list(step.inputs).index(slot)]
+        if not _is_view(other, views):
+            return layer
+        view = views[other]
+        if len(uses[view.param]) != 1 or _is_read_elsewhere(program, layer, slot, chain, index):
+            return layer
+        order = _bias_order(program, layer, view, chain, step)
+        if order is None:
+            return layer
+        return dataclasses.replace(layer, bias=view.param, _bias_order=order)
+    return layer
+
+
+def _is_read_elsewhere(
+    program: Program, layer: Layer, slot: int, chain: list[Step], add: int
+) -> bool:
+    """Whether the layer's output is also used without its bias."""
+    inner = {program.steps[layer.step].outputs[0], slot, *(s.outputs[0] for s in chain)}
+    allowed = {id(program.steps[add]), *map(id, chain)}
+    if not isinstance(program.output, Const) and program.output in inner:
+        return True
+    return any(
+        id(step) not in allowed
+        and any(s in inner for s in step.inputs if not isinstance(s, Const))
+        for step in program.steps
+    )
+
+
+def _bias_order(
+    program: Program, layer: Layer, view: _View, chain: list[Step], add: Step
+) -> np.ndarray | None:
+    """Which bias entry is added to each output feature, `[G I]`; `None` if it is no plain bias.
+
+    Feature numbers, and the numbers of the bias's entries, are sent through the very operations that
+    the program applies; the bias is plain if they meet one to one, each as often as the others.
+    """
+    total = layer.groups * layer.features
+    if math.prod(program.params[view.param].shape) != total:
+        return None
+    with jax.ensure_compile_time_eval():
+        numbers = jnp.arange(total, dtype=jnp.int32).reshape(layer.groups, layer.features, 1)
+        numbers = jnp.broadcast_to(numbers, (layer.groups, layer.features, layer.positions))
+        step = program.steps[layer.step]
+        features = _transpose_of(layer, numbers, step.shape)
+        for rearrangement in chain:
+            features = _rearrange(rearrangement, features)
+        entries = jnp.arange(total, dtype=jnp.int32).reshape(program.params[view.param].shape)
+        entries = view.apply(entries)
+        try:
+            features, entries = np.broadcast_arrays(np.asarray(features), np.asarray(entries))
+        except ValueError:
+            return None
+    if features.shape != add.shape or features.size != total * layer.positions:
+        return None
+    pairs = np.unique(np.stack([features.ravel(), entries.ravel()], 1), axis=0)
+    if len(pairs) != total or not np.array_equal(np.sort(pairs[:, 1]), np.arange(total)):
+        return None
+    return pairs[:, 1]
+
+
+def _transpose_of(layer: Layer, numbers: Array, shape: tuple[int, ...]) -> Array:
+    """Send `[G, I, S]` back to the shape of the step's output: the inverse of `cotangents`."""
+    places = jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
+    order = np.asarray(layer.cotangents(places)).ravel()
+    out = np.empty(math.prod(shape), np.int32)
+    out[order] = np.asarray(numbers).ravel()
+    return jnp.asarray(out.reshape(shape))
