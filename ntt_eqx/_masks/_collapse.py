@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.tree_util as jtu
+from jax.core import Tracer
 
 from .._types import MaskTree
 
@@ -48,4 +49,4 @@ def check_collapse(mask: MaskTree, *, caller: str = "check_collapse") -> tuple[s
 
 def is_traced(tree: Any) -> bool:
     """Whether any leaf has no value yet because it is traced by a transformation."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

@@ -7,7 +7,7 @@ from jaxtyping import Array, PyTree
 
 from .._sparse import SparseModel
 from .._types import ScoreTree
-from ._base import LabelFreeScore, mask_derivative, read_inputs, Samples
+from ._base import LabelFreeScore, Samples, mask_derivative, read_inputs
 
 
 class LogitSnip(LabelFreeScore):

@@ -7,7 +7,7 @@ from jaxtyping import Array, Int, PyTree
 
 from .._sparse import SparseModel
 from .._types import ScoreTree
-from ._base import cross_entropy, Examples, mask_derivative, read_examples, SupervisedScore
+from ._base import Examples, SupervisedScore, cross_entropy, mask_derivative, read_examples
 
 
 class Snip(SupervisedScore):
