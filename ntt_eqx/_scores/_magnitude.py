@@ -1,0 +1,22 @@
+"""Magnitude: the size of the weights themselves."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from .._sparse import sparsify
+from .._types import ScoreTree
+from ._base import LabelFreeScore, Samples, split_weights
+
+
+class Magnitude(LabelFreeScore):
+    """The absolute value of each weight, |w| (Han et al., NeurIPS 2015, arXiv 1506.02626).
+
+    Of a `SparseModel` it scores the dense weights that are kept under the mask, so that a pruned
+    weight may come back: this is the score of NTT's mask refresh. Inputs are not used.
+    """
+
+    def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
+        """Score the prunable weights of `model`; `x` is not looked at."""
+        sparse = sparsify(model)
+        return jax.tree.map(jnp.abs, split_weights(sparse.model, sparse.mask)[0])
