@@ -165,7 +165,7 @@ def _owner(model: PyTree, path: jtu.KeyPath) -> Any:
 
 
 def _check_mask(model: PyTree, mask: MaskTree) -> None:
-    is_none = lambda leaf: leaf is None  # noqa: E731
+    is_none = lambda leaf: leaf is None
     leaves, treedef = jtu.tree_flatten_with_path(mask, is_leaf=is_none)
     try:
         weights = treedef.flatten_up_to(model)

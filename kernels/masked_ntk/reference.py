@@ -7,7 +7,6 @@ activations `a[n,j]` of a layer `y = W a`, and a metric `c[i,j]` (a mask, or any
     Theta[n,m,k,l] = sum_i d1[n,k,i] u[n,m,i] d2[m,l,i]
 """
 
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -35,7 +34,7 @@ def masked_ntk_reference(
 
 
 def _ambient(a1, d1, a2, d2):
-    """c = 1: the sums over i and j separate, Theta = (d1 . d2) (a1 . a2)."""
+    """C = 1: the sums over i and j separate, Theta = (d1 . d2) (a1 . a2)."""
     return jnp.einsum("nki,mli->nmkl", d1, d2) * (a1 @ a2.T)[:, :, None, None]
 
 

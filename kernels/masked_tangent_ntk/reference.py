@@ -66,6 +66,6 @@ def _weighted(t, c):
 def _gram(t1, t2):
     """One matrix product over all weights: [N K, I J] x [I J, M L]."""
     n, k = t1.shape[:2]
-    m, l = t2.shape[:2]  # noqa: E741
+    m, l = t2.shape[:2]
     theta = t1.reshape(n * k, -1) @ t2.reshape(m * l, -1).T
     return theta.reshape(n, k, m, l).transpose(0, 2, 1, 3)

@@ -2,8 +2,6 @@
 
 from ._collapse import (
     LayerCollapseWarning as LayerCollapseWarning,
-)
-from ._collapse import (
     check_collapse as check_collapse,
 )
 from ._make import make_mask as make_mask

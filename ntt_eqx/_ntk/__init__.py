@@ -1,4 +1,3 @@
 """Finite-width neural tangent kernels: trace, find the layers, factorise, contract."""
 
-from ._ntk import ntk as ntk
-from ._ntk import outputs_and_ntk as outputs_and_ntk
+from ._ntk import ntk as ntk, outputs_and_ntk as outputs_and_ntk

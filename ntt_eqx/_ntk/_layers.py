@@ -228,9 +228,7 @@ def _patches(
     for tap in np.ndindex(*window):
         start = [t * r for t, r in zip(tap, rhs_dilation, strict=True)]
         limit = [b + (o - 1) * s + 1 for b, o, s in zip(start, out, strides, strict=True)]
-        slices.append(
-            lax.slice(a, (0, 0, *start), (*a.shape[:2], *limit), (1, 1, *strides))
-        )
+        slices.append(lax.slice(a, (0, 0, *start), (*a.shape[:2], *limit), (1, 1, *strides)))
     return jnp.stack(slices, axis=2)
 
 
@@ -272,8 +270,7 @@ def _is_read_elsewhere(
     if not isinstance(program.output, Const) and program.output in inner:
         return True
     return any(
-        id(step) not in allowed
-        and any(s in inner for s in step.inputs if not isinstance(s, Const))
+        id(step) not in allowed and any(s in inner for s in step.inputs if not isinstance(s, Const))
         for step in program.steps
     )
 

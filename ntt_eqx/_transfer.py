@@ -1,0 +1,317 @@
+"""Neural Tangent Transfer: fit a sparse student to a dense teacher's outputs and kernel.
+
+Liu & Zenke, "Finding trainable sparse networks through Neural Tangent Transfer", ICML 2020
+(arXiv 2006.08228). On an unlabelled batch x with halves x1, x2:
+
+    L = mean (f_s(x) - f_t(x))^2 + lambda_K mean (Theta_s(x1,x2) - Theta_t(x1,x2))^2
+        + (lambda_2 / density) sum |m W|^2
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from ._errors import DivergenceError
+from ._masks import make_mask
+from ._ntk import outputs_and_ntk
+from ._scores import LogitSnip, Magnitude
+from ._sparse import SparseModel, masked_weights, sparsify
+from ._types import Where
+
+
+@dataclasses.dataclass(frozen=True)
+class NTTConfig:
+    """Settings of a transfer; the defaults are the published ones for LeNet-300-100.
+
+    Attributes:
+        density: share of prunable weights that are kept, in (0, 1].
+        num_steps: length of the whole transfer; the mask is left alone within its last
+            `mask_every` steps. `None`: no end is known, the mask is refreshed throughout.
+        scope: `"layer"` keeps this share in every layer, `"global"` in all layers together.
+        initial_mask: `"magnitude"` of the teacher's weights, or `"logit_snip"`.
+        mask_every: steps between two refreshes of the mask from the magnitudes of the dense student
+            weights; `None` keeps the initial mask.
+        kernel: `"active"` (the paper's definition) or `"ambient"` (what its published code runs).
+        kernel_weight: lambda_K.
+        l2_weight: lambda_2; divided by the density.
+    """
+
+    density: float
+    num_steps: int | None = None
+    scope: Literal["layer", "global"] = "layer"
+    initial_mask: Literal["magnitude", "logit_snip"] = "magnitude"
+    mask_every: int | None = 100
+    kernel: Literal["active", "ambient"] = "active"
+    kernel_weight: float = 1e-3
+    l2_weight: float = 1e-4
+
+    def __post_init__(self) -> None:
+        """Reject settings that cannot work.
+
+        Raises:
+            ValueError: a value is outside its range.
+        """
+        if not 0.0 < self.density <= 1.0:
+            raise ValueError(f"NTTConfig: density must lie in (0, 1], got {self.density}.")
+        for name, allowed in (
+            ("scope", ("layer", "global")),
+            ("initial_mask", ("magnitude", "logit_snip")),
+            ("kernel", ("active", "ambient")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"NTTConfig: {name} must be one of {allowed}, got {getattr(self, name)!r}."
+                )
+        for name in ("kernel_weight", "l2_weight"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"NTTConfig: {name} must be finite and >= 0, got {value}.")
+        for name in ("mask_every", "num_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"NTTConfig: {name} must be None or at least 1, got {value}.")
+
+
+class NTTMetrics(eqx.Module):
+    """What one batch says of the student; all are float32 scalars.
+
+    Attributes:
+        loss: the transfer loss L.
+        kernel_distance: mean squared difference of the kernels' entries.
+        target_distance: mean squared difference of the outputs.
+        weight_norm: sum of squares of the kept weights.
+        density: share of prunable weights kept.
+        learning_rate: of the optimiser, where it keeps one in its state
+            (`optax.inject_hyperparams`); NaN otherwise.
+    """
+
+    loss: Float[Array, ""]
+    kernel_distance: Float[Array, ""]
+    target_distance: Float[Array, ""]
+    weight_norm: Float[Array, ""]
+    density: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+
+
+class NTTState(eqx.Module):
+    """Everything that `ntt_step` needs and returns: a PyTree of arrays with static settings.
+
+    Attributes:
+        teacher: the dense model, fixed.
+        student: the sparse model that is being fitted; dense weights live on under its mask.
+        opt_state: the optimiser's state for the student's floating-point leaves.
+        step: number of steps done, int32.
+        config: the settings (static).
+        optimizer: the optax transformation (static).
+    """
+
+    teacher: Any
+    student: SparseModel
+    opt_state: Any
+    step: Int[Array, ""]
+    config: NTTConfig = eqx.field(static=True)
+    optimizer: optax.GradientTransformation = eqx.field(static=True)
+
+
+def ntt_init(
+    teacher: PyTree,
+    config: NTTConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    where: Where | None = None,
+    x: Float[Array, "batch ..."] | None = None,
+    mask: PyTree | None = None,
+) -> NTTState:
+    """The state before the first step: the student is the teacher under its initial mask.
+
+    **Arguments:**
+
+    - `teacher`: any Equinox model that maps one sample to its outputs.
+    - `optimizer`: any optax transformation, such as `optax.adam(5e-4)`.
+    - `where`: which leaves are prunable; see `prunable_weights`.
+    - `x`: unlabelled samples `[batch, ...]`, needed for `initial_mask="logit_snip"` only.
+    - `mask`: an initial mask from elsewhere, instead of `config.initial_mask`.
+
+    **Raises:**
+
+    `ValueError` if the density leaves a layer empty (`scope="layer"`), or `x` is missing.
+    """
+    full = sparsify(teacher, where)
+    if mask is None and config.initial_mask == "magnitude":
+        mask = make_mask(Magnitude()(full), config.density, scope=config.scope)
+    elif mask is None:
+        if x is None:
+            raise ValueError("ntt_init: initial_mask='logit_snip' needs samples: pass `x=`.")
+        mask = make_mask(LogitSnip()(full, x), config.density, scope=config.scope)
+    # The student must not share buffers with the teacher: users may donate the state.
+    student = jax.tree.map(lambda l: jnp.copy(l) if eqx.is_array(l) else l, full.with_mask(mask))
+    opt_state = optimizer.init(eqx.filter(student, eqx.is_inexact_array))
+    return NTTState(full.model, student, opt_state, jnp.zeros((), jnp.int32), config, optimizer)
+
+
+def ntt_loss(
+    student: SparseModel, teacher: PyTree, x: Float[Array, "batch ..."], config: NTTConfig
+) -> tuple[Float[Array, ""], NTTMetrics]:
+    """The transfer loss on an unlabelled batch (the equation at the head of this module).
+
+    **Arguments:**
+
+    - `student`, `teacher`: models of one sample; dropout is off in both.
+    - `x`: `[batch, ...]`, an even number of samples: the kernel is taken between its halves.
+
+    **Returns:**
+
+    The loss, and all its terms as `NTTMetrics`.
+
+    **Raises:**
+
+    `ValueError` for a batch of odd size or of fewer than two samples.
+    """
+    if len(x) < 2 or len(x) % 2:
+        raise ValueError(f"ntt_loss: the batch must hold an even number of samples, got {len(x)}.")
+    student, teacher = eqx.nn.inference_mode((student, teacher))
+    f_t, theta_t = jax.lax.stop_gradient(outputs_and_ntk(teacher, x, config.kernel))
+    f_s, theta_s = outputs_and_ntk(student, x, config.kernel)
+    target_distance = jnp.mean(jnp.square(_float(f_s) - _float(f_t)))
+    kernel_distance = jnp.mean(jnp.square(theta_s - theta_t))
+    weight_norm = sum(jnp.sum(jnp.square(_float(w))) for w in masked_weights(student))
+    loss = (
+        target_distance
+        + config.kernel_weight * kernel_distance
+        + config.l2_weight / config.density * weight_norm
+    )
+    values = (loss, kernel_distance, target_distance, weight_norm, student.density(), jnp.nan)
+    return loss, NTTMetrics(*(jnp.asarray(v, jnp.float32) for v in values))
+
+
+def ntt_step(state: NTTState, x: Float[Array, "batch ..."]) -> tuple[NTTState, NTTMetrics]:
+    """One step of the optimiser on an unlabelled batch; use it as `eqx.filter_jit(ntt_step)`.
+
+    After every `mask_every` steps, except within the last `mask_every` of `num_steps`, the mask is
+    taken again from the magnitudes of the dense student weights; shapes never change, so
+    nothing is compiled again.
+
+    **Arguments:**
+
+    - `state`: from `ntt_init` or the step before.
+    - `x`: `[batch, ...]`, an even number of samples.
+
+    **Returns:**
+
+    The next state, and the metrics of the batch before the update.
+    """
+    config = state.config
+    params, static = eqx.partition(state.student, eqx.is_inexact_array)
+
+    def loss(params):
+        return ntt_loss(eqx.combine(params, static), state.teacher, x, config)
+
+    gradient, metrics = jax.grad(loss, has_aux=True)(params)
+    updates, opt_state = state.optimizer.update(gradient, state.opt_state, params)
+    student = eqx.combine(optax.apply_updates(params, updates), static)
+    step = state.step + 1
+    if config.mask_every is not None:
+        student = _refresh(student, step, config, config.mask_every)
+    rate = jnp.asarray(_learning_rate(opt_state), jnp.float32)
+    metrics = eqx.tree_at(lambda m: m.learning_rate, metrics, rate)
+    return NTTState(state.teacher, student, opt_state, step, config, state.optimizer), metrics
+
+
+def transfer(
+    state: NTTState,
+    batches: Iterator[Any],
+    *,
+    num_steps: int | None = None,
+    validation: Float[Array, "batch ..."] | None = None,
+    log_every: int = 100,
+    on_log: Callable[[NTTState, dict[str, Any]], None] | None = None,
+) -> tuple[NTTState, list[dict[str, Any]]]:
+    """Run `ntt_step` to the end of the transfer.
+
+    **Arguments:**
+
+    - `batches`: yields arrays `[batch, ...]`, or tuples that begin with one (labels are ignored).
+    - `num_steps`: the step to stop after, counted from the beginning of the transfer;
+      `config.num_steps` by default.
+    - `validation`: held-out samples on which the metrics are taken too; an even number.
+    - `log_every`: steps between two rows of the history; there is a row at the first and the last
+      step, too.
+    - `on_log`: called with the state and each new row.
+
+    **Returns:**
+
+    The final state, and rows `{"step": int, "train": {...}, "validation": {...}}` with the
+    fields of `NTTMetrics` as floats; `"validation"` only where samples were given.
+
+    **Raises:**
+
+    `DivergenceError` when the loss is NaN or infinite in a row.
+    """
+    num_steps = state.config.num_steps if num_steps is None else num_steps
+    if num_steps is None:
+        raise ValueError("transfer: give `num_steps` here or in NTTConfig.")
+    history: list[dict[str, Any]] = []
+
+    def log(state: NTTState, train: NTTMetrics | None) -> None:
+        row: dict[str, Any] = {"step": int(state.step)}
+        if train is not None:
+            row["train"] = _floats(train)
+        if validation is not None:
+            row["validation"] = _floats(_evaluate(state, validation))
+        history.append(row)
+        for part in ("train", "validation"):
+            if part in row and not math.isfinite(row[part]["loss"]):
+                raise DivergenceError("transfer", row["step"], row[part]["loss"])
+        if on_log is not None:
+            on_log(state, row)
+
+    if int(state.step) == 0 and validation is not None:
+        log(state, None)
+    for step in range(int(state.step) + 1, num_steps + 1):
+        batch = next(batches)
+        x = batch[0] if isinstance(batch, tuple) else batch
+        state, metrics = _step(state, jnp.asarray(x))
+        if step == 1 or step % log_every == 0 or step == num_steps:
+            log(state, metrics)
+    return state, history
+
+
+_step = eqx.filter_jit(ntt_step)
+
+
+@eqx.filter_jit
+def _evaluate(state: NTTState, x: Array) -> NTTMetrics:
+    _, metrics = ntt_loss(state.student, state.teacher, x, state.config)
+    rate = jnp.asarray(_learning_rate(state.opt_state), jnp.float32)
+    return eqx.tree_at(lambda m: m.learning_rate, metrics, rate)
+
+
+def _refresh(student: SparseModel, step: Array, config: NTTConfig, every: int) -> SparseModel:
+    due = step % every == 0
+    if config.num_steps is not None:
+        due = due & (step < config.num_steps - every)
+    full = student.with_mask(jax.tree.map(jnp.ones_like, student.mask))
+
+    def again():
+        return make_mask(Magnitude()(full), config.density, scope=config.scope)
+
+    return student.with_mask(jax.lax.cond(due, again, lambda: student.mask))
+
+
+def _learning_rate(opt_state: PyTree) -> Any:
+    return optax.tree.get(opt_state, "learning_rate", jnp.nan)
+
+
+def _floats(metrics: NTTMetrics) -> dict[str, float]:
+    return {f.name: float(getattr(metrics, f.name)) for f in dataclasses.fields(metrics)}
+
+
+def _float(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
