@@ -215,7 +215,7 @@ def ntt_step(state: NTTState, x: Float[Array, "batch ..."]) -> tuple[NTTState, N
 
     gradient, metrics = jax.grad(loss, has_aux=True)(params)
     updates, opt_state = state.optimizer.update(gradient, state.opt_state, params)
-    student = eqx.combine(optax.apply_updates(params, updates), static)
+    student = eqx.combine(eqx.apply_updates(params, updates), static)
     step = state.step + 1
     if config.mask_every is not None:
         student = _refresh(student, step, config, config.mask_every)

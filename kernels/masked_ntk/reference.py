@@ -1,4 +1,4 @@
-"""The masked NTK product of a dense layer in pure JAX: what runs on CPU, and what every kernel must equal.
+"""The masked NTK product of a dense layer in pure JAX: the product on CPU, the measure elsewhere.
 
 In the symbols of `kernels/README.md`, with per-sample cotangents `d[n,k,i] = df_k(x_n)/dy_i` and
 activations `a[n,j]` of a layer `y = W a`, and a metric `c[i,j]` (a mask, or any weights >= 0):
@@ -52,7 +52,9 @@ def _masked_forward(a1, d1, a2, d2, c):
 
 
 def _masked_backward(residuals, g):
-    """With g = dL/dTheta, u made again block by block, and P[n,m,k,i] = sum_l g[n,m,k,l] d2[m,l,i]:
+    """The cotangents of both factors of both sides, with u made again block by block.
+
+    With g = dL/dTheta and P[n,m,k,i] = sum_l g[n,m,k,l] d2[m,l,i]:
 
     dL/dd1[n,k,i] = sum_m u P                dL/du[n,m,i] = sum_k d1 P
     dL/dd2[m,l,i] = sum_nk g d1 u            v[n,m,j] = sum_i dL/du c[i,j]

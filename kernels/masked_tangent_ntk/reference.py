@@ -39,7 +39,9 @@ def _masked_forward(a1, d1, a2, d2, c):
 
 
 def _masked_backward(residuals, g):
-    """With g = dL/dTheta:  dL/dT1[n,k,i,j] = c[i,j] sum_ml g[n,m,k,l] T2[m,l,i,j], and for each side
+    """The cotangents of both factors of both sides, with the tangents made again.
+
+    With g = dL/dTheta:  dL/dT1[n,k,i,j] = c[i,j] sum_ml g[n,m,k,l] T2[m,l,i,j], and on each side
     dL/dd[n,k,i,s] = sum_j dL/dT a[n,j,s],  dL/da[n,j,s] = sum_ki dL/dT d[n,k,i,s].
     """
     a1, d1, a2, d2, c = residuals

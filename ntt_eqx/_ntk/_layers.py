@@ -1,4 +1,4 @@
-"""Find how a program uses each parameter: as the weight of a linear layer, as its bias, or otherwise.
+"""Find how a program uses each parameter: as weight or bias of a linear layer, or otherwise.
 
 A linear layer computes `y[g,i,s] = sum_j W[g,i,j] a[g,j,s]`: groups g, output features i, input
 features j, positions s. A dense layer has one group and one position, a dense layer that `vmap`
@@ -280,7 +280,7 @@ def _bias_order(
 ) -> np.ndarray | None:
     """Which bias entry is added to each output feature, `[G I]`; `None` if it is no plain bias.
 
-    Feature numbers, and the numbers of the bias's entries, are sent through the very operations that
+    Feature numbers, and the numbers of the bias's entries, go through the very operations that
     the program applies; the bias is plain if they meet one to one, each as often as the others.
     """
     total = layer.groups * layer.features
