@@ -15,10 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array
 
-from ._primitives import apply_primitive
+from ._primitives import apply_primitive, patches
 from ._program import Const, Program, Step
 
 _REARRANGING = ("reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p")
@@ -194,13 +193,10 @@ def _convolution(step: Step, index: int, view: _View) -> Layer | None:
         return c.reshape(groups, features, inputs)
 
     def activations(a: Array) -> Array:
-        patches = _patches(
-            a.transpose(numbers.lhs_spec), kernel[2:], p["window_strides"], p["padding"],
-            p["lhs_dilation"], p["rhs_dilation"],
-        )  # [B, C, taps, *out]  # fmt: skip
-        batch, channels, taps = patches.shape[:3]
-        patches = patches.reshape(batch, groups, channels // groups, taps, -1)
-        return patches.transpose(1, 2, 3, 0, 4).reshape(groups, inputs, positions)
+        seen = patches(step.eqn, a)  # [B, *out, taps, C]
+        taps, channels = seen.shape[-2:]
+        seen = seen.reshape(positions, taps, groups, channels // groups)
+        return seen.transpose(2, 3, 1, 0).reshape(groups, inputs, positions)
 
     def cotangents(d: Array) -> Array:
         d = d.transpose(out_spec)  # (B, O, *out)
@@ -211,25 +207,6 @@ def _convolution(step: Step, index: int, view: _View) -> Layer | None:
         "convolution", view.param, None, index, 0, groups, features, inputs, positions,
         weight_view, None, activations, cotangents,
     )  # fmt: skip
-
-
-def _patches(
-    a: Array, window: Any, strides: Any, padding: Any, lhs_dilation: Any, rhs_dilation: Any
-) -> Array:
-    """All windows of `a[B, C, *spatial]`, as `[B, C, taps, *out]`: one strided slice a tap."""
-    config = [(0, 0, 0), (0, 0, 0)]
-    config += [(lo, hi, dil - 1) for (lo, hi), dil in zip(padding, lhs_dilation, strict=True)]
-    if any(c != (0, 0, 0) for c in config):
-        a = lax.pad(a, jnp.zeros((), a.dtype), config)
-    spatial = a.shape[2:]
-    reach = [(w - 1) * r + 1 for w, r in zip(window, rhs_dilation, strict=True)]
-    out = [(n - r) // s + 1 for n, r, s in zip(spatial, reach, strides, strict=True)]
-    slices = []
-    for tap in np.ndindex(*window):
-        start = [t * r for t, r in zip(tap, rhs_dilation, strict=True)]
-        limit = [b + (o - 1) * s + 1 for b, o, s in zip(start, out, strides, strict=True)]
-        slices.append(lax.slice(a, (0, 0, *start), (*a.shape[:2], *limit), (1, 1, *strides)))
-    return jnp.stack(slices, axis=2)
 
 
 def _with_bias(

@@ -1,12 +1,103 @@
-"""Evaluate one equation of a jaxpr, by a cheaper equivalent where the CPU has a slow one."""
+"""Evaluate one equation of a jaxpr, by a faster equivalent where XLA has a slow one.
 
+On CPU, XLA's convolutions and the gradients of its pooling windows are many times slower than the
+same sums written as slices and matrix products; on accelerators its own are the better ones. The
+equivalents have the same values and the same derivatives of every order, ties in a maximum
+included (the first entry of a window wins).
+"""
+
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array
 
 
 def apply_primitive(eqn: Any, inputs: Sequence[Any]) -> list[Array]:
     """The outputs of `eqn` for concrete or traced `inputs`."""
+    if jax.default_backend() == "cpu":
+        if eqn.primitive.name == "conv_general_dilated" and eqn.params["batch_group_count"] == 1:
+            return [_convolution(eqn, *inputs)]
+        if eqn.primitive.name == "reduce_window_max" and _tiles(eqn):
+            return [_max_over_tiles(eqn, inputs[0])]
     out = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def patches(eqn: Any, a: Array) -> Array:
+    """All windows that a convolution sees: `[B, *out, taps, C]`, one strided slice a tap."""
+    p = eqn.params
+    numbers = p["dimension_numbers"]
+    kernel = eqn.invars[1].aval.shape
+    window = [kernel[axis] for axis in numbers.rhs_spec[2:]]
+    batch, channels, *spatial = numbers.lhs_spec
+    a = a.transpose(batch, *spatial, channels)
+    channels_size = a.shape[-1]
+    inner = [
+        (low, high, dilation - 1)
+        for (low, high), dilation in zip(p["padding"], p["lhs_dilation"], strict=True)
+    ]
+    if any(pad != (0, 0, 0) for pad in inner):
+        a = lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *inner, (0, 0, 0)])
+    # One spatial axis after the other, the last first: w + h slices instead of w h, and as many
+    # sums in the gradient.
+    for axis in reversed(range(len(window))):
+        size, stride, dilation = window[axis], p["window_strides"][axis], p["rhs_dilation"][axis]
+        out = (a.shape[axis + 1] - (size - 1) * dilation - 1) // stride + 1
+        taps = [
+            lax.slice_in_dim(
+                a, t * dilation, t * dilation + (out - 1) * stride + 1, stride, axis + 1
+            )
+            for t in range(size)
+        ]
+        a = jnp.stack(taps, axis=len(window) + 1)
+    return a.reshape(*a.shape[: len(window) + 1], math.prod(window), channels_size)
+
+
+def _convolution(eqn: Any, a: Array, weight: Array) -> Array:
+    """A convolution as one matrix product of its patches."""
+    numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+    seen = patches(eqn, a)
+    batch, *out, taps, channels = seen.shape
+    weight = weight.transpose(numbers.rhs_spec)  # (O, C / G, *window)
+    features = weight.shape[0]
+    weight = weight.reshape(groups, features // groups, channels // groups, taps)
+    if groups == 1:
+        columns = weight[0].transpose(2, 1, 0).reshape(taps * channels, features)
+        y = seen.reshape(-1, taps * channels) @ columns
+    else:
+        seen = seen.reshape(-1, taps, groups, channels // groups)
+        y = jnp.einsum("stgc,gict->sgi", seen, weight)
+    y = y.reshape(batch, *out, features)
+    order = np.argsort([numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1]])
+    return y.transpose(*order).astype(eqn.outvars[0].aval.dtype)
+
+
+def _tiles(eqn: Any) -> bool:
+    """Whether the windows lie side by side, without padding or dilation."""
+    p = eqn.params
+    return (
+        tuple(p["window_dimensions"]) == tuple(p["window_strides"])
+        and all(pad == (0, 0) for pad in map(tuple, p["padding"]))
+        and all(d == 1 for d in (*p["base_dilation"], *p["window_dilation"]))
+    )
+
+
+def _max_over_tiles(eqn: Any, a: Array) -> Array:
+    """The maximum of each tile, as the sum of a tile in which only its first maximum is left."""
+    tile = eqn.params["window_dimensions"]
+    out = eqn.outvars[0].aval.shape
+    a = a[tuple(slice(0, n * w) for n, w in zip(out, tile, strict=True))]
+    a = a.reshape([size for pair in zip(out, tile, strict=True) for size in pair])
+    inside = tuple(range(1, 2 * len(tile), 2))
+    fixed = lax.stop_gradient(a)
+    top = jnp.max(fixed, axis=inside, keepdims=True)
+    place = np.arange(math.prod(tile), dtype=np.int32)
+    place = place.reshape([size for w in tile for size in (1, w)])
+    is_top = (fixed == top) | (fixed != fixed)  # a NaN is the maximum of its tile
+    first = jnp.min(jnp.where(is_top, place, place.size), axis=inside, keepdims=True)
+    return jnp.sum(jnp.where(first == place, a, jnp.zeros_like(a)), axis=inside)
