@@ -1,0 +1,234 @@
+"""`Dataset` and `Split`: images and labels in memory, and the sets that are made from others."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ._errors import DatasetError
+
+_CHUNK = 4096  # samples per step of the statistics, which bounds their memory
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Samples and labels, unstandardised.
+
+    Attributes:
+        x: `[N, C, H, W]`, uint8 pixels or floating-point features.
+        y: `[N]`, int32 labels in `[0, num_classes)`, or -1 everywhere in a label-free set.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.x.ndim < 2 or self.y.ndim != 1 or len(self.x) != len(self.y):
+            raise DatasetError(
+                f"Split: x must be [N, ...] and y [N], got {self.x.shape} and {self.y.shape}."
+            )
+        if self.x.dtype != np.uint8 and not np.issubdtype(self.x.dtype, np.floating):
+            raise DatasetError(f"Split: x must be uint8 or floating-point, got {self.x.dtype}.")
+        if self.y.dtype != np.int32:
+            raise DatasetError(f"Split: y must be int32, got {self.y.dtype}.")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: Any) -> "Split":
+        """The samples that a slice, an index array or a boolean array chooses."""
+        return Split(self.x[index], self.y[index])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A train and a test split with what is needed to standardise them and to size a model.
+
+    Attributes:
+        name: the name it was loaded by.
+        train: the train split.
+        test: the test split.
+        num_classes: the number of classes; of a label-free set, the largest of its parts'.
+        mean: the mean of the train split, of `x / 255` for uint8 pixels; a float for one channel,
+            else one float per channel.
+        std: the standard deviation of the train split, likewise.
+        labelled: whether `y` holds labels (a union of datasets does not).
+    """
+
+    name: str
+    train: Split
+    test: Split
+    num_classes: int
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
+    labelled: bool = True
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one sample, `(C, H, W)` for images."""
+        return self.train.x.shape[1:]
+
+
+def make_dataset(
+    name: str, train: Split, test: Split, num_classes: int, *, labelled: bool = True
+) -> Dataset:
+    """Check two splits against each other and take the mean and deviation of the train split.
+
+    **Arguments:**
+
+    - `name`: what to call the dataset in messages and results.
+    - `train`, `test`: splits with samples of the same shape and dtype.
+    - `num_classes`: the number of classes.
+    - `labelled`: `False` for a set whose labels are all -1.
+
+    **Raises:**
+
+    `DatasetError` when a split is empty, the two differ in shape or dtype, a label is out of
+    range, a value is not finite, or the train split is constant.
+    """
+    if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
+        raise DatasetError(
+            f"{name}: train and test samples differ: {train.x.shape[1:]} {train.x.dtype} and "
+            f"{test.x.shape[1:]} {test.x.dtype}."
+        )
+    for part, split in (("train", train), ("test", test)):
+        if len(split) == 0:
+            raise DatasetError(f"{name}: the {part} split is empty.")
+        low, high = int(split.y.min()), int(split.y.max())
+        if labelled and not 0 <= low <= high < num_classes:
+            raise DatasetError(
+                f"{name}: {part} labels reach from {low} to {high}; "
+                f"they must lie in [0, {num_classes})."
+            )
+    mean, std = _statistics(name, train.x)
+    return Dataset(name, train, test, num_classes, mean, std, labelled)
+
+
+def hold_out(split: Split, fraction: float, *, seed: int) -> tuple[Split, Split]:
+    """Split off a random share of the samples, for validation.
+
+    **Arguments:**
+
+    - `split`: the samples to divide.
+    - `fraction`: the share to hold out, in (0, 1); `round(fraction * N)` samples, at least one
+      (0.002 for the distances during transfer and 0.1 for the supervised phase in the paper).
+    - `seed`: which random samples; the same seed holds out the same ones.
+
+    **Returns:**
+
+    `(rest, held_out)`, each in the original order.
+
+    **Raises:**
+
+    `ValueError` for a fraction outside (0, 1) or one that would leave nothing.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"hold_out: fraction must lie in (0, 1), got {fraction}.")
+    size = max(1, round(fraction * len(split)))
+    if size >= len(split):
+        raise ValueError(f"hold_out: {fraction} of {len(split)} samples leaves none to train on.")
+    chosen = np.zeros(len(split), bool)
+    chosen[np.random.default_rng([seed, 2]).permutation(len(split))[:size]] = True
+    return split[~chosen], split[chosen]
+
+
+def select_classes(
+    dataset: Dataset, classes: Sequence[int], *, per_class: int | None = None
+) -> Dataset:
+    """Keep some classes only, labelled `0, 1, ...` in the order in which they are given.
+
+    **Arguments:**
+
+    - `dataset`: a labelled dataset.
+    - `classes`: two or more different labels of `dataset`.
+    - `per_class`: keep the first so many samples of each class in either split (the paper's
+      two-way classification uses 250); `None` keeps all.
+
+    **Raises:**
+
+    `DatasetError` for an unlabelled dataset, unknown or repeated classes, or too few samples.
+    """
+    known = range(dataset.num_classes)
+    if not dataset.labelled:
+        raise DatasetError(f"{dataset.name}: has no labels to choose classes by.")
+    if len(classes) < 2 or len(set(classes)) != len(classes) or not set(classes) <= set(known):
+        raise DatasetError(
+            f"{dataset.name}: choose at least two different classes out of 0 to {known[-1]}, "
+            f"got {', '.join(map(str, classes))}."
+        )
+    train, test = (
+        _only(split, classes, per_class, dataset) for split in (dataset.train, dataset.test)
+    )
+    suffix = ",".join(map(str, classes)) + ("" if per_class is None else f":{per_class}")
+    return make_dataset(f"{dataset.name}:{suffix}", train, test, len(classes))
+
+
+def unite(first: Dataset, second: Dataset) -> Dataset:
+    """The label-free union of two datasets, for transfer: all samples of both, labels -1.
+
+    Both are standardised by the mean and the deviation of the united train split.
+
+    **Raises:**
+
+    `DatasetError` when the samples differ in shape or dtype.
+    """
+    name = f"{first.name}+{second.name}"
+    train = _concatenate(name, first.train, second.train)
+    test = _concatenate(name, first.test, second.test)
+    classes = max(first.num_classes, second.num_classes)
+    return make_dataset(name, train, test, classes, labelled=False)
+
+
+def _only(split: Split, classes: Sequence[int], per_class: int | None, dataset: Dataset) -> Split:
+    relabel = np.full(dataset.num_classes, -1, np.int32)
+    relabel[list(classes)] = np.arange(len(classes), dtype=np.int32)
+    y = relabel[split.y]
+    if per_class is not None:
+        for new, old in enumerate(classes):
+            members = np.flatnonzero(y == new)
+            if not 1 <= per_class <= len(members):
+                raise DatasetError(
+                    f"{dataset.name}: cannot take {per_class} samples of class {old}, "
+                    f"which has {len(members)}."
+                )
+            y[members[per_class:]] = -1
+    return Split(split.x[y >= 0], y[y >= 0])
+
+
+def _concatenate(name: str, one: Split, two: Split) -> Split:
+    if one.x.shape[1:] != two.x.shape[1:] or one.x.dtype != two.x.dtype:
+        raise DatasetError(
+            f"{name}: samples differ: {one.x.shape[1:]} {one.x.dtype} and "
+            f"{two.x.shape[1:]} {two.x.dtype}."
+        )
+    x = np.concatenate([one.x, two.x])
+    return Split(x, np.full(len(x), -1, np.int32))
+
+
+def _statistics(
+    name: str, x: np.ndarray
+) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
+    """Mean and standard deviation, per channel when the samples have several channels."""
+    channels = x.shape[1] if x.ndim == 4 and x.shape[1] > 1 else 1
+    moments = [_moments(x[:, c] if channels > 1 else x) for c in range(channels)]
+    mean = tuple(first for first, _ in moments)
+    std = tuple(math.sqrt(max(second - first**2, 0.0)) for first, second in moments)
+    if not all(map(math.isfinite, mean + std)):
+        raise DatasetError(f"{name}: the train split holds values that are not finite.")
+    if min(std) == 0.0:
+        raise DatasetError(f"{name}: the train split is constant and cannot be standardised.")
+    return (mean[0], std[0]) if channels == 1 else (mean, std)
+
+
+def _moments(x: np.ndarray) -> tuple[float, float]:
+    """First and second moment; exact for pixels, of which only the histogram is needed."""
+    chunks = [x[start : start + _CHUNK] for start in range(0, len(x), _CHUNK)]
+    if x.dtype == np.uint8:
+        counts = sum(np.bincount(chunk.ravel(), minlength=256) for chunk in chunks)
+        value = np.arange(256) / 255
+        return float(counts @ value / x.size), float(counts @ value**2 / x.size)
+    first = sum(float(np.sum(chunk, dtype=np.float64)) for chunk in chunks) / x.size
+    second = sum(float(np.sum(np.square(chunk, dtype=np.float64))) for chunk in chunks) / x.size
+    return first, second

@@ -1,0 +1,174 @@
+"""Batches through Grain: deterministic, resumable, of static shape, standardised as float32."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32, Int32
+
+from ._dataset import Split
+
+Moment = float | Sequence[float]
+
+
+class Batch(NamedTuple):
+    """One batch.
+
+    Attributes:
+        x: `[batch, C, H, W]`, float32, standardised.
+        y: `[batch]`, int32 labels; -1 for samples without one.
+    """
+
+    x: Float32[Array, "batch ..."]
+    y: Int32[Array, " batch"]
+
+
+@runtime_checkable
+class BatchIterator(Protocol):
+    """What `batches` returns: a Grain iterator whose state is a small JSON-able dict."""
+
+    def __iter__(self) -> "BatchIterator": ...
+
+    def __next__(self) -> Batch: ...
+
+    def get_state(self) -> Any:
+        """Where the iterator stands."""
+        ...
+
+    def set_state(self, state: Any) -> None:
+        """Go to where `get_state` was called, in an iterator made with the same arguments."""
+        ...
+
+
+def batches(
+    split: Split,
+    batch_size: int,
+    *,
+    seed: int,
+    mean: Moment = 0.0,
+    std: Moment = 1.0,
+    shuffle: bool = True,
+    num_epochs: int | None = None,
+    num_threads: int = 0,
+) -> BatchIterator:
+    """Iterate over a split in shuffled, standardised batches.
+
+    Every epoch has an order of its own, and a batch may reach from one epoch into the next, so
+    that every sample comes exactly once per epoch and every batch is full. The batches depend on
+    nothing but the arguments: not on `num_threads`, nor on where an iterator was resumed.
+
+    **Arguments:**
+
+    - `split`: the samples.
+    - `batch_size`: samples per batch, at most `len(split)`.
+    - `seed`: which shuffled orders; a non-negative integer.
+    - `mean`, `std`: `Dataset.mean` and `Dataset.std`; a float or one per channel. A batch is
+      `(x / 255 - mean) / std` for uint8 pixels and `(x - mean) / std` for float features.
+    - `shuffle`: `False` goes through the samples in their order.
+    - `num_epochs`: stop after so many epochs, without the last batch if it is not full; `None`
+      goes on for ever.
+    - `num_threads`: threads that prepare batches ahead; 0 prepares each when it is asked for.
+
+    **Returns:**
+
+    A Grain iterator of `Batch`, with `get_state()` and `set_state(state)`.
+
+    **Raises:**
+
+    `ValueError` for a batch size, seed, number of epochs or statistics that cannot be used.
+    """
+    import grain  # here, for it is slow to import and imports Orbax where that is installed
+
+    _check(split, batch_size, seed, num_epochs)
+    scale, shift = _affine(split.x, mean, std)
+    source = _ShuffledBatches(len(split), batch_size, seed if shuffle else None, num_epochs)
+
+    def gather(indices: np.ndarray) -> Batch:
+        x = split.x[indices].astype(np.float32)
+        x *= scale
+        x += shift
+        return Batch(jnp.asarray(x), jnp.asarray(split.y[indices]))
+
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    return iter(grain.MapDataset.source(source).map(gather).to_iter_dataset(options))
+
+
+def as_batch(split: Split, *, mean: Moment = 0.0, std: Moment = 1.0) -> Batch:
+    """All samples of a split, in their order, standardised like those of `batches`."""
+    scale, shift = _affine(split.x, mean, std)
+    x = split.x.astype(np.float32)
+    x *= scale
+    x += shift
+    return Batch(jnp.asarray(x), jnp.asarray(split.y))
+
+
+class _ShuffledBatches:
+    """Sample indices, batch by batch: a Grain source that shuffles, repeats and batches at once.
+
+    Grain's own `shuffle`, `repeat` and `batch` make one Python call per sample and stage, which is
+    most of the cost of a batch from memory (0.96 ms of 0.99 ms for 64 images); its epochs are also
+    seeded `seed + epoch`, so that neighbouring seeds see each other's orders.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int | None, num_epochs: int | None):
+        self._size, self._batch_size, self._seed = size, batch_size, seed
+        self._length = (
+            sys.maxsize // batch_size if num_epochs is None else size * num_epochs // batch_size
+        )
+        self._latest: tuple[int, np.ndarray] | None = None
+
+    def __repr__(self) -> str:
+        return f"ShuffledBatches(size={self._size}, batch_size={self._batch_size})"
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        start = int(index) * self._batch_size
+        epoch, offset = divmod(start, self._size)
+        indices = self._order(epoch)[offset : offset + self._batch_size]
+        if len(indices) < self._batch_size:
+            rest = self._order(epoch + 1)[: self._batch_size - len(indices)]
+            indices = np.concatenate([indices, rest])
+        return indices
+
+    def _order(self, epoch: int) -> np.ndarray:
+        latest = self._latest  # one read: threads may replace it meanwhile
+        if latest is None or latest[0] != epoch:
+            order = np.arange(self._size)
+            if self._seed is not None:
+                order = np.random.default_rng([self._seed, 1, epoch]).permutation(order)
+            latest = self._latest = (epoch, order)
+        return latest[1]
+
+
+def _check(split: Split, batch_size: int, seed: int, num_epochs: int | None) -> None:
+    if not 1 <= batch_size <= len(split):
+        raise ValueError(
+            f"batches: batch_size must lie in [1, {len(split)}] for {len(split)} samples, "
+            f"got {batch_size}."
+        )
+    if seed < 0:
+        raise ValueError(f"batches: seed must not be negative, got {seed}.")
+    if num_epochs is not None and num_epochs < 1:
+        raise ValueError(f"batches: num_epochs must be at least 1 or None, got {num_epochs}.")
+
+
+def _affine(x: np.ndarray, mean: Moment, std: Moment) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift, float32, that broadcast over samples: standardised = x * scale + shift."""
+    means, stds = np.atleast_1d(np.asarray(mean, float)), np.atleast_1d(np.asarray(std, float))
+    channels = x.shape[1]
+    for name, value in (("mean", means), ("std", stds)):
+        if value.shape not in ((1,), (channels,)) or not np.all(np.isfinite(value)):
+            raise ValueError(
+                f"standardise: {name} must be finite, a float or one per channel ({channels}), "
+                f"got {value.tolist()}."
+            )
+    if not np.all(stds > 0):
+        raise ValueError(f"standardise: std must be positive, got {stds.tolist()}.")
+    unit = 255.0 if x.dtype == np.uint8 else 1.0
+    shape = (-1, *[1] * (x.ndim - 2))
+    scale, shift = 1 / (unit * stds), -means / stds
+    return scale.reshape(shape).astype(np.float32), shift.reshape(shape).astype(np.float32)

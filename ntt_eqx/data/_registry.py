@@ -1,0 +1,182 @@
+"""Datasets by name: load one, list all, fetch one ahead of its use."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ._dataset import Dataset, make_dataset, select_classes, unite
+from ._download import download as download_files
+from ._download import how_to_get
+from ._errors import DatasetError
+from ._mnist import FASHION_MNIST, FASHION_MNIST_MINI, MNIST
+from ._sources import DatasetSpec, Found, find, search_places
+
+DATASETS: Mapping[str, DatasetSpec] = {
+    spec.name: spec for spec in (FASHION_MNIST_MINI, FASHION_MNIST, MNIST)
+}
+"""The published datasets by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What `list_datasets` tells about one dataset.
+
+    Attributes:
+        name: the name to load it by.
+        input_shape: `(C, H, W)`.
+        num_classes: the number of classes.
+        num_train: samples in the train split.
+        num_test: samples in the test split.
+        location: the folder where a complete set of files is, or `None`.
+        searched: the folders that were looked in, in their order.
+        problem: what is wrong or missing when `location` is `None`, else an empty string.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    num_classes: int
+    num_train: int
+    num_test: int
+    location: Path | None
+    searched: tuple[Path, ...]
+    problem: str
+
+    @property
+    def available(self) -> bool:
+        """Whether `load_dataset` needs no network for it."""
+        return self.location is not None
+
+
+def load_dataset(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    download: bool = True,
+    verify: bool = True,
+) -> Dataset:
+    """Load a dataset into memory.
+
+    Its files are looked for in `data_dir`, in `$NTT_EQX_DATA`, in the folder of Debian's package
+    `dataset-fashion-mnist` and in the download cache, in this order; each of the first two may hold
+    them directly or in a folder with the dataset's name. What is found nowhere is downloaded.
+
+    **Arguments:**
+
+    - `name`: a key of `DATASETS`; with `:0,1` behind it only these classes, relabelled from 0, and
+      with `:0,1:250` the first 250 samples of each; or two names joined by `+`, their label-free
+      union.
+    - `data_dir`: a folder to look in first.
+    - `download`: whether the network may be used.
+    - `verify`: `False` accepts files of the right format whose contents are not the published
+      ones, of any number of samples.
+
+    **Returns:**
+
+    A `Dataset`.
+
+    **Raises:**
+
+    `DatasetError` for an unknown name, absent or incomplete files, and files that are truncated,
+    of another format, or of the wrong checksum; the message names the file.
+    """
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    parts = [_load_part(part, folder, download, verify) for part in name.split("+")]
+    if len(parts) > 2:
+        raise DatasetError(f"load_dataset: {name!r} unites more than two datasets.")
+    return parts[0] if len(parts) == 1 else unite(*parts)
+
+
+def list_datasets(data_dir: str | os.PathLike[str] | None = None) -> list[DatasetInfo]:
+    """What is known of every dataset in `DATASETS`, and where it is; reads no file.
+
+    **Arguments:**
+
+    - `data_dir`: a folder to look in first.
+    """
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    return [_info(spec, folder) for spec in DATASETS.values()]
+
+
+def prepare_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> DatasetInfo:
+    """Make sure that a dataset is there and whole: download it if need be, and read it once.
+
+    **Arguments:**
+
+    - `name`, `data_dir`: those of `load_dataset`; a plain name of `DATASETS`.
+
+    **Raises:**
+
+    `DatasetError`, like `load_dataset`.
+    """
+    load_dataset(name, data_dir)
+    return _info(_spec(name), None if data_dir is None else Path(data_dir).expanduser())
+
+
+def _load_part(name: str, folder: Path | None, download: bool, verify: bool) -> Dataset:
+    name, _, choice = name.partition(":")
+    dataset = _load(_spec(name), folder, download, verify)
+    if not choice:
+        return dataset
+    classes, _, per_class = choice.partition(":")
+    try:
+        chosen = [int(label) for label in classes.split(",")]
+        limit = int(per_class) if per_class else None
+    except ValueError as error:
+        raise DatasetError(
+            f"load_dataset: {choice!r} does not choose classes of {name}; "
+            "write NAME:0,1 or NAME:0,1:250."
+        ) from error
+    return select_classes(dataset, chosen, per_class=limit)
+
+
+def _spec(name: str) -> DatasetSpec:
+    if name not in DATASETS:
+        raise DatasetError(
+            f"load_dataset: unknown dataset {name!r}; known are {', '.join(DATASETS)}."
+        )
+    return DATASETS[name]
+
+
+def _load(spec: DatasetSpec, folder: Path | None, download: bool, verify: bool) -> Dataset:
+    found = find(spec, folder)
+    if found is None and download and spec.bundled is None:
+        download_files(spec, folder)
+        found = find(spec, folder)
+    if found is None:
+        places = ", ".join(map(str, search_places(spec, folder)))
+        raise DatasetError(f"{spec.name}: not found in {places}. {how_to_get(spec)}")
+    return read_found(spec, found, verify=verify)
+
+
+def read_found(spec: DatasetSpec, found: Found, *, verify: bool) -> Dataset:
+    """Read a complete set of files and check it against what is published."""
+    digests = {file.name: file.digest if verify else None for file in found.format.files}
+    train, test = found.format.read(found.paths, digests)
+    sizes, expected = (len(train), len(test)), (spec.num_train, spec.num_test)
+    if verify and sizes != expected:
+        raise DatasetError(
+            f"{found.folder}: holds {sizes[0]} train and {sizes[1]} test samples; "
+            f"{spec.name} has {expected[0]} and {expected[1]}."
+        )
+    return make_dataset(spec.name, train, test, spec.num_classes)
+
+
+def _info(spec: DatasetSpec, folder: Path | None) -> DatasetInfo:
+    found, problem, places = None, "", []
+    try:
+        places = search_places(spec, folder)
+        found = find(spec, folder)
+        problem = "" if found else "not found"
+    except DatasetError as error:
+        problem = str(error)
+    return DatasetInfo(
+        name=spec.name,
+        input_shape=spec.input_shape,
+        num_classes=spec.num_classes,
+        num_train=spec.num_train,
+        num_test=spec.num_test,
+        location=found.folder if found else None,
+        searched=tuple(places),
+        problem=problem,
+    )

@@ -1,0 +1,40 @@
+"""The models by name, as the command line and configuration files know them."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxtyping import PRNGKeyArray
+
+from ._conv4 import Conv4
+from ._lenet import LeNet5, LeNet300100
+
+MODELS: dict[str, Callable[..., Any]] = {
+    "lenet-300-100": LeNet300100,
+    "lenet-5": LeNet5,
+    "conv-4": Conv4,
+    "conv-4-dropout": functools.partial(Conv4, dropout=True),
+}
+"""Name -> constructor `(input_shape, num_classes, *, key)`."""
+
+
+def make_model(
+    name: str, input_shape: Sequence[int], num_classes: int, *, key: PRNGKeyArray
+) -> Any:
+    """Build a model by its name in `MODELS`.
+
+    **Arguments:**
+
+    - `name`: a key of `MODELS`.
+    - `input_shape`: the shape of one sample, `(channels, height, width)` for images.
+    - `num_classes`: the number of logits.
+    - `key`: the random key of the initialisation.
+
+    **Raises:**
+
+    `ValueError` for an unknown name (the message lists the known ones), or for inputs that are
+    too small for the architecture.
+    """
+    if name not in MODELS:
+        raise ValueError(f"make_model: unknown model {name!r}; known are {', '.join(MODELS)}.")
+    return MODELS[name](input_shape, num_classes, key=key)

@@ -1,0 +1,151 @@
+"""The three published architectures: sizes, initialisation, dropout, and transformations."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from ntt_eqx.models import MODELS, Conv4, LeNet5, LeNet300100, glorot_init, make_model
+
+GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
+
+
+def test_parameter_counts_are_the_published_ones(getkey):
+    shapes = lambda model: eqx.filter_eval_shape(model, key=getkey())
+    assert count(shapes(LeNet300100)) == 266_610
+    assert count(shapes(LeNet5)) == 431_080
+    assert shapes(LeNet5).hidden.weight.shape == (500, 800)
+    conv4 = shapes(Conv4)
+    assert conv4.hidden.weight.shape == (512, 3200)
+    convolutions = 9 * (3 * 64 + 64 * 64 + 64 * 128 + 128 * 128)
+    biases = 64 + 64 + 128 + 128 + 512 + 10
+    assert count(conv4) == convolutions + 3200 * 512 + 512 * 10 + biases
+
+
+@pytest.mark.parametrize("name", ["lenet-300-100", "lenet-5", "conv-4", "conv-4-dropout"])
+@pytest.mark.parametrize("shape", [GREY, COLOUR])
+@pytest.mark.parametrize("num_classes", [2, 100])
+def test_any_image_shape_and_number_of_classes(name, shape, num_classes, getkey):
+    def logits():
+        return make_model(name, shape, num_classes, key=getkey())(jnp.ones(shape))
+
+    logits = jax.eval_shape(logits)
+    assert logits.shape == (num_classes,)
+    assert logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["lenet-300-100", "lenet-5"])
+def test_goes_through_jit_vmap_and_grad(name, getkey):
+    model = make_model(name, GREY, 10, key=getkey())
+    x = jr.normal(getkey(), (3, *GREY))
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def loss(model):
+        return jnp.sum(jax.vmap(model)(x) ** 2)
+
+    value, gradient = loss(model)
+    expected = sum(jnp.sum(model(one) ** 2) for one in x)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("model", [LeNet300100, LeNet5, Conv4])
+def test_weights_are_glorot_normal_and_biases_small(model, getkey):
+    layers = [
+        node
+        for node in jax.tree.leaves(
+            model(key=getkey()), is_leaf=lambda n: isinstance(n, eqx.nn.Linear | eqx.nn.Conv)
+        )
+        if isinstance(node, eqx.nn.Linear | eqx.nn.Conv)
+    ]
+    assert len(layers) == {LeNet300100: 3, LeNet5: 4, Conv4: 6}[model]
+    for layer in layers:
+        out, into, *window = layer.weight.shape
+        field = int(np.prod(window))
+        std = np.sqrt(2 / (field * (into + out)))
+        n = layer.weight.size
+        # the standard error of a standard deviation is std / sqrt(2 n)
+        assert abs(float(jnp.std(layer.weight)) - std) < 5 * std / np.sqrt(2 * n)
+        assert abs(float(jnp.mean(layer.weight))) < 5 * std / np.sqrt(n)
+        # 0.01 within five standard errors, and not all the same
+        spread = float(jnp.sqrt(jnp.mean(layer.bias**2)))
+        assert 0 < spread and abs(spread - 0.01) < 5 * 0.01 / np.sqrt(2 * layer.bias.size)
+
+
+def test_layers_and_keys_draw_different_numbers(getkey):
+    key = getkey()
+    one, same, other = LeNet300100(key=key), LeNet300100(key=key), LeNet300100(key=getkey())
+    assert eqx.tree_equal(one, same)
+    assert not np.array_equal(one.hidden1.weight, other.hidden1.weight)
+    assert not np.array_equal(one.hidden1.bias, other.hidden1.bias)
+    stack = eqx.nn.MLP(4, 4, 4, 2, key=key)
+    drawn = glorot_init(stack, key=key)
+    assert not np.array_equal(drawn.layers[0].weight, drawn.layers[1].weight)
+
+
+def test_glorot_init_keeps_other_leaves_and_dtypes(getkey):
+    model = (
+        eqx.nn.Linear(4, 3, use_bias=False, key=getkey(), dtype=jnp.bfloat16),
+        eqx.nn.LayerNorm(3),
+        eqx.nn.Embedding(5, 3, key=getkey()),
+        "label",
+    )
+    drawn = glorot_init(model, key=getkey())
+    assert drawn[0].weight.dtype == jnp.bfloat16
+    assert not np.array_equal(drawn[0].weight, model[0].weight)
+    assert eqx.tree_equal(drawn[1:], model[1:])
+
+
+def test_glorot_init_follows_x64(x64, getkey):
+    model = LeNet300100((4,), 2, key=jr.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {np.dtype("float64")}
+    assert model(jnp.ones(4)).dtype == np.float64
+
+
+def test_dropout_needs_a_key_only_when_training(getkey):
+    key = getkey()
+    plain, dropping = Conv4(GREY, key=key), Conv4(GREY, dropout=True, key=key)
+    x = jr.normal(getkey(), GREY)
+    np.testing.assert_array_equal(plain(x), dropping(x))
+    np.testing.assert_array_equal(plain(x), plain(x, key=key))
+    once, again, other = (dropping(x, key=k) for k in (key, key, getkey()))
+    np.testing.assert_array_equal(once, again)
+    assert not np.array_equal(once, other)
+    assert not np.array_equal(once, dropping(x))
+    all_kept = Conv4(GREY, dropout=(1.0, 1.0, 1.0), key=key)
+    np.testing.assert_array_equal(all_kept(x, key=key), plain(x))
+
+
+@pytest.mark.parametrize("dropout", [(0.5, 0.5), (0.0, 0.5, 0.5), (0.5, 0.5, 1.5)])
+def test_impossible_dropout_is_refused(dropout, getkey):
+    with pytest.raises((ValueError, TypeError), match="dropout"):
+        Conv4(dropout=dropout, key=getkey())
+
+
+def test_inputs_of_another_shape_are_refused(getkey):
+    model = LeNet300100(key=getkey())
+    with pytest.raises(ValueError, match=r"takes one sample of shape \(1, 28, 28\).*jax.vmap"):
+        model(jnp.ones((7, 1, 28, 28)))
+    with pytest.raises(ValueError, match=r"got \(784,\)\.$"):
+        model(jnp.ones(784))
+
+
+@pytest.mark.parametrize("name", ["lenet-5", "conv-4"])
+@pytest.mark.parametrize("shape", [(1, 15, 28), (28, 28), (0, 28, 28)])
+def test_impossible_input_shapes_are_refused(name, shape, getkey):
+    with pytest.raises(ValueError, match="input_shape"):
+        make_model(name, shape, 10, key=getkey())
+    jax.eval_shape(lambda: make_model(name, (1, 16, 16), 10, key=getkey())(jnp.ones((1, 16, 16))))
+
+
+def test_an_unknown_model_lists_the_known_ones(getkey):
+    with pytest.raises(ValueError, match="unknown model 'lenet'.*lenet-300-100"):
+        make_model("lenet", GREY, 10, key=getkey())
+    assert MODELS["lenet-5"] is LeNet5
