@@ -11,14 +11,11 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from ._errors import DivergenceError
+from ._examples import Examples, check_examples, softmax_cross_entropy
 from ._sparse import SparseModel, map_masked, masked_weights, sparsify
-
-Examples: TypeAlias = tuple[
-    Shaped[Array | np.ndarray, "batch ..."], Int[Array | np.ndarray, " batch"]
-]
-"""Inputs with integer labels, jax or numpy; `Batch` is one."""
 
 History: TypeAlias = list[dict[str, Any]]
 """One row per evaluation: `{"step": 100, "batch": {...}, "train": {...}, "test": {...}}`."""
@@ -33,10 +30,6 @@ class Labelled(Protocol):
     def x(self) -> Any: ...  # noqa: D102
     @property
     def y(self) -> Any: ...  # noqa: D102
-
-
-class DivergenceError(FloatingPointError):
-    """The loss became NaN or infinite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +101,7 @@ def train(
     test_set: Labelled | Examples | None = None,
     mean: float | None = None,
     std: float | None = None,
-    on_log: Callable[[dict[str, Any]], None] | None = None,
+    on_log: Callable[[TrainState, dict[str, Any]], None] | None = None,
 ) -> tuple[Model, History]:
     """Train a model on labelled batches with softmax cross-entropy.
 
@@ -126,7 +119,7 @@ def train(
     - `evaluate_every`: steps between two rows of the history; `None` for the last row only.
     - `train_set`, `test_set`: what is evaluated for a row; `mean` and `std` standardise them if
       they hold integers, see `evaluate`.
-    - `on_log`: called with each row when it is made.
+    - `on_log`: called with the state and each new row; the state may be kept.
 
     **Returns:**
 
@@ -230,7 +223,7 @@ def train_steps(
     test_set: Labelled | Examples | None = None,
     mean: float | None = None,
     std: float | None = None,
-    on_log: Callable[[dict[str, Any]], None] | None = None,
+    on_log: Callable[[TrainState, dict[str, Any]], None] | None = None,
 ) -> tuple[TrainState, History]:
     """Run until `num_steps` steps have been made in all, those before this call included.
 
@@ -266,7 +259,8 @@ def train_steps(
     pending: list[TrainMetrics] = []
 
     def log() -> None:
-        _check_divergence(state)
+        if int(state.diverged_at) >= 0:
+            raise DivergenceError("train", int(state.diverged_at), float("nan"))
         row: dict[str, Any] = {"step": step}
         if pending:
             seen = jax.device_get(pending)
@@ -280,17 +274,17 @@ def train_steps(
                 row[name] = evaluate(state.model, data, mean=mean, std=std)
         history.append(row)
         if on_log is not None:
-            on_log(row)
+            on_log(_copy(state), row)
 
     if step == 0 and evaluate_every is not None and num_steps > 0:
         log()
     zeros = _pruned_places(state.model)
-    state = jax.tree.map(lambda a: jnp.copy(a) if eqx.is_array(a) else a, state)
+    state = _copy(state)  # the steps below reuse its memory
     source = iter(batches)
     while step < num_steps:
         batch = _next_batch(source, step, num_steps)
         if step == first:
-            _check_batch(state.model, batch)
+            check_examples("train_steps", state.model, batch)
         state, metrics = _step(batch, state)
         pending.append(metrics)
         step += 1
@@ -378,14 +372,6 @@ def rescale_by_density(sparse: SparseModel) -> SparseModel:
     return SparseModel(map_masked(rescale, sparse.model, sparse.mask), sparse.mask)
 
 
-def softmax_cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
-    """Softmax cross-entropy of every sample, in nats; NaN where a label is out of range."""
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1, mode="fill")
-    return -chosen[:, 0]
-
-
 def _loss(
     weights: PyTree,
     rest: PyTree,
@@ -439,6 +425,10 @@ def _evaluate_batch(
     return jnp.sum(losses), jnp.sum(hits, dtype=jnp.int32)
 
 
+def _copy(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, state)
+
+
 def _pad(array: Any, missing: int) -> Any:
     return np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
 
@@ -450,44 +440,6 @@ def _next_batch(source: Iterator[Examples], step: int, num_steps: int) -> Exampl
         raise ValueError(
             f"train_steps: the batches ran out after step {step} of {num_steps}."
         ) from None
-
-
-def _check_batch(model: PyTree, batch: Any) -> None:
-    if not isinstance(batch, tuple) or len(batch) != 2:
-        raise ValueError("train_steps: batches must yield tuples (x, y).")
-    x, y = batch
-    if x.ndim < 1 or x.shape[0] == 0 or y.shape != x.shape[:1]:
-        raise ValueError(
-            f"train_steps: needs one label per sample, got x {list(x.shape)} and y {list(y.shape)}."
-        )
-    if not jnp.issubdtype(x.dtype, jnp.floating) or not jnp.issubdtype(y.dtype, jnp.integer):
-        raise ValueError(
-            f"train_steps: x must be floating point and y integer, got {x.dtype} and {y.dtype}."
-        )
-    if not np.isfinite(np.asarray(x, np.float32)).all():
-        raise ValueError("train_steps: x has NaN or infinite entries.")
-    out = eqx.filter_eval_shape(
-        lambda m, x: jax.vmap(eqx.nn.inference_mode(m))(x), model, jnp.asarray(x)
-    )
-    if not hasattr(out, "shape") or len(out.shape) != 2:
-        raise ValueError(
-            f"train_steps: the model must map one sample of shape {x.shape[1:]} to a vector of "
-            f"logits, got {jax.tree.map(lambda a: getattr(a, 'shape', a), out)} for the batch."
-        )
-    if int(y.min()) < 0 or int(y.max()) >= out.shape[1]:
-        raise ValueError(
-            f"train_steps: labels must lie in [0, {out.shape[1]}), "
-            f"got {int(y.min())} to {int(y.max())}."
-        )
-
-
-def _check_divergence(state: TrainState) -> None:
-    step = int(state.diverged_at)
-    if step >= 0:
-        raise DivergenceError(
-            f"train_steps: the loss was NaN or infinite at step {step}; lower the learning rate, "
-            "clip the gradients, or look for broken inputs or labels out of range."
-        )
 
 
 def _pruned_places(model: PyTree) -> list[np.ndarray] | None:
