@@ -62,7 +62,7 @@ class SparseModel(eqx.Module):
         """Share of prunable weights that are kept, in `[0, 1]`."""
         masks = jax.tree.leaves(self.mask)
         kept = jnp.stack([jnp.sum(m, dtype=jnp.int32) for m in masks])
-        return jnp.sum(kept) / jnp.asarray(sum(m.size for m in masks), jnp.float32)
+        return jnp.sum(kept).astype(jnp.float32) / sum(m.size for m in masks)
 
     def densities(self) -> dict[str, Float[Array, ""]]:
         """Share of weights kept, for every prunable leaf, keyed by its path."""

@@ -2,23 +2,15 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Inexact, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
-from .._masks._collapse import is_traced
+from .._examples import Examples, Samples, check_examples, check_samples
 from .._sparse import SparseModel, sparsify
 from .._types import ScoreTree
-
-Samples: TypeAlias = Inexact[Array | np.ndarray, "batch ..."]
-"""Model inputs, one leading batch axis; jax or numpy."""
-
-Examples: TypeAlias = tuple[Samples, Int[Array | np.ndarray, " batch"]]
-"""Model inputs with integer labels; `Batch` is one."""
 
 
 class LabelFreeScore(eqx.Module):
@@ -65,68 +57,14 @@ def split_weights(model: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
     return weights, rest
 
 
-def read_inputs(caller: str, model: PyTree, x: Samples | None) -> tuple[SparseModel, Array]:
-    """The model with a mask, and its inputs as a checked array.
-
-    **Raises:**
-
-    `ValueError` when there is no sample, or, if concrete, an input is NaN or infinite.
-    """
-    if x is None:
-        raise ValueError(f"{caller}: needs a batch of inputs, shape [batch, ...]; got None.")
-    x = jnp.asarray(x)
-    if x.ndim < 1 or x.shape[0] == 0:
-        raise ValueError(f"{caller}: needs at least one sample; x has shape {x.shape}.")
-    if not is_traced(x) and not bool(jnp.isfinite(x).all()):
-        raise ValueError(f"{caller}: x has NaN or infinite entries.")
-    return sparsify(model), x
+def read_inputs(caller: str, model: PyTree, x: Any) -> tuple[SparseModel, Array]:
+    """The model with a mask, and its inputs as a checked array."""
+    return sparsify(model), check_samples(caller, x)
 
 
 def read_examples(
-    caller: str, model: PyTree, batch: Examples
+    caller: str, model: PyTree, batch: Any
 ) -> tuple[SparseModel, Array, Int[Array, " batch"]]:
-    """The model with a mask, its inputs and their labels, checked.
-
-    **Raises:**
-
-    `ValueError` when inputs and labels do not fit each other or the model's number of classes.
-    """
-    if not isinstance(batch, tuple) or len(batch) != 2:
-        raise ValueError(f"{caller}: needs labelled examples, a tuple (x, y).")
-    sparse, x = read_inputs(caller, model, batch[0])
-    y = jnp.asarray(batch[1])
-    if y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
-        raise ValueError(
-            f"{caller}: {x.shape[0]} inputs need integer labels of shape ({x.shape[0]},), "
-            f"got {y.dtype}{list(y.shape)}."
-        )
-    classes = logits_shape(caller, sparse, x)[-1]
-    if not is_traced(y) and not bool(((y >= 0) & (y < classes)).all()):
-        raise ValueError(
-            f"{caller}: labels must lie in [0, {classes}), got {int(y.min())} to {int(y.max())}."
-        )
-    return sparse, x, y
-
-
-def logits_shape(caller: str, model: PyTree, x: Array) -> tuple[int, ...]:
-    """The shape `[batch, classes]` of the model's outputs, without computing them.
-
-    **Raises:**
-
-    `ValueError` when the model does not map one sample to one vector of logits.
-    """
-    out = eqx.filter_eval_shape(lambda m, x: jax.vmap(eqx.nn.inference_mode(m))(x), model, x)
-    if not hasattr(out, "shape") or len(out.shape) != 2:
-        raise ValueError(
-            f"{caller}: the model must map one sample of shape {x.shape[1:]} to a vector of "
-            f"logits, got {jax.tree.map(lambda a: getattr(a, 'shape', a), out)} for the batch."
-        )
-    return out.shape
-
-
-def cross_entropy(
-    logits: Float[Array, "batch classes"], y: Int[Array, " batch"]
-) -> Float[Array, ""]:
-    """Softmax cross-entropy, the mean over the batch."""
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)
-    return -jnp.mean(chosen)
+    """The model with a mask, its inputs and their labels, checked."""
+    sparse = sparsify(model)
+    return sparse, *check_examples(caller, sparse, batch)

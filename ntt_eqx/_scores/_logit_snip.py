@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._examples import Samples
 from .._sparse import SparseModel
 from .._types import ScoreTree
-from ._base import LabelFreeScore, Samples, mask_derivative, read_inputs
+from ._base import LabelFreeScore, mask_derivative, read_inputs
 
 
 class LogitSnip(LabelFreeScore):

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from .._examples import Samples
 from .._sparse import sparsify
 from .._types import ScoreTree
-from ._base import LabelFreeScore, Samples, split_weights
+from ._base import LabelFreeScore, split_weights
 
 
 class Magnitude(LabelFreeScore):

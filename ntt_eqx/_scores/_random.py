@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._examples import Samples
 from .._sparse import sparsify
 from .._types import ScoreTree
-from ._base import LabelFreeScore, Samples
+from ._base import LabelFreeScore
 
 
 class Random(LabelFreeScore):

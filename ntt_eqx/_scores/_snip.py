@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
+from .._examples import Examples, softmax_cross_entropy
 from .._sparse import SparseModel
 from .._types import ScoreTree
-from ._base import Examples, SupervisedScore, cross_entropy, mask_derivative, read_examples
+from ._base import SupervisedScore, mask_derivative, read_examples
 
 
 class Snip(SupervisedScore):
@@ -25,5 +26,5 @@ class Snip(SupervisedScore):
 
 @eqx.filter_jit
 def _snip(sparse: SparseModel, x: Array, y: Int[Array, " batch"]) -> ScoreTree:
-    loss = lambda model: cross_entropy(jax.vmap(model)(x), y)
+    loss = lambda model: jnp.mean(softmax_cross_entropy(jax.vmap(model)(x), y))
     return jax.tree.map(jnp.abs, mask_derivative(sparse, loss))

@@ -1,0 +1,174 @@
+"""Masks from scores: exact counts, ties, scopes, what is refused."""
+
+import warnings
+
+import equinox as eqx
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ntt_eqx import _masks as masks
+from ntt_eqx._masks._select import keep_highest
+
+SIZES = (1, 2, 7, 33)
+
+
+def highest(scores, count):
+    """The oracle: a stable sort in float64, highest first, ties by index, NaN last."""
+    flat = np.asarray(scores).astype(np.float64).ravel()
+    keys = np.where(np.isnan(flat), np.inf, -flat)
+    order = np.lexsort((np.arange(flat.size), np.isnan(flat), keys))
+    kept = np.zeros(flat.size, bool)
+    kept[order[:count]] = True
+    return kept.reshape(np.shape(scores))
+
+
+def tree(*leaves):
+    """A score tree with leaves that are not prunable between the scores."""
+    return {"layers": [{"weight": jnp.asarray(leaf), "bias": None} for leaf in leaves]}
+
+
+def weights(mask):
+    return [np.asarray(layer["weight"]) for layer in mask["layers"]]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), size=st.sampled_from(SIZES))
+def test_keeps_exactly_the_highest(data, size):
+    values = st.one_of(
+        st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True),
+        st.sampled_from([0.0, -0.0, 1.0, -1.0]),  # ties
+    )
+    scores = data.draw(hnp.arrays(np.float32, size, elements=values))
+    count = data.draw(st.integers(0, size))
+    kept = np.asarray(keep_highest(jnp.asarray(scores), jnp.asarray(count)))
+    np.testing.assert_array_equal(kept, highest(scores, count))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float64])
+def test_keeps_exactly_the_highest_in_every_dtype(dtype, x64):
+    rng = np.random.default_rng(0)
+    for draw in (rng.normal(size=500), rng.integers(-3, 4, size=500)):
+        scores = jnp.asarray(draw, dtype)
+        for count in (0, 1, 250, 499, 500):
+            kept = keep_highest(scores, jnp.asarray(count))
+            np.testing.assert_array_equal(kept, highest(scores, count))
+
+
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.5, 0.999, 1.0, 1])
+def test_layer_counts_are_exact(density):
+    rng = np.random.default_rng(1)
+    scores = [rng.normal(size=s).astype(np.float32) for s in ((30, 20), (7, 30), (5, 3, 2, 2))]
+    mask = masks.make_mask(tree(*scores), density)
+    assert jax.tree.structure(mask) == jax.tree.structure(tree(*scores))
+    for kept, score in zip(weights(mask), scores, strict=True):
+        assert kept.dtype == bool
+        np.testing.assert_array_equal(kept, highest(score, round(density * score.size)))
+
+
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.5, 1.0])
+def test_global_counts_are_exact(density):
+    rng = np.random.default_rng(2)
+    shapes = ((30, 20), (7, 30), (5, 3, 2, 2))
+    scores = [rng.normal(size=s).astype(np.float32) for s in shapes]
+    mask = weights(masks.make_mask(tree(*scores), density, scope="global"))
+    flat = np.concatenate([s.ravel() for s in scores])
+    expected = highest(flat, round(density * flat.size))
+    np.testing.assert_array_equal(np.concatenate([m.ravel() for m in mask]), expected)
+
+
+def test_ties_go_to_the_lowest_index():
+    mask = masks.make_mask(tree(np.ones((2, 3)), np.ones((4,))), 0.5)
+    assert weights(mask)[0].tolist() == [[True, True, True], [False, False, False]]
+    with pytest.warns(masks.LayerCollapseWarning):
+        mask = masks.make_mask(tree(np.ones((2, 3)), np.ones((4,))), 0.5, scope="global")
+    assert weights(mask)[0].tolist() == [[True, True, True], [True, True, False]]
+    assert not weights(mask)[1].any()
+
+
+def test_global_scope_mixes_dtypes():
+    scores = tree(jnp.asarray([[1.0, 4.0]], jnp.bfloat16), jnp.asarray([[2.0, 3.0]], jnp.float32))
+    kept = weights(masks.make_mask(scores, 0.5, scope="global"))
+    assert [k.tolist() for k in kept] == [[[False, True]], [[False, True]]]
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_traced_scores_give_the_same_mask_without_a_retrace(scope):
+    traces = 0
+
+    @jax.jit
+    def refresh(due, scores, old):
+        nonlocal traces
+        traces += 1
+        return jax.lax.cond(due, lambda: masks.make_mask(scores, 0.3, scope=scope), lambda: old)
+
+    rng = np.random.default_rng(3)
+    for _ in range(3):
+        scores = tree(rng.normal(size=(8, 5)).astype(np.float32), np.float32(rng.normal(size=(9,))))
+        eager = masks.make_mask(scores, 0.3, scope=scope)
+        old = jax.tree.map(jnp.ones_like, eager)
+        assert eqx.tree_equal(refresh(jnp.asarray(True), scores, old), eager)
+        assert eqx.tree_equal(refresh(jnp.asarray(False), scores, old), old)
+    assert traces == 1
+
+
+@pytest.mark.parametrize("density", [0, 0.0, -0.1, 1.0001, 2, float("nan"), float("inf"), True])
+def test_bad_densities_are_refused(density):
+    with pytest.raises(ValueError, match=r"density must be a number in \(0, 1\]"):
+        masks.make_mask(tree(np.ones((2, 3))), density)
+
+
+def test_an_emptied_layer_is_named():
+    scores = tree(np.ones((30, 30)), np.ones((2, 2)))
+    with pytest.raises(ValueError, match=r"leaves no weight in layer \['layers'\]\[1\]\['weight'\]"):
+        masks.make_mask(scores, 0.1)
+    with pytest.raises(ValueError, match="leaves no weight in the network"):
+        masks.make_mask(scores, 1e-6, scope="global")
+
+
+def test_a_layer_collapsed_by_global_scope_is_named():
+    scores = tree(np.arange(1.0, 101.0).reshape(10, 10), np.zeros((3, 3)))
+    with pytest.warns(masks.LayerCollapseWarning, match=r"\['layers'\]\[1\]\['weight'\]"):
+        mask = masks.make_mask(scores, 0.5, scope="global")
+    with pytest.warns(masks.LayerCollapseWarning, match="check_collapse: layer collapse"):
+        assert masks.check_collapse(mask) == ("['layers'][1]['weight']",)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.jit(lambda s: masks.make_mask(s, 0.5, scope="global"))(scores)  # values not known
+        assert masks.check_collapse(masks.make_mask(scores, 0.5)) == ()
+
+
+def test_check_collapse_needs_values():
+    mask = masks.make_mask(tree(np.ones((3, 3))), 0.5)
+    with pytest.raises(ValueError, match="traced"):
+        jax.jit(lambda m: masks.check_collapse(m))(mask)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (tree(np.ones((2, 2), np.int32)), "must be a floating-point array, got int32"),
+        (tree(np.ones((2, 2), bool)), "must be a floating-point array, got bool"),
+        (tree(np.array([[1.0, np.nan]])), r"scores\['layers'\]\[0\]\['weight'\] has NaN entries"),
+        (tree(np.ones((0, 2))), "is empty"),
+        ({"layers": [None]}, "has no scores"),
+    ],
+)
+def test_bad_scores_are_refused(scores, message):
+    with pytest.raises(ValueError, match=message):
+        masks.make_mask(scores, 0.5)
+
+
+def test_a_bad_scope_is_refused():
+    with pytest.raises(Exception, match="scope"):
+        masks.make_mask(tree(np.ones((2, 2))), 0.5, scope="network")  # pyright: ignore
+
+
+def test_traced_nan_scores_rank_last():
+    scores = tree(np.array([[np.nan, -5.0, np.nan, 1.0]]))
+    mask = jax.jit(lambda s: masks.make_mask(s, 0.5))(scores)
+    assert weights(mask)[0].tolist() == [[False, True, False, True]]
