@@ -56,11 +56,13 @@ class Outcome:
         state: the last state.
         seconds: time used, over all the pieces in which it ran.
         row: the last row of metrics.
+        carried: the JSON values of earlier phases that it was given, or found in its checkpoint.
     """
 
     state: PyTree
     seconds: float
     row: dict[str, Any]
+    carried: dict[str, Any]
 
 
 class StopRequest:
@@ -145,7 +147,7 @@ def _run(
     found = store.latest(like=phase.state)
     if found is not None:
         state, step, row = found.state, found.step, found.record["row"]
-        before = found.record["seconds"]
+        before, carried = found.record["seconds"], found.record["carried"]
         window.values = found.record["window"]
         phase.batches.set_state(_decode(found.record["batches"]))
         metrics.rewind(found.record["rows"])
@@ -188,7 +190,7 @@ def _run(
             saved = time.monotonic()
     seconds = before + time.monotonic() - started
     display.end()
-    return Outcome(state, seconds, row)
+    return Outcome(state, seconds, row, carried)
 
 
 class _Window:
@@ -244,5 +246,5 @@ def _decode(state: Mapping[str, Any]) -> Any:
 
 
 def epochs_to_steps(epochs: float, samples: int, batch_size: int) -> int:
-    """Steps in so many passes over `samples`, each without its unfilled last batch; at least 1."""
-    return max(1, round(epochs * (samples // batch_size)))
+    """Steps in so many passes over `samples`, at least 1; a batch may reach into the next pass."""
+    return max(1, round(epochs * samples / batch_size))
