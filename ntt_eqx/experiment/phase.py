@@ -168,8 +168,8 @@ def _run(
         }
         store.save(Checkpoint(step, state, record))
 
-    if step < phase.num_steps:
-        jax.block_until_ready(state)
+    if found is None:
+        metrics.append({"phase": phase.name, "step": 0, **phase.observe(state, 0)})
     while step < phase.num_steps:
         if stop.asked:
             save()
