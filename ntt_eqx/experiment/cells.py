@@ -14,9 +14,9 @@ from .settings import (
     Method,
     Scope,
     ScoringSettings,
-    to_json,
     TrainingSettings,
     TransferSettings,
+    to_json,
 )
 
 FORMAT = 1

@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +22,7 @@ class Checkpoint:
 
     Attributes:
         step: steps done.
-        state: model, mask, optimiser state and random keys.
+        state: model, mask, optimiser state and random keys; its JAX arrays are what is stored.
         record: what is not an array: phase, iterator state, rows written, seconds used.
     """
 
@@ -76,9 +75,7 @@ class CheckpointStore:
         `ExperimentError`: when there are checkpoints and none can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        wanted = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _named_arrays(like)
-        )
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _named_arrays(like))
         args = self._ocp.args
         for step in steps:
             try:
@@ -112,14 +109,14 @@ class CheckpointStore:
 
 
 def _named_arrays(state: PyTree) -> dict[str, jax.Array]:
-    leaves = [leaf for leaf in jax.tree.leaves(state) if eqx.is_array(leaf)]
+    leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
     return {f"{i:05d}": _plain(leaf) for i, leaf in enumerate(leaves)}
 
 
 def _with_arrays(like: PyTree, arrays: dict[str, jax.Array]) -> PyTree:
     leaves, treedef = jax.tree.flatten(like)
     fresh = iter([arrays[name] for name in sorted(arrays)])
-    leaves = [_as(leaf, next(fresh)) if eqx.is_array(leaf) else leaf for leaf in leaves]
+    leaves = [_as(leaf, next(fresh)) if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
     return jax.tree.unflatten(treedef, leaves)
 
 
@@ -131,7 +128,7 @@ def _plain(leaf: jax.Array) -> jax.Array:
 def _as(leaf: Any, array: jax.Array) -> Any:
     if _is_key(leaf):
         return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
-    return np.asarray(array) if isinstance(leaf, np.ndarray) else jnp.asarray(array)
+    return jnp.asarray(array)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -22,5 +22,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ntt-eqx: {error}", file=sys.stderr)
         return 2
     return run(sys.argv[1:] if arguments is None else list(arguments))
-
-

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import Interrupted, MissingExtra, require
-from .settings import load_config, PRESETS
+from .settings import PRESETS, load_config
 
 tyro = require("tyro")
 
@@ -82,9 +82,7 @@ def parse(arguments: Sequence[str]) -> Any:
     defaults["train"] = Train(quick.transfer, quick.scoring, quick.training)
     kinds = [_subcommand(name, kind, defaults.get(name)) for name, (kind, _) in _COMMANDS.items()]
     union = typing.Union[tuple(kinds)]  # noqa: UP007
-    return tyro.cli(
-        union, args=arguments, prog="ntt-eqx", description=_ABOUT, config=(_NO_SUFFIX,)
-    )
+    return tyro.cli(union, args=arguments, prog="ntt-eqx", description=_ABOUT, config=(_NO_SUFFIX,))
 
 
 _NO_SUFFIX = tyro.conf.FlagCreatePairsOff

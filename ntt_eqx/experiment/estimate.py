@@ -11,11 +11,11 @@ import jax
 from .._sparse import sparsify
 from .cells import Cell
 from .images import ImageShelf
-from .phase import epochs_to_steps, Phase
+from .phase import Phase, epochs_to_steps
 from .phases import training_phase, transfer_phase
 from .progress import Display, duration
 from .results import CELLS
-from .run_cell import dense_initialisation, Surroundings
+from .run_cell import Surroundings, dense_initialisation
 
 _TIMED_STEPS = 3
 
@@ -102,17 +102,17 @@ def show_plan(
     }
     for name, values in facts.items():
         if values:
-            display.say(f"  {name + ':':9}{', '.join(dict.fromkeys(values))}")
+            display.say(f"  {name + ':':10}{', '.join(dict.fromkeys(values))}")
     counts: dict[tuple[str, int], int] = {}
     for cell in todo:
         for name, steps in _phases(cell, shelf):
             counts[name, steps] = counts.get((name, steps), 0) + 1
     for (name, steps), times in counts.items():
-        display.say(f"  {name + ':':9}{times} x {steps} steps")
+        display.say(f"  {name + ':':10}{times} x {steps} steps")
     if costs is not None and todo:
         rates = ", ".join(f"{name} {1000 * s:.3g} ms" for name, s in costs.steps.items())
         memory = "" if costs.memory is None else f"; memory about {costs.memory / 1e6:.0f} MB"
-        display.say(f"  time:    about {duration(costs.seconds)} ({rates}){memory}")
+        display.say(f"  time:     about {duration(costs.seconds)} ({rates}){memory}")
 
 
 def _phases(cell: Cell, shelf: ImageShelf) -> list[tuple[str, int]]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .._training import evaluate
-from ..data import as_batch, Batch, batches, BatchIterator, Dataset, hold_out, load_dataset, Split
+from ..data import Batch, BatchIterator, Dataset, Split, as_batch, batches, hold_out, load_dataset
 from ._errors import ExperimentError
 
 _CHUNK = 10_000

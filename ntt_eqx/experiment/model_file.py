@@ -15,7 +15,6 @@ from ..models import make_model
 from ._errors import ExperimentError
 from ._files import write_bytes
 
-
 _MAGIC = b"ntt-eqx model\n"
 _VERSION = 1
 _LONGEST_HEADER = 1 << 20

@@ -246,5 +246,5 @@ def _decode(state: Mapping[str, Any]) -> Any:
 
 
 def epochs_to_steps(epochs: float, samples: int, batch_size: int) -> int:
-    """Steps in so many passes over `samples`, at least 1; a batch may reach into the next pass."""
-    return max(1, round(epochs * samples / batch_size))
+    """Steps in so many passes over `samples`, in whole batches a pass; at least 1."""
+    return max(1, round(epochs * (samples // batch_size)))

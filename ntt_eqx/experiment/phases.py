@@ -11,11 +11,11 @@ import optax
 from jaxtyping import Array
 
 from .._sparse import SparseModel
-from .._training import evaluate, rescale_by_density, train_init, train_step, TrainConfig
-from .._transfer import ntt_init, ntt_loss, ntt_step, NTTConfig, NTTState
+from .._training import TrainConfig, evaluate, rescale_by_density, train_init, train_step
+from .._transfer import NTTConfig, NTTState, ntt_init, ntt_loss, ntt_step
 from .cells import Cell
 from .images import Images
-from .phase import epochs_to_steps, Phase
+from .phase import Phase, epochs_to_steps
 
 _CURVE_IMAGES = 10_000
 _FIRST_MASK_EXAMPLES = 128

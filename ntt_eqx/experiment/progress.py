@@ -3,13 +3,14 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, runtime_checkable
 
 from ._errors import require
 
 _LINE_EVERY = 10.0
 
 
+@runtime_checkable
 class Display(Protocol):
     """What a run tells while it goes on."""
 
@@ -35,8 +36,8 @@ class Display(Protocol):
 
 def make_display(stream: IO[str] | None = None) -> Display:
     """A live display when `stream` (standard output) is a terminal, else plain lines."""
-    stream = sys.stdout if stream is None else stream
-    return LiveDisplay(stream) if stream.isatty() else PlainDisplay(stream)
+    where: IO[str] = sys.stdout if stream is None else stream
+    return LiveDisplay(where) if where.isatty() else PlainDisplay(where)
 
 
 class PlainDisplay:
@@ -95,9 +96,7 @@ class PlainDisplay:
     def end(self) -> None:
         """Print how the phase went."""
         seconds = time.monotonic() - self._started
-        self.say(
-            f"{self._title}: {self._done} steps, {duration(seconds)}" + _shown(self._values)
-        )
+        self.say(f"{self._title}: {self._done} steps, {duration(seconds)}" + _shown(self._values))
 
 
 class LiveDisplay:
@@ -123,7 +122,8 @@ class LiveDisplay:
             transient=True,
         )
         self._task: Any = None
-        self._plain: PlainDisplay | None = None
+        self._title = self._note = ""
+        self._started = 0.0
 
     def __enter__(self) -> "LiveDisplay":
         self._progress.start()
@@ -151,8 +151,7 @@ class LiveDisplay:
     def begin(self, title: str, steps: int, done: int) -> None:
         """Show a new bar."""
         self._drop()
-        self._started, self._title = time.monotonic(), title
-        self._note = ""
+        self._started, self._title, self._note = time.monotonic(), title, ""
         self._task = self._progress.add_task(title, total=steps, completed=done, note="")
 
     def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:

@@ -20,8 +20,8 @@ from .figures import (
 )
 from .figures._style import line_label, method_order
 from .model_file import load_model
-from .results import MODEL, results_of, Run, save_results
-from .table import latex, make_rows, markdown, Row, to_csv
+from .results import MODEL, Run, results_of, save_results
+from .table import Row, latex, make_rows, markdown, to_csv
 
 TABLES = ("table.md", "table.csv", "table.tex")
 
@@ -36,9 +36,7 @@ def write_tables(results: Sequence[dict[str, Any]], out: Path) -> list[Row]:
     return rows
 
 
-def write_figures(
-    runs: Sequence[Run], out: Path, on_problem: Callable[[str], None]
-) -> list[Path]:
+def write_figures(runs: Sequence[Run], out: Path, on_problem: Callable[[str], None]) -> list[Path]:
     """Draw every figure that `runs` have the data for, as PNG and SVG, into `out`.
 
     Curves and masks are drawn for each dataset, model and density apart; the file names say which

@@ -17,10 +17,10 @@ from .images import Images, ImageShelf
 from .methods import kept_weights, pruned_at_start
 from .metrics import MetricsFile
 from .model_file import load_model, save_model
-from .phase import Outcome, run_phase, StopRequest
+from .phase import Outcome, StopRequest, run_phase
 from .phases import examples_for, final_accuracies, training_phase, transfer_phase
 from .progress import Display
-from .results import MODEL, read_result, TRANSFERRED, write_result
+from .results import MODEL, TRANSFERRED, read_result, write_result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,7 +129,7 @@ class CompareSettings:
 PRESETS: Mapping[str, CompareSettings] = types.MappingProxyType(
     {
         "quick": CompareSettings(
-            transfer=TransferSettings(epochs=20.0),
+            transfer=TransferSettings(epochs=20.0, held_out=0.02),
             training=TrainingSettings(epochs=25.0),
         ),
         "paper": CompareSettings(
@@ -258,7 +258,12 @@ def _convert(hint: Any, value: Any, where: str, base: Any) -> Any:
 
 
 def _in_range(
-    name: str, value: float, *, low: float, high: float = math.inf, open_low: bool = False
+    name: str,
+    value: float | int,
+    *,
+    low: float | int,
+    high: float | int = math.inf,
+    open_low: bool = False,
 ) -> None:
     above = value > low if open_low else value >= low
     if not (math.isfinite(value) and above and value <= high):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import DATASETS, list_datasets, prepare_dataset
-from ._errors import check_choice, Diverged, ExperimentError
+from ._errors import Diverged, ExperimentError, check_choice
 from ._files import locked
 from .cells import Cell, make_cell
 from .images import ImageShelf
@@ -16,9 +16,9 @@ from .options import Data, Evaluate, Report, Runs, Train, Transfer
 from .phase import StopRequest
 from .progress import Display, make_display
 from .report import write_figures, write_tables
-from .results import find_runs, MODEL, results_of, TRANSFERRED
-from .run_cell import run_cell, Surroundings
-from .settings import check, CompareSettings
+from .results import MODEL, TRANSFERRED, find_runs, results_of
+from .run_cell import Surroundings, run_cell
+from .settings import CompareSettings, check
 from .sweep import check_dataset, check_names
 from .table import plain_cells
 
@@ -173,7 +173,9 @@ def report(options: Report) -> int:
     """Build tables and figures again; returns the exit status."""
     if not options.directories:
         raise ExperimentError("report: give at least one directory.")
-    found = {run.directory.resolve(): run for path in options.directories for run in find_runs(path)}
+    found = {
+        run.directory.resolve(): run for path in options.directories for run in find_runs(path)
+    }
     done = [run for run in found.values() if run.state == "done"]
     if not done:
         places = ", ".join(map(str, options.directories))

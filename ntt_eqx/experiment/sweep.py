@@ -10,14 +10,14 @@ import jax
 
 from ..data import DATASETS
 from ..models import MODELS
-from ._errors import check_choice, Diverged, ExperimentError
+from ._errors import Diverged, ExperimentError, check_choice
 from ._files import read_json, write_json
 from .cells import Cell
 from .methods import available_methods
 from .progress import Display
 from .report import write_figures, write_tables
-from .results import CELLS, read_result, Run
-from .run_cell import run_cell, Surroundings
+from .results import CELLS, Run, read_result
+from .run_cell import Surroundings, run_cell
 from .settings import CompareSettings, to_json
 from .table import make_rows, plain_cells
 

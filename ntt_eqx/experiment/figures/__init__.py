@@ -4,7 +4,7 @@ from ._accuracy import accuracy_figure as accuracy_figure, sparsity_figure as sp
 from ._distances import distances_figure as distances_figure
 from ._masks import densities_figure as densities_figure, masks_figure as masks_figure
 from ._style import (
-    method_style as method_style,
     MethodStyle as MethodStyle,
+    method_style as method_style,
     save_figure as save_figure,
 )

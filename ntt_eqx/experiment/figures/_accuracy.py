@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..results import Run
-from ..table import make_rows, Row
+from ..table import Row, make_rows
 from ._curves import Curve, curves
 from ._style import (
     COLUMN,

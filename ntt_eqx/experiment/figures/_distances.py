@@ -12,6 +12,7 @@ from ._style import (
     line_style,
     method_style,
     new_figure,
+    plain_decades,
     spread,
     thousands,
 )
@@ -44,6 +45,7 @@ def distances_figure(runs: Sequence[Run]) -> Any | None:
             axes.set_yscale("log")
             axes.set_ylabel(label)
             axes.margins(x=0.0)
+            plain_decades(axes.yaxis)
         both[-1].set_xlabel("Transfer steps")
         thousands(both[-1].xaxis)
         legend_below(figure, both[0], columns=2)

@@ -13,6 +13,7 @@ from ._style import (
     method_order,
     method_style,
     new_figure,
+    plain_decades,
     styled,
 )
 
@@ -102,22 +103,12 @@ def densities_figure(results: Sequence[dict[str, Any]]) -> Any | None:
         axes.grid(axis="y", visible=False)
         axes.set_xscale("log")
         axes.set_xlabel("Weights kept in the layer (%)")
-        ticker = require("matplotlib.ticker")
-        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-        _decades(axes)
+        low, high = axes.get_xlim()
+        if high / low < 30:  # less than a decade of data would leave hardly a labelled tick
+            axes.set_xlim(low / 2, high * 2)
+        plain_decades(axes.xaxis)
         legend_below(figure, axes, columns=2 if several else 3)
     return figure
-
-
-def _decades(axes: Any) -> None:
-    # Less than a decade of data would leave the axis with no labelled tick.
-    low, high = axes.get_xlim()
-    if high / low < 30:
-        low, high = low / 2, high * 2
-        axes.set_xlim(low, high)
-        steps = [m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5)]
-        axes.set_xticks([v for v in steps if low <= v <= high])
 
 
 def _as_images(mask: np.ndarray, input_shape: Sequence[int]) -> np.ndarray | None:

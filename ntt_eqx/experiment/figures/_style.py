@@ -91,9 +91,7 @@ def legend_below(figure: Any, axes: Any, *, columns: int = 3) -> None:
     """Put the legend of `axes` under the figure, where it covers no data."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(columns, len(handles))
-        )
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(handles)))
 
 
 def save_figure(figure: Any, stem: Path) -> list[Path]:
@@ -116,6 +114,18 @@ def thousands(axis: Any) -> None:
     axis.set_major_formatter(
         ticker.FuncFormatter(lambda v, _: f"{v / 1000:g}k" if abs(v) >= 1000 else f"{v:g}")
     )
+
+
+def plain_decades(axis: Any) -> None:
+    """Label a logarithmic axis in plain numbers, and between the decades where there is room."""
+    ticker = require("matplotlib.ticker")
+    low, high = axis.get_view_interval()
+    few = low > 0 and high / low < 30
+    axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    if few and sum(low <= tick <= high for tick in axis.get_majorticklocs()) < 3:
+        axis.set_major_locator(ticker.MaxNLocator(5))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def spread(values: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
