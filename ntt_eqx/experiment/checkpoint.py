@@ -1,0 +1,144 @@
+"""Checkpoints of a running phase: atomic, verified, and bounded in number (Orbax)."""
+
+import dataclasses
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ._errors import ExperimentError, require
+
+KEPT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a phase needs to go on exactly where it was.
+
+    Attributes:
+        step: steps done.
+        state: model, mask, optimiser state and random keys; its JAX arrays are what is stored.
+        record: what is not an array: phase, iterator state, rows written, seconds used.
+    """
+
+    step: int
+    state: PyTree
+    record: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one phase of one cell.
+
+    A checkpoint is written to a temporary directory and renamed, so that it is whole or absent;
+    the newest two are kept. A digest of all arrays travels with them, and a checkpoint that does
+    not match it is passed over for the one before.
+    """
+
+    def __init__(self, directory: Path):
+        ocp = require("orbax.checkpoint")
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.directory = directory.absolute()
+        self._ocp = ocp
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=KEPT, enable_async_checkpointing=False
+            ),
+        )
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; one that is already there for this step stays."""
+        if checkpoint.step in self._manager.all_steps():
+            return
+        arrays = _named_arrays(checkpoint.state)
+        record = {**checkpoint.record, "digest": _digest(arrays)}
+        args = self._ocp.args
+        self._manager.save(
+            checkpoint.step,
+            args=args.Composite(state=args.StandardSave(arrays), record=args.JsonSave(record)),
+        )
+
+    def latest(self, like: PyTree) -> Checkpoint | None:
+        """The newest whole checkpoint, or `None`.
+
+        **Arguments:**
+
+        - `like`: a state with the structure, shapes and dtypes that are expected.
+
+        **Raises:**
+
+        `ExperimentError`: when there are checkpoints and none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _named_arrays(like))
+        args = self._ocp.args
+        for step in steps:
+            try:
+                found = self._manager.restore(
+                    step,
+                    args=args.Composite(
+                        state=args.StandardRestore(wanted), record=args.JsonRestore()
+                    ),
+                )
+                record = dict(found.record)
+                if record.pop("digest") != _digest(found.state):
+                    raise ValueError("the arrays do not match their digest")
+            except Exception as error:  # Orbax raises many kinds for broken files
+                reason = str(error).strip().split("\n")[0][:200]
+                continue
+            return Checkpoint(step, _with_arrays(like, found.state), record)
+        if steps:
+            raise ExperimentError(
+                f"{self.directory}: no checkpoint there can be read ({reason}); remove this "  # pyright: ignore[reportPossiblyUnboundVariable]
+                "directory to start this part again."
+            )
+        return None
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are kept, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def close(self) -> None:
+        """Release what the store holds."""
+        self._manager.close()
+
+
+def _named_arrays(state: PyTree) -> dict[str, jax.Array]:
+    leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    return {f"{i:05d}": _plain(leaf) for i, leaf in enumerate(leaves)}
+
+
+def _with_arrays(like: PyTree, arrays: dict[str, jax.Array]) -> PyTree:
+    leaves, treedef = jax.tree.flatten(like)
+    fresh = iter([arrays[name] for name in sorted(arrays)])
+    leaves = [_as(leaf, next(fresh)) if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _plain(leaf: jax.Array) -> jax.Array:
+    # A typed random key is stored by its words.
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _as(leaf: Any, array: jax.Array) -> Any:
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+    return jnp.asarray(array)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _digest(arrays: dict[str, jax.Array]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,59 @@
+"""The curves that figures draw, gathered from the metrics of finished cells."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ..metrics import read_metrics
+from ..results import Run
+from ._style import method_order
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One quantity against steps, for one method at one density, for every seed.
+
+    Attributes:
+        method: how the mask was chosen.
+        scope: `layer`, `global`, or `None`.
+        steps: where the quantity was taken.
+        values: one list for each seed.
+    """
+
+    method: str
+    scope: str | None
+    steps: Sequence[int]
+    values: Sequence[Sequence[float]]
+
+
+def curves(
+    runs: Iterable[Run], phase: str, pick: Callable[[dict[str, Any]], float | None]
+) -> list[Curve]:
+    """The curves of `runs`, one for each method and scope, in the order of legends.
+
+    **Arguments:**
+
+    - `runs`: finished cells of one dataset, model and density.
+    - `phase`: `"transfer"` or `"train"`.
+    - `pick`: the value of a row of metrics, `None` where the row lacks it.
+    """
+    groups: dict[tuple[str, str | None, str], list[list[tuple[int, float]]]] = {}
+    for run in runs:
+        points = []
+        for row in read_metrics(run.directory / "metrics.jsonl"):
+            value = pick(row) if row.get("phase") == phase else None
+            if value is not None:
+                points.append((int(row["step"]), float(value)))
+        if points:
+            key = (run.config["method"], run.config.get("scope"), _settings(run))
+            groups.setdefault(key, []).append(points)
+    found = []
+    for (method, scope, _), members in groups.items():
+        shared = sorted(set.intersection(*(set(step for step, _ in m) for m in members)))
+        lookup = [dict(m) for m in members]
+        found.append(Curve(method, scope, shared, [[m[s] for s in shared] for m in lookup]))
+    return sorted(found, key=lambda c: (method_order(c.method), c.scope != "layer"))
+
+
+def _settings(run: Run) -> str:
+    return str((run.result or {}).get("settings_id", ""))

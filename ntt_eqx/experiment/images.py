@@ -1,0 +1,124 @@
+"""The image sets of a run: loaded once, cut into parts, standardised."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._training import evaluate
+from ..data import Batch, BatchIterator, Dataset, Split, as_batch, batches, hold_out, load_dataset
+from ._errors import ExperimentError
+
+_CHUNK = 10_000
+
+
+class ImageShelf:
+    """Loads image sets by name, each once."""
+
+    def __init__(self, data_dir: Path | None = None):
+        self._data_dir = data_dir
+        self._loaded: dict[str, Images] = {}
+
+    def load(self, name: str) -> "Images":
+        """The image set called `name`."""
+        if name not in self._loaded:
+            self._loaded[name] = Images(load_dataset(name, self._data_dir))
+        return self._loaded[name]
+
+
+class Images:
+    """One image set.
+
+    Attributes:
+        name: what it was loaded by.
+        input_shape: `(C, H, W)` of one image.
+        num_classes: number of labels.
+        mean: of the training images, one float or one per channel.
+        std: likewise.
+        test: the test images.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
+        self.name = dataset.name
+        self.input_shape = dataset.input_shape
+        self.num_classes = dataset.num_classes
+        self.mean = dataset.mean
+        self.std = dataset.std
+        self.labelled = dataset.labelled
+        self.test = Part(dataset, dataset.test)
+
+    @property
+    def train_size(self) -> int:
+        """Number of training images, held-out ones included."""
+        return len(self._dataset.train)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the images take."""
+        return self._dataset.train.x.nbytes + self._dataset.test.x.nbytes
+
+    def parts(self, held_out: float, seed: int) -> tuple["Part", "Part"]:
+        """The training images to use and those to hold out: a random share, the same per seed."""
+        train = self._dataset.train
+        if held_out == 0.0:
+            return Part(self._dataset, train), Part(self._dataset, train[:0])
+        used, kept = hold_out(train, held_out, seed=seed)
+        return Part(self._dataset, used), Part(self._dataset, kept)
+
+    def check_labelled(self) -> None:
+        """Raise `ExperimentError` for a set without labels, which cannot be trained on."""
+        if not self.labelled:
+            raise ExperimentError(
+                f"dataset {self.name!r} has no labels; it serves --transfer.dataset only."
+            )
+
+
+class Part:
+    """Some images of a set, standardised by the set's own mean and deviation."""
+
+    def __init__(self, dataset: Dataset, split: Split):
+        self._name, self._split = dataset.name, split
+        self._moments: Any = {"mean": dataset.mean, "std": dataset.std}
+        self._first: tuple[int, Batch] | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of images."""
+        return len(self._split)
+
+    def batches(self, batch_size: int, *, seed: int) -> BatchIterator:
+        """Endless shuffled batches.
+
+        **Raises:**
+
+        `ExperimentError`: when a batch would need more images than there are.
+        """
+        if batch_size > self.size:
+            raise ExperimentError(
+                f"{self._name}: a batch of {batch_size} images does not fit into {self.size}."
+            )
+        return batches(self._split, batch_size, seed=seed, **self._moments)
+
+    def examples(self, count: int, *, seed: int) -> Batch:
+        """`count` random images, the same for the same seed."""
+        return next(self.batches(min(count, self.size), seed=seed))
+
+    def first(self, count: int) -> Batch:
+        """The first `count` images, or all if there are fewer; kept in memory."""
+        count = min(count, self.size)
+        if self._first is None or self._first[0] != count:
+            self._first = count, as_batch(self._split[:count], **self._moments)
+        return self._first[1]
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        """Loss and accuracy of `model` on all images, a bounded number at a time."""
+        sizes, found = [], []
+        for start in range(0, self.size, _CHUNK):
+            part = self._split[start : start + _CHUNK]
+            sizes.append(len(part))
+            found.append(evaluate(model, as_batch(part, **self._moments)))
+        return {
+            name: float(np.average([values[name] for values in found], weights=sizes))
+            for name in found[0]
+        }

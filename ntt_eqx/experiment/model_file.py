@@ -1,0 +1,122 @@
+"""Sparse models in files: a JSON header that names the architecture, then the arrays."""
+
+import hashlib
+import io
+import json
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+
+from .._sparse import SparseModel, sparsify
+from ..models import make_model
+from ._errors import ExperimentError
+from ._files import write_bytes
+
+_MAGIC = b"ntt-eqx model\n"
+_VERSION = 1
+_LONGEST_HEADER = 1 << 20
+
+
+class LoadedModel(NamedTuple):
+    """A network from a file.
+
+    Attributes:
+        model: the network, dense weights and mask.
+        header: what the file says of it: `model`, `arguments`, `trained_on` and more.
+    """
+
+    model: SparseModel
+    header: dict[str, Any]
+
+
+def save_model(path: Path, model: SparseModel, header: dict[str, Any]) -> None:
+    """Write `model` to `path` in one step.
+
+    The file is the line `ntt-eqx model`, the length of the header (8 bytes, little-endian), the
+    header (JSON), and the arrays as `eqx.tree_serialise_leaves` writes them.
+
+    **Arguments:**
+
+    - `path`: the file to write.
+    - `model`: the network.
+    - `header`: must hold `model` (the architecture's name) and `arguments` (`input_shape`,
+      `num_classes`), from which `load_model` builds it again; other entries are kept.
+    """
+    buffer = io.BytesIO()
+    eqx.tree_serialise_leaves(buffer, model)
+    payload = buffer.getvalue()
+    full = {
+        **header,
+        "version": _VERSION,
+        "bytes": len(payload),
+        "sha256": hashlib.sha256(payload).hexdigest(),
+    }
+    text = json.dumps(full).encode()
+    write_bytes(path, _MAGIC + struct.pack("<Q", len(text)) + text + payload)
+
+
+def load_model(path: Path) -> LoadedModel:
+    """Read a file that `save_model` wrote. Nothing in the file is executed.
+
+    **Raises:**
+
+    `ExperimentError`: naming the file, when it is missing, not a model file, truncated, changed,
+    or written by a newer version.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ExperimentError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise ExperimentError(f"{path}: cannot be read ({error.strerror}).") from error
+    header, payload = _split(path, content)
+    try:
+        arguments = header["arguments"]
+        dense = make_model(
+            header["model"],
+            tuple(arguments["input_shape"]),
+            arguments["num_classes"],
+            key=jax.random.key(0),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExperimentError(f"{path}: cannot build the model it names: {error}") from error
+    try:
+        model = eqx.tree_deserialise_leaves(io.BytesIO(payload), sparsify(dense))
+    except Exception as error:
+        raise ExperimentError(
+            f"{path}: its arrays do not fit {header['model']!r} ({error})."
+        ) from error
+    return LoadedModel(model, header)
+
+
+def _split(path: Path, content: bytes) -> tuple[dict[str, Any], bytes]:
+    start = len(_MAGIC) + 8
+    if not content.startswith(_MAGIC):
+        raise ExperimentError(f"{path}: not an ntt-eqx model file.")
+    if len(content) < start:
+        raise ExperimentError(f"{path}: truncated.")
+    (length,) = struct.unpack("<Q", content[len(_MAGIC) : start])
+    if length > _LONGEST_HEADER or len(content) < start + length:
+        raise ExperimentError(f"{path}: truncated or damaged: its header is not whole.")
+    try:
+        header = json.loads(content[start : start + length])
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ExperimentError(f"{path}: damaged: its header is not JSON ({error}).") from error
+    if not isinstance(header, dict) or not isinstance(header.get("version"), int):
+        raise ExperimentError(f"{path}: damaged: its header does not name a version.")
+    if header["version"] > _VERSION:
+        raise ExperimentError(
+            f"{path}: written by a newer version (format {header['version']}, this one reads up "
+            f"to {_VERSION}); update ntt-eqx."
+        )
+    payload = content[start + length :]
+    if len(payload) != header.get("bytes"):
+        raise ExperimentError(
+            f"{path}: truncated: {len(payload)} of {header.get('bytes')} bytes of arrays."
+        )
+    if hashlib.sha256(payload).hexdigest() != header.get("sha256"):
+        raise ExperimentError(f"{path}: damaged: the checksum of its arrays does not match.")
+    return header, payload

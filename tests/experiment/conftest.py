@@ -1,0 +1,38 @@
+"""A model that compiles in no time, on two classes of the images that the package carries."""
+
+import equinox as eqx
+import jax
+import pytest
+from ntt_eqx.models import MODELS
+
+DATASET = "fashion-mnist-mini:0,1:40"
+
+
+class TwoLayers(eqx.Module):
+    hidden: eqx.nn.Linear
+    output: eqx.nn.Linear
+
+    def __init__(self, input_shape=(1, 28, 28), num_classes=10, *, key):
+        one, two = jax.random.split(key)
+        size = input_shape[0] * input_shape[1] * input_shape[2]
+        self.hidden = eqx.nn.Linear(size, 6, key=one)
+        self.output = eqx.nn.Linear(6, num_classes, key=two)
+
+    def __call__(self, x):
+        return self.output(jax.nn.relu(self.hidden(x.reshape(-1))))
+
+
+@pytest.fixture(autouse=True)
+def tiny_model(monkeypatch):
+    monkeypatch.setitem(MODELS, "tiny", TwoLayers)
+
+
+def tiny(*more):
+    """Options of a comparison that takes seconds."""
+    return [
+        *("--datasets", DATASET, "--models", "tiny"),
+        *("--transfer.epochs", "3", "--transfer.batch-size", "8", "--transfer.mask-every", "5"),
+        *("--transfer.held-out", "0.05", "--transfer.log-every", "6"),
+        *("--training.epochs", "2", "--training.batch-size", "8"),
+        *more,
+    ]

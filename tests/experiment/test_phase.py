@@ -1,0 +1,153 @@
+"""A phase that is cut anywhere gives the bits of one that is not; a bad loss stops it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntt_eqx.experiment._errors import Diverged, ExperimentError, Interrupted
+from ntt_eqx.experiment.checkpoint import KEPT, Checkpoint, CheckpointStore
+from ntt_eqx.experiment.metrics import MetricsFile, read_metrics
+from ntt_eqx.experiment.phase import Phase, StopRequest, run_phase
+from ntt_eqx.experiment.progress import PlainDisplay
+
+
+class Batches:
+    def __init__(self):
+        self.n = 0
+
+    def __next__(self):
+        self.n += 1
+        return self.n
+
+    def get_state(self):
+        return {"n": self.n}
+
+    def set_state(self, state):
+        self.n = state["n"]
+
+
+class ByteBatches(Batches):
+    def get_state(self):
+        return bytes([self.n])
+
+    def set_state(self, state):
+        (self.n,) = state
+
+
+@jax.jit
+def update(state, batch):
+    key, noise = jax.random.split(state["key"])
+    w = state["w"] * 0.9 + jax.random.normal(noise, (3,)) * batch
+    return {"key": key, "w": w}, jnp.sum(w)
+
+
+def make_phase(batches=None, bad_at=None, stop_at=None, stop=None):
+    def step(state, batch):
+        state, loss = update(state, jnp.float32(batch))
+        if stop_at == batch:
+            stop.asked = True
+        return state, {"loss": jnp.float32(jnp.nan) if batch == bad_at else loss}
+
+    return Phase(
+        name="train",
+        title="toy",
+        num_steps=11,
+        log_every=4,
+        state={"key": jax.random.key(1), "w": jnp.zeros(3)},
+        batches=batches or Batches(),
+        step=step,
+        observe=lambda state, at: {"test": {"norm": float(jnp.sum(state["w"] ** 2))}},
+        shown=lambda row: row["train"],
+        advice="Try less.",
+    )
+
+
+def run(phase, folder, stop=None, every=1e9, **more):
+    metrics = MetricsFile(folder / "metrics.jsonl")
+    folder.mkdir(exist_ok=True)
+    if not (folder / "c").exists():
+        metrics.rewind(0)
+    with open(folder / "log", "a") as log:
+        return run_phase(
+            phase,
+            folder / "c",
+            metrics,
+            PlainDisplay(log),
+            stop or StopRequest(),
+            checkpoint_every=every,
+            **more,
+        )
+
+
+@pytest.mark.parametrize("kind", [Batches, ByteBatches])
+@pytest.mark.parametrize("cut", [1, 4, 6, 10])
+def test_a_cut_run_gives_the_same_bits(tmp_path, cut, kind):
+    whole = run(make_phase(kind()), tmp_path / "whole", carried={"a": 1})
+    stop = StopRequest()
+    with pytest.raises(Interrupted):
+        run(make_phase(kind(), stop_at=cut, stop=stop), tmp_path / "cut", stop, carried={"a": 1})
+    again = run(make_phase(kind()), tmp_path / "cut")
+    np.testing.assert_array_equal(whole.state["w"], again.state["w"])
+    assert jnp.array_equal(
+        jax.random.key_data(whole.state["key"]), jax.random.key_data(again.state["key"])
+    )
+    assert again.carried == {"a": 1} and again.row == whole.row
+    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0]] == [0, 4, 8, 11]
+
+
+def test_a_finished_phase_is_not_run_again(tmp_path):
+    first = run(make_phase(), tmp_path / "a")
+    phase = make_phase()
+    phase.step = None
+    again = run(phase, tmp_path / "a")
+    np.testing.assert_array_equal(first.state["w"], again.state["w"])
+
+
+def test_a_bad_loss_stops_at_its_step_and_keeps_the_last_good_state(tmp_path):
+    with pytest.raises(Diverged, match=r"nan at step 7 of 11; .* step 6, in .*Try less") as caught:
+        run(make_phase(bad_at=7), tmp_path / "a", every=0.0)
+    assert (caught.value.stage, caught.value.step) == ("train", 7)
+    with pytest.raises(Diverged, match="step 7 of 11; there is no earlier checkpoint"):
+        run(make_phase(bad_at=7), tmp_path / "b")
+
+
+STATE = {"w": jnp.arange(3.0), "key": jax.random.key(2), "name": "w"}
+
+
+def test_checkpoints_are_bounded_and_exact(tmp_path):
+    store = CheckpointStore(tmp_path)
+    for step in range(5):
+        store.save(Checkpoint(step, STATE, {"step": step, "x": 0.1}))
+    assert len(store.steps()) == KEPT
+    found = store.latest(STATE)
+    assert (found.step, found.record) == (4, {"step": 4, "x": 0.1})
+    np.testing.assert_array_equal(found.state["w"], STATE["w"])
+    assert found.state["name"] == "w"
+    assert jnp.array_equal(*(jax.random.key_data(s["key"]) for s in (found.state, STATE)))
+    store.close()
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    store = CheckpointStore(tmp_path)
+    assert store.latest(STATE) is None
+    store.save(Checkpoint(1, STATE, {}))
+    store.save(Checkpoint(2, {**STATE, "w": jnp.ones(3)}, {}))
+    store.close()
+    damage(tmp_path / "2")
+    store = CheckpointStore(tmp_path)
+    assert store.latest(STATE).step == 1
+    store.close()
+    damage(tmp_path / "1")
+    store = CheckpointStore(tmp_path)
+    with pytest.raises(ExperimentError, match="no checkpoint there can be read.*remove this"):
+        store.latest(STATE)
+    store.close()
+
+
+def damage(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -1,0 +1,137 @@
+"""Settings from files are checked by name, type and range; cells hold what results depend on."""
+
+import dataclasses
+import json
+
+import pytest
+
+from ntt_eqx.experiment._errors import ExperimentError
+from ntt_eqx.experiment.cells import claim, make_cell, plan
+from ntt_eqx.experiment.settings import (
+    PRESETS,
+    CompareSettings,
+    TransferSettings,
+    check,
+    from_json,
+    load_config,
+    to_json,
+)
+
+
+def read(value):
+    return from_json(CompareSettings, value, where="config.json")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid_and_survive_json(preset):
+    settings = check(PRESETS[preset])
+    assert from_json(CompareSettings, to_json(settings), where="") == settings
+
+
+def test_the_paper_preset_is_the_published_protocol():
+    paper = PRESETS["paper"]
+    assert (paper.transfer.epochs, paper.transfer.batch_size) == (20, 64)
+    assert (paper.transfer.learning_rate, paper.transfer.mask_every) == (5e-4, 100)
+    assert (paper.transfer.kernel_weight, paper.transfer.held_out) == (1e-3, 0.002)
+    assert (paper.training.epochs, paper.training.learning_rate) == (50, 1e-3)
+    assert (paper.training.l2, paper.training.held_out) == (1e-8, 0.1)
+    assert len(paper.seeds) == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "config.json: expected an object with fields, got \\[\\]"),
+        ({"sedds": [1]}, "unknown field 'sedds'. Did you mean 'seeds'.*Fields: datasets"),
+        ({"seeds": 3}, "field 'seeds' must be a list, got 3"),
+        ({"seeds": ["a"]}, r"field 'seeds'\[0\] must be of type int, got \"a\""),
+        ({"seeds": [True]}, r"field 'seeds'\[0\] must be of type int, got true"),
+        ({"methods": ["snap"]}, r"field 'methods'\[0\] must be one of dense, ntt"),
+        ({"transfer": {"epoch": 3}}, "field 'transfer': unknown field 'epoch'. Did you mean"),
+        ({"transfer": {"epochs": "3"}}, "field 'transfer'.'epochs' must be of type float"),
+        ({"training": {"rescale": 1}}, "field 'training'.'rescale' must be of type bool"),
+        ({"transfer": 3}, "field 'transfer': expected an object"),
+    ],
+)
+def test_wrong_fields_are_named(value, message):
+    with pytest.raises(ExperimentError, match=message):
+        read(value)
+
+
+def test_a_config_file_changes_what_it_names(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"seeds": [4], "transfer": {"epochs": 1, "l2_weight": None}}))
+    base = PRESETS["paper"]
+    settings = load_config(path, base)
+    assert settings.seeds == (4,) and settings.transfer.epochs == 1.0
+    assert settings.training == base.training and settings.transfer.batch_size == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"densities": ()}, "densities: give at least one"),
+        ({"densities": (0.0,)}, "densities: 0.0 must be a number above 0 and at most 1"),
+        ({"densities": (float("nan"),)}, "densities: nan"),
+        ({"densities": (1.5,)}, "densities: 1.5"),
+        ({"seeds": (1, 1)}, "seeds: .* names one of them twice"),
+        ({"seeds": (-1,)}, "seeds: -1"),
+        ({"transfer": TransferSettings(batch_size=7)}, "transfer.batch_size: 7 is odd.*use 8"),
+        ({"transfer": TransferSettings(epochs=float("inf"))}, "transfer.epochs: inf"),
+        ({"transfer": TransferSettings(learning_rate=0.0)}, "transfer.learning_rate: 0.0"),
+    ],
+)
+def test_values_out_of_range_are_named(changes, message):
+    with pytest.raises(ExperimentError, match=message):
+        check(dataclasses.replace(PRESETS["quick"], **changes))
+
+
+SETTINGS = CompareSettings(
+    methods=("ntt", "random", "snip", "dense"),
+    scopes=("layer", "global"),
+    densities=(0.03, 0.1),
+    seeds=(0, 1),
+)
+
+
+def test_a_plan_names_each_cell_once():
+    cells = plan(SETTINGS)
+    assert len(cells) == 2 * (3 * 2 * 2 + 1)
+    assert len({cell.folder for cell in cells}) == len(cells)
+    dense = [cell for cell in cells if cell.method == "dense"]
+    assert [(c.scope, c.density) for c in dense] == [(None, 1.0)] * 2
+
+
+def test_a_cell_ignores_settings_that_its_method_does_not_use():
+    changed = dataclasses.replace(SETTINGS, transfer=TransferSettings(epochs=1.0))
+    before = {c.name: c.fingerprint for c in plan(SETTINGS)}
+    after = {c.name: c.fingerprint for c in plan(changed)}
+    assert {name for name in before if before[name] != after[name]} == {
+        name for name in before if name.startswith("ntt")
+    }
+
+
+def test_published_values_fill_what_is_left_out():
+    make = lambda dataset, model, method: make_cell(
+        SETTINGS, dataset, model, method, "layer", 0.1, 0
+    )
+    assert make("mnist", "lenet-300-100", "ntt").transfer.l2_weight == 1e-4
+    assert make("mnist", "lenet-5", "ntt").transfer.l2_weight == 1e-5
+    assert make("mnist", "lenet-5", "snip").scoring.examples == 100
+    assert make("cifar-10", "conv-4", "snip").scoring.examples == 128
+    assert make("mnist", "lenet-5", "random").scoring is None
+
+
+def test_a_directory_belongs_to_one_configuration(tmp_path):
+    one, two = plan(SETTINGS)[:2]
+    claim(one, tmp_path)
+    claim(one, tmp_path)
+    with pytest.raises(ExperimentError, match="another configuration .*method.* differ.*--out"):
+        claim(dataclasses.replace(one, method="random", seed=3), tmp_path)
+    newer = {**one.to_json(), "format": 99}
+    (tmp_path / "config.json").write_text(json.dumps(newer))
+    with pytest.raises(ExperimentError, match="newer version"):
+        claim(one, tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ExperimentError, match="not the configuration of an ntt-eqx run"):
+        claim(two, tmp_path)
