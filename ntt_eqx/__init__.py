@@ -1,6 +1,6 @@
 """Neural Tangent Transfer and exact masked neural tangent kernels for Equinox models."""
 
-from . import _scores as scores, kernels as kernels
+from . import _scores as scores, data as data, kernels as kernels, models as models
 from ._errors import DivergenceError as DivergenceError
 from ._masks import (
     LayerCollapseWarning as LayerCollapseWarning,
@@ -13,6 +13,17 @@ from ._sparse import (
     apply_mask as apply_mask,
     prunable_weights as prunable_weights,
     sparsify as sparsify,
+)
+from ._training import (
+    TrainConfig as TrainConfig,
+    TrainMetrics as TrainMetrics,
+    TrainState as TrainState,
+    evaluate as evaluate,
+    rescale_by_density as rescale_by_density,
+    train as train,
+    train_init as train_init,
+    train_step as train_step,
+    train_steps as train_steps,
 )
 from ._transfer import (
     NTTConfig as NTTConfig,

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from ntt_eqx import _masks as masks
 from ntt_eqx._masks._select import keep_highest
@@ -124,7 +123,9 @@ def test_bad_densities_are_refused(density):
 
 def test_an_emptied_layer_is_named():
     scores = tree(np.ones((30, 30)), np.ones((2, 2)))
-    with pytest.raises(ValueError, match=r"leaves no weight in layer \['layers'\]\[1\]\['weight'\]"):
+    with pytest.raises(
+        ValueError, match=r"leaves no weight in layer \['layers'\]\[1\]\['weight'\]"
+    ):
         masks.make_mask(scores, 0.1)
     with pytest.raises(ValueError, match="leaves no weight in the network"):
         masks.make_mask(scores, 1e-6, scope="global")

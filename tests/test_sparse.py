@@ -5,8 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from ntt_eqx import SparseModel, apply_mask, prunable_weights, sparsify
 from ntt_eqx._sparse import map_masked, masked_weights

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ._dataset import Dataset, make_dataset, select_classes, unite
-from ._download import download as download_files
-from ._download import how_to_get
+from ._download import download as download_files, how_to_get
 from ._errors import DatasetError
 from ._mnist import FASHION_MNIST, FASHION_MNIST_MINI, MNIST
 from ._sources import DatasetSpec, Found, find, search_places

@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import pytest
+
 from ntt_eqx.models import MODELS
 
 DATASET = "fashion-mnist-mini:0,1:40"
