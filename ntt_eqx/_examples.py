@@ -9,6 +9,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from ._sparse import inference_mode
+
 Samples: TypeAlias = Shaped[Array | np.ndarray, "batch ..."]
 """Model inputs, one leading batch axis; jax or numpy."""
 
@@ -78,7 +80,7 @@ def logits_shape(caller: str, model: PyTree, x: Array) -> tuple[int, ...]:
 
     `ValueError` when the model does not map one sample to one vector of logits.
     """
-    out = eqx.filter_eval_shape(lambda m, x: jax.vmap(eqx.nn.inference_mode(m))(x), model, x)
+    out = eqx.filter_eval_shape(lambda m, x: jax.vmap(inference_mode(m))(x), model, x)
     if not hasattr(out, "shape") or len(out.shape) != 2:
         got = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), out)
         raise ValueError(

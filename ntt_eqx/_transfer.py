@@ -20,9 +20,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ._errors import DivergenceError
 from ._masks import make_mask
-from ._ntk import outputs_and_ntk
+from ._masks._collapse import is_traced
+from ._ntk import mask_support, outputs_and_ntk, refresh_support
 from ._scores import LogitSnip, Magnitude
-from ._sparse import SparseModel, masked_weights, sparsify
+from ._sparse import SparseModel, inference_mode, masked_weights, sparsify
 from ._types import Where
 
 
@@ -108,6 +109,8 @@ class NTTState(eqx.Module):
         student: the sparse model that is being fitted; dense weights live on under its mask.
         opt_state: the optimiser's state for the student's floating-point leaves.
         step: number of steps done, int32.
+        support: flat indices of the mask's kept weights, for layers with a fixed number of them;
+            only there to make the kernel faster.
         config: the settings (static).
         optimizer: the optax transformation (static).
     """
@@ -116,6 +119,7 @@ class NTTState(eqx.Module):
     student: SparseModel
     opt_state: Any
     step: Int[Array, ""]
+    support: Any
     config: NTTConfig = eqx.field(static=True)
     optimizer: optax.GradientTransformation = eqx.field(static=True)
 
@@ -153,11 +157,20 @@ def ntt_init(
     # The student must not share buffers with the teacher: users may donate the state.
     student = jax.tree.map(lambda l: jnp.copy(l) if eqx.is_array(l) else l, full.with_mask(mask))
     opt_state = optimizer.init(eqx.filter(student, eqx.is_inexact_array))
-    return NTTState(full.model, student, opt_state, jnp.zeros((), jnp.int32), config, optimizer)
+    # Under `scope="layer"` every mask keeps as many weights in a layer as the first one.
+    counted = config.scope == "layer" and config.kernel == "active" and not is_traced(mask)
+    support = mask_support(mask) if counted else jax.tree.map(lambda _: None, mask)
+    step = jnp.zeros((), jnp.int32)
+    return NTTState(full.model, student, opt_state, step, support, config, optimizer)
 
 
 def ntt_loss(
-    student: SparseModel, teacher: PyTree, x: Float[Array, "batch ..."], config: NTTConfig
+    student: SparseModel,
+    teacher: PyTree,
+    x: Float[Array, "batch ..."],
+    config: NTTConfig,
+    *,
+    support: PyTree | None = None,
 ) -> tuple[Float[Array, ""], NTTMetrics]:
     """The transfer loss on an unlabelled batch (the equation at the head of this module).
 
@@ -165,6 +178,7 @@ def ntt_loss(
 
     - `student`, `teacher`: models of one sample; dropout is off in both.
     - `x`: `[batch, ...]`, an even number of samples: the kernel is taken between its halves.
+    - `support`: `NTTState.support`, where there is a state: the same loss, faster.
 
     **Returns:**
 
@@ -176,9 +190,9 @@ def ntt_loss(
     """
     if len(x) < 2 or len(x) % 2:
         raise ValueError(f"ntt_loss: the batch must hold an even number of samples, got {len(x)}.")
-    student, teacher = eqx.nn.inference_mode((student, teacher))
+    student, teacher = inference_mode(student), inference_mode(teacher)
     f_t, theta_t = jax.lax.stop_gradient(outputs_and_ntk(teacher, x, config.kernel))
-    f_s, theta_s = outputs_and_ntk(student, x, config.kernel)
+    f_s, theta_s = outputs_and_ntk(student, x, config.kernel, support)
     target_distance = jnp.mean(jnp.square(_float(f_s) - _float(f_t)))
     kernel_distance = jnp.mean(jnp.square(theta_s - theta_t))
     weight_norm = sum(jnp.sum(jnp.square(_float(w))) for w in masked_weights(student))
@@ -211,17 +225,21 @@ def ntt_step(state: NTTState, x: Float[Array, "batch ..."]) -> tuple[NTTState, N
     params, static = eqx.partition(state.student, eqx.is_inexact_array)
 
     def loss(params):
-        return ntt_loss(eqx.combine(params, static), state.teacher, x, config)
+        student = eqx.combine(params, static)
+        return ntt_loss(student, state.teacher, x, config, support=state.support)
 
     gradient, metrics = jax.grad(loss, has_aux=True)(params)
-    updates, opt_state = state.optimizer.update(gradient, state.opt_state, params)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes of its own
+        updates, opt_state = state.optimizer.update(gradient, state.opt_state, params)
     student = eqx.combine(eqx.apply_updates(params, updates), static)
     step = state.step + 1
+    support = state.support
     if config.mask_every is not None:
-        student = _refresh(student, step, config, config.mask_every)
+        student, support = _refresh(student, support, step, config, config.mask_every)
     rate = jnp.asarray(_learning_rate(opt_state), jnp.float32)
     metrics = eqx.tree_at(lambda m: m.learning_rate, metrics, rate)
-    return NTTState(state.teacher, student, opt_state, step, config, state.optimizer), metrics
+    state = NTTState(state.teacher, student, opt_state, step, support, config, state.optimizer)
+    return state, metrics
 
 
 def transfer(
@@ -288,21 +306,25 @@ _step = eqx.filter_jit(ntt_step)
 
 @eqx.filter_jit
 def _evaluate(state: NTTState, x: Array) -> NTTMetrics:
-    _, metrics = ntt_loss(state.student, state.teacher, x, state.config)
+    _, metrics = ntt_loss(state.student, state.teacher, x, state.config, support=state.support)
     rate = jnp.asarray(_learning_rate(state.opt_state), jnp.float32)
     return eqx.tree_at(lambda m: m.learning_rate, metrics, rate)
 
 
-def _refresh(student: SparseModel, step: Array, config: NTTConfig, every: int) -> SparseModel:
+def _refresh(
+    student: SparseModel, support: PyTree, step: Array, config: NTTConfig, every: int
+) -> tuple[SparseModel, PyTree]:
     due = step % every == 0
     if config.num_steps is not None:
         due = due & (step < config.num_steps - every)
     full = student.with_mask(jax.tree.map(jnp.ones_like, student.mask))
 
     def again():
-        return make_mask(Magnitude()(full), config.density, scope=config.scope)
+        mask = make_mask(Magnitude()(full), config.density, scope=config.scope)
+        return mask, refresh_support(mask, support)
 
-    return student.with_mask(jax.lax.cond(due, again, lambda: student.mask))
+    mask, support = jax.lax.cond(due, again, lambda: (student.mask, support))
+    return student.with_mask(mask), support
 
 
 def _learning_rate(opt_state: PyTree) -> Any:

@@ -37,7 +37,7 @@ def masked_ntk_reference(
 
 
 def _ambient(a1, d1, a2, d2):
-    """c = 1: the sums over i and j separate, Theta = (d1 . d2) (a1 . a2)."""
+    """C = 1: the sums over i and j separate, Theta = (d1 . d2) (a1 . a2)."""
     return jnp.einsum("nki,mli->nmkl", d1, d2) * (a1 @ a2.T)[:, :, None, None]
 
 

@@ -36,6 +36,7 @@ class Layer:
     features: int
     inputs: int
     positions: int
+    keeps_order: bool
     _weight_view: Callable[[Array], Array]
     _bias_order: np.ndarray | None
     _activations: Callable[[Array], Array]
@@ -51,8 +52,12 @@ class Layer:
         return c.reshape(-1)[self._bias_order].reshape(self.groups, self.features)
 
     def activations(self, operand: Array) -> Array:
-        """What comes into the layer, `[G, J, S]`, from the operand of its step."""
-        return self._activations(operand)
+        """What comes into the layer, `[G, J, S]`, from the operand of its step.
+
+        A bias is one more input feature that is always 1.
+        """
+        a = self._activations(operand)
+        return a if self.bias is None else jnp.concatenate([a, jnp.ones_like(a[:, :1])], axis=1)
 
     def cotangents(self, d: Array) -> Array:
         """What flows back to its output, `[G, I, S]`, from the cotangent of its step's output."""
@@ -173,7 +178,7 @@ def _dense(step: Step, index: int, operand: int, view: _View) -> Layer:
 
     return Layer(
         "dense", view.param, None, index, other, groups, features, inputs, positions,
-        weight_view, None, activations, cotangents,
+        _keeps_order(weight_view, view, step, mine), weight_view, None, activations, cotangents,
     )  # fmt: skip
 
 
@@ -205,8 +210,21 @@ def _convolution(step: Step, index: int, view: _View) -> Layer | None:
 
     return Layer(
         "convolution", view.param, None, index, 0, groups, features, inputs, positions,
-        weight_view, None, activations, cotangents,
+        _keeps_order(weight_view, view, step, 1), weight_view, None, activations, cotangents,
     )  # fmt: skip
+
+
+def _keeps_order(
+    weight_view: Callable[[Array], Array], view: _View, step: Step, operand: int
+) -> bool:
+    """Whether `[G, I, J]` holds the parameter's entries in the parameter's own order."""
+    shape = view.steps[0].eqn.invars[0].aval.shape if view.steps else None
+    shape = step.eqn.invars[operand].aval.shape if shape is None else shape
+    with jax.ensure_compile_time_eval():
+        places = np.asarray(
+            weight_view(jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape))
+        )
+    return np.array_equal(places.ravel(), np.arange(math.prod(shape)))
 
 
 def _with_bias(
