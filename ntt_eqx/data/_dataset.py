@@ -143,8 +143,8 @@ def select_classes(
 
     - `dataset`: a labelled dataset.
     - `classes`: two or more different labels of `dataset`.
-    - `per_class`: keep the first so many samples of each class in either split (the paper's
-      two-way classification uses 250); `None` keeps all.
+    - `per_class`: keep the first so many train samples of each class and at most as many test
+      samples (the paper's two-way classification uses 250); `None` keeps all.
 
     **Raises:**
 
@@ -158,9 +158,15 @@ def select_classes(
             f"{dataset.name}: choose at least two different classes out of 0 to {known[-1]}, "
             f"got {', '.join(map(str, classes))}."
         )
-    train, test = (
-        _only(split, classes, per_class, dataset) for split in (dataset.train, dataset.test)
-    )
+    for label in classes:
+        available = int(np.sum(dataset.train.y == label))
+        if per_class is not None and not 1 <= per_class <= available:
+            raise DatasetError(
+                f"{dataset.name}: cannot take {per_class} train samples of class {label}, "
+                f"which has {available}."
+            )
+    train = _only(dataset.train, classes, per_class)
+    test = _only(dataset.test, classes, per_class)
     suffix = ",".join(map(str, classes)) + ("" if per_class is None else f":{per_class}")
     return make_dataset(f"{dataset.name}:{suffix}", train, test, len(classes))
 
@@ -181,19 +187,10 @@ def unite(first: Dataset, second: Dataset) -> Dataset:
     return make_dataset(name, train, test, classes, labelled=False)
 
 
-def _only(split: Split, classes: Sequence[int], per_class: int | None, dataset: Dataset) -> Split:
-    relabel = np.full(dataset.num_classes, -1, np.int32)
-    relabel[list(classes)] = np.arange(len(classes), dtype=np.int32)
-    y = relabel[split.y]
-    if per_class is not None:
-        for new, old in enumerate(classes):
-            members = np.flatnonzero(y == new)
-            if not 1 <= per_class <= len(members):
-                raise DatasetError(
-                    f"{dataset.name}: cannot take {per_class} samples of class {old}, "
-                    f"which has {len(members)}."
-                )
-            y[members[per_class:]] = -1
+def _only(split: Split, classes: Sequence[int], per_class: int | None) -> Split:
+    y = np.full(len(split), -1, np.int32)
+    for new, old in enumerate(classes):
+        y[np.flatnonzero(split.y == old)[:per_class]] = new
     return Split(split.x[y >= 0], y[y >= 0])
 
 

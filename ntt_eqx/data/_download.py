@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
+from ._digest import check_digest
 from ._errors import DatasetError
-from ._sources import DatasetSpec, cache_folder, environment_folder
+from ._sources import DatasetSpec, download_folder
 
 
 def download(spec: DatasetSpec, data_dir: Path | None) -> Path:
     """Download the files of a dataset that are not there yet.
 
     They go to a folder with the dataset's name in `data_dir`, else in `$NTT_EQX_DATA`, else in the
-    cache. A file is put in place only when it is whole and its SHA-256 is the published one.
+    cache. A file is put in place only when it is whole and its SHA-256 is the published one; a
+    file that is there already is kept.
 
     **Returns:**
 
@@ -30,16 +32,15 @@ def download(spec: DatasetSpec, data_dir: Path | None) -> Path:
             f"{spec.name}: not found, and the package `pooch`, which would download it, is not "
             f"installed. {how_to_get(spec)}"
         ) from error
-    folder = (data_dir or environment_folder() or cache_folder()) / spec.name
+    folder = download_folder(spec, data_dir)
     for file in form.files:
         assert file.url is not None
+        name, sha256 = file.url.rsplit("/", 1)[-1], file.url_sha256 or file.digest
+        if (folder / name).exists():  # never replaced: it may be the user's own
+            check_digest(folder / name, sha256)
+            continue
         try:
-            pooch.retrieve(
-                file.url,
-                known_hash=f"sha256:{file.url_sha256 or file.digest}",
-                fname=file.url.rsplit("/", 1)[-1],
-                path=folder,
-            )
+            pooch.retrieve(file.url, known_hash=f"sha256:{sha256}", fname=name, path=folder)
         except Exception as error:  # requests', urllib's, pooch's own: any means no file
             raise DatasetError(
                 f"{spec.name}: downloading {file.url} to {folder} failed ({error}). "

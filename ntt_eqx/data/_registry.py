@@ -5,14 +5,17 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ._cifar import CIFAR10, CIFAR100
 from ._dataset import Dataset, make_dataset, select_classes, unite
 from ._download import download as download_files, how_to_get
 from ._errors import DatasetError
 from ._mnist import FASHION_MNIST, FASHION_MNIST_MINI, MNIST
+from ._npy import load_npy_folder
 from ._sources import DatasetSpec, Found, find, search_places
+from ._svhn import SVHN
 
 DATASETS: Mapping[str, DatasetSpec] = {
-    spec.name: spec for spec in (FASHION_MNIST_MINI, FASHION_MNIST, MNIST)
+    spec.name: spec for spec in (FASHION_MNIST_MINI, FASHION_MNIST, MNIST, CIFAR10, CIFAR100, SVHN)
 }
 """The published datasets by name."""
 
@@ -62,9 +65,11 @@ def load_dataset(
 
     **Arguments:**
 
-    - `name`: a key of `DATASETS`; with `:0,1` behind it only these classes, relabelled from 0, and
-      with `:0,1:250` the first 250 samples of each; or two names joined by `+`, their label-free
-      union.
+    - `name`: a key of `DATASETS`. With `:0,1` behind it, only these classes, relabelled from 0;
+      with `:0,1:250`, the first 250 train samples of each and at most as many test samples. Two
+      names joined by `+` give their label-free union. `npy:FOLDER` is your own data: a folder with
+      `train_x.npy` and `test_x.npy` (uint8 or floating-point, `[N, C, H, W]`) and, for labels,
+      `train_y.npy` and `test_y.npy` (integers, `[N]`).
     - `data_dir`: a folder to look in first.
     - `download`: whether the network may be used.
     - `verify`: `False` accepts files of the right format whose contents are not the published
@@ -79,6 +84,8 @@ def load_dataset(
     `DatasetError` for an unknown name, absent or incomplete files, and files that are truncated,
     of another format, or of the wrong checksum; the message names the file.
     """
+    if name.startswith("npy:"):
+        return load_npy_folder(Path(name[4:]).expanduser())
     folder = None if data_dir is None else Path(data_dir).expanduser()
     parts = [_load_part(part, folder, download, verify) for part in name.split("+")]
     if len(parts) > 2:
@@ -132,13 +139,14 @@ def _load_part(name: str, folder: Path | None, download: bool, verify: bool) -> 
 def _spec(name: str) -> DatasetSpec:
     if name not in DATASETS:
         raise DatasetError(
-            f"load_dataset: unknown dataset {name!r}; known are {', '.join(DATASETS)}."
+            f"load_dataset: unknown dataset {name!r}; known are {', '.join(DATASETS)}, two of "
+            "them joined by +, and npy:FOLDER."
         )
     return DATASETS[name]
 
 
 def _load(spec: DatasetSpec, folder: Path | None, download: bool, verify: bool) -> Dataset:
-    found = find(spec, folder)
+    found = find(spec, folder, completing=download)
     if found is None and download and spec.bundled is None:
         download_files(spec, folder)
         found = find(spec, folder)

@@ -94,16 +94,23 @@ class Found:
     paths: Mapping[str, Path]
 
 
-def find(spec: DatasetSpec, data_dir: Path | None) -> Found | None:
+def find(spec: DatasetSpec, data_dir: Path | None, *, completing: bool = False) -> Found | None:
     """The first complete set of files of a dataset, or `None`.
 
     Looks in `data_dir`, `$NTT_EQX_DATA`, the folders of system packages and the download cache.
 
+    **Arguments:**
+
+    - `spec`: the dataset.
+    - `data_dir`: the folder to look in first.
+    - `completing`: whether a download may complete what is in the folder that it goes to.
+
     **Raises:**
 
-    `DatasetError` when no place has all files but one (other than the cache) has some of them.
+    `DatasetError` when no place has all files but one has some of them.
     """
     incomplete = None
+    completed = download_folder(spec, data_dir) if completing else None
     for place in search_places(spec, data_dir):
         for form in spec.formats:
             for folder in dict.fromkeys(place / name for name in form.folders):
@@ -111,7 +118,7 @@ def find(spec: DatasetSpec, data_dir: Path | None) -> Found | None:
                 present = {name: path for name, path in paths.items() if path is not None}
                 if len(present) == len(paths):
                     return Found(form, folder, present)
-                if present and incomplete is None and place != cache_folder():
+                if present and incomplete is None and folder != completed:
                     missing = next(name for name, path in paths.items() if path is None)
                     incomplete = f"{spec.name}: {folder / missing} is missing."
     if incomplete is not None:
@@ -134,6 +141,11 @@ def search_places(spec: DatasetSpec, data_dir: Path | None) -> list[Path]:
     return [place for place in named if place is not None]
 
 
+def download_folder(spec: DatasetSpec, data_dir: Path | None) -> Path:
+    """Where downloads go: within `data_dir`, else `$NTT_EQX_DATA`, else the cache."""
+    return (data_dir or environment_folder() or cache_folder()) / spec.name
+
+
 def environment_folder() -> Path | None:
     """The folder that `$NTT_EQX_DATA` names, if any."""
     name = os.environ.get("NTT_EQX_DATA")
@@ -141,7 +153,7 @@ def environment_folder() -> Path | None:
 
 
 def cache_folder() -> Path:
-    """The folder that downloads go to when neither `data_dir` nor `$NTT_EQX_DATA` is given."""
+    """The folder `ntt-eqx` in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "ntt-eqx"
 

@@ -50,6 +50,13 @@ def conv(
     return glorot_init(layer, key=key)
 
 
+def group_norm(name: str, channels: int) -> eqx.nn.GroupNorm:
+    """Group normalisation over 8 groups of channels, for the model called `name`."""
+    if channels < 8 or channels % 8:
+        raise ValueError(f"{name}: width must be a multiple of 8, got {channels}.")
+    return eqx.nn.GroupNorm(8, channels)
+
+
 def _is_layer(node: Any) -> bool:
     return isinstance(node, eqx.nn.Linear | eqx.nn.Conv)
 

@@ -8,12 +8,18 @@ from jaxtyping import PRNGKeyArray
 
 from ._conv4 import Conv4
 from ._lenet import LeNet5, LeNet300100
+from ._resnet import ResNet20
+from ._vgg import VGG11
+from ._vit import ViT
 
 MODELS: dict[str, Callable[..., Any]] = {
     "lenet-300-100": LeNet300100,
     "lenet-5": LeNet5,
     "conv-4": Conv4,
     "conv-4-dropout": functools.partial(Conv4, dropout=True),
+    "vgg-11": VGG11,
+    "resnet-20": ResNet20,
+    "vit": ViT,
 }
 """Name -> constructor `(input_shape, num_classes, *, key)`."""
 

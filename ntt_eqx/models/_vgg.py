@@ -1,0 +1,67 @@
+"""VGG-11 for small images, with group normalisation."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ._init import conv, group_norm, linear
+from ._shapes import check_image_shape, check_sample
+
+_MULTIPLES = (1, 2, 4, 4, 8, 8, 8, 8)  # channels of each convolution, in units of `width`
+_POOLED = (0, 1, 3, 5)  # after which convolutions the sides are halved
+
+
+class VGG11(eqx.Module):
+    """Eight 3 x 3 convolutions (64, 128, 256, 256, 512, 512, 512, 512), four pools, K units.
+
+    Each convolution is padded, has no bias, and is followed by a group normalisation and a ReLU.
+    What the last leaves is averaged over the image in place of a fifth pool, so that 28 x 28 images
+    fit too. Simonyan & Zisserman (2015), configuration A, without the two hidden dense layers.
+    """
+
+    convs: tuple[eqx.nn.Conv2d, ...]
+    norms: tuple[eqx.nn.GroupNorm, ...]
+    output: eqx.nn.Linear
+    pool: eqx.nn.MaxPool2d
+    input_shape: tuple[int, int, int] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        input_shape: Sequence[int] = (3, 32, 32),
+        num_classes: int = 10,
+        *,
+        width: int = 64,
+        key: PRNGKeyArray,
+    ):
+        """Build the network.
+
+        **Arguments:**
+
+        - `input_shape`: `(channels, height, width)` of one image, at least 16 x 16.
+        - `num_classes`: the number of logits `K`.
+        - `width`: channels of the first convolution, a multiple of 8; the others scale with it.
+        - `key`: the random key of the initialisation.
+        """
+        self.input_shape = check_image_shape("VGG11", input_shape, smallest=16)
+        channels = [self.input_shape[0], *(width * n for n in _MULTIPLES)]
+        *keys, last = jr.split(key, len(_MULTIPLES) + 1)
+        self.convs = tuple(
+            conv(i, o, 3, key=k, padding=1, use_bias=False)
+            for i, o, k in zip(channels[:-1], channels[1:], keys, strict=True)
+        )
+        self.norms = tuple(group_norm("VGG11", c) for c in channels[1:])
+        self.pool = eqx.nn.MaxPool2d(2, 2)
+        self.output = linear(channels[-1], num_classes, key=last)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " classes"]:
+        """Logits of one image of shape `input_shape`."""
+        check_sample(self, x, self.input_shape)
+        for n, (convolution, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = jax.nn.relu(norm(convolution(x)))
+            if n in _POOLED:
+                x = self.pool(x)
+        return self.output(jnp.mean(x, axis=(1, 2)))
