@@ -58,6 +58,21 @@ def make_mask(
 
     `LayerCollapseWarning` when `scope="global"` empties a layer, if the scores are concrete.
     """
+    mask = build_mask(scores, density, scope=scope, allocation=allocation, pattern=pattern)
+    if scope == "global" and not is_traced(scores):
+        check_collapse(mask, caller="make_mask")
+    return mask
+
+
+def build_mask(
+    scores: ScoreTree,
+    density: Density,
+    *,
+    scope: Literal["layer", "global"],
+    allocation: Allocation | None,
+    pattern: Pattern | None,
+) -> MaskTree:
+    """`make_mask` without the warning."""
     named, treedef = jtu.tree_flatten_with_path(scores)
     layers = {jtu.keystr(path): leaf for path, leaf in named}
     if scope not in ("layer", "global"):
@@ -75,10 +90,7 @@ def make_mask(
             "make_mask: scope='global' takes one density, no allocation and no N:M pattern; "
             "these set the densities of layers, which only scope='layer' keeps."
         )
-    mask = jtu.tree_unflatten(treedef, _keep_of_all(layers, density, pattern))
-    if not is_traced(layers):
-        check_collapse(mask, caller="make_mask")
-    return mask
+    return jtu.tree_unflatten(treedef, _keep_of_all(layers, density, pattern))
 
 
 def _keep_by_layer(
