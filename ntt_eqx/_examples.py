@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from ._sparse import inference_mode
+from ._sparse import SparseModel
 
 Samples: TypeAlias = Shaped[Array | np.ndarray, "batch ..."]
 """Model inputs, one leading batch axis; jax or numpy."""
@@ -24,6 +24,16 @@ def softmax_cross_entropy(
     """Softmax cross-entropy of every sample, in nats; NaN where a label is out of range."""
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1, mode="fill")
     return -chosen[:, 0]
+
+
+def upcast(array: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The array in float32 if its dtype is shorter, and as it is otherwise."""
+    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
+
+
+def as_inference(model: PyTree) -> PyTree:
+    """The plain model in inference mode (`eqx.nn.inference_mode` can't see through a mask)."""
+    return eqx.nn.inference_mode(model.to_dense() if isinstance(model, SparseModel) else model)
 
 
 def check_samples(caller: str, x: Any) -> Array:
@@ -80,7 +90,7 @@ def logits_shape(caller: str, model: PyTree, x: Array) -> tuple[int, ...]:
 
     `ValueError` when the model does not map one sample to one vector of logits.
     """
-    out = eqx.filter_eval_shape(lambda m, x: jax.vmap(inference_mode(m))(x), model, x)
+    out = eqx.filter_eval_shape(lambda m, x: jax.vmap(as_inference(m))(x), model, x)
     if not hasattr(out, "shape") or len(out.shape) != 2:
         got = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), out)
         raise ValueError(

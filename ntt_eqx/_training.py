@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ._errors import DivergenceError
-from ._examples import Examples, check_examples, softmax_cross_entropy
+from ._examples import Examples, as_inference, check_examples, softmax_cross_entropy, upcast
 from ._sparse import SparseModel, map_masked, masked_weights, sparsify
 
 History: TypeAlias = list[dict[str, Any]]
@@ -23,6 +23,7 @@ History: TypeAlias = list[dict[str, Any]]
 Model = TypeVar("Model")
 
 
+@runtime_checkable
 class Labelled(Protocol):
     """Inputs `x` of shape `[N, ...]` and labels `y` of shape `[N]`, like a `Split` or a `Batch`."""
 
@@ -97,8 +98,8 @@ def train(
     dropout: bool = False,
     key: PRNGKeyArray | None = None,
     evaluate_every: int | None = None,
-    train_set: Labelled | Examples | None = None,
-    test_set: Labelled | Examples | None = None,
+    train_set: Labelled | tuple[Any, Any] | None = None,
+    test_set: Labelled | tuple[Any, Any] | None = None,
     mean: float | None = None,
     std: float | None = None,
     on_log: Callable[[TrainState, dict[str, Any]], None] | None = None,
@@ -200,9 +201,10 @@ def train_step(state: TrainState, batch: Examples) -> tuple[TrainState, TrainMet
     )
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes within itself
         updates, opt_state = state.optimizer.update(gradients, state.opt_state, weights)
+        weights = optax.apply_updates(weights, updates)
     first_bad = (state.diverged_at < 0) & ~jnp.isfinite(loss)
     state = TrainState(
-        model=eqx.combine(optax.apply_updates(weights, updates), rest),
+        model=eqx.combine(weights, rest),
         opt_state=opt_state,
         step=state.step + 1,
         diverged_at=jnp.where(first_bad, state.step, state.diverged_at),
@@ -219,8 +221,8 @@ def train_steps(
     *,
     num_steps: int,
     evaluate_every: int | None = None,
-    train_set: Labelled | Examples | None = None,
-    test_set: Labelled | Examples | None = None,
+    train_set: Labelled | tuple[Any, Any] | None = None,
+    test_set: Labelled | tuple[Any, Any] | None = None,
     mean: float | None = None,
     std: float | None = None,
     on_log: Callable[[TrainState, dict[str, Any]], None] | None = None,
@@ -296,7 +298,7 @@ def train_steps(
 
 def evaluate(
     model: PyTree,
-    data: Labelled | Examples,
+    data: Labelled | tuple[Any, Any],
     *,
     batch_size: int = 1000,
     mean: float | None = None,
@@ -381,14 +383,13 @@ def _loss(
     config: TrainConfig,
 ) -> tuple[Array, tuple[Array, Array]]:
     model = eqx.combine(weights, rest)
-    dense = model.to_dense() if isinstance(model, SparseModel) else model
     if config.dropout:
         assert key is not None
+        dense = model.to_dense() if isinstance(model, SparseModel) else model
         keys = jax.random.split(key, x.shape[0])
-        logits = jax.vmap(lambda x, key: dense(x, key=key))(x, keys)
+        logits = upcast(jax.vmap(lambda x, key: dense(x, key=key))(x, keys))
     else:
-        logits = jax.vmap(eqx.nn.inference_mode(dense))(x)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        logits = upcast(jax.vmap(as_inference(model))(x))
     entropy = jnp.mean(softmax_cross_entropy(logits, y))
     accuracy = jnp.mean(jnp.argmax(logits, axis=1).astype(y.dtype) == y, dtype=jnp.float32)
     penalty = sum(
@@ -416,9 +417,7 @@ def _evaluate_batch(
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     if scale is not None:
         x = (x.astype(jnp.float32) / 255.0 - scale[0]) / scale[1]
-    dense = model.to_dense() if isinstance(model, SparseModel) else model
-    logits = jax.vmap(eqx.nn.inference_mode(dense))(x)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = upcast(jax.vmap(as_inference(model))(x))
     counted = jnp.arange(x.shape[0], dtype=jnp.int32) < count
     losses = jnp.where(counted, softmax_cross_entropy(logits, y), 0.0)
     hits = counted & (jnp.argmax(logits, axis=1).astype(y.dtype) == y)
@@ -433,7 +432,7 @@ def _pad(array: Any, missing: int) -> Any:
     return np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
 
 
-def _next_batch(source: Iterator[Examples], step: int, num_steps: int) -> Examples:
+def _next_batch(source: Iterator[Any], step: int, num_steps: int) -> Any:
     try:
         return next(source)
     except StopIteration:

@@ -1,7 +1,14 @@
 """Masks from scores: which weights stay, at an exact density."""
 
+from ._ablation import (
+    invert_scores as invert_scores,
+    reinitialise as reinitialise,
+    shuffle_mask as shuffle_mask,
+)
+from ._allocation import allocate as allocate
 from ._collapse import (
     LayerCollapseWarning as LayerCollapseWarning,
     check_collapse as check_collapse,
 )
 from ._make import make_mask as make_mask
+from ._pattern import NM as NM, Block as Block, Channels as Channels, Pattern as Pattern

@@ -1,7 +1,13 @@
 """Scores of prunable weights: the higher, the more a weight is worth keeping."""
 
 from ._base import LabelFreeScore as LabelFreeScore, SupervisedScore as SupervisedScore
+from ._grasp import GraSP as GraSP
 from ._logit_snip import LogitSnip as LogitSnip
+from ._loss_gradient import LossGradient as LossGradient
 from ._magnitude import Magnitude as Magnitude
+from ._ntk_sap import NTKSAP as NTKSAP
+from ._path_exclusion import PathExclusion as PathExclusion
+from ._prune import prune as prune
 from ._random import Random as Random
 from ._snip import Snip as Snip
+from ._synflow import SynFlow as SynFlow

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Int, PyTree
 
-from .._examples import Examples, Samples, check_examples, check_samples
+from .._examples import Examples, Samples, as_inference, check_examples, check_samples
 from .._sparse import SparseModel, sparsify
 from .._types import ScoreTree
 
@@ -44,7 +44,7 @@ def mask_derivative(sparse: SparseModel, objective: Callable[[Any], Array]) -> S
     - `objective`: a scalar function of the plain masked model, in inference mode.
     """
     stored, _ = split_weights(sparse.model, sparse.mask)
-    effective, rest = split_weights(eqx.nn.inference_mode(sparse.to_dense()), sparse.mask)
+    effective, rest = split_weights(as_inference(sparse), sparse.mask)
     slopes = jax.grad(lambda weights: objective(eqx.combine(weights, rest)))(effective)
     return jax.tree.map(lambda w, g: w * g, stored, slopes)
 
@@ -55,6 +55,21 @@ def split_weights(model: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
     weights = jax.tree.map(lambda m, w: None if m is None else w, mask, model, is_leaf=is_none)
     rest = jax.tree.map(lambda m, w: w if m is None else None, mask, model, is_leaf=is_none)
     return weights, rest
+
+
+def sample_shape(caller: str, x: Any) -> tuple[int, ...]:
+    """The shape of one sample.
+
+    **Raises:**
+
+    `ValueError` when `x` is no batch.
+    """
+    if x is None or len(getattr(x, "shape", ())) < 1 or x.shape[0] == 0:
+        raise ValueError(
+            f"{caller}: needs a batch of inputs for their shape, got "
+            f"{getattr(x, 'shape', type(x).__name__)}."
+        )
+    return tuple(x.shape[1:])
 
 
 def read_inputs(caller: str, model: PyTree, x: Any) -> tuple[SparseModel, Array]:

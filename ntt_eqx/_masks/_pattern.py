@@ -1,0 +1,119 @@
+"""Patterns: which weights a mask keeps or drops together."""
+
+import dataclasses
+import math
+from typing import Any, TypeAlias
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ._select import order_keys
+
+
+@dataclasses.dataclass(frozen=True)
+class NM:
+    """N of every M consecutive inputs of an output are kept (2:4 is what sparse tensor cores take).
+
+    Groups run along a weight's second axis, the one that the layer's sum runs over, which M must
+    divide. Every group keeps its own N highest scores, ties to the lowest index.
+
+    Attributes:
+        n: weights kept in each group.
+        m: size of a group.
+    """
+
+    n: int = 2
+    m: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n <= self.m:
+            raise ValueError(f"NM: needs 0 < n <= m, got n={self.n} and m={self.m}.")
+
+    def keep(self, scores: Float[Array, "..."], name: str) -> Bool[Array, "..."]:
+        """Mark the `n` highest of every group of `m` along the second axis."""
+        if scores.ndim < 2 or scores.shape[1] % self.m:
+            raise ValueError(
+                f"make_mask: {self.n}:{self.m} needs a multiple of {self.m} inputs, but {name} has "
+                f"shape {scores.shape}; give it density 1 or leave it out with `where=`."
+            )
+        last = jnp.moveaxis(order_keys(scores), 1, -1)
+        keys = last.reshape(*last.shape[:-1], -1, self.m)
+        # rank_i = #{j : key_j > key_i, or key_j = key_i and j < i}
+        mine, other = keys[..., :, None], keys[..., None, :]
+        index = jnp.arange(self.m, dtype=jnp.int32)
+        before = (index[None, :] < index[:, None]).reshape((1,) * (keys.ndim - 1) + (self.m,) * 2)
+        rank = jnp.sum((other > mine) | ((other == mine) & before), axis=-1, dtype=jnp.int32)
+        return jnp.moveaxis((rank < self.n).reshape(last.shape), -1, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Whole blocks are kept or dropped, by the mean of their scores.
+
+    Blocks tile a weight's first axes from index 0; axes that `shape` does not reach (a
+    convolution's kernel) are in one block whole, and blocks at the far edges may be smaller. A
+    density counts blocks.
+
+    Attributes:
+        shape: sizes of a block along the first axes (outputs, inputs).
+    """
+
+    shape: tuple[int, ...] = (4, 4)
+
+    def __post_init__(self) -> None:
+        if not self.shape or any(size < 1 for size in self.shape):
+            raise ValueError(f"Block: sizes must be at least 1, got {self.shape}.")
+
+    def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+        """The block's size along every axis of a weight of this shape."""
+        if len(shape) < len(self.shape):
+            raise ValueError(
+                f"make_mask: blocks {self.shape} have more axes than {name} of shape {shape}."
+            )
+        given = tuple(min(b, s) for b, s in zip(self.shape, shape, strict=False))
+        return given + shape[len(given) :]
+
+
+@dataclasses.dataclass(frozen=True)
+class Channels:
+    """Whole channels are kept or dropped, by the mean of their scores. A density counts channels.
+
+    Attributes:
+        axis: 0 for filters (all that feeds one output), 1 for input channels.
+    """
+
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        if self.axis not in (0, 1):
+            raise ValueError(f"Channels: axis must be 0 (outputs) or 1 (inputs), got {self.axis}.")
+
+    def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+        """The extent of one channel along every axis of a weight of this shape."""
+        if len(shape) <= self.axis:
+            raise ValueError(f"make_mask: {name} of shape {shape} has no axis {self.axis}.")
+        return tuple(1 if axis == self.axis else size for axis, size in enumerate(shape))
+
+
+Pattern: TypeAlias = NM | Block | Channels
+
+
+def pool(scores: Float[Array, "..."], sizes: tuple[int, ...]) -> Float[Array, "..."]:
+    """The mean score of every tile of `sizes`, smaller tiles at the far edges included."""
+    counts = tuple(math.ceil(s / b) for s, b in zip(scores.shape, sizes, strict=True))
+    padding = [(0, c * b - s) for s, b, c in zip(scores.shape, sizes, counts, strict=True)]
+    tiled = jnp.pad(scores, padding).reshape(_interleave(counts, sizes))
+    area = jnp.pad(jnp.ones(scores.shape, scores.dtype), padding).reshape(tiled.shape)
+    inner = tuple(range(1, tiled.ndim, 2))
+    return jnp.sum(tiled, axis=inner) / jnp.sum(area, axis=inner)
+
+
+def spread(marks: Bool[Array, "..."], sizes: tuple[int, ...], shape: Any) -> Bool[Array, "..."]:
+    """The inverse of `pool`: every entry of a tile gets the tile's mark."""
+    for axis, size in enumerate(sizes):
+        marks = jnp.repeat(marks, size, axis=axis, total_repeat_length=marks.shape[axis] * size)
+    return marks[tuple(slice(0, s) for s in shape)]
+
+
+def _interleave(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for pair in zip(outer, inner, strict=True) for n in pair)

@@ -1,0 +1,158 @@
+"""A network as the sum of its paths: what SynFlow and Path eXclusion look at.
+
+Biases are left out (a path runs from an input to an output) and normalisations scale by their
+weight only, as batch normalisation does before training.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.extend.core as jex_core
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, PyTree
+
+from .._sparse import _NORMALISATIONS
+
+_CALLS = (
+    "jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint",
+    "custom_jvp_call", "custom_vjp_call",
+)  # fmt: skip
+_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_CONTROL = ("scan", "while", "cond")
+_COMPARISONS = ("gt", "ge", "lt", "le")
+
+
+def path_network(model: PyTree, change: Callable[[Array], Array]) -> PyTree:
+    """`model` with every float array passed through `change`, biases zero.
+
+    The result has the structure of `model`; call it through `without_normalisation`.
+    """
+
+    def rule(path: Any, leaf: Any) -> Any:
+        if not eqx.is_inexact_array(leaf):
+            return leaf
+        is_bias = jtu.keystr(path).rsplit(".", 1)[-1].startswith("bias")
+        return jnp.zeros_like(leaf) if is_bias else change(leaf)
+
+    return jtu.tree_map_with_path(rule, model)
+
+
+def without_normalisation(model: PyTree) -> PyTree:
+    """`model` with every normalisation replaced by a product with its weight."""
+    is_norm = lambda node: isinstance(node, _NORMALISATIONS)
+    return jax.tree.map(
+        lambda node: _Scale(getattr(node, "weight", None)) if is_norm(node) else node,
+        model,
+        is_leaf=is_norm,
+    )
+
+
+def activation_pattern(model: PyTree, x: Float[Array, "..."]) -> list[Bool[Array, "..."]]:
+    """Which units are on when `model` sees the one sample `x`, in order of use.
+
+    Every maximum with zero (ReLU) and every comparison of floats (a ReLU or leaky ReLU written
+    with `where`) is a set of gates.
+    """
+    gates: list[Array] = []
+
+    def decide(gate: Array) -> Array:
+        gates.append(gate)
+        return gate
+
+    _run(_hide_normalisation(model), x, decide)
+    return gates
+
+
+def apply_gated(
+    model: PyTree, x: Float[Array, "..."], pattern: Sequence[Bool[Array, "..."]]
+) -> Array:
+    """`model` on one sample with the gates that another network set."""
+    left = list(pattern)
+    out = _run(model, x, lambda gate: left.pop(0))
+    assert not left, "the gated network has other activations than the network itself"
+    return out
+
+
+class _Scale(eqx.Module):
+    """A normalisation's weight alone: along the first axis, or of the input's own shape."""
+
+    weight: Array | None
+
+    def __call__(self, x: Array, state: Any = None, *, key: Any = None) -> Any:
+        if self.weight is not None:
+            trailing = (1,) * (x.ndim - self.weight.ndim)
+            x = x * self.weight.reshape(self.weight.shape + trailing)
+        return x if state is None else (x, state)
+
+
+class _Hidden(eqx.Module):
+    """A normalisation whose insides `_run` does not look into."""
+
+    inner: Any
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        def call(x: Array) -> Any:
+            return self.inner(x, *args, **kwargs)
+
+        call.__name__ = _Hidden.__name__
+        return jax.jit(call)(x)
+
+
+def _hide_normalisation(model: PyTree) -> PyTree:
+    is_norm = lambda node: isinstance(node, _NORMALISATIONS)
+    return jax.tree.map(
+        lambda node: _Hidden(node) if is_norm(node) else node, model, is_leaf=is_norm
+    )
+
+
+def _run(model: PyTree, x: Array, decide: Callable[[Array], Array]) -> Array:
+    """Evaluate `model(x)`; `decide` may replace each set of gates by another."""
+    closed = jax.make_jaxpr(model)(x)
+    (out,) = _run_jaxpr(closed.jaxpr, closed.consts, [x], decide)
+    return out
+
+
+def _run_jaxpr(
+    jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], decide: Callable[[Array], Array]
+) -> list[Any]:
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, inputs, strict=True))
+    read = lambda v: v.val if isinstance(v, jex_core.Literal) else env[v]
+    for eqn in jaxpr.eqns:
+        values, name = [read(v) for v in eqn.invars], eqn.primitive.name
+        if name in _CONTROL:
+            raise NotImplementedError(
+                f"PathExclusion: cannot follow activations through `{name}`; unroll the loop."
+            )
+        if name in _CALLS and eqn.params.get("name") != _Hidden.__name__:
+            inner = next(eqn.params[k] for k in _BODIES if k in eqn.params)
+            nested = getattr(inner, "jaxpr", inner)
+            out = _run_jaxpr(nested, getattr(inner, "consts", ()), values, decide)
+        elif name == "max" and any(map(_is_zero, values)):
+            z = values[0] if _is_zero(values[1]) else values[1]
+            out = [jnp.where(decide(z > 0), z, jnp.zeros_like(z))]
+        else:
+            out = _evaluate(eqn, values)
+            if name in _COMPARISONS and jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating):
+                out = [decide(out[0])]
+        env.update(zip(eqn.outvars, out, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    bind = lambda: eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    if any(isinstance(value, Tracer) for value in values):
+        out = bind()
+    else:  # a constant stays one, so that a maximum with it is known for what it is
+        with jax.ensure_compile_time_eval():
+            out = bind()
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _is_zero(value: Any) -> bool:
+    return not isinstance(value, Tracer) and not np.any(np.asarray(value))

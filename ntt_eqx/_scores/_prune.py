@@ -1,0 +1,101 @@
+"""`prune`: from a score to a sparse model, in one shot or in many small steps."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from .._masks import NM, Pattern, check_collapse, invert_scores
+from .._masks._allocation import Allocation, Density, check_density
+from .._masks._make import build_mask
+from .._sparse import SparseModel, sparsify
+from .._types import ScoreTree
+from ._base import LabelFreeScore, SupervisedScore
+
+
+def prune(
+    model: PyTree,
+    score: LabelFreeScore | SupervisedScore,
+    density: Density,
+    batch: Any = None,
+    *,
+    scope: Literal["layer", "global"] = "layer",
+    allocation: Allocation | None = None,
+    pattern: Pattern | None = None,
+    steps: int = 1,
+    schedule: Literal["exponential", "linear"] = "exponential",
+    regrow: bool = False,
+    invert: bool = False,
+) -> SparseModel:
+    """Score a model's weights and keep the highest, in one shot or iteratively.
+
+    **Arguments:**
+
+    - `model`: any Equinox model, or a `SparseModel` to be pruned further.
+    - `score`: what to keep, from `ntt_eqx.scores`.
+    - `density`: share of weights to keep in the end, or one for every layer; see `make_mask`.
+    - `batch`: what the score needs: inputs `[batch, ...]`, or `(x, y)` with labels. A label-free
+      score is given `x` alone, also when `batch` has labels.
+    - `scope`, `allocation`, `pattern`: see `make_mask`.
+    - `steps`: how many times to score and prune; step t of T goes down to `d_t`.
+    - `schedule`: `"exponential"`, `d_t = d^(t/T)`, or `"linear"`, `d_t = 1 - (1 - d) t/T`.
+    - `regrow`: let later steps bring weights back that earlier steps pruned.
+    - `invert`: keep the lowest scores instead, as a check.
+
+    **Returns:**
+
+    The sparse model: the weights of `model` under the mask.
+
+    **Raises:**
+
+    `ValueError` as `make_mask` does, for scores that are NaN, and for options that contradict each
+    other.
+
+    **Warns:**
+
+    `LayerCollapseWarning` when `scope="global"` empties a layer.
+    """
+    if steps < 1:
+        raise ValueError(f"prune: steps must be at least 1, got {steps}.")
+    if schedule not in ("exponential", "linear"):
+        raise ValueError(f"prune: schedule must be 'exponential' or 'linear', got {schedule!r}.")
+    if steps > 1 and isinstance(pattern, NM):
+        raise ValueError("prune: an N:M pattern has one density, so it takes one step.")
+    sparse = sparsify(model)
+    given = batch[0] if isinstance(score, LabelFreeScore) and isinstance(batch, tuple) else batch
+    for step in range(1, steps + 1):
+        scores = _of_step(score, step)(sparse, given)
+        scores = invert_scores(scores) if invert else scores
+        if not regrow:
+            scores = _bar_pruned(scores, sparse)
+        target = _scheduled(density, step / steps, schedule)
+        sparse = sparse.with_mask(
+            build_mask(scores, target, scope=scope, allocation=allocation, pattern=pattern)
+        )
+    if scope == "global":
+        check_collapse(sparse.mask, caller="prune")
+    return sparse
+
+
+def _of_step(score: Any, step: int) -> Any:
+    """The score with fresh randomness, if it has any; the first step is the score itself."""
+    if step == 1 or not hasattr(score, "key"):
+        return score
+    return eqx.tree_at(lambda s: s.key, score, jax.random.fold_in(score.key, step))
+
+
+def _bar_pruned(scores: ScoreTree, sparse: SparseModel) -> ScoreTree:
+    bar = lambda m, s: jnp.where(m, s, jnp.asarray(-jnp.inf, s.dtype))
+    return jax.tree.map(bar, sparse.mask, scores)
+
+
+def _scheduled(density: Density, share: float, schedule: str) -> Density:
+    if isinstance(density, Mapping):
+        return {name: _scheduled(d, share, schedule) for name, d in density.items()}  # pyright: ignore
+    density = check_density(density, "prune")
+    if share == 1.0:
+        return density
+    return density**share if schedule == "exponential" else 1.0 - (1.0 - density) * share

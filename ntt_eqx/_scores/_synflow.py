@@ -1,0 +1,65 @@
+"""SynFlow: keep the strongest paths, whatever the data."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, PyTree
+
+from .._examples import Samples
+from .._sparse import SparseModel, sparsify
+from .._types import ScoreTree
+from ._base import LabelFreeScore, sample_shape, split_weights
+from ._paths import path_network, without_normalisation
+
+
+class SynFlow(LabelFreeScore):
+    """Synaptic flow |w| ⊙ ∂R/∂|w| (Tanaka et al., NeurIPS 2020, arXiv 2006.05467, eq. 4).
+
+    R = 1ᵀ (Π |W_l|) 1 is the sum of the outputs for an all-ones input when every weight has its
+    absolute value: the total strength of all paths. Biases are left out and normalisations scale
+    by their weight, as batch normalisation does before training. Only the shape of the input is
+    used. Meant to be iterated: 100 rounds on the exponential schedule in the paper, see `prune`.
+
+    R grows exponentially with depth. When float32 overflows, the all-ones input and the
+    gradient are both scaled down by powers of two, which for networks of linear layers, ReLUs
+    and pools changes all scores by one common factor and no mask.
+    """
+
+    def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
+        """Score the prunable weights of `model`; of `x` only the shape `[batch, ...]` is used."""
+        scores, finite = _synflow(sparsify(model), sample_shape("SynFlow", x))
+        return eqx.error_if(scores, ~finite, "SynFlow: the scores overflow in spite of scaling.")
+
+
+@eqx.filter_jit
+def _synflow(sparse: SparseModel, shape: tuple[int, ...]) -> tuple[ScoreTree, Array]:
+    upcast = lambda w: w.astype(jnp.float32) if jnp.finfo(w.dtype).bits < 32 else w
+    absolute = path_network(eqx.nn.inference_mode(sparse.to_dense()), lambda w: upcast(jnp.abs(w)))
+    weights, rest = split_weights(absolute, sparse.mask)
+    stored, _ = split_weights(sparse.model, sparse.mask)
+    dtype = jnp.result_type(*jax.tree.leaves(weights))
+
+    def score(scale: Array) -> ScoreTree:
+        def strength(weights: PyTree) -> Array:
+            network = without_normalisation(eqx.combine(weights, rest))
+            return jnp.sum(network(jnp.full(shape, scale, dtype)))
+
+        _, pull = jax.vjp(strength, weights)
+        (slopes,) = pull(scale)
+        return jax.tree.map(lambda w, g: upcast(jnp.abs(w)) * g, stored, slopes)
+
+    def unfinished(state: tuple[Array, ScoreTree]) -> Array:
+        return ~_all_finite(state[1]) & (state[0] > 2.0**-120)
+
+    def shrink(state: tuple[Array, ScoreTree]) -> tuple[Array, ScoreTree]:
+        scale = state[0] * 2.0**-20
+        return scale, score(scale)
+
+    one = jnp.ones((), dtype)
+    _, scores = lax.while_loop(unfinished, shrink, (one, score(one)))
+    return scores, _all_finite(scores)
+
+
+def _all_finite(tree: PyTree) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
