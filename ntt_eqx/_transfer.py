@@ -23,7 +23,7 @@ from ._masks import make_mask
 from ._ntk import outputs_and_ntk
 from ._scores import LogitSnip, Magnitude
 from ._sparse import SparseModel, masked_weights, sparsify
-from ._types import Where
+from ._types import Where, widen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,12 +176,13 @@ def ntt_loss(
     """
     if len(x) < 2 or len(x) % 2:
         raise ValueError(f"ntt_loss: the batch must hold an even number of samples, got {len(x)}.")
-    student, teacher = eqx.nn.inference_mode((student, teacher))
+    student = SparseModel(eqx.nn.inference_mode(student.model), student.mask)
+    teacher = eqx.nn.inference_mode(teacher)
     f_t, theta_t = jax.lax.stop_gradient(outputs_and_ntk(teacher, x, config.kernel))
     f_s, theta_s = outputs_and_ntk(student, x, config.kernel)
-    target_distance = jnp.mean(jnp.square(_float(f_s) - _float(f_t)))
+    target_distance = jnp.mean(jnp.square(widen(f_s) - widen(f_t)))
     kernel_distance = jnp.mean(jnp.square(theta_s - theta_t))
-    weight_norm = sum(jnp.sum(jnp.square(_float(w))) for w in masked_weights(student))
+    weight_norm = sum(jnp.sum(jnp.square(widen(w))) for w in masked_weights(student))
     loss = (
         target_distance
         + config.kernel_weight * kernel_distance
@@ -214,7 +215,8 @@ def ntt_step(state: NTTState, x: Float[Array, "batch ..."]) -> tuple[NTTState, N
         return ntt_loss(eqx.combine(params, static), state.teacher, x, config)
 
     gradient, metrics = jax.grad(loss, has_aux=True)(params)
-    updates, opt_state = state.optimizer.update(gradient, state.opt_state, params)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes within itself
+        updates, opt_state = state.optimizer.update(gradient, state.opt_state, params)
     student = eqx.combine(eqx.apply_updates(params, updates), static)
     step = state.step + 1
     if config.mask_every is not None:
@@ -311,7 +313,3 @@ def _learning_rate(opt_state: PyTree) -> Any:
 
 def _floats(metrics: NTTMetrics) -> dict[str, float]:
     return {f.name: float(getattr(metrics, f.name)) for f in dataclasses.fields(metrics)}
-
-
-def _float(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,8 +1,9 @@
-"""Array and PyTree aliases that several rooms share."""
+"""Array and PyTree aliases, and the dtype of sums, that several rooms share."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int, PyTree
 
 Inputs: TypeAlias = Inexact[Array, "batch ..."]
@@ -25,3 +26,8 @@ ScoreTree: TypeAlias = PyTree
 
 Where: TypeAlias = Callable[[str, Any, Array], bool]
 """Chooses prunable leaves: `(path, owner, leaf) -> bool`; see `prunable_weights`."""
+
+
+def widen(x: Array) -> Array:
+    """`x` in float32, or in float64 where it is that: the dtype in which sums are taken."""
+    return x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)

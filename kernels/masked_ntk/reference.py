@@ -28,7 +28,7 @@ def masked_ntk_reference(
     N M J; the gradient makes `u` again. A `GatheredMetric` makes the work for `u` proportional to
     its non-zeros.
     """
-    dtype = jnp.promote_types(a1.dtype, jnp.float32)
+    dtype = jnp.float64 if a1.dtype == jnp.float64 else jnp.float32
     a1, d1, a2, d2 = (x.astype(dtype) for x in (a1, d1, a2, d2))
     if mask is None:
         return _ambient(a1, d1, a2, d2)

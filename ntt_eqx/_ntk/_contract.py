@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._types import widen
 from ..kernels import masked_ntk_reference, masked_tangent_ntk_reference
 from ._factors import Factors
 from ._layers import Layer
@@ -77,10 +78,10 @@ def _append_one(a: Array) -> Array:
 
 def _jacobian_kernel(j1: Array, j2: Array, c: Array | None) -> Array:
     """Contract explicit Jacobians `[N, K, *shape]` and `[M, L, *shape]` of one parameter."""
-    dtype = jnp.promote_types(j1.dtype, jnp.float32)
     if c is not None:
-        j1 = j1.astype(dtype) * c.astype(dtype)
-    flat = lambda j: j.reshape(math.prod(j.shape[:2]), -1).astype(dtype)
+        j1 = widen(j1)
+        j1 = j1 * c.astype(j1.dtype)[None, None]
+    flat = lambda j: widen(j.reshape(math.prod(j.shape[:2]), -1))
     theta = flat(j1) @ flat(j2).T
     theta = theta.reshape(*j1.shape[:2], *j2.shape[:2])
     return jax.numpy.transpose(theta, (0, 2, 1, 3))

@@ -13,13 +13,13 @@ class Factors(eqx.Module):
     """Everything that the kernel of a batch of N samples and R output directions is made of.
 
     Attributes:
-        outputs: model outputs, `[N, K]`.
+        outputs: model outputs, `[N, K]`; no batch axis for one sample under `vmap`.
         activations: for each layer `a`, `[N, G, J, S]`.
         cotangents: for each layer `d`, `[N, R, G, I, S]`.
         jacobians: for each parameter that is in no layer, its Jacobian `[N, R, *shape]`.
     """
 
-    outputs: Float[Array, "n classes"]
+    outputs: Float[Array, "*n classes"]
     activations: list[Array]
     cotangents: list[Array]
     jacobians: list[Array]
