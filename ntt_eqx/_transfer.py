@@ -134,10 +134,15 @@ def ntt_init(
     **Arguments:**
 
     - `teacher`: any Equinox model that maps one sample to its outputs.
+    - `config`: the settings.
     - `optimizer`: any optax transformation, such as `optax.adam(5e-4)`.
     - `where`: which leaves are prunable; see `prunable_weights`.
     - `x`: unlabelled samples `[batch, ...]`, needed for `initial_mask="logit_snip"` only.
     - `mask`: an initial mask from elsewhere, instead of `config.initial_mask`.
+
+    **Returns:**
+
+    An `NTTState` at step 0.
 
     **Raises:**
 
@@ -165,6 +170,7 @@ def ntt_loss(
 
     - `student`, `teacher`: models of one sample; dropout is off in both.
     - `x`: `[batch, ...]`, an even number of samples: the kernel is taken between its halves.
+    - `config`: the kernel and the weights of the terms.
 
     **Returns:**
 
@@ -239,6 +245,7 @@ def transfer(
 
     **Arguments:**
 
+    - `state`: from `ntt_init`, or of a run that goes on from where it stopped.
     - `batches`: yields arrays `[batch, ...]`, or tuples that begin with one (labels are ignored).
     - `num_steps`: the step to stop after, counted from the beginning of the transfer;
       `config.num_steps` by default.
