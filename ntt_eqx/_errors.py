@@ -5,7 +5,9 @@ class DivergenceError(ArithmeticError):
     """A loss became NaN or infinite.
 
     Attributes:
+        phase: what was running.
         step: the step after which it was seen.
+        value: the loss.
     """
 
     def __init__(self, phase: str, step: int, value: float):
@@ -17,3 +19,4 @@ class DivergenceError(ArithmeticError):
         )
         self.phase = phase
         self.step = step
+        self.value = value

@@ -113,6 +113,10 @@ def sparsify(model: PyTree, where: Where | None = None) -> SparseModel:
 
     - `model`: any Equinox model; a `SparseModel` is returned as it is.
     - `where`: see `prunable_weights`.
+
+    **Returns:**
+
+    A `SparseModel` of density 1, with the weights of `model`.
     """
     if isinstance(model, SparseModel):
         return model
@@ -121,15 +125,18 @@ def sparsify(model: PyTree, where: Where | None = None) -> SparseModel:
     return SparseModel(model, mask)
 
 
-def inference_mode(model: PyTree, value: bool = True) -> PyTree:
-    """`eqx.nn.inference_mode` for sparse models too, whose mask has no such flags to set."""
-    if isinstance(model, SparseModel):
-        return SparseModel(eqx.nn.inference_mode(model.model, value), model.mask)
-    return eqx.nn.inference_mode(model, value)
-
-
 def apply_mask(model: PyTree, mask: MaskTree) -> PyTree:
-    """`model` with exact zeros where `mask` is `False`; leaves without a mask are untouched."""
+    """`model` with exact zeros where `mask` is `False`.
+
+    **Arguments:**
+
+    - `model`: any Equinox model.
+    - `mask`: the structure of `model`, boolean arrays at masked leaves and `None` elsewhere.
+
+    **Returns:**
+
+    The model; leaves without a mask are untouched.
+    """
     return map_masked(lambda w, m: jnp.where(m, w, jnp.zeros_like(w)), model, mask)
 
 

@@ -161,6 +161,10 @@ def train_init(
     - `config`: the loss.
     - `key`: source of the dropout masks, needed when `config.dropout`.
 
+    **Returns:**
+
+    A `TrainState` at step 0.
+
     **Raises:**
 
     `ValueError` when dropout has no key, or a weight is NaN or infinite.

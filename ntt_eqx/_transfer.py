@@ -23,8 +23,8 @@ from ._masks import make_mask
 from ._masks._collapse import is_traced
 from ._ntk import mask_support, outputs_and_ntk, refresh_support
 from ._scores import LogitSnip, Magnitude
-from ._sparse import SparseModel, inference_mode, masked_weights, sparsify
-from ._types import Where
+from ._sparse import SparseModel, masked_weights, sparsify
+from ._types import Where, widen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +138,15 @@ def ntt_init(
     **Arguments:**
 
     - `teacher`: any Equinox model that maps one sample to its outputs.
+    - `config`: the settings.
     - `optimizer`: any optax transformation, such as `optax.adam(5e-4)`.
     - `where`: which leaves are prunable; see `prunable_weights`.
     - `x`: unlabelled samples `[batch, ...]`, needed for `initial_mask="logit_snip"` only.
     - `mask`: an initial mask from elsewhere, instead of `config.initial_mask`.
+
+    **Returns:**
+
+    An `NTTState` at step 0.
 
     **Raises:**
 
@@ -179,6 +184,7 @@ def ntt_loss(
     - `student`, `teacher`: models of one sample; dropout is off in both.
     - `x`: `[batch, ...]`, an even number of samples: the kernel is taken between its halves.
     - `support`: `NTTState.support`, where there is a state: the same loss, faster.
+    - `config`: the kernel and the weights of the terms.
 
     **Returns:**
 
@@ -190,12 +196,13 @@ def ntt_loss(
     """
     if len(x) < 2 or len(x) % 2:
         raise ValueError(f"ntt_loss: the batch must hold an even number of samples, got {len(x)}.")
-    student, teacher = inference_mode(student), inference_mode(teacher)
+    student = SparseModel(eqx.nn.inference_mode(student.model), student.mask)
+    teacher = eqx.nn.inference_mode(teacher)
     f_t, theta_t = jax.lax.stop_gradient(outputs_and_ntk(teacher, x, config.kernel))
     f_s, theta_s = outputs_and_ntk(student, x, config.kernel, support)
-    target_distance = jnp.mean(jnp.square(_float(f_s) - _float(f_t)))
+    target_distance = jnp.mean(jnp.square(widen(f_s) - widen(f_t)))
     kernel_distance = jnp.mean(jnp.square(theta_s - theta_t))
-    weight_norm = sum(jnp.sum(jnp.square(_float(w))) for w in masked_weights(student))
+    weight_norm = sum(jnp.sum(jnp.square(widen(w))) for w in masked_weights(student))
     loss = (
         target_distance
         + config.kernel_weight * kernel_distance
@@ -229,7 +236,7 @@ def ntt_step(state: NTTState, x: Float[Array, "batch ..."]) -> tuple[NTTState, N
         return ntt_loss(student, state.teacher, x, config, support=state.support)
 
     gradient, metrics = jax.grad(loss, has_aux=True)(params)
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes of its own
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes within itself
         updates, opt_state = state.optimizer.update(gradient, state.opt_state, params)
     student = eqx.combine(eqx.apply_updates(params, updates), static)
     step = state.step + 1
@@ -255,6 +262,7 @@ def transfer(
 
     **Arguments:**
 
+    - `state`: from `ntt_init`, or of a run that goes on from where it stopped.
     - `batches`: yields arrays `[batch, ...]`, or tuples that begin with one (labels are ignored).
     - `num_steps`: the step to stop after, counted from the beginning of the transfer;
       `config.num_steps` by default.
@@ -333,7 +341,3 @@ def _learning_rate(opt_state: PyTree) -> Any:
 
 def _floats(metrics: NTTMetrics) -> dict[str, float]:
     return {f.name: float(getattr(metrics, f.name)) for f in dataclasses.fields(metrics)}
-
-
-def _float(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

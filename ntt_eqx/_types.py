@@ -1,8 +1,9 @@
-"""Array and PyTree aliases that several rooms share."""
+"""Array and PyTree aliases, and the dtype of sums, that several rooms share."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int, PyTree
 
 Inputs: TypeAlias = Inexact[Array, "batch ..."]
@@ -25,3 +26,13 @@ ScoreTree: TypeAlias = PyTree
 
 Where: TypeAlias = Callable[[str, Any, Array], bool]
 """Chooses prunable leaves: `(path, owner, leaf) -> bool`; see `prunable_weights`."""
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype in which sums of `dtype` are taken: float64 for float64, float32 for all else."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def widen(x: Array) -> Array:
+    """`x` in the dtype in which its sums are taken."""
+    return x.astype(wide_dtype(x.dtype))

@@ -1,7 +1,7 @@
 """Every way to install the package brings every module, the kernels among them.
 
-`ntt_eqx/kernels` is a symlink in a checkout and an ordinary folder in a wheel: builds are where that
-can go wrong. Each install goes into an environment of its own that sees this one's dependencies.
+`ntt_eqx/kernels` is a symlink in a checkout and an ordinary folder in a wheel: builds are where
+that can go wrong. Each install goes into an environment that sees this one's dependencies.
 """
 
 import pathlib
@@ -101,8 +101,8 @@ def test_an_install_imports_the_kernels(builds, tmp_path, kind):
     site = run(
         python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path
     ).strip()
-    # A path from a .pth file comes after the environment's own packages, and the .pth files in it are
-    # not read, so that this environment's editable install of the project is out of sight.
+    # A path from a .pth file comes after the environment's own packages, and the .pth files in it
+    # are not read, so that this environment's editable install of the project is out of sight.
     (pathlib.Path(site) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     what = ["-e", ROOT] if kind == "editable" else [builds[kind]]
     run(python, "-m", "pip", "install", "--no-deps", *what, cwd=tmp_path)

@@ -27,8 +27,18 @@ def masked_ntk_reference(
     Beside arguments and result it keeps `u` of some samples n at a time, and nothing of size
     N M J; the gradient makes `u` again. A `GatheredMetric` makes the work for `u` proportional to
     its non-zeros.
+
+    **Arguments:**
+
+    - `a1`, `a2`: activations `[N, J]` and `[M, J]` that come into the layer.
+    - `d1`, `d2`: cotangents `[N, K, I]` and `[M, L, I]` that flow back to its output.
+    - `mask`: the metric c `[I, J]`: a mask, weights >= 0, or `None` for 1 everywhere.
+
+    **Returns:**
+
+    `[N, M, K, L]`, float64 for float64 factors and float32 otherwise.
     """
-    dtype = jnp.promote_types(a1.dtype, jnp.float32)
+    dtype = jnp.float64 if a1.dtype == jnp.float64 else jnp.float32
     a1, d1, a2, d2 = (x.astype(dtype) for x in (a1, d1, a2, d2))
     if mask is None:
         return _ambient(a1, d1, a2, d2)

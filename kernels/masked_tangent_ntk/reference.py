@@ -22,8 +22,18 @@ def masked_tangent_ntk_reference(
 
     The per-sample tangents `T` of both sides exist during the call; the gradient makes them again
     instead of keeping them.
+
+    **Arguments:**
+
+    - `a1`, `a2`: activations `[N, J, S]` and `[M, J, S]` that come into the layer, at S positions.
+    - `d1`, `d2`: cotangents `[N, K, I, S]` and `[M, L, I, S]` that flow back to its output.
+    - `mask`: the metric c `[I, J]`: a mask, weights >= 0, or `None` for 1 everywhere.
+
+    **Returns:**
+
+    `[N, M, K, L]`, float64 for float64 factors and float32 otherwise.
     """
-    dtype = jnp.promote_types(a1.dtype, jnp.float32)
+    dtype = jnp.float64 if a1.dtype == jnp.float64 else jnp.float32
     a1, d1, a2, d2 = (x.astype(dtype) for x in (a1, d1, a2, d2))
     c = None if mask is None else mask.astype(dtype)
     return _masked(a1, d1, a2, d2, c)
@@ -62,7 +72,7 @@ def _tangents_backward(a, d, t_bar):
 
 
 def _weighted(t, c):
-    return t if c is None else t * c
+    return t if c is None else t * c[None, None]
 
 
 def _gram(t1, t2):

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._types import widen
 from ..kernels import GatheredMetric, masked_ntk_reference, masked_tangent_ntk_reference
 from ._factors import Factors, LayerFactors, Tangents
 from ._layers import Layer
@@ -63,9 +63,8 @@ def _flat(metric: LayerMetric) -> Array | None:
 
 def _gram(t1: Array, t2: Array, c: Array | None) -> Array:
     """Contract tangents `[N, K, P]` and `[M, L, P]`: one matrix product over the parameters."""
-    dtype = jnp.promote_types(t1.dtype, jnp.float32)
-    t1, t2 = t1.astype(dtype), t2.astype(dtype)
+    t1, t2 = widen(t1), widen(t2)
     if c is not None:
-        t1 = t1 * c.astype(dtype)
+        t1 = t1 * c.astype(t1.dtype)[None, None]
     theta = t1.reshape(-1, t1.shape[-1]) @ t2.reshape(-1, t2.shape[-1]).T
     return theta.reshape(*t1.shape[:2], *t2.shape[:2]).transpose(0, 2, 1, 3)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._types import widen
 from ..kernels import block_size, map_blocks
 from ._layers import Layer
 from ._metric import LayerMetric, SelectedMetric
@@ -112,8 +113,7 @@ def _form(layer: Layer, metric: LayerMetric, operand: Array, d: Array) -> LayerF
     form = choose_form(layer, metric, len(d))
     if form == "factors" and not isinstance(metric, SelectedMetric):
         return LayerFactors(a, d)
-    dtype = jnp.promote_types(d.dtype, jnp.float32)
-    t = jnp.einsum("kgis,gjs->kgij", d.astype(dtype), a.astype(dtype)).reshape(len(d), -1)
+    t = jnp.einsum("kgis,gjs->kgij", widen(d), widen(a)).reshape(len(d), -1)
     if isinstance(metric, SelectedMetric):
         t = t.at[:, metric.indices].get(mode="fill", fill_value=0)
     return Tangents(t)

@@ -62,17 +62,16 @@ def layer_metric(
                 ones = jnp.ones(layer.features, dtype)
                 offset = ones if bias is None else layer.bias_metric(bias)[0].astype(dtype)
             return gather_rows(indices, layer.metric(weight)[0], offset)
-    return DenseMetric(_dense(layer, weight, bias))
+    return DenseMetric(_dense(layer, weight, bias, dtype))
 
 
-def _dense(layer: Layer, weight: Array | None, bias: Array | None) -> Array:
+def _dense(layer: Layer, weight: Array | None, bias: Array | None, dtype: Any) -> Array:
     shape = (layer.groups, layer.features, layer.inputs)
     columns = jnp.ones(shape, bool) if weight is None else layer.metric(weight)
     if layer.bias is None:
         return columns
     column = jnp.ones(shape[:2], bool) if bias is None else layer.bias_metric(bias)
     if columns.dtype != column.dtype:
-        dtype = jnp.result_type(*(c.dtype for c in (columns, column) if c.dtype != bool))
         columns, column = columns.astype(dtype), column.astype(dtype)
     return jnp.concatenate([columns, column[..., None]], axis=2)
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._sparse import SparseModel
+from .._types import wide_dtype
 from ._contract import contract
 from ._factors import Factors, factorise
 from ._layers import find_layers
@@ -110,7 +111,7 @@ class Engine:
         self.program, self.params = trace(model, sample)
         self.layers, self.rest = find_layers(self.program)
         support = [None] * len(metric) if support is None else support
-        dtype = jnp.promote_types(self.program.output_aval.dtype, jnp.float32)
+        dtype = wide_dtype(self.program.output_aval.dtype)
         self.metrics = [layer_metric(layer, metric, support, dtype) for layer in self.layers]
         self.rest_metrics = [metric[p] for p in self.rest]
 

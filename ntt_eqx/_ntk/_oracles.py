@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._types import widen
+
 
 def jacobian_contraction(
     model: PyTree, x1: Array, x2: Array, metric: PyTree
@@ -23,11 +25,11 @@ def jacobian_contraction(
 
     def rows(x):
         jacobian = jax.vmap(jax.jacrev(call), (None, 0))(params, x)
-        return [_float(j) for j in jax.tree.leaves(jacobian)]
+        return [widen(j) for j in jax.tree.leaves(jacobian)]
 
     total = 0.0
     for j1, j2, c in zip(rows(x1), rows(x2), _leaves(metric), strict=True):
-        j1 = j1 if c is None else j1 * c.astype(j1.dtype)
+        j1 = j1 if c is None else j1 * c.astype(j1.dtype)[None, None]
         flat = lambda j: j.reshape(*j.shape[:2], -1)
         total = total + jnp.einsum("nkp,mlp->nmkl", flat(j1), flat(j2))
     return total  # pyright: ignore[reportReturnType]
@@ -58,7 +60,7 @@ def ntk_vector_products(
             return jax.jvp(lambda p: call(p, a), (params,), (weighted(tangent),))[1]
 
         columns = jax.vmap(product)(jnp.eye(outputs.size, dtype=outputs.dtype))
-        return _float(columns.T)  # [l, k] -> [k, l]
+        return widen(columns.T)  # [l, k] -> [k, l]
 
     return jax.vmap(lambda a: jax.vmap(lambda b: pair(a, b))(x2))(x1)
 
@@ -70,7 +72,3 @@ def _split(model: PyTree) -> tuple[PyTree, Callable[[PyTree, Array], Array]]:
 
 def _leaves(metric: PyTree) -> list[Any]:
     return jax.tree.leaves(metric, is_leaf=lambda c: c is None)
-
-
-def _float(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

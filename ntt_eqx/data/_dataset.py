@@ -83,6 +83,10 @@ def make_dataset(
     - `num_classes`: the number of classes.
     - `labelled`: `False` for a set whose labels are all -1.
 
+    **Returns:**
+
+    A `Dataset`.
+
     **Raises:**
 
     `DatasetError` when a split is empty, the two differ in shape or dtype, a label is out of
@@ -146,6 +150,10 @@ def select_classes(
     - `per_class`: keep the first so many train samples of each class and at most as many test
       samples (the paper's two-way classification uses 250); `None` keeps all.
 
+    **Returns:**
+
+    A `Dataset` with its own mean and deviation; its name tells the choice.
+
     **Raises:**
 
     `DatasetError` for an unlabelled dataset, unknown or repeated classes, or too few samples.
@@ -175,6 +183,14 @@ def unite(first: Dataset, second: Dataset) -> Dataset:
     """The label-free union of two datasets, for transfer: all samples of both, labels -1.
 
     Both are standardised by the mean and the deviation of the united train split.
+
+    **Arguments:**
+
+    - `first`, `second`: datasets with samples of the same shape and dtype.
+
+    **Returns:**
+
+    A `Dataset` called `first+second`.
 
     **Raises:**
 

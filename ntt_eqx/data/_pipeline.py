@@ -96,7 +96,17 @@ def batches(
 
 
 def as_batch(split: Split, *, mean: Moment = 0.0, std: Moment = 1.0) -> Batch:
-    """All samples of a split, in their order, standardised like those of `batches`."""
+    """All samples of a split, in their order, standardised like those of `batches`.
+
+    **Arguments:**
+
+    - `split`: the samples.
+    - `mean`, `std`: `Dataset.mean` and `Dataset.std`; see `batches`.
+
+    **Returns:**
+
+    One `Batch` of the size of the split.
+    """
     scale, shift = _affine(split.x, mean, std)
     x = split.x.astype(np.float32)
     x *= scale

@@ -99,6 +99,10 @@ def list_datasets(data_dir: str | os.PathLike[str] | None = None) -> list[Datase
     **Arguments:**
 
     - `data_dir`: a folder to look in first.
+
+    **Returns:**
+
+    One `DatasetInfo` for each.
     """
     folder = None if data_dir is None else Path(data_dir).expanduser()
     return [_info(spec, folder) for spec in DATASETS.values()]
@@ -110,6 +114,10 @@ def prepare_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -
     **Arguments:**
 
     - `name`, `data_dir`: those of `load_dataset`; a plain name of `DATASETS`.
+
+    **Returns:**
+
+    The `DatasetInfo` that tells where it is.
 
     **Raises:**
 

@@ -36,6 +36,10 @@ def make_model(
     - `num_classes`: the number of logits.
     - `key`: the random key of the initialisation.
 
+    **Returns:**
+
+    An Equinox model from one sample to its logits `[num_classes]`.
+
     **Raises:**
 
     `ValueError` for an unknown name (the message lists the known ones), or for inputs that are
