@@ -3,11 +3,26 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ._errors import require
 
 _LINE_EVERY = 10.0
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Where text goes, such as `sys.stdout`."""
+
+    def write(self, text: str, /) -> Any:
+        """Take some text."""
+
+    def flush(self) -> None:
+        """Hand on what was taken."""
+
+    def isatty(self) -> bool:
+        """Whether a person looks at it."""
+        ...
 
 
 @runtime_checkable
@@ -34,16 +49,16 @@ class Display(Protocol):
         """The phase is over."""
 
 
-def make_display(stream: IO[str] | None = None) -> Display:
+def make_display(stream: Stream | None = None) -> Display:
     """A live display when `stream` (standard output) is a terminal, else plain lines."""
-    where: IO[str] = sys.stdout if stream is None else stream
+    where: Stream = sys.stdout if stream is None else stream
     return LiveDisplay(where) if where.isatty() else PlainDisplay(where)
 
 
 class PlainDisplay:
     """Lines of text: at the end of a phase, and every ten seconds within one."""
 
-    def __init__(self, stream: IO[str]):
+    def __init__(self, stream: Stream):
         self._stream = stream
         self._title = ""
         self._steps = self._first = self._done = 0
@@ -102,7 +117,7 @@ class PlainDisplay:
 class LiveDisplay:
     """A rich progress bar with rate and time left."""
 
-    def __init__(self, stream: IO[str]):
+    def __init__(self, stream: Stream):
         console, bars = require("rich.console"), require("rich.progress")
         text = require("rich.text")
 
