@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from ._errors import require
 
 _LINE_EVERY = 10.0
+_WIDE = 130
 
 
 @runtime_checkable
@@ -123,19 +124,29 @@ class LiveDisplay:
 
         class RateColumn(bars.ProgressColumn):
             def render(self, task: Any) -> Any:
-                return text.Text(speed(task.speed) if task.speed else "", style="cyan")
+                rate = f"{task.speed:.3g}/s" if task.speed else ""
+                return text.Text(rate, style="cyan", no_wrap=True)
+
+        class LeftColumn(bars.ProgressColumn):
+            def render(self, task: Any) -> Any:
+                left = task.time_remaining
+                shown = "" if left is None else f"{duration(left)} left"
+                return text.Text(shown, style="magenta", no_wrap=True)
 
         self._console = console.Console(file=stream, highlight=False)
-        self._progress = bars.Progress(
-            bars.TextColumn("{task.description}", markup=False),
-            bars.BarColumn(bar_width=None),
-            bars.MofNCompleteColumn(),
-            RateColumn(),
-            bars.TimeRemainingColumn(),
-            bars.TextColumn("{task.fields[note]}", style="dim", markup=False),
-            console=self._console,
-            transient=True,
-        )
+        wide = self._console.width >= _WIDE
+        line = lambda: require("rich.table").Column(no_wrap=True)
+        columns = [
+            bars.TextColumn("{task.description}", markup=False, table_column=line()),
+            bars.BarColumn(bar_width=None if wide else 10),  # gives way where it is narrow
+            bars.TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=line()),
+            RateColumn(table_column=line()),
+            LeftColumn(table_column=line()),
+        ]
+        if wide:
+            note = "{task.fields[note]}"
+            columns.append(bars.TextColumn(note, style="dim", markup=False, table_column=line()))
+        self._progress = bars.Progress(*columns, console=self._console, transient=True)
         self._task: Any = None
         self._title = self._note = ""
         self._started = 0.0
