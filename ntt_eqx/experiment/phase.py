@@ -115,7 +115,8 @@ def run_phase(
 
     - `phase`: what to do.
     - `directory`: where its checkpoints go.
-    - `metrics`: where its rows go; taken back to the rows that the checkpoint knows of.
+    - `metrics`: where its rows go, behind those of earlier phases; taken back to the rows that
+      the checkpoint knows of.
     - `display`: shows the progress.
     - `stop`: says whether to stop.
     - `checkpoint_every`: seconds between two checkpoints; the last step always gets one.
@@ -169,6 +170,7 @@ def _run(
         store.save(Checkpoint(step, state, record))
 
     if found is None:
+        metrics.rewind(metrics.rows)  # rows of an attempt that died before its first checkpoint
         metrics.append({"phase": phase.name, "step": 0, **phase.observe(state, 0)})
     while step < phase.num_steps:
         if stop.asked:

@@ -3,11 +3,27 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ._errors import require
 
 _LINE_EVERY = 10.0
+_WIDE = 130
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Where text goes, such as `sys.stdout`."""
+
+    def write(self, text: str, /) -> Any:
+        """Take some text."""
+
+    def flush(self) -> None:
+        """Hand on what was taken."""
+
+    def isatty(self) -> bool:
+        """Whether a person looks at it."""
+        ...
 
 
 @runtime_checkable
@@ -34,16 +50,16 @@ class Display(Protocol):
         """The phase is over."""
 
 
-def make_display(stream: IO[str] | None = None) -> Display:
+def make_display(stream: Stream | None = None) -> Display:
     """A live display when `stream` (standard output) is a terminal, else plain lines."""
-    where: IO[str] = sys.stdout if stream is None else stream
+    where: Stream = sys.stdout if stream is None else stream
     return LiveDisplay(where) if where.isatty() else PlainDisplay(where)
 
 
 class PlainDisplay:
     """Lines of text: at the end of a phase, and every ten seconds within one."""
 
-    def __init__(self, stream: IO[str]):
+    def __init__(self, stream: Stream):
         self._stream = stream
         self._title = ""
         self._steps = self._first = self._done = 0
@@ -102,25 +118,35 @@ class PlainDisplay:
 class LiveDisplay:
     """A rich progress bar with rate and time left."""
 
-    def __init__(self, stream: IO[str]):
+    def __init__(self, stream: Stream):
         console, bars = require("rich.console"), require("rich.progress")
         text = require("rich.text")
 
         class RateColumn(bars.ProgressColumn):
             def render(self, task: Any) -> Any:
-                return text.Text(speed(task.speed) if task.speed else "", style="cyan")
+                rate = f"{task.speed:.3g}/s" if task.speed else ""
+                return text.Text(rate, style="cyan", no_wrap=True)
+
+        class LeftColumn(bars.ProgressColumn):
+            def render(self, task: Any) -> Any:
+                left = task.time_remaining
+                shown = "" if left is None else f"{duration(left)} left"
+                return text.Text(shown, style="magenta", no_wrap=True)
 
         self._console = console.Console(file=stream, highlight=False)
-        self._progress = bars.Progress(
-            bars.TextColumn("{task.description}", markup=False),
-            bars.BarColumn(bar_width=None),
-            bars.MofNCompleteColumn(),
-            RateColumn(),
-            bars.TimeRemainingColumn(),
-            bars.TextColumn("{task.fields[note]}", style="dim", markup=False),
-            console=self._console,
-            transient=True,
-        )
+        wide = self._console.width >= _WIDE
+        line = lambda: require("rich.table").Column(no_wrap=True)
+        columns = [
+            bars.TextColumn("{task.description}", markup=False, table_column=line()),
+            bars.BarColumn(bar_width=None if wide else 10),  # gives way where it is narrow
+            bars.TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=line()),
+            RateColumn(table_column=line()),
+            LeftColumn(table_column=line()),
+        ]
+        if wide:
+            note = "{task.fields[note]}"
+            columns.append(bars.TextColumn(note, style="dim", markup=False, table_column=line()))
+        self._progress = bars.Progress(*columns, console=self._console, transient=True)
         self._task: Any = None
         self._title = self._note = ""
         self._started = 0.0

@@ -110,7 +110,6 @@ def _make(cell: Cell, directory: Path, around: Surroundings, title: str) -> dict
 
     # A checkpoint of the training holds the network, so that nothing before it is done again.
     if not _has_checkpoint(checkpoints / "train"):
-        metrics.rewind(0)
         if cell.start is not None:
             student = _from_file(cell, around, images)
         elif cell.transfer is not None:

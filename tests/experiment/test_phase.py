@@ -66,8 +66,6 @@ def make_phase(batches=None, bad_at=None, stop_at=None, stop=None):
 def run(phase, folder, stop=None, every=1e9, **more):
     metrics = MetricsFile(folder / "metrics.jsonl")
     folder.mkdir(exist_ok=True)
-    if not (folder / "c").exists():
-        metrics.rewind(0)
     with open(folder / "log", "a") as log:
         return run_phase(
             phase,

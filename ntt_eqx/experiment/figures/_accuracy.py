@@ -105,7 +105,7 @@ def _limits(found: Sequence[Curve]) -> tuple[float, float]:
         for curve in found
         for values in curve.values
         for step, value in zip(curve.steps, values, strict=True)
-        if step >= 0.04 * last
+        if step >= 0.1 * last
     ]
     low, high = min(shown), max(shown)
     margin = max(0.06 * (high - low), 0.5)

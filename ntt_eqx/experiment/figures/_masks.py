@@ -18,6 +18,7 @@ from ._style import (
 )
 
 _GRID = 4
+_WIDEST = 5
 
 
 def masks_figure(masks: dict[str, np.ndarray], input_shape: Sequence[int]) -> Any | None:
@@ -34,8 +35,8 @@ def masks_figure(masks: dict[str, np.ndarray], input_shape: Sequence[int]) -> An
     if not shown:
         return None
     figures = require("matplotlib.figure")
-    columns = min(len(shown), 5)
-    blocks = (len(shown) + columns - 1) // columns
+    blocks = -(-len(shown) // _WIDEST)
+    columns = -(-len(shown) // blocks)
     width = max(COLUMN, 1.35 * columns + 0.45)
     with styled():
         figure = figures.Figure(figsize=(width, 2.85 * blocks + 0.15), layout="constrained")

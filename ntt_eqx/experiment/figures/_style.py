@@ -111,6 +111,7 @@ def save_figure(figure: Any, stem: Path) -> list[Path]:
 def thousands(axis: Any) -> None:
     """Label large step counts as 5k, 10k."""
     ticker = require("matplotlib.ticker")
+    axis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     axis.set_major_formatter(
         ticker.FuncFormatter(lambda v, _: f"{v / 1000:g}k" if abs(v) >= 1000 else f"{v:g}")
     )

@@ -1,0 +1,242 @@
+"""The commands from end to end, on a network that trains in no time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ntt_eqx.experiment.cli import main
+from ntt_eqx.experiment.phase import StopRequest
+
+from .conftest import DATASET, tiny
+
+METHODS = ("ntt", "ntt-ambient", "random", "magnitude", "snip", "logit-snip", "dense")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A comparison of all methods, and what its command printed."""
+    from ntt_eqx.models import MODELS
+
+    from .conftest import TwoLayers
+
+    out = tmp_path_factory.mktemp("compare")
+    MODELS["tiny"] = TwoLayers
+    assert main(["compare", "--out", str(out), *compare_all()]) == 0
+    return out
+
+
+def compare_all():
+    return tiny("--methods", *METHODS, "--densities", "0.1")
+
+
+def stable(results):
+    """Results without the times, which no two runs share."""
+    return [{k: v for k, v in r.items() if not k.endswith("seconds")} for r in results]
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+def test_compare_writes_results_tables_and_figures(finished):
+    results = read(finished / "results.json")
+    assert len(results) == len(METHODS)
+    for result in results:
+        assert set(result) > {"method", "scope", "density", "seed", "seconds"}
+        assert 0 <= result["test_accuracy"] <= 1 and 0 <= result["train_accuracy"] <= 1
+        assert abs(result["kept_density"] - result["density"]) < 0.01
+    assert (finished / "table.md").read_text().count("\n") == len(results) + 2
+    names = {path.name for path in (finished / "figures").iterdir()}
+    for stem in ("accuracy", "distances", "masks", "densities"):
+        assert {f"{stem}.png", f"{stem}.svg"} <= names
+    cell = next((finished / "cells").glob("*-ntt-layer-0.1-*"))
+    assert {path.name for path in cell.iterdir()} == {
+        *("config.json", "metrics.jsonl", "model.eqx", "transferred.eqx", "result.json"),
+    }
+
+
+def test_a_finished_comparison_is_only_read(finished, capsys):
+    before = read(finished / "results.json")
+    assert main(["compare", "--out", str(finished), *compare_all()]) == 0
+    assert read(finished / "results.json") == before
+    said = capsys.readouterr().out
+    assert "7 networks, 7 of them done already" in said and "training:" not in said
+
+
+def test_other_settings_get_other_cells(finished, tmp_path):
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    more = tiny("--methods", "random", "--densities", "0.1", "--training.epochs", "1")
+    assert main(["compare", "--out", str(out), *more]) == 0
+    (result,) = read(out / "results.json")
+    assert result["train_steps"] == 9
+    assert main(["report", str(out), "--out", str(tmp_path / "report")]) == 0
+    table = (tmp_path / "report" / "table.md").read_text()
+    assert "Settings" in table and table.count("| random ") == 2
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(finished, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "cut"
+    command = ["compare", "--out", str(out), *compare_all()]
+    original, calls = StopRequest.__enter__, []
+
+    def enter(self):
+        calls.append(self)
+        return original(self)
+
+    monkeypatch.setattr(StopRequest, "__enter__", enter)
+    from ntt_eqx.experiment import phases
+
+    step, steps = phases._transfer_step, []
+
+    def stepping(*arguments):
+        steps.append(1)
+        if len(steps) % 20 == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(phases, "_transfer_step", stepping)
+    codes = []
+    while not codes or codes[-1] != 0:
+        codes.append(main(command))
+        assert len(codes) < 30
+    assert codes[0] == 130 and "the same command goes on from here" in capsys.readouterr().err
+    assert stable(read(out / "results.json")) == stable(read(finished / "results.json"))
+
+
+def test_a_killed_comparison_goes_on_where_it_was(finished, tmp_path):
+    folder = Path(__file__).parent
+    code = (
+        f"import sys; sys.path.insert(0, {str(folder)!r}); from conftest import TwoLayers;"
+        "from ntt_eqx.models import MODELS; MODELS['tiny'] = TwoLayers;"
+        "from ntt_eqx.experiment.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    out = tmp_path / "cut"
+    methods = tiny("--methods", "ntt", "snip", "--densities", "0.1", "--checkpoint-every", "0")
+    command = [sys.executable, "-c", code, "compare", "--out", str(out), *methods]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **quiet)
+    deadline = time.monotonic() + 300
+    while not list(out.glob("cells/*-ntt-*/checkpoints/*/[1-9]*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (out / "results.json").exists()
+    again = subprocess.run(command, **quiet)
+    assert again.returncode == 0, again.stderr
+    wanted = [r for r in read(finished / "results.json") if r["method"] in ("ntt", "snip")]
+    assert stable(read(out / "results.json")) == stable(wanted)
+    for path in out.glob("cells/*/model.eqx"):
+        assert (finished / path.relative_to(out)).read_bytes() == path.read_bytes()
+
+
+def test_transfer_then_train_then_evaluate(tmp_path, capsys):
+    one, two = str(tmp_path / "transfer"), str(tmp_path / "train")
+    options = [
+        *("--dataset", DATASET, "--model", "tiny", "--density", "0.2", "--transfer.epochs", "2"),
+        *("--transfer.batch-size", "8", "--transfer.held-out", "0.05"),
+    ]
+    assert main(["transfer", "--out", one, *options]) == 0
+    result = read(tmp_path / "transfer/result.json")
+    assert result["test_accuracy"] is None and result["kernel_distance"] > 0
+    train = ["--dataset", DATASET, "--training.epochs", "2", "--training.batch-size", "8"]
+    assert main(["train", "--start", one, "--out", two, *train]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", two, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    trained = read(tmp_path / "train/result.json")
+    assert found["test_accuracy"] == trained["test_accuracy"]
+    assert trained["method"] == "ntt" and abs(found["density"] - 0.2) < 0.01
+    assert main(["train", "--out", two, *train, "--method", "dense"]) == 2
+    assert "holds a run with another configuration" in capsys.readouterr().err
+    assert main(["runs", str(tmp_path)]) == 0
+    listed = capsys.readouterr().out
+    assert listed.count("done") == 2
+
+
+def test_data_says_what_there_is(capsys, monkeypatch):
+    monkeypatch.delenv("NTT_EQX_DATA", raising=False)
+    assert main(["data"]) == 0
+    said = capsys.readouterr().out
+    assert "fashion-mnist-mini" in said and "6,000" in said
+    assert main(["data", "fashion-mnist-mini"]) == 0
+    assert "fashion-mnist-mini: whole, in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("compare --datasets fashion", "unknown dataset 'fashion'. Did you mean.*Allowed: "),
+        ("compare --models lenet", "unknown model 'lenet'. Did you mean.*Allowed: lenet-300-100"),
+        ("compare --methods snap", "(?s)invalid choice 'snap'.*'logit-snip'"),
+        ("compare --sedds 1", "(?s)Unrecognized options: --sedds.*--seeds"),
+        ("compare --densities 0", "densities: 0.0 must be a number above 0"),
+        ("compare --config nowhere.json", "nowhere.json: no such file"),
+        ("compare --transfer.batch-size 3", "transfer.batch_size: 3 is odd"),
+        ("evaluate nowhere.eqx", "nowhere.eqx: no such file"),
+        ("train --start nowhere.eqx", "nowhere.eqx: no such file"),
+        ("report nowhere", "nowhere: no such directory"),
+        ("runs nowhere", "nowhere: no such directory"),
+        ("data mnits", "unknown dataset 'mnits'. Did you mean 'mnist'"),
+        ("compare --plan-only --out x --data-dir nowhere --datasets mnist", "nowhere does not exi"),
+        ("nothing", "(?s)Unrecognized.*compare, transfer"),
+    ],
+)
+def test_wrong_words_are_explained(command, message, capsys, tmp_path, monkeypatch):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    said = re.sub(r"[│╭╰─╮╯\s]+", " ", capsys.readouterr().err)
+    assert re.search(message, said), said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["", *"compare transfer train evaluate data runs".split()])
+def test_help_is_shown(command, capsys):
+    assert main([*command.split(), "--help"]) == 0
+    assert "usage: ntt-eqx" in capsys.readouterr().out
+
+
+def test_presets_and_config_files_set_the_defaults(capsys, tmp_path):
+    assert main(["compare", "--preset", "paper", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(default: 0 1 2 3 4)" in said and "ntt random snip logit-snip dense)" in said
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"datasets": ["fashion-mnist-mini"], "seeds": [7]}))
+    assert main(["compare", "--config", str(path), "--plan-only", "--seeds", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "seed:     8" in said and "4 networks" in said
+    path.write_text('{"seed": 3}')
+    assert main(["compare", "--config", str(path), "--plan-only"]) == 2
+    assert "unknown field 'seed'. Did you mean 'seeds'" in capsys.readouterr().err
+
+
+def test_a_diverging_network_leaves_the_others(tmp_path, capsys):
+    out = tmp_path / "out"
+    more = ("--methods", "ntt", "random", "--densities", "0.1", "--transfer.learning-rate", "1e30")
+    assert main(["compare", "--out", str(out), *tiny(*more)]) == 1
+    said = capsys.readouterr().out
+    assert "the loss became" in said and "--transfer.learning-rate" in said
+    (result,) = read(out / "results.json")
+    assert result["method"] == "random"
+    assert main(["runs", str(out)]) == 0
+    assert "failed" in capsys.readouterr().out
+
+
+def test_the_core_does_not_import_this_room():
+    code = (
+        "import sys, ntt_eqx; print([m for m in sys.modules if m.startswith(('ntt_eqx.experiment',"
+        " 'tyro', 'rich', 'matplotlib', 'pooch', 'orbax'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,58 @@
+"""What a run shows: plain lines in a file, a bar with rate and time left on a terminal."""
+
+import io
+
+import pytest
+
+from ntt_eqx.experiment import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def play(display):
+    with display:
+        display.say("hello")
+        display.begin("[1/2] ntt layer 0.03 seed 0, transfer", 200, 100)
+        for step in range(110, 201, 10):
+            display.advance(step, {"kernel": 12.3456})
+        display.end()
+        display.table(["Method", "Test"], [["ntt", "86.40"]], [False, True])
+
+
+def test_plain_lines(monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.0)
+    stream = io.StringIO()
+    play(progress.make_display(stream))
+    lines = stream.getvalue().splitlines()
+    assert lines[1] == "[1/2] ntt layer 0.03 seed 0, transfer: continuing at step 100 of 200"
+    assert "step 110 of 200" in lines[2] and "left, kernel 12.35" in lines[2]
+    assert lines[-3].startswith("[1/2] ntt layer 0.03 seed 0, transfer: 200 steps, ")
+    assert lines[-2:] == ["Method   Test", "ntt     86.40"]
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_live_bar_takes_one_line(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = Terminal()
+    display = progress.make_display(stream)
+    assert isinstance(display, progress.LiveDisplay)
+    play(display)
+    said = stream.getvalue()
+    assert "hello" in said and "86.40" in said and "100/200" in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.05, "0.1 s"),
+        (9.97, "10 s"),
+        (59.97, "1 min 00 s"),
+        (125.0, "2 min 05 s"),
+        (4800.0, "1 h 20 min"),
+    ],
+)
+def test_durations_in_words(seconds, words):
+    assert progress.duration(seconds) == words
