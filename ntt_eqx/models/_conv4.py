@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._init import conv, linear
+from ._init import conv, glorot_init, linear
 from ._shapes import after_window, check_image_shape, check_sample
 
 
@@ -49,18 +49,22 @@ class Conv4(eqx.Module):
           such probabilities in (0, 1].
         - `key`: the random key of the initialisation.
         """
-        key1, key2, key3, key4, key5, key6 = jr.split(key, 6)
         self.input_shape = check_image_shape("Conv4", input_shape, smallest=16)
-        self.conv1 = conv(self.input_shape[0], 64, 3, key=key1)
-        self.conv2 = conv(64, 64, 3, key=key2)
-        self.conv3 = conv(64, 128, 3, key=key3)
-        self.conv4 = conv(128, 128, 3, key=key4)
-        self.pool = eqx.nn.MaxPool2d(2, 2)
         # two 3 x 3 windows in a row see 5 x 5
         shape = after_window(after_window(self.input_shape, 5), 2, stride=2)
         _, height, width = after_window(after_window(shape, 5), 2, stride=2)
-        self.hidden = linear(128 * height * width, 512, key=key5)
-        self.output = linear(512, num_classes, key=key6)
+        self.conv1, self.conv2, self.conv3, self.conv4, self.hidden, self.output = glorot_init(
+            (
+                conv(self.input_shape[0], 64, 3),
+                conv(64, 64, 3),
+                conv(64, 128, 3),
+                conv(128, 128, 3),
+                linear(128 * height * width, 512),
+                linear(512, num_classes),
+            ),
+            key=key,
+        )
+        self.pool = eqx.nn.MaxPool2d(2, 2)
         self.keep = _keep_probabilities(dropout)
 
     def __call__(

@@ -1,53 +1,61 @@
 """The initialisation of the published experiments, for any model made of `eqx.nn` layers."""
 
+import functools
+import math
 from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 _Model = TypeVar("_Model")
+
+_BIAS_STD = 0.01
+_CUT_STD = 0.87962566103423978  # of a standard normal distribution that is cut off at -2 and 2
 
 
 def glorot_init(model: _Model, *, key: PRNGKeyArray) -> _Model:
     """Draw the weights and biases of every linear and convolutional layer anew.
 
-    Weights come from the (truncated) Glorot-normal distribution of variance
-    `2 / (fan_in + fan_out)`, where the fans of a convolution are its channels times the size of
+    Weights come from the Glorot-normal distribution of variance `2 / (fan_in + fan_out)`, cut off
+    at two standard deviations, where the fans of a convolution are its channels times the size of
     its filter; biases from `N(0, 0.01^2)`. This is the initialisation of Liu & Zenke (2020).
 
     **Arguments:**
 
-    - `model`: any PyTree with `eqx.nn.Linear` and `eqx.nn.Conv` layers in it; all other leaves
-      (normalisations, embeddings, bare arrays) are kept.
-    - `key`: the random key; each layer gets its own.
+    - `model`: any PyTree with `eqx.nn.Linear` and `eqx.nn.Conv` layers in it, whose parameters may
+      be arrays or only their shapes (`jax.ShapeDtypeStruct`); all other leaves (normalisations,
+      embeddings, bare arrays) are kept.
+    - `key`: the random key.
 
     **Returns:**
 
     The same model with new parameters of the same shapes and dtypes.
     """
     nodes, treedef = jax.tree.flatten(model, is_leaf=_is_layer)
-    keys = jr.split(key, max(len(nodes), 1))
-    nodes = [_draw(n, k) if _is_layer(n) else n for n, k in zip(nodes, keys, strict=False)]
+    parameters = [_parameters(node) for node in nodes]
+    shapes = tuple(tuple(p.shape for p in group) for group in parameters)
+    dtypes = tuple(tuple(p.dtype for p in group) for group in parameters)
+    drawn = _draw(key, shapes, dtypes)
+    nodes = [
+        eqx.tree_at(_parameters, node, new) if new else node
+        for node, new in zip(nodes, drawn, strict=True)
+    ]
     return jax.tree.unflatten(treedef, nodes)
 
 
-def linear(in_features: int, out_features: int, *, key: PRNGKeyArray) -> eqx.nn.Linear:
-    """A dense layer with the published initialisation."""
-    layer = eqx.filter_eval_shape(eqx.nn.Linear, in_features, out_features, key=key)
-    return glorot_init(layer, key=key)
+def linear(in_features: int, out_features: int) -> eqx.nn.Linear:
+    """A dense layer that has shapes only, for `glorot_init` to fill."""
+    return eqx.filter_eval_shape(eqx.nn.Linear, in_features, out_features, key=jr.key(0))
 
 
-def conv(
-    in_channels: int, out_channels: int, kernel_size: int, *, key: PRNGKeyArray, **options: Any
-) -> eqx.nn.Conv2d:
-    """A 2D convolution with the published initialisation; `options` go to `eqx.nn.Conv2d`."""
-    layer = eqx.filter_eval_shape(
-        eqx.nn.Conv2d, in_channels, out_channels, kernel_size, key=key, **options
+def conv(in_channels: int, out_channels: int, kernel_size: int, **options: Any) -> eqx.nn.Conv2d:
+    """A 2D convolution that has shapes only; `options` go to `eqx.nn.Conv2d`."""
+    return eqx.filter_eval_shape(
+        eqx.nn.Conv2d, in_channels, out_channels, kernel_size, key=jr.key(0), **options
     )
-    return glorot_init(layer, key=key)
 
 
 def group_norm(name: str, channels: int) -> eqx.nn.GroupNorm:
@@ -61,14 +69,40 @@ def _is_layer(node: Any) -> bool:
     return isinstance(node, eqx.nn.Linear | eqx.nn.Conv)
 
 
-def _draw(layer: Any, key: PRNGKeyArray) -> Any:
+def _parameters(node: Any) -> list[Any]:
+    """Weight and bias of a layer; nothing of anything else."""
+    if not _is_layer(node):
+        return []
+    return [node.weight] if node.bias is None else [node.weight, node.bias]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _draw(key: PRNGKeyArray, shapes: tuple, dtypes: tuple) -> list[list[Array]]:
+    """New parameters for each layer, cut from one long draw of weights and one of biases.
+
+    To compile the random generator for a new size takes far longer than to run it, so that one
+    draw per layer would make a deep model take tens of seconds to build.
+    """
+    wide = any(dtype == jnp.float64 for group in dtypes for dtype in group)
+    dtype = jnp.float64 if wide else jnp.float32
+    sizes = [sum(math.prod(group[n]) for group in shapes if len(group) > n) for n in (0, 1)]
     weight_key, bias_key = jr.split(key)
-    # Equinox's order is (out, in, *window); jax counts the window into both fans
-    glorot_normal = jax.nn.initializers.glorot_normal(in_axis=1, out_axis=0)
-    weight = glorot_normal(weight_key, layer.weight.shape, layer.weight.dtype)
-    layer = eqx.tree_at(lambda node: node.weight, layer, weight)
-    if layer.bias is None:
-        return layer
-    dtype = layer.bias.dtype
-    bias = jr.normal(bias_key, layer.bias.shape, dtype) * jnp.asarray(0.01, dtype)
-    return eqx.tree_at(lambda node: node.bias, layer, bias)
+    weights = jr.truncated_normal(weight_key, -2.0, 2.0, (sizes[0],), dtype)
+    biases = jr.normal(bias_key, (sizes[1],), dtype)
+    streams, starts, drawn = (weights, biases), [0, 0], []
+    for group, kinds in zip(shapes, dtypes, strict=True):
+        scales = (_glorot_std(group[0]) / _CUT_STD, _BIAS_STD) if group else ()
+        new = []
+        for n, (shape, kind) in enumerate(zip(group, kinds, strict=True)):
+            size = math.prod(shape)
+            piece = streams[n][starts[n] : starts[n] + size]
+            starts[n] += size
+            new.append((piece.reshape(shape) * scales[n]).astype(kind))
+        drawn.append(new)
+    return drawn
+
+
+def _glorot_std(shape: tuple[int, ...]) -> float:
+    """Of a weight in the order of Equinox, (out, in, *window)."""
+    out_features, in_features, *window = shape
+    return math.sqrt(2 / (math.prod(window) * (in_features + out_features)))

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._init import conv, linear
+from ._init import conv, glorot_init, linear
 from ._shapes import after_window, check_image_shape, check_sample
 
 
@@ -40,11 +39,11 @@ class LeNet300100(eqx.Module):
         - `num_classes`: the number of logits `K`.
         - `key`: the random key of the initialisation.
         """
-        key1, key2, key3 = jr.split(key, 3)
         self.input_shape = tuple(input_shape)
-        self.hidden1 = linear(math.prod(self.input_shape), 300, key=key1)
-        self.hidden2 = linear(300, 100, key=key2)
-        self.output = linear(100, num_classes, key=key3)
+        self.hidden1, self.hidden2, self.output = glorot_init(
+            (linear(math.prod(self.input_shape), 300), linear(300, 100), linear(100, num_classes)),
+            key=key,
+        )
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " classes"]:
         """Logits of one sample of shape `input_shape`."""
@@ -83,15 +82,19 @@ class LeNet5(eqx.Module):
         - `num_classes`: the number of logits `K`.
         - `key`: the random key of the initialisation.
         """
-        key1, key2, key3, key4 = jr.split(key, 4)
         self.input_shape = check_image_shape("LeNet5", input_shape, smallest=16)
-        self.conv1 = conv(self.input_shape[0], 20, 5, key=key1)
-        self.conv2 = conv(20, 50, 5, key=key2)
-        self.pool = eqx.nn.MaxPool2d(2, 2)
         shape = after_window(after_window(self.input_shape, 5), 2, stride=2)
         _, height, width = after_window(after_window(shape, 5), 2, stride=2)
-        self.hidden = linear(50 * height * width, 500, key=key3)
-        self.output = linear(500, num_classes, key=key4)
+        self.conv1, self.conv2, self.hidden, self.output = glorot_init(
+            (
+                conv(self.input_shape[0], 20, 5),
+                conv(20, 50, 5),
+                linear(50 * height * width, 500),
+                linear(500, num_classes),
+            ),
+            key=key,
+        )
+        self.pool = eqx.nn.MaxPool2d(2, 2)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " classes"]:
         """Logits of one image of shape `input_shape`."""

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._init import conv, group_norm, linear
+from ._init import conv, glorot_init, group_norm, linear
 from ._shapes import check_image_shape, check_sample
 
 
@@ -45,15 +44,15 @@ class ResNet20(eqx.Module):
         - `key`: the random key of the initialisation.
         """
         self.input_shape = check_image_shape("ResNet20", input_shape, smallest=4)
-        first, *keys, last = jr.split(key, 11)
-        self.stem = conv(self.input_shape[0], width, 3, key=first, padding=1, use_bias=False)
         self.norm = group_norm("ResNet20", width)
         channels = [width, *(width * n for n in (1, 1, 1, 2, 2, 2, 4, 4, 4))]
-        self.blocks = tuple(
-            ResidualBlock(i, o, key=k)
-            for i, o, k in zip(channels[:-1], channels[1:], keys, strict=True)
+        blocks = tuple(
+            ResidualBlock(i, o) for i, o in zip(channels[:-1], channels[1:], strict=True)
         )
-        self.output = linear(4 * width, num_classes, key=last)
+        stem = conv(self.input_shape[0], width, 3, padding=1, use_bias=False)
+        self.stem, self.blocks, self.output = glorot_init(
+            (stem, blocks, linear(4 * width, num_classes)), key=key
+        )
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " classes"]:
         """Logits of one image of shape `input_shape`."""
@@ -72,15 +71,12 @@ class ResidualBlock(eqx.Module):
     conv2: eqx.nn.Conv2d
     norm2: eqx.nn.GroupNorm
 
-    def __init__(self, in_channels: int, out_channels: int, *, key: PRNGKeyArray):
-        """Build the block; `out_channels` is `in_channels` or more."""
-        key1, key2 = jr.split(key)
+    def __init__(self, in_channels: int, out_channels: int):
+        """Lay out the block, whose weights `ResNet20` draws; `out_channels >= in_channels`."""
         stride = 1 if in_channels == out_channels else 2
-        self.conv1 = conv(
-            in_channels, out_channels, 3, key=key1, stride=stride, padding=1, use_bias=False
-        )
+        self.conv1 = conv(in_channels, out_channels, 3, stride=stride, padding=1, use_bias=False)
         self.norm1 = group_norm("ResNet20", out_channels)
-        self.conv2 = conv(out_channels, out_channels, 3, key=key2, padding=1, use_bias=False)
+        self.conv2 = conv(out_channels, out_channels, 3, padding=1, use_bias=False)
         self.norm2 = group_norm("ResNet20", out_channels)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:

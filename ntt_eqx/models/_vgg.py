@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._init import conv, group_norm, linear
+from ._init import conv, glorot_init, group_norm, linear
 from ._shapes import check_image_shape, check_sample
 
 _MULTIPLES = (1, 2, 4, 4, 8, 8, 8, 8)  # channels of each convolution, in units of `width`
@@ -48,14 +47,13 @@ class VGG11(eqx.Module):
         """
         self.input_shape = check_image_shape("VGG11", input_shape, smallest=16)
         channels = [self.input_shape[0], *(width * n for n in _MULTIPLES)]
-        *keys, last = jr.split(key, len(_MULTIPLES) + 1)
-        self.convs = tuple(
-            conv(i, o, 3, key=k, padding=1, use_bias=False)
-            for i, o, k in zip(channels[:-1], channels[1:], keys, strict=True)
+        convs = tuple(
+            conv(i, o, 3, padding=1, use_bias=False)
+            for i, o in zip(channels[:-1], channels[1:], strict=True)
         )
+        self.convs, self.output = glorot_init((convs, linear(channels[-1], num_classes)), key=key)
         self.norms = tuple(group_norm("VGG11", c) for c in channels[1:])
         self.pool = eqx.nn.MaxPool2d(2, 2)
-        self.output = linear(channels[-1], num_classes, key=last)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " classes"]:
         """Logits of one image of shape `input_shape`."""

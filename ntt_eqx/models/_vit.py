@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._init import linear
+from ._init import glorot_init, linear
 from ._shapes import check_image_shape, check_sample
 
 
@@ -58,14 +58,15 @@ class ViT(eqx.Module):
                 f"ViT: patches of {patch_size} must divide input_shape {self.input_shape} and "
                 f"{num_heads} heads must divide dim {dim}."
             )
-        first, second, *keys, last = jr.split(key, depth + 3)
-        tokens = height * width // patch_size**2
         self.patch_size = patch_size
-        self.embed = linear(channels * patch_size**2, dim, key=first)
-        self.positions = 0.01 * jr.normal(second, (tokens, dim))
-        self.blocks = tuple(TransformerBlock(dim, num_heads, key=k) for k in keys)
+        key1, key2 = jr.split(key)
+        blocks = tuple(TransformerBlock(dim, num_heads) for _ in range(depth))
+        self.embed, self.blocks, self.output = glorot_init(
+            (linear(channels * patch_size**2, dim), blocks, linear(dim, num_classes)), key=key1
+        )
+        tokens = height * width // patch_size**2
+        self.positions = 0.01 * jr.normal(key2, (tokens, dim))
         self.norm = eqx.nn.LayerNorm(dim)
-        self.output = linear(dim, num_classes, key=last)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " classes"]:
         """Logits of one image of shape `input_shape`."""
@@ -90,15 +91,14 @@ class TransformerBlock(eqx.Module):
     contract: eqx.nn.Linear
     num_heads: int = eqx.field(static=True)
 
-    def __init__(self, dim: int, num_heads: int, *, key: PRNGKeyArray):
-        """Build the block for tokens of `dim` features."""
-        key1, key2, key3, key4 = jr.split(key, 4)
+    def __init__(self, dim: int, num_heads: int):
+        """Lay out the block for tokens of `dim` features; `ViT` draws its weights."""
         self.norm1 = eqx.nn.LayerNorm(dim)
-        self.queries_keys_values = linear(dim, 3 * dim, key=key1)
-        self.project = linear(dim, dim, key=key2)
+        self.queries_keys_values = linear(dim, 3 * dim)
+        self.project = linear(dim, dim)
         self.norm2 = eqx.nn.LayerNorm(dim)
-        self.expand = linear(dim, 2 * dim, key=key3)
-        self.contract = linear(2 * dim, dim, key=key4)
+        self.expand = linear(dim, 2 * dim)
+        self.contract = linear(2 * dim, dim)
         self.num_heads = num_heads
 
     def __call__(self, tokens: Float[Array, "tokens dim"]) -> Float[Array, "tokens dim"]:

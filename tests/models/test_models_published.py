@@ -1,5 +1,7 @@
 """The three published architectures: sizes, initialisation, dropout, and transformations."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 
 from ntt_eqx.models import MODELS, Conv4, LeNet5, LeNet300100, glorot_init, make_model
+from ntt_eqx.models._conv4 import _dropout
 
-GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+GREY, COLOUR, SMALL = (1, 28, 28), (3, 32, 32), (1, 16, 16)
 
 
 def count(tree):
@@ -42,17 +45,17 @@ def test_any_image_shape_and_number_of_classes(name, shape, num_classes, getkey)
 
 @pytest.mark.parametrize("name", ["lenet-300-100", "lenet-5"])
 def test_goes_through_jit_vmap_and_grad(name, getkey):
-    model = make_model(name, GREY, 10, key=getkey())
-    x = jr.normal(getkey(), (3, *GREY))
+    model = make_model(name, SMALL, 3, key=getkey())
+    x = jr.normal(getkey(), (2, *SMALL))
 
     @eqx.filter_jit
-    @eqx.filter_value_and_grad
+    @functools.partial(eqx.filter_value_and_grad, has_aux=True)
     def loss(model):
-        return jnp.sum(jax.vmap(model)(x) ** 2)
+        logits = jax.vmap(model)(x)
+        return jnp.sum(logits**2), (logits[0], model(x[0]))
 
-    value, gradient = loss(model)
-    expected = sum(jnp.sum(model(one) ** 2) for one in x)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    (_, (logits, alone)), gradient = loss(model)
+    np.testing.assert_allclose(logits, alone, rtol=1e-4, atol=1e-5)
     assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(gradient))
 
 
@@ -103,24 +106,40 @@ def test_glorot_init_keeps_other_leaves_and_dtypes(getkey):
     assert eqx.tree_equal(drawn[1:], model[1:])
 
 
-def test_glorot_init_follows_x64(x64, getkey):
-    model = LeNet300100((4,), 2, key=jr.key(0))
-    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {np.dtype("float64")}
-    assert model(jnp.ones(4)).dtype == np.float64
+def test_glorot_init_follows_x64(x64):
+    drawn = glorot_init(eqx.nn.Linear(50, 80, key=jr.key(0)), key=jr.key(1))
+    assert drawn.weight.dtype == drawn.bias.dtype == np.float64
+    assert np.any(np.asarray(drawn.weight) != np.asarray(drawn.weight, np.float32))
+    assert LeNet300100((4,), 2, key=jr.key(0)).output.weight.dtype == np.float64
+
+
+def test_glorot_init_goes_through_vmap_and_eval_shape(getkey):
+    keys = jr.split(getkey(), 3)
+    ensemble = eqx.filter_vmap(lambda key: LeNet300100((4,), 2, key=key))(keys)
+    assert ensemble.hidden1.weight.shape == (3, 300, 4)
+    one = LeNet300100((4,), 2, key=keys[1])
+    np.testing.assert_allclose(ensemble.hidden1.weight[1], one.hidden1.weight, rtol=1e-5)
 
 
 def test_dropout_needs_a_key_only_when_training(getkey):
     key = getkey()
-    plain, dropping = Conv4(GREY, key=key), Conv4(GREY, dropout=True, key=key)
-    x = jr.normal(getkey(), GREY)
-    np.testing.assert_array_equal(plain(x), dropping(x))
-    np.testing.assert_array_equal(plain(x), plain(x, key=key))
-    once, again, other = (dropping(x, key=k) for k in (key, key, getkey()))
+    plain, dropping = Conv4(SMALL, key=key), Conv4(SMALL, dropout=True, key=key)
+    x = jr.normal(getkey(), SMALL)
+    call = eqx.filter_jit(lambda model, x, key: model(x, key=key))
+    without = call(plain, x, None)
+    np.testing.assert_array_equal(without, call(dropping, x, None))
+    np.testing.assert_array_equal(without, call(plain, x, key))
+    once, again, other = (call(dropping, x, k) for k in (key, key, getkey()))
     np.testing.assert_array_equal(once, again)
-    assert not np.array_equal(once, other)
-    assert not np.array_equal(once, dropping(x))
-    all_kept = Conv4(GREY, dropout=(1.0, 1.0, 1.0), key=key)
-    np.testing.assert_array_equal(all_kept(x, key=key), plain(x))
+    assert not np.array_equal(once, other) and not np.array_equal(once, without)
+
+
+def test_dropout_keeps_the_published_share_and_the_mean(getkey):
+    assert Conv4(SMALL, dropout=True, key=getkey()).keep == (0.75, 0.75, 0.5)
+    for keep in (0.75, 0.5):
+        h = _dropout(jnp.ones(20_000), keep, getkey())
+        assert abs(float(jnp.mean(h != 0)) - keep) < 0.02
+        assert abs(float(jnp.mean(h)) - 1) < 0.03
 
 
 @pytest.mark.parametrize("dropout", [(0.5, 0.5), (0.0, 0.5, 0.5), (0.5, 0.5, 1.5)])

@@ -58,8 +58,7 @@ def test_sizes(getkey):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
-@pytest.mark.parametrize("num_classes", [2, 100])
+@pytest.mark.parametrize("shape, num_classes", [((1, 28, 28), 100), ((3, 32, 32), 2)])
 def test_any_image_shape_and_number_of_classes(name, shape, num_classes, getkey):
     def logits():
         return make_model(name, shape, num_classes, key=getkey())(jnp.ones(shape))
@@ -76,11 +75,11 @@ def test_goes_through_jit_vmap_and_grad(name, small, getkey):
     @functools.partial(eqx.filter_value_and_grad, has_aux=True)
     def loss(model):
         logits = jax.vmap(model)(x)
-        return jnp.sum(logits**2), (logits, jnp.stack([model(one) for one in x]))
+        return jnp.sum(logits**2), (logits[0], model(x[0]))
 
-    (_, (logits, one_by_one)), gradient = loss(small[name])
-    np.testing.assert_allclose(logits, one_by_one, rtol=1e-4, atol=1e-5)
-    assert logits.shape == (2, 3) and float(jnp.std(logits)) > 1e-3
+    (_, (logits, alone)), gradient = loss(small[name])
+    np.testing.assert_allclose(logits, alone, rtol=1e-4, atol=1e-5)
+    assert logits.shape == (3,) and float(jnp.std(logits)) > 1e-3
     for leaf in jax.tree.leaves(gradient):
         assert bool(jnp.all(jnp.isfinite(leaf))) and bool(jnp.any(leaf != 0))
 
