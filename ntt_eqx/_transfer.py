@@ -199,7 +199,7 @@ def ntt_loss(
     student = SparseModel(eqx.nn.inference_mode(student.model), student.mask)
     teacher = eqx.nn.inference_mode(teacher)
     f_t, theta_t = jax.lax.stop_gradient(outputs_and_ntk(teacher, x, config.kernel))
-    f_s, theta_s = outputs_and_ntk(student, x, config.kernel, support)
+    f_s, theta_s = outputs_and_ntk(student, x, config.kernel, support=support)
     target_distance = jnp.mean(jnp.square(widen(f_s) - widen(f_t)))
     kernel_distance = jnp.mean(jnp.square(theta_s - theta_t))
     weight_norm = sum(jnp.sum(jnp.square(widen(w))) for w in masked_weights(student))

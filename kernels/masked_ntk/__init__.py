@@ -1,3 +1,6 @@
 """The masked NTK product of a dense layer."""
 
-from .reference import masked_ntk_reference as masked_ntk_reference
+from .reference import (
+    masked_ntk_diagonal_reference as masked_ntk_diagonal_reference,
+    masked_ntk_reference as masked_ntk_reference,
+)
