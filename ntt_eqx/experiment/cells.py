@@ -11,6 +11,7 @@ from ._errors import ExperimentError
 from ._files import read_json, write_json
 from .settings import (
     CompareSettings,
+    MaskSettings,
     Method,
     Scope,
     ScoringSettings,
@@ -22,6 +23,7 @@ from .settings import (
 FORMAT = 1
 NTT_METHODS = ("ntt", "ntt-ambient")
 _UNSCORED = ("dense", "random", "magnitude")
+_ITERATIONS = {"synflow": 100, "px": 100, "ntk-sap": 20}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Cell:
         scoring: settings of the score, `None` for methods that need no data.
         training: settings of the supervised phase, `None` to stop before it.
         start: SHA-256 of the model file that training starts from, `None` to start from `method`.
+        mask: settings of the mask, `None` for plain ones.
     """
 
     dataset: str
@@ -51,13 +54,15 @@ class Cell:
     scoring: ScoringSettings | None
     training: TrainingSettings | None
     start: str | None = None
+    mask: MaskSettings | None = None
 
     @property
     def name(self) -> str:
         """A short name for people: method, scope, density and seed."""
         if self.scope is None:
             return f"{self.method} seed {self.seed}"
-        return f"{self.method} {self.scope} {self.density:g} seed {self.seed}"
+        mask = f" ({self.mask.label})" if self.mask is not None else ""
+        return f"{self.method} {self.scope} {self.density:g}{mask} seed {self.seed}"
 
     @property
     def folder(self) -> str:
@@ -77,13 +82,22 @@ class Cell:
     @property
     def settings_id(self) -> str:
         """Eight hex digits that tell apart results got under different settings."""
-        shared = {"transfer", "scoring", "training", "start"}
+        shared = {"transfer", "scoring", "training", "start", "mask"}
         chosen = {key: value for key, value in self.to_json().items() if key in shared}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_json(self) -> dict[str, Any]:
-        """The cell as plain JSON values."""
-        return {"format": FORMAT, **to_json(self)}
+        """The cell as plain JSON values.
+
+        Settings that came after format 1 are left out where they change nothing, so that older
+        results keep their place.
+        """
+        found = {"format": FORMAT, **to_json(self)}
+        if found["mask"] is None:
+            del found["mask"]
+        if found["scoring"] is not None and found["scoring"]["schedule"] == "exponential":
+            del found["scoring"]["schedule"]
+        return found
 
 
 def plan(settings: CompareSettings) -> list[Cell]:
@@ -124,14 +138,16 @@ def make_cell(
             )
         if transfer.dataset == dataset:
             transfer = dataclasses.replace(transfer, dataset=None)
-    scored = method not in (*NTT_METHODS, *_UNSCORED)
-    if scored or (transfer is not None and transfer.initial_mask == "logit_snip"):
+    score = transfer.initial_mask if transfer is not None else method
+    if score not in _UNSCORED:
         scoring = settings.scoring
         if scoring.examples is None:
             examples = 128 if dataset.startswith("cifar") else 100
             scoring = dataclasses.replace(scoring, examples=examples)
-        if method != "synflow":
-            scoring = dataclasses.replace(scoring, iterations=1)
+        if scoring.iterations is None:
+            scoring = dataclasses.replace(scoring, iterations=_ITERATIONS.get(score, 1))
+        if scoring.iterations == 1:
+            scoring = dataclasses.replace(scoring, schedule="exponential")
     dense = method == "dense"
     return Cell(
         dataset=dataset,
@@ -143,6 +159,7 @@ def make_cell(
         transfer=transfer,
         scoring=scoring,
         training=settings.training,
+        mask=None if dense or settings.mask == MaskSettings() else settings.mask,
     )
 
 

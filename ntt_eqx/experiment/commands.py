@@ -78,8 +78,8 @@ def parse(arguments: Sequence[str]) -> Any:
         defaults["compare"] = Compare(settings=settings, preset=typing.cast(Any, preset))
     quick = PRESETS["quick"]
     defaults.setdefault("compare", Compare(settings=quick))
-    defaults["transfer"] = Transfer(transfer=quick.transfer)
-    defaults["train"] = Train(quick.transfer, quick.scoring, quick.training)
+    defaults["transfer"] = Transfer(quick.transfer, quick.scoring)
+    defaults["train"] = Train(quick.transfer, quick.scoring, quick.mask, quick.training)
     kinds = [_subcommand(name, kind, defaults.get(name)) for name, (kind, _) in _COMMANDS.items()]
     union = typing.Union[tuple(kinds)]  # noqa: UP007
     return tyro.cli(union, args=arguments, prog="ntt-eqx", description=_ABOUT, config=(_NO_SUFFIX,))

@@ -9,7 +9,7 @@ from .phase import StopRequest
 from .progress import make_display
 from .run_cell import Surroundings
 from .settings import check
-from .sweep import check_names, finish, record_command, run_sweep
+from .sweep import check_cells, check_names, finish, record_command, run_sweep
 
 
 def compare(options: Compare) -> int:
@@ -18,6 +18,7 @@ def compare(options: Compare) -> int:
     check_names(settings)
     cells = plan(settings)
     shelf = ImageShelf(options.data_dir)
+    check_cells(cells, shelf)
     with make_display() as display, StopRequest() as stop:
         if options.plan_only:
             show_plan(cells, options.out, shelf, display, None)

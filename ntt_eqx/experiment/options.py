@@ -8,6 +8,7 @@ import tyro
 
 from .settings import (
     CompareSettings,
+    MaskSettings,
     Method,
     Scope,
     ScoringSettings,
@@ -62,12 +63,14 @@ class Transfer:
         density: share of weights to keep.
         seed: decides the dense network and the order of the images.
         transfer: the label-free phase.
+        scoring: the score of the first mask.
         out: directory of the run.
         data_dir: folder with datasets.
         checkpoint_every: seconds between two checkpoints.
     """
 
     transfer: TransferSettings
+    scoring: ScoringSettings
     dataset: str = "fashion-mnist-mini"
     model: str = "lenet-300-100"
     method: Literal["ntt", "ntt-ambient"] = "ntt"
@@ -94,6 +97,7 @@ class Train:
         seed: decides the initialisation and the order of the images.
         transfer: the label-free phase, for `ntt` and `ntt-ambient`.
         scoring: the scores of the other methods.
+        mask: which weights a mask may keep.
         training: the supervised phase.
         out: directory of the run.
         data_dir: folder with datasets.
@@ -102,6 +106,7 @@ class Train:
 
     transfer: TransferSettings
     scoring: ScoringSettings
+    mask: MaskSettings
     training: TrainingSettings
     start: Path | None = None
     dataset: str = "fashion-mnist-mini"

@@ -15,10 +15,10 @@ from .._training import TrainConfig, evaluate, rescale_by_density, train_init, t
 from .._transfer import NTTConfig, NTTState, ntt_init, ntt_loss, ntt_step
 from .cells import Cell
 from .images import Images
+from .methods import SUPERVISED, pruned_at_start
 from .phase import Phase, epochs_to_steps
 
 _CURVE_IMAGES = 10_000
-_FIRST_MASK_EXAMPLES = 128
 _VALIDATION_IMAGES = 128
 
 
@@ -32,16 +32,19 @@ def transfer_phase(cell: Cell, teacher: Any, images: Images, title: str) -> Phas
         density=cell.density,
         num_steps=steps,
         scope=cell.scope or "layer",
-        initial_mask=settings.initial_mask,
         mask_every=settings.mask_every or None,
         kernel="ambient" if cell.method == "ntt-ambient" else "active",
         kernel_weight=settings.kernel_weight,
         l2_weight=settings.l2_weight,
     )
     first = None
-    if settings.initial_mask == "logit_snip":
+    if settings.initial_mask != "magnitude" or cell.mask is not None:
+        if settings.initial_mask in SUPERVISED:
+            images.check_labelled()
         count = cell.scoring.examples if cell.scoring is not None else None
-        first = used.examples(count or _FIRST_MASK_EXAMPLES, seed=cell.seed).x
+        seen_first = None if count is None else used.examples(count, seed=cell.seed)
+        key = jax.random.fold_in(jax.random.key(cell.seed), 1)
+        first = pruned_at_start(cell, teacher, seen_first, key).mask
     watched = min(held_out.size, _VALIDATION_IMAGES) // 2 * 2
     seen = held_out.first(watched).x if watched else None
 
@@ -60,7 +63,7 @@ def transfer_phase(cell: Cell, teacher: Any, images: Images, title: str) -> Phas
         title=f"{title}, transfer",
         num_steps=steps,
         log_every=min(settings.log_every, steps),
-        state=ntt_init(teacher, config, _adam(settings.learning_rate), x=first),
+        state=ntt_init(teacher, config, _adam(settings.learning_rate), mask=first),
         batches=used.batches(settings.batch_size, seed=cell.seed),
         step=step,
         observe=observe,

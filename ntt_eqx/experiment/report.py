@@ -75,15 +75,17 @@ def write_figures(runs: Sequence[Run], out: Path, on_problem: Callable[[str], No
 
 
 def _masks(runs: Sequence[Run]) -> Any | None:
-    first: dict[tuple[str, str | None], Run] = {}
+    first: dict[tuple[str, str | None, str], Run] = {}
     for run in sorted(runs, key=lambda r: r.config["seed"]):
-        first.setdefault((run.config["method"], run.config.get("scope")), run)
-    several = len({scope for _, scope in first if scope}) > 1
+        kind = str((run.result or {}).get("mask") or "")
+        first.setdefault((run.config["method"], run.config.get("scope"), kind), run)
+    several = len({scope for _, scope, _ in first if scope}) > 1
     masks, shape = {}, ()
-    for method, scope in sorted(first, key=lambda k: (method_order(k[0]), k[1] != "layer")):
-        loaded = load_model(first[method, scope].directory / MODEL)
+    order = lambda key: (method_order(key[0]), key[1] != "layer", key[2])
+    for method, scope, kind in sorted(first, key=order):
+        loaded = load_model(first[method, scope, kind].directory / MODEL)
         shape = tuple(loaded.header["arguments"]["input_shape"])
-        label = line_label(method, scope, several_scopes=several)
+        label = line_label(method, scope, several_scopes=several, mask=kind)
         masks[label] = np.asarray(jax.tree.leaves(loaded.model.mask)[0])
     return masks_figure(masks, shape) if masks else None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from .._masks import check_collapse
 from .._sparse import SparseModel, sparsify
 from ..models import make_model
 from ._errors import Diverged, ExperimentError
@@ -14,7 +15,7 @@ from ._files import write_json
 from .cells import Cell, claim
 from .checkpoint import CheckpointStore
 from .images import Images, ImageShelf
-from .methods import kept_weights, pruned_at_start
+from .methods import ablated, collapse_told, kept_weights, pruned_at_start
 from .metrics import MetricsFile
 from .model_file import load_model, save_model
 from .phase import Outcome, StopRequest, run_phase
@@ -115,13 +116,19 @@ def _make(cell: Cell, directory: Path, around: Surroundings, title: str) -> dict
         elif cell.transfer is not None:
             source = around.shelf.load(cell.transfer.dataset or cell.dataset)
             _check_fits(images, source)
-            outcome = run(transfer_phase(cell, student.model, source, title))
+            with collapse_told(around.display.say, title):
+                phase = transfer_phase(cell, student.model, source, title)
+            outcome = run(phase)
             student = outcome.state.student
+            with collapse_told(around.display.say, title):
+                check_collapse(student.mask)
             carried["transfer"] = _summary(outcome)
             save_model(directory / TRANSFERRED, student, _header(cell, images))
         else:
             key = jax.random.fold_in(jax.random.key(cell.seed), 1)
-            student = pruned_at_start(cell, student.model, examples_for(cell, images), key)
+            with collapse_told(around.display.say, title):
+                student = pruned_at_start(cell, student.model, examples_for(cell, images), key)
+        student = ablated(cell, student, jax.random.fold_in(jax.random.key(cell.seed), 3))
     if cell.training is not None:
         outcome = run(training_phase(cell, student, images, title))
         student = outcome.state.model
@@ -144,6 +151,7 @@ def _result(
         "scope": cell.scope,
         "density": cell.density,
         "seed": cell.seed,
+        "mask": cell.mask.label if cell.mask is not None else "",
         "test_accuracy": scores.get("test_accuracy"),
         "train_accuracy": scores.get("train_accuracy"),
         "held_out_accuracy": scores.get("held_out_accuracy"),

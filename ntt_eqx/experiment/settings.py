@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from .._masks import NM, Block, Channels, Pattern
 from ._errors import ExperimentError
 from ._files import read_json
 
@@ -24,6 +26,19 @@ Method = Literal[
     "grasp",
     "synflow",
     "ntk-sap",
+    "px",
+    "ntt-gradient",
+]
+FirstMask = Literal[
+    "magnitude",
+    "random",
+    "logit-snip",
+    "synflow",
+    "ntk-sap",
+    "px",
+    "ntt-gradient",
+    "snip",
+    "grasp",
 ]
 Scope = Literal["layer", "global"]
 METHODS: tuple[str, ...] = typing.get_args(Method)
@@ -43,7 +58,8 @@ class TransferSettings:
         mask_every: steps between two choices of the mask; 0 keeps the first mask.
         kernel_weight: weight of the kernel distance in the loss.
         l2_weight: weight of the L2 term; left out, the published one: 1e-4, and 1e-5 for LeNet-5.
-        initial_mask: where the student's first mask comes from.
+        initial_mask: the score that the student's first mask comes from; `snip` and `grasp` look at
+            labels, the others do not.
         held_out: share of the training images kept aside to watch the distances.
         dataset: transfer on these images instead of those that are trained on.
         log_every: steps between two rows of metrics.jsonl.
@@ -55,7 +71,7 @@ class TransferSettings:
     mask_every: int = 100
     kernel_weight: float = 1e-3
     l2_weight: float | None = None
-    initial_mask: Literal["magnitude", "logit_snip"] = "magnitude"
+    initial_mask: FirstMask = "magnitude"
     held_out: float = 0.002
     dataset: str | None = None
     log_every: int = 100
@@ -68,11 +84,38 @@ class ScoringSettings:
     Attributes:
         examples: training examples that a score sees; left out, the published numbers: 100, and
             128 for CIFAR.
-        iterations: rounds of scoring for SynFlow, which prunes step by step.
+        iterations: rounds of scoring and pruning; left out, the published numbers: 100 for SynFlow
+            and PX, 20 for NTK-SAP, 1 for the others.
+        schedule: how the density falls over the rounds.
     """
 
     examples: int | None = None
-    iterations: int = 100
+    iterations: int | None = None
+    schedule: Literal["exponential", "linear"] = "exponential"
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskSettings:
+    """Which weights a mask may keep, beyond the highest scores.
+
+    Attributes:
+        allocation: share a density out over the layers: the same in all, or `erk` (Erdős–Rényi
+            kernel: small layers stay denser).
+        pattern: keep weights together: N:M, as 2:4, along inputs; blocks, as block:4x4; filters;
+            inputs (whole input channels). Left out, single weights.
+        ablation: a check of the method: `shuffle` the mask within each layer, `reinitialise` the
+            weights under it, or `invert` the scores.
+    """
+
+    allocation: Literal["uniform", "erk"] = "uniform"
+    pattern: str | None = None
+    ablation: Literal["shuffle", "reinitialise", "invert"] | None = None
+
+    @property
+    def label(self) -> str:
+        """What tables and legends call it; empty for plain masks."""
+        erk = "erk" if self.allocation == "erk" else None
+        return ", ".join(part for part in (erk, self.pattern, self.ablation) if part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +155,7 @@ class CompareSettings:
         seeds: one network, one data order and one result for each.
         transfer: the label-free phase.
         scoring: the scores of the other methods.
+        mask: which weights a mask may keep.
         training: the supervised phase.
     """
 
@@ -123,6 +167,7 @@ class CompareSettings:
     seeds: tuple[int, ...] = (0,)
     transfer: TransferSettings = dataclasses.field(default_factory=TransferSettings)
     scoring: ScoringSettings = dataclasses.field(default_factory=ScoringSettings)
+    mask: MaskSettings = dataclasses.field(default_factory=MaskSettings)
     training: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
 
 
@@ -176,7 +221,8 @@ def check(settings: CompareSettings) -> CompareSettings:
     _in_range("transfer.log_every", t.log_every, low=1)
     if s.examples is not None:
         _in_range("scoring.examples", s.examples, low=2)
-    _in_range("scoring.iterations", s.iterations, low=1)
+    if s.iterations is not None:
+        _in_range("scoring.iterations", s.iterations, low=1)
     _in_range("training.epochs", r.epochs, low=0.0, open_low=True)
     _in_range("training.batch_size", r.batch_size, low=1)
     _in_range("training.learning_rate", r.learning_rate, low=0.0, open_low=True)
@@ -184,7 +230,60 @@ def check(settings: CompareSettings) -> CompareSettings:
     _in_range("training.held_out", r.held_out, low=0.0, high=0.9)
     if r.evaluate_every is not None:
         _in_range("training.evaluate_every", r.evaluate_every, low=1)
+    _check_mask(settings)
     return settings
+
+
+def parse_pattern(text: str | None) -> Pattern | None:
+    """The pattern that `text` names.
+
+    **Raises:**
+
+    `ExperimentError`: for any other text, with those that there are.
+    """
+    if text is None:
+        return None
+    if text in ("filters", "inputs"):
+        return Channels(0 if text == "filters" else 1)
+    try:
+        if found := re.fullmatch(r"(\d{1,4}):(\d{1,4})", text):
+            return NM(int(found[1]), int(found[2]))
+        if found := re.fullmatch(r"block:(\d{1,6})x(\d{1,6})", text):
+            return Block((int(found[1]), int(found[2])))
+    except ValueError as error:
+        raise ExperimentError(f"mask.pattern: {text!r}: {error}") from None
+    raise ExperimentError(
+        f"mask.pattern: {_show(text)} is none; there are N:M (2:4), block:ROWSxCOLUMNS "
+        "(block:4x4), filters and inputs."
+    )
+
+
+def _check_mask(settings: CompareSettings) -> None:
+    mask, pattern = settings.mask, parse_pattern(settings.mask.pattern)
+    ntt = [name for name in settings.methods if name in ("ntt", "ntt-ambient")]
+    what = "mask.pattern" if pattern is not None else "mask.allocation"
+    if (
+        (pattern is not None or mask.allocation != "uniform")
+        and ntt
+        and settings.transfer.mask_every
+    ):
+        raise ExperimentError(
+            f"{what}: {ntt[0]} chooses its mask again by magnitude alone; keep its first mask with "
+            "--transfer.mask-every 0."
+        )
+    if (mask.allocation != "uniform" or isinstance(pattern, NM)) and "global" in settings.scopes:
+        raise ExperimentError(
+            f"{what}: sets the densities of layers, which only scope layer keeps."
+        )
+    if isinstance(pattern, NM):
+        share = pattern.n / pattern.m
+        if settings.densities != (share,) or mask.allocation != "uniform":
+            raise ExperimentError(
+                f"mask.pattern: {mask.pattern} keeps {share:g} of each layer; use --densities "
+                f"{share:g} and no other allocation."
+            )
+    if mask.ablation == "invert" and ntt:
+        raise ExperimentError(f"mask.ablation: {ntt[0]} has no scores to invert.")
 
 
 def load_config(path: Path, base: CompareSettings) -> CompareSettings:

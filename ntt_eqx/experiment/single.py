@@ -19,7 +19,7 @@ from .report import write_figures, write_tables
 from .results import MODEL, TRANSFERRED, find_runs, results_of
 from .run_cell import Surroundings, run_cell
 from .settings import CompareSettings, check
-from .sweep import check_dataset, check_names
+from .sweep import check_cells, check_dataset, check_names
 from .table import plain_cells
 
 
@@ -33,6 +33,7 @@ def transfer(options: Transfer) -> int:
         densities=(options.density,),
         seeds=(options.seed,),
         transfer=options.transfer,
+        scoring=options.scoring,
     )
     cell = _only_cell(settings)
     return _run_one(dataclasses.replace(cell, training=None), options, None)
@@ -49,6 +50,7 @@ def train(options: Train) -> int:
         seeds=(options.seed,),
         transfer=options.transfer,
         scoring=options.scoring,
+        mask=options.mask,
         training=options.training,
     )
     cell = _only_cell(settings)
@@ -64,6 +66,7 @@ def train(options: Train) -> int:
             density=float(header.get("density", 1.0)),
             transfer=None,
             scoring=None,
+            mask=None,
             start=hashlib.sha256(start.read_bytes()).hexdigest(),
         )
     return _run_one(cell, options, start)
@@ -209,6 +212,8 @@ def _only_cell(settings: CompareSettings) -> Cell:
 
 def _run_one(cell: Cell, options: Any, start: Path | None) -> int:
     shelf = ImageShelf(options.data_dir)
+    if start is None:
+        check_cells([cell], shelf)
     with make_display() as display, StopRequest() as stop, locked(options.out):
         around = Surroundings(shelf, display, stop, options.checkpoint_every, start)
         done = (options.out / "result.json").exists()

@@ -13,11 +13,12 @@ from ..models import MODELS
 from ._errors import Diverged, ExperimentError, check_choice
 from ._files import read_json, write_json
 from .cells import Cell
-from .methods import available_methods
+from .images import ImageShelf
+from .methods import available_methods, check_fits
 from .progress import Display
 from .report import write_figures, write_tables
 from .results import CELLS, Run, read_result
-from .run_cell import Surroundings, run_cell
+from .run_cell import Surroundings, dense_initialisation, run_cell
 from .settings import CompareSettings, to_json
 from .table import make_rows, plain_cells
 
@@ -42,6 +43,24 @@ def check_dataset(name: str) -> None:
     """Raise `ExperimentError` unless every part of `name` is a dataset."""
     for part in name.split("+"):
         check_choice("dataset", part.partition(":")[0], DATASETS)
+
+
+def check_cells(cells: Sequence[Cell], shelf: ImageShelf) -> None:
+    """Check every mask and every dataset that `cells` need before anything is computed.
+
+    **Raises:**
+
+    `ExperimentError`: for a mask that does not fit its network, or images without labels.
+    """
+    teachers: dict[tuple[str, str], Any] = {}
+    for cell in cells:
+        images = shelf.load(cell.dataset)
+        if cell.training is not None:
+            images.check_labelled()
+        place = (cell.dataset, cell.model)
+        if place not in teachers:
+            teachers[place] = dense_initialisation(cell, images)
+        check_fits(cell, teachers[place])
 
 
 def run_sweep(cells: Sequence[Cell], out: Path, around: Surroundings) -> list[str]:

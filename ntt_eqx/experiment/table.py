@@ -23,6 +23,7 @@ class Row:
         kernel: `active` or `ambient` for NTT, else empty.
         scope: `layer`, `global`, or empty for dense networks.
         density: share of weights kept.
+        mask: how its weights are kept together or ablated, empty for plain masks.
         settings: tells apart rows got under different settings; empty where there is one only.
         seeds: number of seeds.
         test: mean test accuracy in percent, `None` when not trained.
@@ -37,6 +38,7 @@ class Row:
     kernel: str
     scope: str
     density: float
+    mask: str
     settings: str
     seeds: int
     test: float | None
@@ -53,7 +55,7 @@ def make_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
     several = _several_settings(groups)
     rows = []
     for key in sorted(groups, key=_order):
-        dataset, model, method, scope, density, settings = key
+        dataset, model, method, scope, density, mask, settings = key
         members = groups[key]
         test, train = _percent(members, "test_accuracy"), _percent(members, "train_accuracy")
         seconds = [m["seconds"] for m in members if m.get("seconds") is not None]
@@ -65,7 +67,8 @@ def make_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
                 _KERNELS.get(method, ""),
                 scope,
                 density,
-                settings if (dataset, model, method, scope, density) in several else "",
+                mask,
+                settings if key[:-1] in several else "",
                 len(members),
                 statistics.fmean(test) if test else None,
                 statistics.stdev(test) if len(test) > 1 else None,
@@ -137,6 +140,8 @@ def _cells(
         columns["Kernel"] = [row.kernel or empty for row in rows]
     columns["Scope"] = [row.scope or empty for row in rows]
     columns["Density"] = [f"{row.density:g}" for row in rows]
+    if any(row.mask for row in rows):
+        columns["Mask"] = [row.mask or empty for row in rows]
     if any(row.settings for row in rows):
         columns["Settings"] = [row.settings or empty for row in rows]
     columns["Test accuracy (%)"] = [
@@ -149,7 +154,7 @@ def _cells(
 
 
 def _numeric(header: Sequence[str]) -> list[bool]:
-    words = {"Dataset", "Model", "Method", "Kernel", "Scope", "Settings"}
+    words = {"Dataset", "Model", "Method", "Kernel", "Scope", "Mask", "Settings"}
     return [name not in words for name in header]
 
 
@@ -172,7 +177,7 @@ def _percent(members: Sequence[dict[str, Any]], name: str) -> list[float]:
 
 
 def _group(result: dict[str, Any]) -> tuple[Any, ...]:
-    names = ("dataset", "model", "method", "scope", "density", "settings_id")
+    names = ("dataset", "model", "method", "scope", "density", "mask", "settings_id")
     return tuple("" if result.get(name) is None else result[name] for name in names)
 
 
@@ -184,6 +189,6 @@ def _several_settings(groups: dict[tuple[Any, ...], Any]) -> set[tuple[Any, ...]
 
 
 def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
-    dataset, model, method, scope, density, settings = key
+    dataset, model, method, scope, density, mask, settings = key
     place = METHODS.index(method) if method in METHODS else len(METHODS)
-    return (dataset, model, -density, place, scope != "layer", scope, settings)
+    return (dataset, model, -density, place, scope != "layer", scope, mask, settings)

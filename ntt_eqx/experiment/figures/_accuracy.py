@@ -35,7 +35,9 @@ def accuracy_figure(runs: Sequence[Run]) -> Any | None:
                 percent,
                 color=style.colour,
                 linestyle=line_style(curve.scope),
-                label=line_label(curve.method, curve.scope, several_scopes=several),
+                label=line_label(
+                    curve.method, curve.scope, several_scopes=several, mask=curve.mask
+                ),
                 zorder=3 if curve.method.startswith("ntt") else 2,
             )
             if len(curve.values) > 1:
@@ -57,16 +59,17 @@ def sparsity_figure(results: Sequence[dict[str, Any]]) -> Any | None:
     densities = sorted({row.density for row in rows if row.method != "dense"})
     if len(densities) < 2:
         return None
-    lines: dict[tuple[str, str, str], list[Row]] = {}
+    lines: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows:
-        lines.setdefault((row.method, row.scope, row.settings), []).append(row)
+        lines.setdefault((row.method, row.scope, row.mask, row.settings), []).append(row)
     several = len({row.scope for row in rows if row.scope}) > 1
     with new_figure(COLUMN, 2.4 + 0.16 * ((len(lines) + 2) // 3)) as (figure, (axes,)):
-        for (method, scope, _), members in sorted(
-            lines.items(), key=lambda item: (method_order(item[0][0]), item[0][1] != "layer")
+        for (method, scope, mask, settings), members in sorted(
+            lines.items(),
+            key=lambda item: (method_order(item[0][0]), item[0][1] != "layer", item[0]),
         ):
             style = method_style(method)
-            label = line_label(method, scope, several_scopes=several)
+            label = line_label(method, scope, several_scopes=several, mask=mask or settings)
             members = sorted(members, key=lambda row: row.density)
             mean = [row.test or 0.0 for row in members]
             error = [row.test_spread or 0.0 for row in members]

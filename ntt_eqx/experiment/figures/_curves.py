@@ -16,12 +16,14 @@ class Curve:
     Attributes:
         method: how the mask was chosen.
         scope: `layer`, `global`, or `None`.
+        mask: how weights are kept together or ablated; empty for plain masks.
         steps: where the quantity was taken.
         values: one list for each seed.
     """
 
     method: str
     scope: str | None
+    mask: str
     steps: Sequence[int]
     values: Sequence[Sequence[float]]
 
@@ -37,7 +39,7 @@ def curves(
     - `phase`: `"transfer"` or `"train"`.
     - `pick`: the value of a row of metrics, `None` where the row lacks it.
     """
-    groups: dict[tuple[str, str | None, str], list[list[tuple[int, float]]]] = {}
+    groups: dict[tuple[str, str | None, str, str], list[list[tuple[int, float]]]] = {}
     for run in runs:
         points = []
         for row in read_metrics(run.directory / "metrics.jsonl"):
@@ -45,15 +47,17 @@ def curves(
             if value is not None:
                 points.append((int(row["step"]), float(value)))
         if points:
-            key = (run.config["method"], run.config.get("scope"), _settings(run))
+            result = run.result or {}
+            key = (
+                run.config["method"],
+                run.config.get("scope"),
+                str(result.get("mask") or ""),
+                str(result.get("settings_id", "")),
+            )
             groups.setdefault(key, []).append(points)
     found = []
-    for (method, scope, _), members in groups.items():
+    for (method, scope, mask, _), members in groups.items():
         shared = sorted(set.intersection(*(set(step for step, _ in m) for m in members)))
         lookup = [dict(m) for m in members]
-        found.append(Curve(method, scope, shared, [[m[s] for s in shared] for m in lookup]))
-    return sorted(found, key=lambda c: (method_order(c.method), c.scope != "layer"))
-
-
-def _settings(run: Run) -> str:
-    return str((run.result or {}).get("settings_id", ""))
+        found.append(Curve(method, scope, mask, shared, [[m[s] for s in shared] for m in lookup]))
+    return sorted(found, key=lambda c: (method_order(c.method), c.scope != "layer", c.mask))

@@ -36,7 +36,9 @@ def distances_figure(runs: Sequence[Run]) -> Any | None:
                     mean,
                     color=style.colour,
                     linestyle=line_style(curve.scope),
-                    label=line_label(curve.method, curve.scope, several_scopes=several),
+                    label=line_label(
+                        curve.method, curve.scope, several_scopes=several, mask=curve.mask
+                    ),
                 )
                 if len(curve.values) > 1:
                     low = [max(m - d, m / 10) for m, d in zip(mean, deviation, strict=True)]

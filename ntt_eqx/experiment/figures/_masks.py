@@ -68,22 +68,24 @@ def masks_figure(masks: dict[str, np.ndarray], input_shape: Sequence[int]) -> An
 
 def densities_figure(results: Sequence[dict[str, Any]]) -> Any | None:
     """Weights kept in each layer, by method; `None` without sparse networks."""
-    lines: dict[tuple[str, str | None], dict[str, list[float]]] = {}
+    lines: dict[tuple[str, str | None, str], dict[str, list[float]]] = {}
     for result in results:
         if result["method"] == "dense" or not result.get("densities"):
             continue
-        layers = lines.setdefault((result["method"], result.get("scope")), {})
+        layers = lines.setdefault(
+            (result["method"], result.get("scope"), result.get("mask") or ""), {}
+        )
         for layer, share in result["densities"].items():
             layers.setdefault(layer, []).append(share)
     if not lines:
         return None
-    order = sorted(lines, key=lambda key: (method_order(key[0]), key[1] != "layer"))
+    order = sorted(lines, key=lambda key: (method_order(key[0]), key[1] != "layer", key[2]))
     layers = list(dict.fromkeys(layer for shares in lines.values() for layer in shares))
-    several = len({scope for _, scope in lines if scope}) > 1
+    several = len({scope for _, scope, _ in lines if scope}) > 1
     height = 0.6 + len(layers) * max(0.32, 0.085 * len(order)) + 0.16 * ((len(order) + 2) // 3)
     with new_figure(COLUMN, height + 0.25) as (figure, (axes,)):
-        for i, (method, scope) in enumerate(order):
-            shares = lines[method, scope]
+        for i, (method, scope, mask) in enumerate(order):
+            shares = lines[method, scope, mask]
             offset = (i - (len(order) - 1) / 2) * 0.75 / max(len(order), 1)
             present = [(n, shares[layer]) for n, layer in enumerate(layers) if layer in shares]
             style = method_style(method)
@@ -95,7 +97,7 @@ def densities_figure(results: Sequence[dict[str, Any]]) -> Any | None:
                 markersize=3.6,
                 color=style.colour,
                 markerfacecolor=style.colour if scope != "global" else "white",
-                label=line_label(method, scope, several_scopes=several),
+                label=line_label(method, scope, several_scopes=several, mask=mask),
             )
         for n in range(1, len(layers)):
             axes.axhline(n - 0.5, color="#C8C8C8", lw=0.6)

@@ -37,6 +37,8 @@ _STYLES = {
     "grasp": MethodStyle("GraSP", "#009E73", "P"),
     "synflow": MethodStyle("SynFlow", "#CC79A7", "<"),
     "ntk-sap": MethodStyle("NTK-SAP", "#882255", ">"),
+    "px": MethodStyle("PX", "#117733", "h"),
+    "ntt-gradient": MethodStyle("NTT gradient", "#332288", "p"),
 }
 _SCOPES = {"layer": "-", "global": (0, (4, 1.5)), "": "-"}
 
@@ -51,10 +53,11 @@ def line_style(scope: str | None) -> Any:
     return _SCOPES.get(scope or "", "-")
 
 
-def line_label(method: str, scope: str | None, *, several_scopes: bool) -> str:
+def line_label(method: str, scope: str | None, *, several_scopes: bool, mask: str = "") -> str:
     """What the legend calls a line."""
     label = method_style(method).label
-    return f"{label}, {scope}" if several_scopes and scope else label
+    label = f"{label}, {scope}" if several_scopes and scope else label
+    return f"{label}, {mask}" if mask else label
 
 
 def method_order(method: str) -> int:

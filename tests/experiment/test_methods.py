@@ -1,0 +1,188 @@
+"""Every method makes a mask of the density asked for; patterns, first masks and their checks."""
+
+import dataclasses
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntt_eqx import LayerCollapseWarning
+from ntt_eqx.experiment._errors import ExperimentError
+from ntt_eqx.experiment.cells import make_cell, plan
+from ntt_eqx.experiment.methods import (
+    SUPERVISED,
+    ablated,
+    check_fits,
+    collapse_told,
+    pruned_at_start,
+)
+from ntt_eqx.experiment.settings import (
+    METHODS,
+    PRESETS,
+    CompareSettings,
+    FirstMask,
+    MaskSettings,
+    ScoringSettings,
+    TransferSettings,
+    check,
+    parse_pattern,
+)
+
+from .conftest import TwoLayers
+
+SCORED = [name for name in METHODS if name not in ("dense", "ntt", "ntt-ambient")]
+
+
+def cell_of(method, scope="layer", density=0.1, **fields):
+    settings = CompareSettings(scoring=ScoringSettings(examples=6, iterations=2))
+    settings = dataclasses.replace(settings, **fields)
+    return make_cell(settings, "mnist", "tiny", method, scope, density, 0)
+
+
+@pytest.fixture
+def teacher():
+    return TwoLayers((1, 4, 4), 4, key=jax.random.key(0))
+
+
+def start(cell, teacher):
+    x = jax.random.normal(jax.random.key(1), (6, 1, 4, 4))
+    y = jnp.arange(6, dtype=jnp.int32) % 4
+    return pruned_at_start(cell, teacher, (x, y), jax.random.key(2))
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("method", SCORED)
+def test_every_method_keeps_the_share_asked_for(method, scope, teacher):
+    kept = start(cell_of(method, scope, 0.25), teacher).mask
+    sizes = [int(m.sum()) for m in jax.tree.leaves(kept)]
+    assert sum(sizes) == 30 and (scope == "global" or sizes == [24, 6])
+
+
+def test_every_score_can_choose_the_first_mask_of_ntt(teacher):
+    import typing
+
+    names = typing.get_args(FirstMask)
+    assert set(names) == set(SCORED) and set(SUPERVISED) < set(names)
+    for name in ("magnitude", "px", "snip"):
+        cell = cell_of("ntt", transfer=TransferSettings(initial_mask=name))
+        found, wanted = start(cell, teacher), start(cell_of(name), teacher)
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), found.mask, wanted.mask)
+        assert all(jax.tree.leaves(same)), name
+
+
+def test_masks_follow_their_pattern(teacher):
+    make = lambda density, **mask: start(
+        cell_of("magnitude", density=density, mask=MaskSettings(**mask)), teacher
+    )
+    hidden = np.asarray(make(0.5, pattern="2:4").mask.hidden.weight)
+    assert (hidden.reshape(6, 4, 4).sum(-1) == 2).all()
+    whole = make(0.5, pattern="2:4").mask.output.weight  # six inputs are no multiple of four
+    assert bool(whole.all())
+    filters = np.asarray(make(0.5, pattern="filters").mask.hidden.weight)
+    assert sorted(filters.mean(1)) == [0, 0, 0, 1, 1, 1]
+    blocks = np.asarray(make(0.5, pattern="block:2x4").mask.hidden.weight)
+    assert set(blocks.reshape(3, 2, 4, 4).mean((1, 3)).ravel()) == {0, 1}
+    shares = make(0.3, allocation="erk").densities()
+    assert shares[".hidden.weight"] < 0.3 < shares[".output.weight"]
+
+
+def test_ablations(teacher):
+    plain = start(cell_of("magnitude", density=0.25), teacher)
+    upside = start(
+        cell_of("magnitude", density=0.75, mask=MaskSettings(ablation="invert")), teacher
+    )
+    assert bool((plain.mask.hidden.weight ^ upside.mask.hidden.weight).all())
+    key = jax.random.key(4)
+    shuffled = ablated(cell_of("snip", mask=MaskSettings(ablation="shuffle")), plain, key)
+    assert shuffled.mask.hidden.weight.sum() == plain.mask.hidden.weight.sum()
+    assert bool((shuffled.mask.hidden.weight != plain.mask.hidden.weight).any())
+    other = ablated(cell_of("snip", mask=MaskSettings(ablation="reinitialise")), plain, key)
+    assert bool((other.mask.hidden.weight == plain.mask.hidden.weight).all())
+    assert bool((other.model.hidden.weight != plain.model.hidden.weight).any())
+
+
+@pytest.mark.parametrize("text", ["2:4", "1:1", "block:4x4", "filters", "inputs", None])
+def test_patterns_by_name(text):
+    assert (parse_pattern(text) is None) == (text is None)
+
+
+@pytest.mark.parametrize(
+    "text", ["4:2", "0:4", "2-4", "block:0x4", "block:4", "rows", "", "9" * 99]
+)
+def test_unknown_patterns_are_explained(text):
+    with pytest.raises(ExperimentError, match=r"mask\.pattern: "):
+        parse_pattern(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask": MaskSettings(pattern="2:4")}, "ntt chooses its mask.*--transfer.mask-every 0"),
+        (
+            {"mask": MaskSettings(allocation="erk"), "scopes": ("global",), "methods": ("snip",)},
+            "mask.allocation: .* only scope layer",
+        ),
+        (
+            {"mask": MaskSettings(pattern="2:4"), "methods": ("snip",)},
+            "2:4 keeps 0.5 of each layer; use --densities 0.5",
+        ),
+        ({"mask": MaskSettings(ablation="invert")}, "ntt has no scores to invert"),
+    ],
+)
+def test_masks_that_contradict_other_settings(changes, message):
+    with pytest.raises(ExperimentError, match=message):
+        check(dataclasses.replace(PRESETS["quick"], **changes))
+
+
+def test_a_mask_that_does_not_fit_is_found_before_anything_is_computed(teacher):
+    with pytest.raises(ExperimentError, match=r"snip layer 0.001 seed 0, tiny: density .* leaves"):
+        check_fits(cell_of("snip", density=0.001), teacher)
+    check_fits(cell_of("snip", "global", density=0.01), teacher)
+    check_fits(cell_of("snip", density=0.5, mask=MaskSettings(pattern="2:4")), teacher)
+
+
+def test_a_collapsed_layer_is_one_plain_line(teacher):
+    said = []
+    sharp = TwoLayers((1, 4, 4), 4, key=jax.random.key(0))
+    sharp = jax.tree.map(lambda w: 100 * w if w.shape == (6, 16) else w, sharp)
+    with collapse_told(said.append, "[1/2] magnitude"):
+        start(cell_of("magnitude", "global", 0.1), sharp)
+        start(cell_of("magnitude", "global", 0.1), sharp)
+    (line,) = said
+    assert line.startswith("[1/2] magnitude: layer collapse, no weight is left in .output.weight;")
+    with pytest.raises(UserWarning, match="another"), collapse_told(said.append, ""):
+        warnings.warn("another", UserWarning, stacklevel=1)
+    assert issubclass(LayerCollapseWarning, UserWarning) and len(said) == 1
+
+
+def test_scores_that_are_not_finite_are_explained(teacher):
+    broken = jax.tree.map(lambda w: w * jnp.nan, teacher)
+    with pytest.raises(ExperimentError, match="magnitude layer 0.1 seed 0: .*NaN"):
+        start(cell_of("magnitude"), broken)
+
+
+def test_results_of_the_first_format_keep_their_place():
+    settings = dataclasses.replace(
+        PRESETS["paper"], methods=("ntt", "snip", "random", "dense"), seeds=(0,), densities=(0.03,)
+    )
+    found = {cell.method: cell.fingerprint[:8] for cell in plan(settings)}
+    assert found == FIRST_FORMAT
+
+
+FIRST_FORMAT = {
+    "ntt": "2291ea93",
+    "snip": "1f5ed07f",
+    "random": "f0341151",
+    "dense": "b43bc618",
+}
+
+
+def test_published_rounds_are_filled_in():
+    settings = CompareSettings()
+    rounds = {
+        method: make_cell(settings, "mnist", "lenet-5", method, "layer", 0.1, 0).scoring.iterations
+        for method in ("synflow", "px", "ntk-sap", "snip", "grasp")
+    }
+    assert rounds == {"synflow": 100, "px": 100, "ntk-sap": 20, "snip": 1, "grasp": 1}
