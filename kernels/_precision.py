@@ -1,0 +1,47 @@
+"""How exactly the kernels multiply: float32 numbers as sums of bfloat16 ones."""
+
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+Precision: TypeAlias = Literal["float32", "tf32", "bfloat16"]
+"""Error of a product, as a share of its largest entry: 1e-5, 1e-3, 1e-2."""
+
+# A bfloat16 number carries 8 bits of the 24 of a float32 one: 1, 2 and 3 pieces of a number leave
+# relative errors of 2^-9, 2^-17 and 2^-25.
+PIECES: dict[str, int] = {"bfloat16": 1, "tf32": 2, "float32": 3}
+
+MATMUL: dict[str, str] = {
+    "bfloat16": "bfloat16",
+    "tf32": "tensorfloat32",
+    "float32": "float32",
+}
+"""The names that `jax.default_matmul_precision` has for them."""
+
+
+def resolve(operation: str, precision: Precision | None, dtype: jnp.dtype) -> Precision:
+    """The precision asked for; by default, the one that the inputs carry."""
+    if precision is None:
+        return "bfloat16" if dtype == jnp.bfloat16 else "float32"
+    if precision not in PIECES:
+        raise ValueError(
+            f"{operation}: precision must be one of {sorted(PIECES)} or None, got {precision!r}."
+        )
+    return precision
+
+
+def split(x: jax.Array, pieces: int) -> list[jax.Array]:
+    """`x` (float32) as a sum of that many bfloat16 arrays, the largest first."""
+    parts = []
+    for piece in range(pieces):
+        parts.append(x.astype(jnp.bfloat16))
+        if piece + 1 < pieces:
+            x = x - parts[-1].astype(jnp.float32)
+    return parts
+
+
+def products(left: int, right: int) -> list[tuple[int, int]]:
+    """Which pieces to multiply: all pairs whose share of the result is above the last piece's."""
+    most = max(left, right)
+    return [(p, q) for p in range(left) for q in range(right) if p + q < most]
