@@ -1,0 +1,130 @@
+"""The masked NTK product of a dense layer: the entry that validates and dispatches."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .._dispatch import Choice, Device, Request
+from .._operation import Case, Implementation, plan_call, reference_implementation, run
+from .._precision import Precision
+from . import pallas_tpu
+from .reference import masked_ntk_reference
+
+OPERATION = "masked_ntk"
+
+
+def masked_ntk(
+    a1: Float[Array, "n j"],
+    d1: Float[Array, "n k i"],
+    a2: Float[Array, "m j"],
+    d2: Float[Array, "m l i"],
+    mask: Bool[Array, "i j"] | Float[Array, "i j"] | None = None,
+    *,
+    precision: Precision | None = None,
+    implementation: Request = None,
+) -> Float[Array, "n m k l"]:
+    """The NTK contribution of one masked weight matrix `W[i, j]` of a layer `y = W a`.
+
+        Theta[n,m,k,l] = sum_ij mask[i,j] d1[n,k,i] a1[n,j] d2[m,l,i] a2[m,j]
+
+    Differentiable (reverse mode, first order) in all four factors; the mask is a constant.
+
+    **Arguments:**
+
+    - `a1`, `a2`: activations that came into the layer, for both batches of samples.
+    - `d1`, `d2`: cotangents `df_k/dy_i` of its output, of the same dtype as the activations.
+    - `mask`: the 0/1 mask of the weight, or any weights `c >= 0` of the sum over parameters;
+      `None` for all ones.
+    - `precision`: `"float32"`, `"tf32"` or `"bfloat16"`, with errors below 1e-5, 1e-3 and 1e-2 of
+      the largest entry; by default `"bfloat16"` for bfloat16 inputs and `"float32"` for others.
+      An implementation may be more exact than asked.
+    - `implementation`: `"reference"`, `"pallas_gpu"`, `"pallas_tpu"`, several of them in order of
+      preference, or `None` for the best available (see `kernels.use_implementation`).
+      `"pallas_gpu_interpret"` and `"pallas_tpu_interpret"` run the kernels on any device, slowly.
+
+    **Returns:**
+
+    `Theta`, accumulated in at least float32.
+
+    **Raises:**
+
+    `ValueError` when shapes, dtypes or names do not fit; `NotImplementedError`, with every reason,
+    when no implementation asked for takes the call. Both before anything is traced.
+    """
+    plan, _ = _plan(a1, d1, a2, d2, mask, precision, implementation)
+    return run(plan, masked_ntk_reference, a1, d1, a2, d2, mask)
+
+
+def masked_ntk_choice(
+    a1: Float[Array, "n j"],
+    d1: Float[Array, "n k i"],
+    a2: Float[Array, "m j"],
+    d2: Float[Array, "m l i"],
+    mask: Bool[Array, "i j"] | Float[Array, "i j"] | None = None,
+    *,
+    precision: Precision | None = None,
+    implementation: Request = None,
+) -> Choice:
+    """Which implementation `masked_ntk` would run for these arguments, and what refused before.
+
+    Arguments and errors are those of `masked_ntk`; arrays may be `jax.ShapeDtypeStruct`s.
+    """
+    return _plan(a1, d1, a2, d2, mask, precision, implementation)[1]
+
+
+def _plan(a1, d1, a2, d2, mask, precision, implementation):
+    shape = _check(a1, d1, a2, d2, mask)
+    case = Case(jnp.dtype(a1.dtype), mask is not None, shape)
+    return plan_call(OPERATION, IMPLEMENTATIONS, case, precision, implementation)
+
+
+def _check(a1, d1, a2, d2, mask) -> tuple[int, int, int, int, int, int]:
+    """The sizes (N, M, K, L, I, J), if all arguments agree on them."""
+    for name, x, rank in (("a1", a1, 2), ("d1", d1, 3), ("a2", a2, 2), ("d2", d2, 3)):
+        if x.ndim != rank:
+            raise ValueError(f"{OPERATION}: {name} must have {rank} axes, got shape {x.shape}.")
+        if x.dtype != a1.dtype:
+            raise ValueError(
+                f"{OPERATION}: {name} is {x.dtype} but a1 is {a1.dtype}; the four factors must "
+                "have one dtype."
+            )
+    if not jnp.issubdtype(a1.dtype, jnp.floating):
+        raise ValueError(f"{OPERATION}: the factors must be floating point, got {a1.dtype}.")
+    (n, j), (_, k, i), (m, _), (_, l, _) = a1.shape, d1.shape, a2.shape, d2.shape  # noqa: E741
+    for name, x, shape in (
+        ("d1", d1, (n, k, i)),
+        ("a2", a2, (m, j)),
+        ("d2", d2, (m, l, i)),
+        ("mask", mask, (i, j)),
+    ):
+        if x is not None and x.shape != shape:
+            raise ValueError(
+                f"{OPERATION}: {name} has shape {x.shape}, but a1 {a1.shape}, d1 {d1.shape} and a2 "
+                f"{a2.shape} ask for {shape}."
+            )
+    if mask is not None and mask.dtype != bool and not jnp.issubdtype(mask.dtype, jnp.floating):
+        raise ValueError(f"{OPERATION}: mask must be boolean or floating point, got {mask.dtype}.")
+    return n, m, k, l, i, j
+
+
+def _tpu(interpret) -> Implementation:
+    def refusal(device: Device, case: Case):
+        if interpret is not False:
+            return pallas_tpu.refusal_of_case(case.dtype, masked=case.masked)
+        return pallas_tpu.refusal(device, case.dtype, masked=case.masked)
+
+    def options(plan):
+        config = pallas_tpu.config_for(plan.kind, plan.shape)
+        return dict(precision=plan.precision, config=config, interpret=interpret)
+
+    return Implementation(
+        refusal=refusal,
+        forward=lambda plan, *args: pallas_tpu.forward(*args, **options(plan)),
+        backward=lambda plan, *args: pallas_tpu.backward(*args, **options(plan)),
+    )
+
+
+IMPLEMENTATIONS = {
+    "reference": reference_implementation(masked_ntk_reference),
+    "pallas_tpu": _tpu(interpret=False),
+    "pallas_tpu_interpret": _tpu(interpret=True),
+}
