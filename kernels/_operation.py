@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ._dispatch import Choice, Device, Request, choose, target_device
+from ._manual_axes import varying_alike
 from ._precision import MATMUL, Precision, resolve
 
 
@@ -86,7 +87,7 @@ def run(plan: Plan, reference: Callable[..., jax.Array], a1, d1, a2, d2, mask) -
     out_shape = (a1.shape[0], a2.shape[0], d1.shape[1], d2.shape[1])
     if 0 in (*a1.shape, *d1.shape, *a2.shape, *d2.shape):
         return jnp.zeros(out_shape, jnp.promote_types(a1.dtype, jnp.float32))
-    return _product(plan, reference, a1, d1, a2, d2, mask)
+    return _product(plan, reference, *varying_alike(a1, d1, a2, d2, mask))
 
 
 def _call(plan: Plan, function: Callable[..., Any], *args):

@@ -20,7 +20,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from .._dispatch import Device
-from .._padding import ceil_to, pad_to, with_axes_of
+from .._manual_axes import result_type
+from .._padding import ceil_to, pad_to
 from .._precision import Precision
 
 VMEM_BYTES = 12 * 2**20  # of the 16 MiB that every TPU since v2 gives a kernel by default
@@ -302,7 +303,7 @@ def _call(kernel, *, grid, in_specs, out_spec, out_shape, scratch, parallel: int
             grid=grid,
             in_specs=in_specs,
             out_specs=out_spec,
-            out_shape=with_axes_of(args, out_shape, jnp.float32),
+            out_shape=result_type(args, out_shape, jnp.float32),
             scratch_shapes=scratch,
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel",) * parallel + ("arbitrary",) * (6 - parallel)
