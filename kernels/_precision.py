@@ -41,6 +41,15 @@ def split(x: jax.Array, pieces: int) -> list[jax.Array]:
     return parts
 
 
+def split_in_memory(x: jax.Array, pieces: int) -> list[jax.Array]:
+    """Like `split`, outside a kernel: XLA may take a cast there and back for nothing to do."""
+    parts = []
+    for _ in range(pieces):
+        parts.append(jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7))
+        x = x - parts[-1]
+    return [part.astype(jnp.bfloat16) for part in parts]
+
+
 def products(left: int, right: int) -> list[tuple[int, int]]:
     """Which pieces to multiply: all pairs whose share of the result is above the last piece's."""
     most = max(left, right)
