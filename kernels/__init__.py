@@ -8,4 +8,6 @@ from ._dispatch import use_implementation as use_implementation
 from .masked_ntk import masked_ntk as masked_ntk
 from .masked_ntk import masked_ntk_choice as masked_ntk_choice
 from .masked_ntk import masked_ntk_reference as masked_ntk_reference
+from .masked_tangent_ntk import masked_tangent_ntk as masked_tangent_ntk
+from .masked_tangent_ntk import masked_tangent_ntk_choice as masked_tangent_ntk_choice
 from .masked_tangent_ntk import masked_tangent_ntk_reference as masked_tangent_ntk_reference

@@ -17,6 +17,15 @@ def varying_alike(*args: Any) -> list[Any]:
     return [x if x is None else _cast(x, axes) for x in args]
 
 
+def like_varying(tree: Any, args: Sequence[Any]) -> Any:
+    """The arrays of `tree`, varying over the mesh axes that `args` vary over.
+
+    Mosaic GPU forgets them on the way.
+    """
+    axes = _varying(args)
+    return jax.tree.map(lambda x: _cast(x, axes), tree)
+
+
 def result_type(args: Sequence[Any], shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
     """The type of a kernel's result: it varies over the mesh axes that its arguments vary over."""
     axes = _varying(args)

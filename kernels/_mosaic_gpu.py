@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from ._precision import products, split
+from ._precision import PIECES, Precision, products, split, split_in_memory
 
 SHARED_BYTES = 227 * 1024  # of one Hopper multiprocessor, for one block
+RESERVED_BYTES = 4 * 1024  # of those, for barriers, alignment and the compiler's own scratch
 ROWS = 64  # of one wgmma instruction
+HOPPER = ("H100", "H200", "H800", "H20", "GH200")  # in the names of its devices
 
 # 0.10.2 has interpret mode in a private module, and its interpreter reads no transposed operand.
 try:
@@ -63,6 +65,18 @@ def narrow_layout(rows: int, columns: int, dtype: Any) -> tuple[Any, ...]:
     itemsize = jnp.dtype(dtype).itemsize
     width = next(w for w in (128, 64, 32) if not (columns * itemsize % w or rows * itemsize % w))
     return plgpu.TilingTransform((8, width // itemsize)), plgpu.SwizzleTransform(width)
+
+
+def across_rows(tile: Any, row: int, shape: tuple[int, int]) -> jax.Array:
+    """One row of a shared tile, repeated down a register tile, in float32."""
+    return jax.lax.broadcast_in_dim(tile[row].astype(jnp.float32), shape, (1,))
+
+
+def right_operand(x: jax.Array, precision: Precision) -> list[jax.Array]:
+    """bfloat16 pieces of an operand that `wgmma` reads from shared memory, made by XLA."""
+    if x.dtype in (bool, jnp.bfloat16):
+        return [x.astype(jnp.bfloat16)]
+    return split_in_memory(x.astype(jnp.float32), PIECES[precision])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ._dispatch import Choice, Device, Request, choose, target_device
-from ._manual_axes import varying_alike
+from ._manual_axes import like_varying, varying_alike
 from ._precision import MATMUL, Precision, resolve
 
 
@@ -72,6 +72,38 @@ def plan_call(
     return Plan(chosen, resolved, target_device().kind, case.shape), choice
 
 
+def check_factors(
+    operation: str, factors: tuple[Any, ...], mask: Any, *, ranks: tuple[int, ...]
+) -> None:
+    """Raise `ValueError` unless axes and dtypes of all arguments are as the operation asks."""
+    dtype = factors[0].dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{operation}: the factors must be floating point, got {dtype}.")
+    for name, x, rank in zip(("a1", "d1", "a2", "d2"), factors, ranks, strict=True):
+        if x.ndim != rank:
+            raise ValueError(f"{operation}: {name} must have {rank} axes, got shape {x.shape}.")
+        if x.dtype != dtype:
+            raise ValueError(
+                f"{operation}: {name} is {x.dtype} but a1 is {dtype}; the four factors must have "
+                "one dtype."
+            )
+    if mask is not None and mask.dtype != bool and not jnp.issubdtype(mask.dtype, jnp.floating):
+        raise ValueError(f"{operation}: mask must be boolean or floating point, got {mask.dtype}.")
+
+
+def check_shapes(
+    operation: str, arguments: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise `ValueError` unless every argument but `None` has the expected shape."""
+    for name, shape in expected.items():
+        x = arguments[name]
+        if x is not None and x.shape != shape:
+            given = ", ".join(f"{n} {v.shape}" for n, v in arguments.items() if v is not None)
+            raise ValueError(
+                f"{operation}: {name} has shape {x.shape} where {shape} fits the others ({given})."
+            )
+
+
 def reference_implementation(reference: Callable[..., jax.Array]) -> Implementation:
     """The pure-JAX version, which takes every case on every device."""
 
@@ -96,7 +128,7 @@ def _call(plan: Plan, function: Callable[..., Any], *args):
 
     if not plan.implementation.maps:
         call = jax.custom_batching.sequential_vmap(call)
-    return call(*args)
+    return like_varying(call(*args), args)
 
 
 def _primal(plan, reference, a1, d1, a2, d2, c):
@@ -161,8 +193,8 @@ def _reference_backward(plan, reference, a1, d1, a2, d2, c, g, sides):
 
 
 def _exchanged(plan: Plan) -> Plan:
-    n, m, k, l, *rest = plan.shape  # noqa: E741
-    return dataclasses.replace(plan, shape=(m, n, l, k, *rest))
+    n, m, k, l, i, j, *positions = plan.shape  # noqa: E741
+    return dataclasses.replace(plan, shape=(m, n, l, k, i, j, *reversed(positions)))
 
 
 def _is_primal(x: Any) -> bool:

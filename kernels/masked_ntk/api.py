@@ -3,10 +3,11 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._dispatch import Choice, Device, Request
-from .._operation import Case, Implementation, plan_call, reference_implementation, run
+from .._dispatch import Choice, Request
+from .._implementations import implementations
+from .._operation import Case, Plan, check_factors, check_shapes, plan_call, run
 from .._precision import Precision
-from . import pallas_tpu
+from . import pallas_gpu, pallas_tpu
 from .reference import masked_ntk_reference
 
 OPERATION = "masked_ntk"
@@ -79,52 +80,24 @@ def _plan(a1, d1, a2, d2, mask, precision, implementation):
 
 def _check(a1, d1, a2, d2, mask) -> tuple[int, int, int, int, int, int]:
     """The sizes (N, M, K, L, I, J), if all arguments agree on them."""
-    for name, x, rank in (("a1", a1, 2), ("d1", d1, 3), ("a2", a2, 2), ("d2", d2, 3)):
-        if x.ndim != rank:
-            raise ValueError(f"{OPERATION}: {name} must have {rank} axes, got shape {x.shape}.")
-        if x.dtype != a1.dtype:
-            raise ValueError(
-                f"{OPERATION}: {name} is {x.dtype} but a1 is {a1.dtype}; the four factors must "
-                "have one dtype."
-            )
-    if not jnp.issubdtype(a1.dtype, jnp.floating):
-        raise ValueError(f"{OPERATION}: the factors must be floating point, got {a1.dtype}.")
+    check_factors(OPERATION, (a1, d1, a2, d2), mask, ranks=(2, 3, 2, 3))
     (n, j), (_, k, i), (m, _), (_, l, _) = a1.shape, d1.shape, a2.shape, d2.shape  # noqa: E741
-    for name, x, shape in (
-        ("d1", d1, (n, k, i)),
-        ("a2", a2, (m, j)),
-        ("d2", d2, (m, l, i)),
-        ("mask", mask, (i, j)),
-    ):
-        if x is not None and x.shape != shape:
-            raise ValueError(
-                f"{OPERATION}: {name} has shape {x.shape}, but a1 {a1.shape}, d1 {d1.shape} and a2 "
-                f"{a2.shape} ask for {shape}."
-            )
-    if mask is not None and mask.dtype != bool and not jnp.issubdtype(mask.dtype, jnp.floating):
-        raise ValueError(f"{OPERATION}: mask must be boolean or floating point, got {mask.dtype}.")
+    expected = dict(d1=(n, k, i), a2=(m, j), d2=(m, l, i), mask=(i, j))
+    check_shapes(OPERATION, dict(a1=a1, d1=d1, a2=a2, d2=d2, mask=mask), expected)
     return n, m, k, l, i, j
 
 
-def _tpu(interpret) -> Implementation:
-    def refusal(device: Device, case: Case):
-        if interpret is not False:
-            return pallas_tpu.refusal_of_case(case.dtype, masked=case.masked)
-        return pallas_tpu.refusal(device, case.dtype, masked=case.masked)
-
-    def options(plan):
-        config = pallas_tpu.config_for(plan.kind, plan.shape)
-        return dict(precision=plan.precision, config=config, interpret=interpret)
-
-    return Implementation(
-        refusal=refusal,
-        forward=lambda plan, *args: pallas_tpu.forward(*args, **options(plan)),
-        backward=lambda plan, *args: pallas_tpu.backward(*args, **options(plan)),
-    )
+def _gpu_config(plan: Plan, a1, d1, a2, d2, c, *rest):
+    del d1, a2, d2, rest
+    binary = c.dtype == bool
+    return pallas_gpu.config_for(plan.kind, plan.shape, a1.dtype, plan.precision, binary=binary)
 
 
-IMPLEMENTATIONS = {
-    "reference": reference_implementation(masked_ntk_reference),
-    "pallas_tpu": _tpu(interpret=False),
-    "pallas_tpu_interpret": _tpu(interpret=True),
-}
+def _tpu_config(plan: Plan, *args):
+    del args
+    return pallas_tpu.config_for(plan.kind, plan.shape)
+
+
+IMPLEMENTATIONS = implementations(
+    masked_ntk_reference, pallas_gpu, _gpu_config, pallas_tpu, _tpu_config
+)

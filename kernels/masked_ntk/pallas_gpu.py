@@ -27,19 +27,20 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from .._dispatch import Device
 from .._manual_axes import result_type
 from .._mosaic_gpu import (
+    HOPPER,
+    RESERVED_BYTES,
     ROWS,
     SHARED_BYTES,
     Multiply,
+    across_rows,
     kernel,
     layout,
     narrow_layout,
+    right_operand,
     version_refusal,
 )
 from .._padding import ceil_to, pad_to
-from .._precision import PIECES, Precision, split_in_memory
-
-RESERVED_BYTES = 4 * 1024  # barriers, alignment and the compiler's own scratch
-
+from .._precision import PIECES, Precision
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -73,23 +74,23 @@ class Config:
             if size > 256:
                 raise ValueError(f"Config: {name}={size} is above the 256 columns of one wgmma.")
 
-    def shared_bytes(self, a_bytes: int, d_bytes: int, c_pieces: int, d_pieces: int) -> int:
-        """The largest of what the three kernels keep in shared memory.
+    def shared_bytes(self, itemsize: int, c_pieces: int, d_pieces: int) -> tuple[int, int, int]:
+        """What the kernels of the product, of `d1` and of `a1` keep in shared memory.
 
-        By the size of an entry of `a` and `d`, and the number of bfloat16 pieces of `c` and `d2`.
+        By the size of an entry of the factors and the number of bfloat16 pieces of `c` and `d2`.
         """
-        contraction = self.stages * (
-            self.j * (ROWS * a_bytes + ceil_to(self.m, 8) * a_bytes + 2 * self.i * c_pieces)
+        d1_tile = ROWS * self.i * itemsize
+        d2_tile = 2 * self.l * self.i * d_pieces
+        g_tile = 4 * ROWS * self.l
+        contraction = self.stages * self.j * (
+            (ROWS + self.m) * itemsize + 2 * self.i * c_pieces
         )
-        cotangent = 2 * self.l * (4 * ROWS + 2 * self.i * d_pieces)
-        epilogue = 2 * (ROWS * self.i * d_bytes + self.m * self.l * (2 * self.i * d_pieces))
-        epilogue += 2 * self.m * ROWS * self.l * 4
-        forward = max(contraction, epilogue)
-        d1 = self.k * ROWS * self.i * 4 + max(contraction, cotangent)
-        a1 = self.k * ROWS * self.i * d_bytes + ROWS * self.a1_j * 4
-        a1 += 2 * c_pieces * self.i * self.a1_j
-        a1 += 2 * (self.l * (4 * ROWS * self.k + 2 * self.i * d_pieces) + self.a1_j * a_bytes * 2)
-        return max(forward, d1, a1)
+        epilogue = 2 * (d1_tile + self.m * d2_tile)
+        theta = max(contraction, epilogue) + self.m * g_tile
+        d1 = 4 * self.k * ROWS * self.i + max(contraction, 2 * (g_tile + d2_tile))
+        a1 = self.k * d1_tile + 4 * ROWS * self.a1_j + 2 * c_pieces * self.i * self.a1_j
+        a1 += 2 * (self.k * g_tile + d2_tile + self.a1_j * itemsize)
+        return theta, d1, a1
 
 
 # Tile sizes measured best, by the kind of the device; the rest have the default. None is measured
@@ -107,27 +108,35 @@ def config_for(
 ) -> Config:
     """The tiles for `shape = (N, M, K, L, I, J)`: the tuned ones, cut down to sizes and memory."""
     _, m, k, l, _, _ = shape  # noqa: E741
-    base = TUNED.get(kind, Config())
-    size = jnp.dtype(dtype).itemsize
-    pieces = PIECES[precision]
-    config = dataclasses.replace(
-        base, m=min(base.m, m), l=max(base.l, min(64, ceil_to(l, 16))), k=min(base.k, k)
+    t = TUNED.get(kind, Config())
+    t = dataclasses.replace(
+        t, m=min(t.m, m), k=min(t.k, k), l=min(max(t.l, 64), ceil_to(l, 16))
     )
-    budget = SHARED_BYTES - RESERVED_BYTES
-    while config.shared_bytes(size, size, 1 if binary else pieces, pieces) > budget:
-        if config.k > 1:
-            config = dataclasses.replace(config, k=config.k - 1)
-        elif config.a1_j > 64:
-            config = dataclasses.replace(config, a1_j=64)
+    pieces = PIECES[precision]
+
+    def fit(config):
+        sizes = config.shared_bytes(jnp.dtype(dtype).itemsize, 1 if binary else pieces, pieces)
+        return [size <= SHARED_BYTES - RESERVED_BYTES for size in sizes]
+
+    while not all(fit(t)):
+        theta, _, _ = fit(t)
+        if not theta and t.m > 1:
+            t = dataclasses.replace(t, m=t.m // 2)
+        elif t.k > 1:
+            t = dataclasses.replace(t, k=t.k - 1)
+        elif t.l > 16:
+            t = dataclasses.replace(t, l=t.l - 16)
         else:
-            raise ValueError(f"{config} does not fit {budget} bytes of shared memory.")
-    chunks = -(-k // config.k)  # as even as can be
-    return dataclasses.replace(config, k=-(-k // chunks))
+            raise ValueError(f"{t} does not fit the {SHARED_BYTES} bytes of shared memory.")
+    chunks = -(-k // t.k)  # as even as can be
+    return dataclasses.replace(t, k=-(-k // chunks))
 
 
 def refusal(device: Device, dtype: jnp.dtype, *, masked: bool) -> str | None:
     """Why this kernel cannot take a call, or `None`."""
-    if device.platform != "gpu" or not any(name in device.kind for name in ("H100", "H200", "GH200")):
+    if device.platform != "gpu" or not any(
+        name in device.kind for name in HOPPER
+    ):
         return f"needs a Hopper GPU, and the device is {device.kind!r} ({device.platform})"
     return version_refusal() or refusal_of_case(dtype, masked=masked)
 
@@ -147,8 +156,8 @@ def forward(a1, d1, a2, d2, c, *, precision: Precision, config: Config, interpre
     t = config
     a1, a2 = pad_to(a1, (ROWS, t.j)), pad_to(a2, (t.m, t.j))
     d1, d2 = pad_to(d1, (ROWS, 1, t.i)), pad_to(d2, (t.m, t.l, t.i))
-    cs = _right_operand(pad_to(c, (t.i, t.j)), precision)
-    d2s = _right_operand(d2.reshape(-1, d2.shape[2]), precision)
+    cs = right_operand(pad_to(c, (t.i, t.j)), precision)
+    d2s = right_operand(d2.reshape(-1, d2.shape[2]), precision)
     n_tiles, m_tiles, i_tiles = len(a1) // ROWS, len(a2) // t.m, d1.shape[2] // t.i
     l_tiles = d2.shape[1] // t.l
     multiply = Multiply(PIECES[precision], interpret is not None)
@@ -214,7 +223,7 @@ def backward(a1, d1, a2, d2, c, g, *, precision: Precision, config: Config, inte
     t = config
     d1, d2 = pad_to(d1, (ROWS, t.k, t.i)), pad_to(d2, (t.m, t.l, t.i))
     g = _cotangent(pad_to(g, (ROWS, t.m, t.k, t.l)))
-    d2s = _right_operand(d2.reshape(-1, d2.shape[2]), precision)
+    d2s = right_operand(d2.reshape(-1, d2.shape[2]), precision)
     arguments = dict(t=t, precision=precision, interpret=interpret)
     d1_bar = _d1_bar(a1, a2, d2s, c, g, d1.shape, **arguments)
     a1_bar = _a1_bar(d1, a2, d2s, c, g, (len(d1), j), **arguments)
@@ -224,7 +233,7 @@ def backward(a1, d1, a2, d2, c, g, *, precision: Precision, config: Config, inte
 def _d1_bar(a1, a2, d2s, c, g, shape, *, t: Config, precision, interpret):
     """One block has one tile of (n, k, i) and goes over all m; the sums stay in shared memory."""
     a1, a2 = pad_to(a1, (ROWS, t.j)), pad_to(a2, (t.m, t.j))
-    cs = _right_operand(pad_to(c, (t.i, t.j)), precision)
+    cs = right_operand(pad_to(c, (t.i, t.j)), precision)
     n_tiles, m_tiles = len(a1) // ROWS, len(a2) // t.m
     k_tiles, i_tiles, l_tiles = shape[1] // t.k, shape[2] // t.i, g.shape[1] // t.l
     multiply = Multiply(PIECES[precision], interpret is not None)
@@ -293,7 +302,7 @@ def _a1_bar(d1, a2, d2s, c, g, shape, *, t: Config, precision, interpret):
     dL/du is made again for every tile of j: K L I multiplications a pair, beside I a1_j.
     """
     a2 = pad_to(a2, (t.m, t.a1_j))
-    cs = _right_operand(pad_to(c, (t.i, t.a1_j)), precision)
+    cs = right_operand(pad_to(c, (t.i, t.a1_j)), precision)
     m, n_tiles, j_tiles = len(a2), shape[0] // ROWS, a2.shape[1] // t.a1_j
     k_tiles, i_tiles, l_tiles = d1.shape[1] // t.k, d1.shape[2] // t.i, g.shape[1] // t.l
     multiply = Multiply(PIECES[precision], interpret is not None)
@@ -323,7 +332,7 @@ def _a1_bar(d1, a2, d2s, c, g, shape, *, t: Config, precision, interpret):
                     u_bar += d1_tile[k].astype(jnp.float32) * p
                 pieces = [c_tiles.at[q] for q in range(len(cs))]
                 v = multiply(u_bar, pieces, t.a1_j, transpose=False)
-                sums[...] += v * _across_rows(a2_tile, 0, (ROWS, t.a1_j))
+                sums[...] += v * across_rows(a2_tile, 0, (ROWS, t.a1_j))
                 plgpu.commit_smem()
 
             plgpu.emit_pipeline(
@@ -381,7 +390,7 @@ def _contract(t: Config, multiply: Multiply, a1, a2, cs, n, m, i) -> list[jax.Ar
             del indices
             a = a1_tile[...].astype(jnp.float32)
             for q in range(t.m):
-                outer = a * _across_rows(a2_tile, q, (ROWS, t.j))
+                outer = a * across_rows(a2_tile, q, (ROWS, t.j))
                 multiply.add(sums[q], outer, c_tiles, transpose=True)
             plgpu.wgmma_wait(0)
             plgpu.commit_smem()  # reads are over before the copy engine writes here again
@@ -404,17 +413,6 @@ def _contract(t: Config, multiply: Multiply, a1, a2, cs, n, m, i) -> list[jax.Ar
         return tuple(acc[...] for acc in sums)
 
     return list(pl.run_scoped(compute, *[plgpu.ACC((ROWS, t.i), jnp.float32)] * t.m))
-
-
-def _across_rows(tile, row: int, shape: tuple[int, int]):
-    return lax.broadcast_in_dim(tile[row].astype(jnp.float32), shape, (1,))
-
-
-def _right_operand(x, precision: Precision) -> list[jax.Array]:
-    """bfloat16 pieces of an operand that `wgmma` reads from shared memory."""
-    if x.dtype in (bool, jnp.bfloat16):
-        return [x.astype(jnp.bfloat16)]
-    return split_in_memory(x.astype(jnp.float32), PIECES[precision])
 
 
 def _cotangent(g):
