@@ -8,8 +8,8 @@ blocks share a multiprocessor, so that one computes while another waits. For eac
 one matrix are the 64 `n`: `a1 a2` is formed in registers and is the left operand of `wgmma`, the
 tile of `c` the right one, over tiles of `j` that the copy engine (TMA) loads ahead. The
 accumulators of `u` never leave the registers: for each `k`, `d1 u` is the left operand of a second
-`wgmma` whose right operand is `d2`, which yields 64 rows of `Theta`. Tiles of `i` give partial sums
-of `Theta`, added outside.
+`wgmma` whose right operand is `d2`, which yields 64 rows of `Theta`. A block goes over the tiles of
+`i` of one stretch and adds to the `Theta` that it alone writes; stretches are added outside.
 
 Numbers in float32 precision are sums of three bfloat16 ones (`kernels._precision`). The right
 operands, `c` and `d2`, are small and are split once, before the kernel; a 0/1 mask is exact in one
@@ -42,14 +42,17 @@ from .._mosaic_gpu import (
 from .._padding import ceil_to, pad_to
 from .._precision import PIECES, Precision
 
+PARTIAL_BYTES = 16 * 2**20
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Tile sizes.
 
     `m` samples of the second side, `i` output features and `j` input features a tile; `a1_j` input
     features a tile in the gradient of the activations; `k` outputs of the first side whose
-    gradients are summed in shared memory together; `l` outputs of the second side; `stages` tiles
-    of `j` are in flight.
+    gradients are summed in shared memory together; `l` outputs of the second side. `stages` tiles
+    of `j` are in flight, and `i` is cut into stretches while there are fewer than `blocks` blocks.
     """
 
     m: int = 4
@@ -59,9 +62,10 @@ class Config:
     k: int = 8
     l: int = 16  # noqa: E741
     stages: int = 2
+    blocks: int = 132  # as many as an H100 has multiprocessors
 
     def __post_init__(self):
-        for name, unit in dict(m=1, i=64, j=64, a1_j=64, k=1, l=16, stages=1).items():
+        for name, unit in dict(m=1, i=64, j=64, a1_j=64, k=1, l=16, stages=1, blocks=1).items():
             size = getattr(self, name)
             if size <= 0 or size % unit:
                 raise ValueError(f"Config: {name}={size} must be a positive multiple of {unit}.")
@@ -107,7 +111,7 @@ def config_for(
     binary: bool,
 ) -> Config:
     """The tiles for `shape = (N, M, K, L, I, J)`: the tuned ones, cut down to sizes and memory."""
-    _, m, k, l, _, _ = shape  # noqa: E741
+    _, m, k, l, i, _ = shape  # noqa: E741
     t = TUNED.get(kind, Config())
     t = dataclasses.replace(
         t, m=min(t.m, m), k=min(t.k, k), l=min(max(t.l, 64), ceil_to(l, 16))
@@ -128,6 +132,8 @@ def config_for(
             t = dataclasses.replace(t, l=t.l - 16)
         else:
             raise ValueError(f"{t} does not fit the {SHARED_BYTES} bytes of shared memory.")
+    while t.m > 1 and -(-shape[0] // ROWS) * -(-m // t.m) * (i // t.i) < t.blocks:
+        t = dataclasses.replace(t, m=t.m // 2)  # small batches: rather more blocks
     chunks = -(-k // t.k)  # as even as can be
     return dataclasses.replace(t, k=-(-k // chunks))
 
@@ -152,62 +158,81 @@ def refusal_of_case(dtype: jnp.dtype, *, masked: bool) -> str | None:
 
 def forward(a1, d1, a2, d2, c, *, precision: Precision, config: Config, interpret=None):
     """`Theta[n, m, k, l]` in float32."""
-    (n_size, k_size, _), (m_size, l_size, _) = d1.shape, d2.shape
+    (n_size, k_size, i_size), (m_size, l_size, _) = d1.shape, d2.shape
     t = config
+    steps, parts = _stretches(t, n_size, m_size, k_size, l_size, i_size)
+    i_unit = parts * steps * t.i
     a1, a2 = pad_to(a1, (ROWS, t.j)), pad_to(a2, (t.m, t.j))
-    d1, d2 = pad_to(d1, (ROWS, 1, t.i)), pad_to(d2, (t.m, t.l, t.i))
-    cs = right_operand(pad_to(c, (t.i, t.j)), precision)
-    d2s = right_operand(d2.reshape(-1, d2.shape[2]), precision)
-    n_tiles, m_tiles, i_tiles = len(a1) // ROWS, len(a2) // t.m, d1.shape[2] // t.i
-    l_tiles = d2.shape[1] // t.l
+    d1, d2 = pad_to(d1, (ROWS, 1, i_unit)), pad_to(d2, (t.m, t.l, i_unit))
+    cs = right_operand(pad_to(c, (i_unit, t.j)), precision)
+    d2s = right_operand(d2.reshape(-1, i_unit), precision)
+    n_tiles, m_tiles, l_tiles = len(a1) // ROWS, len(a2) // t.m, d2.shape[1] // t.l
+    d1 = d1.transpose(1, 0, 2).reshape(-1, i_unit)  # [(k, n), i]
     multiply = Multiply(PIECES[precision], interpret is not None)
 
-    def body(a1, d1, a2, d2s, cs, theta, staged):
-        n, m, i = lax.axis_index("n"), lax.axis_index("m"), lax.axis_index("i")
-        u = _contract(t, multiply, a1, a2, cs, n, m, i)
+    def body(a1, d1, a2, d2s, cs, theta, staged, barrier):
+        n, m, part = lax.axis_index("n"), lax.axis_index("m"), lax.axis_index("i")
 
-        # d2 is [(m, l), i] and Theta [(i tile, m, k, n), l]; their rows are found by tile.
-        def d2_tile(q):
+        # d2 is [(m, l), i] and Theta [(part, m, k, n), l]; their rows are found by tile.
+        def d2_tile(q, i):
             return lambda l, k: ((m * t.m + q) * l_tiles + l, i)
 
-        def theta_rows(q, k):
-            tile = ((i * m_tiles * t.m + m * t.m + q) * k_size + k) * n_tiles + n
-            return pl.ds(tile * ROWS, ROWS)
+        def theta_tile(q, l, k):  # noqa: E741
+            tile = ((part * m_tiles * t.m + m * t.m + q) * k_size + k) * n_tiles + n
+            return theta.at[pl.ds(tile * ROWS, ROWS), pl.ds(l * t.l, t.l)]
 
-        def step(indices, d1_tile, *d2_tiles):
-            l, k = indices  # noqa: E741
-            d = d1_tile[...].astype(jnp.float32)
-            for q in range(t.m):
-                rows = multiply(d * u[q], d2_tiles[q :: t.m], t.l, transpose=True)
-                plgpu.wait_smem_to_gmem(t.m - 1, wait_read_only=True)  # the slot is free again
-                staged[q] = rows
+        def one_tile(i, *, first: bool):
+            u = _contract(t, multiply, a1, a2, cs, n, m, i)
+
+            def step(indices, d1_tile, *d2_tiles):
+                l, k = indices  # noqa: E741
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the stage is free again
+                if not first:  # what the earlier tiles of i summed to
+                    for q in range(t.m):
+                        plgpu.copy_gmem_to_smem(theta_tile(q, l, k), staged.at[q], barrier)
+                d = d1_tile[...].astype(jnp.float32)
+                rows = [
+                    multiply(d * u[q], d2_tiles[q :: t.m], t.l, transpose=True)
+                    for q in range(t.m)
+                ]
+                if not first:
+                    plgpu.barrier_wait(barrier)
+                for q in range(t.m):
+                    staged[q] = rows[q] if first else staged[q] + rows[q]
                 plgpu.commit_smem()
-                target = theta.at[theta_rows(q, k), pl.ds(l * t.l, t.l)]
-                plgpu.copy_smem_to_gmem(staged.at[q], target)
+                for q in range(t.m):
+                    plgpu.copy_smem_to_gmem(staged.at[q], theta_tile(q, l, k))
 
-        d2_specs = [
-            plgpu.BlockSpec((t.l, t.i), d2_tile(q), transforms=layout(t.i, jnp.bfloat16))
-            for _ in d2s
-            for q in range(t.m)
-        ]
-        d1_spec = plgpu.BlockSpec(
-            (ROWS, t.i), lambda l, k: (k * n_tiles + n, i), transforms=layout(t.i, d1.dtype)
-        )
-        plgpu.emit_pipeline(
-            step, grid=(l_tiles, k_size), in_specs=[d1_spec, *d2_specs], max_concurrent_steps=2
-        )(d1, *(piece for piece in d2s for _ in range(t.m)))
-        plgpu.wait_smem_to_gmem(0)
+            d2_specs = [
+                plgpu.BlockSpec((t.l, t.i), d2_tile(q, i), transforms=layout(t.i, jnp.bfloat16))
+                for _ in d2s
+                for q in range(t.m)
+            ]
+            d1_spec = plgpu.BlockSpec(
+                (ROWS, t.i), lambda l, k: (k * n_tiles + n, i), transforms=layout(t.i, d1.dtype)
+            )
+            plgpu.emit_pipeline(
+                step, grid=(l_tiles, k_size), in_specs=[d1_spec, *d2_specs], max_concurrent_steps=2
+            )(d1, *(piece for piece in d2s for _ in range(t.m)))
+            plgpu.wait_smem_to_gmem(0)
 
-    d1 = d1.transpose(1, 0, 2).reshape(-1, d1.shape[2])  # [(k, n), i]
-    rows = i_tiles * len(a2) * k_size * len(a1)
+        one_tile(part * steps, first=True)
+        if steps > 1:
+            later = lambda step, _: one_tile(part * steps + step, first=False)
+            lax.fori_loop(1, steps, later, None)
+
+    rows = parts * len(a2) * k_size * len(a1)
     out = kernel(
         body,
         out_type=result_type((a1, d1, a2, *d2s, *cs), (rows, l_tiles * t.l), jnp.float32),
-        grid=dict(n=n_tiles, m=m_tiles, i=i_tiles),
-        scratch=dict(staged=plgpu.SMEM((t.m, ROWS, t.l), jnp.float32)),
+        grid=dict(n=n_tiles, m=m_tiles, i=parts),
+        scratch=dict(
+            staged=plgpu.SMEM((t.m, ROWS, t.l), jnp.float32),
+            barrier=plgpu.Barrier(num_arrivals=t.m),
+        ),
         interpret=interpret,
     )(a1, d1, a2, d2s, cs)
-    out = out.reshape(i_tiles, len(a2), k_size, len(a1), -1).sum(0)
+    out = out.reshape(parts, len(a2), k_size, len(a1), -1).sum(0)
     return out.transpose(2, 0, 1, 3)[:n_size, :m_size, :, :l_size]
 
 
@@ -380,6 +405,21 @@ def _a1_bar(d1, a2, d2s, c, g, shape, *, t: Config, precision, interpret):
         interpret=interpret,
     )(flat, a2, d2s, cs, g)
     return out
+
+
+def _stretches(t: Config, n: int, m: int, k: int, l: int, i: int) -> tuple[int, int]:  # noqa: E741
+    """Tiles of i that one block goes over, and the number of stretches of i that gives.
+
+    More stretches keep more of the GPU busy, and each gives a partial Theta; together these stay
+    below `PARTIAL_BYTES`, or half the size of u if that is more.
+    """
+    tiles = -(-i // t.i)
+    blocks = -(-n // ROWS) * -(-m // t.m)
+    outputs = k * ceil_to(l, t.l)
+    allowed = max(1, PARTIAL_BYTES // (4 * n * m * outputs), i // (2 * outputs))
+    parts = min(tiles, -(-t.blocks // blocks), allowed)
+    steps = -(-tiles // parts)
+    return steps, -(-tiles // steps)
 
 
 def _contract(t: Config, multiply: Multiply, a1, a2, cs, n, m, i) -> list[jax.Array]:
