@@ -14,7 +14,7 @@ def varying_alike(*args: Any) -> list[Any]:
     is right inside `jax.shard_map`.
     """
     axes = _varying(args)
-    return [x if x is None else _cast(x, axes) for x in args]
+    return [jax.tree.map(lambda x: _cast(x, axes), arg) for arg in args]
 
 
 def like_varying(tree: Any, args: Sequence[Any]) -> Any:
@@ -39,5 +39,5 @@ def _cast(x: jax.Array, axes: frozenset):
 
 
 def _varying(args: Sequence[Any]) -> frozenset:
-    types = [jax.typeof(x).manual_axis_type for x in args if x is not None]
+    types = [jax.typeof(x).manual_axis_type for x in jax.tree.leaves(list(args))]
     return frozenset().union(*(t.varying for t in types))

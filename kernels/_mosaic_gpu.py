@@ -1,4 +1,4 @@
-"""Mosaic GPU: what differs between JAX releases or in interpret mode, and tiles of shared memory."""
+"""Mosaic GPU: what differs between JAX releases and in interpret mode, and shared memory."""
 
 import dataclasses
 from collections.abc import Sequence

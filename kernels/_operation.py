@@ -7,14 +7,17 @@ and the gradient of the first side only; that of the second is the same with the
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from ._dispatch import Choice, Device, Request, choose, target_device
 from ._manual_axes import like_varying, varying_alike
-from ._precision import MATMUL, Precision, resolve
+from ._precision import MATMUL, Precision, accumulator_dtype, resolve
+
+Sizes: TypeAlias = tuple[int, int, int, int, int, int]
+"""(N, M, K, L, I, J): samples and outputs of both sides, output and input features."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +25,14 @@ class Case:
     """What an implementation needs to know to take a call or refuse it."""
 
     dtype: jnp.dtype
-    masked: bool
-    shape: tuple[int, ...]
+    mask: Literal["none", "whole", "gathered"]
+    shape: Sizes
+
+
+def case_of(factor: Any, mask: Any, shape: Sizes) -> Case:
+    """The case of a call whose arguments were checked."""
+    kind = "none" if mask is None else "whole" if hasattr(mask, "dtype") else "gathered"
+    return Case(jnp.dtype(factor.dtype), kind, shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Plan:
     implementation: "Implementation"
     precision: Precision
     kind: str
-    shape: tuple[int, ...]
+    shape: Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +96,9 @@ def check_factors(
                 f"{operation}: {name} is {x.dtype} but a1 is {dtype}; the four factors must have "
                 "one dtype."
             )
-    if mask is not None and mask.dtype != bool and not jnp.issubdtype(mask.dtype, jnp.floating):
-        raise ValueError(f"{operation}: mask must be boolean or floating point, got {mask.dtype}.")
+    kind = getattr(mask, "dtype", jnp.dtype(bool))
+    if kind != jnp.dtype(bool) and not jnp.issubdtype(kind, jnp.floating):
+        raise ValueError(f"{operation}: mask must be boolean or floating point, got {kind}.")
 
 
 def check_shapes(
@@ -118,7 +128,7 @@ def run(plan: Plan, reference: Callable[..., jax.Array], a1, d1, a2, d2, mask) -
     """Carry out `plan`; differentiable in the factors of both sides, mappable by `jax.vmap`."""
     out_shape = (a1.shape[0], a2.shape[0], d1.shape[1], d2.shape[1])
     if 0 in (*a1.shape, *d1.shape, *a2.shape, *d2.shape):
-        return jnp.zeros(out_shape, jnp.promote_types(a1.dtype, jnp.float32))
+        return jnp.zeros(out_shape, accumulator_dtype(a1.dtype))
     return _product(plan, reference, *varying_alike(a1, d1, a2, d2, mask))
 
 
@@ -140,11 +150,8 @@ _product = jax.custom_vjp(_primal, nondiff_argnums=(0, 1))
 
 def _forward(plan, reference, *args):
     values = [jax.tree.map(lambda x: x.value, arg, is_leaf=_is_primal) for arg in args]
-    perturbed = [
-        any(x.perturbed for x in jax.tree.leaves(arg, is_leaf=_is_primal)) for arg in args
-    ]
-    mask = values[4]
-    if perturbed[4] and mask.dtype != bool:
+    perturbed = [any(map(_is_perturbed, jax.tree.leaves(arg, is_leaf=_is_primal))) for arg in args]
+    if perturbed[4]:
         raise NotImplementedError(
             "masked NTK product: the mask is a constant of the product, and its derivative was "
             "asked for; pass it through jax.lax.stop_gradient."
@@ -193,8 +200,12 @@ def _reference_backward(plan, reference, a1, d1, a2, d2, c, g, sides):
 
 
 def _exchanged(plan: Plan) -> Plan:
-    n, m, k, l, i, j, *positions = plan.shape  # noqa: E741
-    return dataclasses.replace(plan, shape=(m, n, l, k, i, j, *reversed(positions)))
+    n, m, k, l, i, j = plan.shape  # noqa: E741
+    return dataclasses.replace(plan, shape=(m, n, l, k, i, j))
+
+
+def _is_perturbed(x: Any) -> bool:
+    return x.perturbed and jnp.issubdtype(x.value.dtype, jnp.inexact)
 
 
 def _is_primal(x: Any) -> bool:

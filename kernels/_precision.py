@@ -1,6 +1,6 @@
 """How exactly the kernels multiply: float32 numbers as sums of bfloat16 ones."""
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,11 @@ def resolve(operation: str, precision: Precision | None, dtype: jnp.dtype) -> Pr
             f"{operation}: precision must be one of {sorted(PIECES)} or None, got {precision!r}."
         )
     return precision
+
+
+def accumulator_dtype(dtype: Any) -> Any:
+    """What products of `dtype` are summed in: float64 for itself, float32 for all others."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def split(x: jax.Array, pieces: int) -> list[jax.Array]:

@@ -1,11 +1,13 @@
 """The masked NTK product of a dense layer: the entry that validates and dispatches."""
 
-import jax.numpy as jnp
+from typing import Any
+
 from jaxtyping import Array, Bool, Float
 
 from .._dispatch import Choice, Request
+from .._gather import GatheredMetric
 from .._implementations import implementations
-from .._operation import Case, Plan, check_factors, check_shapes, plan_call, run
+from .._operation import Plan, case_of, check_factors, check_shapes, plan_call, run
 from .._precision import Precision
 from . import pallas_gpu, pallas_tpu
 from .reference import masked_ntk_reference
@@ -18,7 +20,7 @@ def masked_ntk(
     d1: Float[Array, "n k i"],
     a2: Float[Array, "m j"],
     d2: Float[Array, "m l i"],
-    mask: Bool[Array, "i j"] | Float[Array, "i j"] | None = None,
+    mask: Bool[Array, "i j"] | Float[Array, "i j"] | GatheredMetric | None = None,
     *,
     precision: Precision | None = None,
     implementation: Request = None,
@@ -34,7 +36,8 @@ def masked_ntk(
     - `a1`, `a2`: activations that came into the layer, for both batches of samples.
     - `d1`, `d2`: cotangents `df_k/dy_i` of its output, of the same dtype as the activations.
     - `mask`: the 0/1 mask of the weight, or any weights `c >= 0` of the sum over parameters;
-      `None` for all ones.
+      `None` for all ones. A `GatheredMetric` holds its non-zeros alone, which
+      the pure-JAX version takes.
     - `precision`: `"float32"`, `"tf32"` or `"bfloat16"`, with errors below 1e-5, 1e-3 and 1e-2 of
       the largest entry; by default `"bfloat16"` for bfloat16 inputs and `"float32"` for others.
       An implementation may be more exact than asked.
@@ -56,11 +59,11 @@ def masked_ntk(
 
 
 def masked_ntk_choice(
-    a1: Float[Array, "n j"],
-    d1: Float[Array, "n k i"],
-    a2: Float[Array, "m j"],
-    d2: Float[Array, "m l i"],
-    mask: Bool[Array, "i j"] | Float[Array, "i j"] | None = None,
+    a1: Any,
+    d1: Any,
+    a2: Any,
+    d2: Any,
+    mask: Any = None,
     *,
     precision: Precision | None = None,
     implementation: Request = None,
@@ -74,7 +77,7 @@ def masked_ntk_choice(
 
 def _plan(a1, d1, a2, d2, mask, precision, implementation):
     shape = _check(a1, d1, a2, d2, mask)
-    case = Case(jnp.dtype(a1.dtype), mask is not None, shape)
+    case = case_of(a1, mask, shape)
     return plan_call(OPERATION, IMPLEMENTATIONS, case, precision, implementation)
 
 

@@ -44,6 +44,8 @@ from .._precision import PIECES, Precision
 
 PARTIAL_BYTES = 16 * 2**20
 
+WITHOUT_MASK = "the sums over i and j separate"
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -86,9 +88,7 @@ class Config:
         d1_tile = ROWS * self.i * itemsize
         d2_tile = 2 * self.l * self.i * d_pieces
         g_tile = 4 * ROWS * self.l
-        contraction = self.stages * self.j * (
-            (ROWS + self.m) * itemsize + 2 * self.i * c_pieces
-        )
+        contraction = self.stages * self.j * ((ROWS + self.m) * itemsize + 2 * self.i * c_pieces)
         epilogue = 2 * (d1_tile + self.m * d2_tile)
         theta = max(contraction, epilogue) + self.m * g_tile
         d1 = 4 * self.k * ROWS * self.i + max(contraction, 2 * (g_tile + d2_tile))
@@ -113,9 +113,7 @@ def config_for(
     """The tiles for `shape = (N, M, K, L, I, J)`: the tuned ones, cut down to sizes and memory."""
     _, m, k, l, i, _ = shape  # noqa: E741
     t = TUNED.get(kind, Config())
-    t = dataclasses.replace(
-        t, m=min(t.m, m), k=min(t.k, k), l=min(max(t.l, 64), ceil_to(l, 16))
-    )
+    t = dataclasses.replace(t, m=min(t.m, m), k=min(t.k, k), l=min(max(t.l, 64), ceil_to(l, 16)))
     pieces = PIECES[precision]
 
     def fit(config):
@@ -138,22 +136,11 @@ def config_for(
     return dataclasses.replace(t, k=-(-k // chunks))
 
 
-def refusal(device: Device, dtype: jnp.dtype, *, masked: bool) -> str | None:
-    """Why this kernel cannot take a call, or `None`."""
-    if device.platform != "gpu" or not any(
-        name in device.kind for name in HOPPER
-    ):
+def refusal(device: Device) -> str | None:
+    """Why this kernel cannot run on a device, or `None`."""
+    if device.platform != "gpu" or not any(name in device.kind for name in HOPPER):
         return f"needs a Hopper GPU, and the device is {device.kind!r} ({device.platform})"
-    return version_refusal() or refusal_of_case(dtype, masked=masked)
-
-
-def refusal_of_case(dtype: jnp.dtype, *, masked: bool) -> str | None:
-    """Why this kernel cannot take a call on any device, or `None`."""
-    if dtype not in (jnp.float32, jnp.bfloat16):
-        return f"takes float32 and bfloat16, not {dtype}"
-    if not masked:
-        return "has nothing to fuse without a mask: the sums over i and j separate"
-    return None
+    return version_refusal()
 
 
 def forward(a1, d1, a2, d2, c, *, precision: Precision, config: Config, interpret=None):
@@ -192,8 +179,7 @@ def forward(a1, d1, a2, d2, c, *, precision: Precision, config: Config, interpre
                         plgpu.copy_gmem_to_smem(theta_tile(q, l, k), staged.at[q], barrier)
                 d = d1_tile[...].astype(jnp.float32)
                 rows = [
-                    multiply(d * u[q], d2_tiles[q :: t.m], t.l, transpose=True)
-                    for q in range(t.m)
+                    multiply(d * u[q], d2_tiles[q :: t.m], t.l, transpose=True) for q in range(t.m)
                 ]
                 if not first:
                     plgpu.barrier_wait(barrier)
@@ -460,5 +446,3 @@ def _cotangent(g):
     n, m, k, l = g.shape  # noqa: E741
     tiles = g.astype(jnp.float32).reshape(n // ROWS, ROWS, m, k, l)
     return tiles.transpose(2, 0, 3, 1, 4).reshape(-1, l)
-
-

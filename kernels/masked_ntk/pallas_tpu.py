@@ -5,9 +5,9 @@
 
 A grid point holds `TN x TM` pairs of samples, `TI` output and `TJ` input features. The pairs are
 the rows of one matrix, `m` outermost; `a1 a2` is formed in registers, multiplied with the tile of
-`c`, and summed over `j` in VMEM; at the last `j` the tile of `u` is contracted into `Theta`. Outputs
-`k` and `l` are tiled too when there are many. Every array is padded with zeros to whole tiles, in
-both operands of each product, so no remainder needs a mask inside.
+`c`, and summed over `j` in VMEM; at the last `j` the tile of `u` is contracted into `Theta`.
+Outputs `k` and `l` are tiled too when there are many. Every array is padded with zeros to whole
+tiles, in both operands of each product, so no remainder needs a mask inside.
 """
 
 import dataclasses
@@ -25,6 +25,8 @@ from .._padding import ceil_to, pad_to
 from .._precision import Precision
 
 VMEM_BYTES = 12 * 2**20  # of the 16 MiB that every TPU since v2 gives a kernel by default
+
+WITHOUT_MASK = "the sums over i and j separate"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,25 +92,16 @@ def config_for(kind: str, shape: tuple[int, int, int, int, int, int]) -> Config:
     )
 
 
-def refusal(device: Device, dtype: jnp.dtype, *, masked: bool) -> str | None:
-    """Why this kernel cannot take a call, or `None`."""
+def refusal(device: Device) -> str | None:
+    """Why this kernel cannot run on a device, or `None`."""
     if device.platform != "tpu":
         return f"needs a TPU, and the device is {device.kind!r} ({device.platform})"
-    return refusal_of_case(dtype, masked=masked)
-
-
-def refusal_of_case(dtype: jnp.dtype, *, masked: bool) -> str | None:
-    """Why this kernel cannot take a call on any device, or `None`."""
-    if dtype not in (jnp.float32, jnp.bfloat16):
-        return f"takes float32 and bfloat16, not {dtype}"
-    if not masked:
-        return "has nothing to fuse without a mask: the sums over i and j separate"
     return None
 
 
 def forward(a1, d1, a2, d2, c, *, precision: Precision, config: Config, interpret=False):
     """`Theta[n, m, k, l]` in float32."""
-    (n, j), (m, _), k, l, i = a1.shape, a2.shape, d1.shape[1], d2.shape[1], d1.shape[2]  # noqa: E741
+    (n, k, _), (m, l, _) = d1.shape, d2.shape  # noqa: E741
     t = config
     a1, a2, c = pad_to(a1, (t.n, t.j)), pad_to(a2, (t.m, t.j)), _widenable(c, (t.i, t.j))
     d1, d2 = _rows(d1, t.n, t.k, t.i), _columns(d2, t.m, t.l, t.i)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._blocks import block_size, map_blocks, scan_blocks
 from .._gather import GatheredMetric, gathered_u, gathered_u_backward
+from .._precision import accumulator_dtype
 
 
 def masked_ntk_reference(
@@ -28,7 +29,7 @@ def masked_ntk_reference(
     N M J; the gradient makes `u` again. A `GatheredMetric` makes the work for `u` proportional to
     its non-zeros.
     """
-    dtype = jnp.promote_types(a1.dtype, jnp.float32)
+    dtype = accumulator_dtype(a1.dtype)
     a1, d1, a2, d2 = (x.astype(dtype) for x in (a1, d1, a2, d2))
     if mask is None:
         return _ambient(a1, d1, a2, d2)

@@ -1,11 +1,12 @@
 """The masked NTK product at many positions: the entry that validates and dispatches."""
 
-import jax.numpy as jnp
+from typing import Any
+
 from jaxtyping import Array, Bool, Float
 
 from .._dispatch import Choice, Request
 from .._implementations import implementations
-from .._operation import Case, Plan, check_factors, check_shapes, plan_call, run
+from .._operation import Plan, case_of, check_factors, check_shapes, plan_call, run
 from .._precision import Precision
 from . import pallas_gpu, pallas_tpu
 from .reference import masked_tangent_ntk_reference
@@ -59,16 +60,16 @@ def masked_tangent_ntk(
 
 
 def masked_tangent_ntk_choice(
-    a1: Float[Array, "n j s"],
-    d1: Float[Array, "n k i s"],
-    a2: Float[Array, "m j s"],
-    d2: Float[Array, "m l i s"],
-    mask: Bool[Array, "i j"] | Float[Array, "i j"] | None = None,
+    a1: Any,
+    d1: Any,
+    a2: Any,
+    d2: Any,
+    mask: Any = None,
     *,
     precision: Precision | None = None,
     implementation: Request = None,
 ) -> Choice:
-    """Which implementation `masked_tangent_ntk` would run for these arguments, and what refused before.
+    """Which implementation `masked_tangent_ntk` would run, and what refused before.
 
     Arguments and errors are those of `masked_tangent_ntk`; arrays may be `jax.ShapeDtypeStruct`s.
     """
@@ -77,29 +78,28 @@ def masked_tangent_ntk_choice(
 
 def _plan(a1, d1, a2, d2, mask, precision, implementation):
     shape = _check(a1, d1, a2, d2, mask)
-    case = Case(jnp.dtype(a1.dtype), mask is not None, shape)
+    case = case_of(a1, mask, shape)
     return plan_call(OPERATION, IMPLEMENTATIONS, case, precision, implementation)
 
 
-def _check(a1, d1, a2, d2, mask) -> tuple[int, int, int, int, int, int, int, int]:
-    """The sizes (N, M, K, L, I, J, S1, S2), if all arguments agree on them."""
+def _check(a1, d1, a2, d2, mask) -> tuple[int, int, int, int, int, int]:
+    """The sizes (N, M, K, L, I, J), if all arguments agree on them."""
     check_factors(OPERATION, (a1, d1, a2, d2), mask, ranks=(3, 4, 3, 4))
-    (n, j, s1), (_, k, i, _) = a1.shape, d1.shape
-    (m, _, s2), (_, l, _, _) = a2.shape, d2.shape  # noqa: E741
-    expected = dict(d1=(n, k, i, s1), a2=(m, j, s2), d2=(m, l, i, s2), mask=(i, j))
+    (n, j, s), (_, k, i, _), m, l = a1.shape, d1.shape, a2.shape[0], d2.shape[1]  # noqa: E741
+    expected = dict(d1=(n, k, i, s), a2=(m, j, s), d2=(m, l, i, s), mask=(i, j))
     check_shapes(OPERATION, dict(a1=a1, d1=d1, a2=a2, d2=d2, mask=mask), expected)
-    return n, m, k, l, i, j, s1, s2
+    return n, m, k, l, i, j
 
 
 def _gpu_config(plan: Plan, a1, *rest):
     del rest
-    n, m, k, l, *_ = plan.shape  # noqa: E741
+    n, m, k, l, _, _ = plan.shape  # noqa: E741
     return pallas_gpu.config_for(plan.kind, n * k, m * l, a1.dtype, plan.precision)
 
 
 def _tpu_config(plan: Plan, *args):
     del args
-    n, m, k, l, i, j, *_ = plan.shape  # noqa: E741
+    n, m, k, l, i, j = plan.shape  # noqa: E741
     return pallas_tpu.config_for(plan.kind, n * k, m * l, i * j)
 
 

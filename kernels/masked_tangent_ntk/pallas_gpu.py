@@ -35,6 +35,8 @@ from .._padding import ceil_to, pad_to
 from .._precision import PIECES, Precision
 from ._tangents import pull_back, tangents
 
+WITHOUT_MASK = "it is one matrix product"
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -90,20 +92,11 @@ def config_for(
     return t
 
 
-def refusal(device: Device, dtype: jnp.dtype, *, masked: bool) -> str | None:
-    """Why this kernel cannot take a call, or `None`."""
+def refusal(device: Device) -> str | None:
+    """Why this kernel cannot run on a device, or `None`."""
     if device.platform != "gpu" or not any(name in device.kind for name in HOPPER):
         return f"needs a Hopper GPU, and the device is {device.kind!r} ({device.platform})"
-    return version_refusal() or refusal_of_case(dtype, masked=masked)
-
-
-def refusal_of_case(dtype: jnp.dtype, *, masked: bool) -> str | None:
-    """Why this kernel cannot take a call on any device, or `None`."""
-    if dtype not in (jnp.float32, jnp.bfloat16):
-        return f"takes float32 and bfloat16, not {dtype}"
-    if not masked:
-        return "has nothing to fuse without a mask: it is one matrix product"
-    return None
+    return version_refusal()
 
 
 def forward(a1, d1, a2, d2, c, *, precision: Precision, config: Config, interpret=None):

@@ -4,8 +4,8 @@
     Theta[n,m,k,l] = sum_ij c[i,j] T1[n,k,i,j] T2[m,l,i,j]          (this kernel)
 
 With rows r = (n, k), columns q = (m, l) and parameters p = (i, j), the kernel is the matrix product
-`(T1 c) T2^T` whose left operand is masked on its way into the matrix unit, so that no masked copy of
-the tangents is written. Sums over p stay in VMEM. All arrays are padded with zeros to whole tiles.
+`(T1 c) T2^T` whose left operand is masked on its way into the matrix unit, so that no masked copy
+of the tangents is written. Sums over p stay in VMEM. Arrays are padded with zeros to whole tiles.
 """
 
 import dataclasses
@@ -23,6 +23,8 @@ from .._precision import Precision
 from ._tangents import pull_back, tangents
 
 VMEM_BYTES = 12 * 2**20  # of the 16 MiB that every TPU since v2 gives a kernel by default
+
+WITHOUT_MASK = "it is one matrix product"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,19 +68,10 @@ def config_for(kind: str, rows: int, columns: int, parameters: int) -> Config:
     )
 
 
-def refusal(device: Device, dtype: jnp.dtype, *, masked: bool) -> str | None:
-    """Why this kernel cannot take a call, or `None`."""
+def refusal(device: Device) -> str | None:
+    """Why this kernel cannot run on a device, or `None`."""
     if device.platform != "tpu":
         return f"needs a TPU, and the device is {device.kind!r} ({device.platform})"
-    return refusal_of_case(dtype, masked=masked)
-
-
-def refusal_of_case(dtype: jnp.dtype, *, masked: bool) -> str | None:
-    """Why this kernel cannot take a call on any device, or `None`."""
-    if dtype not in (jnp.float32, jnp.bfloat16):
-        return f"takes float32 and bfloat16, not {dtype}"
-    if not masked:
-        return "has nothing to fuse without a mask: it is one matrix product"
     return None
 
 

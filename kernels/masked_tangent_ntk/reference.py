@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from .._precision import accumulator_dtype
+
 
 def masked_tangent_ntk_reference(
     a1: Float[Array, "n j s"],
@@ -23,7 +25,7 @@ def masked_tangent_ntk_reference(
     The per-sample tangents `T` of both sides exist during the call; the gradient makes them again
     instead of keeping them.
     """
-    dtype = jnp.promote_types(a1.dtype, jnp.float32)
+    dtype = accumulator_dtype(a1.dtype)
     a1, d1, a2, d2 = (x.astype(dtype) for x in (a1, d1, a2, d2))
     c = None if mask is None else mask.astype(dtype)
     return _masked(a1, d1, a2, d2, c)
@@ -62,7 +64,7 @@ def _tangents_backward(a, d, t_bar):
 
 
 def _weighted(t, c):
-    return t if c is None else t * c
+    return t if c is None else t * c[None, None]
 
 
 def _gram(t1, t2):

@@ -21,18 +21,16 @@ class Sizes:
     l: int = 2  # noqa: E741
     i: int = 5
     j: int = 7
-    s1: int | None = None
-    s2: int | None = None
+    s: int | None = None
 
     @property
     def shapes(self):
-        s1 = () if self.s1 is None else (self.s1,)
-        s2 = () if self.s2 is None else (self.s2,)
+        s = () if self.s is None else (self.s,)
         return (
-            (self.n, self.j, *s1),
-            (self.n, self.k, self.i, *s1),
-            (self.m, self.j, *s2),
-            (self.m, self.l, self.i, *s2),
+            (self.n, self.j, *s),
+            (self.n, self.k, self.i, *s),
+            (self.m, self.j, *s),
+            (self.m, self.l, self.i, *s),
         )
 
 

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from jax.experimental.pallas import tpu as pltpu
 from jax.test_util import check_grads
+from oracle import IMPLEMENTATIONS, INTERPRETED, TOLERANCE, Sizes, relative_error
+
 from ntt_eqx import kernels
 from ntt_eqx.kernels.masked_ntk import pallas_gpu, pallas_tpu
 from ntt_eqx.kernels.masked_tangent_ntk import pallas_tpu as tangent_tpu
-from oracle import IMPLEMENTATIONS, INTERPRETED, TOLERANCE, Sizes, relative_error
 
 DENSE = (
     Sizes(n=1, m=1, k=1, l=1, i=1, j=1),
@@ -29,18 +29,18 @@ DENSE_EDGES = (
     Sizes(n=2, m=3, k=17, l=18, i=129, j=257),
 )
 POSITIONS = (
-    Sizes(n=1, m=1, k=1, l=1, i=1, j=1, s1=1, s2=1),
-    Sizes(n=5, m=3, k=2, l=3, i=7, j=19, s1=4, s2=6),
-    Sizes(n=3, m=20, k=1, l=2, i=17, j=3, s1=1, s2=3),
+    Sizes(n=1, m=1, k=1, l=1, i=1, j=1, s=1),
+    Sizes(n=5, m=3, k=2, l=3, i=7, j=19, s=4),
+    Sizes(n=3, m=20, k=1, l=2, i=17, j=3, s=1),
 )
 POSITIONS_EDGES = (
-    Sizes(n=20, m=37, k=4, l=4, i=19, j=17, s1=3, s2=2),
-    Sizes(n=43, m=2, k=7, l=3, i=20, j=37, s1=17, s2=1),
+    Sizes(n=20, m=37, k=4, l=4, i=19, j=17, s=3),
+    Sizes(n=43, m=2, k=7, l=3, i=20, j=37, s=17),
 )
 
 
 def operation_of(sizes):
-    return kernels.masked_ntk if sizes.s1 is None else kernels.masked_tangent_ntk
+    return kernels.masked_ntk if sizes.s is None else kernels.masked_tangent_ntk
 
 
 def check_values(sizes, implementation, precision, mask, dtype=jnp.float32, seed=0):
@@ -52,7 +52,7 @@ def check_values(sizes, implementation, precision, mask, dtype=jnp.float32, seed
         theta = jax.jit(call)(*args, mask)
     assert [choice.implementation for choice in choices] == [implementation]
     assert theta.dtype == jnp.float32
-    bound = TOLERANCE[precision or "float32"]
+    bound = TOLERANCE[precision or str(jnp.dtype(dtype))]
     assert relative_error(theta, oracle.product(*args, mask)) < bound
 
 
@@ -84,14 +84,14 @@ def test_values_over_the_edges_of_tiles(sizes, implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("sizes", DENSE[:3] + POSITIONS[:2], ids=str)
+@pytest.mark.parametrize("sizes", DENSE[:2] + POSITIONS[:2], ids=str)
 def test_gradient(sizes, implementation):
     check_gradient(sizes, implementation, "float32", oracle.random_mask(sizes))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("sizes", DENSE[3:] + DENSE_EDGES + POSITIONS_EDGES, ids=str)
+@pytest.mark.parametrize("sizes", DENSE[2:] + DENSE_EDGES + POSITIONS_EDGES, ids=str)
 def test_gradient_over_the_edges_of_tiles(sizes, implementation):
     check_gradient(sizes, implementation, "float32", oracle.random_mask(sizes))
 
@@ -102,7 +102,8 @@ def test_gradient_over_the_edges_of_tiles(sizes, implementation):
 def test_errors_are_as_documented(sizes, implementation, precision):
     mask = oracle.random_mask(sizes, kind="float")
     check_values(sizes, implementation, precision, mask, seed=3)
-    check_gradient(sizes, implementation, precision, mask, seed=4)
+    if precision != "float32":  # test_gradient is for that
+        check_gradient(sizes, implementation, precision, mask, seed=4)
 
 
 @pytest.mark.parametrize("implementation", INTERPRETED)
@@ -120,7 +121,7 @@ def test_lower_precision_is_less_exact(implementation):
 @pytest.mark.parametrize("sizes", (DENSE[1], POSITIONS[1]), ids=("dense", "positions"))
 def test_bfloat16_inputs(sizes, implementation):
     mask = oracle.random_mask(sizes)
-    check_values(sizes, implementation, "bfloat16", mask, jnp.bfloat16)
+    check_values(sizes, implementation, None, mask, jnp.bfloat16)
     check_values(sizes, implementation, "float32", mask, jnp.bfloat16)
     check_gradient(sizes, implementation, "bfloat16", mask, jnp.bfloat16)
 
@@ -157,13 +158,13 @@ def test_no_mask_is_a_mask_of_ones():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("sizes", (Sizes(), Sizes(s1=2, s2=3)), ids=("dense", "positions"))
+@pytest.mark.parametrize("sizes", (Sizes(), Sizes(s=2)), ids=("dense", "positions"))
 def test_float64_in_the_reference(sizes):
     args, mask = oracle.factors(sizes, dtype=jnp.float64), oracle.random_mask(sizes)
     call = functools.partial(operation_of(sizes), mask=mask)
     assert call(*args).dtype == jnp.float64
     assert relative_error(call(*args), oracle.product(*args, mask)) < 1e-13
-    check_grads(call, args, order=1, modes=["rev"])
+    check_grads(lambda *args: call(*map(jnp.asarray, args)), args, order=1, modes=["rev"])
 
 
 ODD = st.sampled_from((1, 2, 3, 5, 17))
@@ -182,8 +183,7 @@ def cases(draw, implementation):
         l=draw(outputs),
         i=draw(st.sampled_from((1, 3, 17, 37))),
         j=draw(st.sampled_from((1, 3, 17, 19, 70))),
-        s1=draw(ODD) if positions else None,
-        s2=draw(ODD) if positions else None,
+        s=draw(ODD) if positions else None,
     )
     seed = draw(st.integers(0, 2**16))
     kind = draw(st.sampled_from(("bool", "float")))
@@ -224,12 +224,12 @@ def test_any_case_in_the_reference(case):
     check_case("reference", case)
 
 
-@any_case("pallas_tpu_interpret", 6)
+@any_case("pallas_tpu_interpret", 4)
 def test_any_case_in_the_tpu_kernels(case):
     check_case("pallas_tpu_interpret", case)
 
 
-@any_case("pallas_gpu_interpret", 4)
+@any_case("pallas_gpu_interpret", 3)
 def test_any_case_in_the_gpu_kernels(case):
     check_case("pallas_gpu_interpret", case)
 
@@ -257,7 +257,11 @@ def simulated(module, config):
 
 
 @pytest.mark.parametrize(
-    "sizes", (Sizes(n=20, m=5, k=10, l=3, i=37, j=19), Sizes(n=3, m=2, k=9, l=17, i=130, j=129))
+    "sizes",
+    (
+        Sizes(n=20, m=5, k=9, l=3, i=37, j=19),
+        pytest.param(Sizes(n=3, m=2, k=9, l=17, i=130, j=129), marks=pytest.mark.slow),
+    ),
 )
 def test_tpu_kernel_in_the_simulator_of_tpu_memory(sizes):
     args, mask = oracle.factors(sizes), oracle.random_mask(sizes)
@@ -275,7 +279,7 @@ def test_tpu_kernel_in_the_simulator_of_tpu_memory(sizes):
 
 
 def test_tpu_contraction_in_the_simulator_of_tpu_memory():
-    sizes = Sizes(n=15, m=2, k=9, l=3, i=19, j=17, s1=4, s2=2)
+    sizes = Sizes(n=15, m=2, k=9, l=3, i=19, j=17, s=4)
     args, mask = oracle.factors(sizes), oracle.random_mask(sizes)
     config = tangent_tpu.Config(rows=128, columns=128, parameters=128)
     options = simulated(tangent_tpu, config)
@@ -297,7 +301,5 @@ def test_gpu_stretches_of_output_features(blocks):
     args, mask = oracle.factors(sizes), oracle.random_mask(sizes)
     config = pallas_gpu.Config(m=4, k=2, l=16, blocks=blocks)
     interpret = InterpretGPUParams(detect_races=True)
-    theta = pallas_gpu.forward(
-        *args, mask, precision="float32", config=config, interpret=interpret
-    )
+    theta = pallas_gpu.forward(*args, mask, precision="float32", config=config, interpret=interpret)
     assert relative_error(theta, oracle.product(*args, mask)) < 1e-5
