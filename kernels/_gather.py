@@ -76,7 +76,7 @@ def gathered_u(
     right = a2.T[c.columns]
     parts = jnp.einsum("cwn,cwm->cnm", left, right)
     u = jax.ops.segment_sum(parts, c.rows, c.shape[0], indices_are_sorted=True)
-    return u.transpose(1, 2, 0) + c.offset
+    return u.transpose(1, 2, 0) + c.offset[None, None]
 
 
 def gathered_u_backward(

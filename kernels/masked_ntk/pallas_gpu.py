@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.typing import DTypeLike
 
 from .._dispatch import Device
 from .._manual_axes import result_type
@@ -105,7 +106,7 @@ TUNED: dict[str, Config] = {}
 def config_for(
     kind: str,
     shape: tuple[int, int, int, int, int, int],
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     precision: Precision,
     *,
     binary: bool,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.typing import DTypeLike
 
 from .._dispatch import Device
 from .._manual_axes import result_type
@@ -77,7 +78,7 @@ TUNED: dict[str, Config] = {}
 
 
 def config_for(
-    kind: str, rows: int, columns: int, dtype: jnp.dtype, precision: Precision
+    kind: str, rows: int, columns: int, dtype: DTypeLike, precision: Precision
 ) -> Config:
     """The tuned tiles, cut down to the sizes and to shared memory."""
     t = TUNED.get(kind, Config())

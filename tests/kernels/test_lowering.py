@@ -160,4 +160,4 @@ def test_configs_refuse_impossible_tiles(config):
         with pytest.raises(ValueError, match="positive multiple"):
             config(**{first: size})
     with pytest.raises(ValueError, match="VMEM|registers|register"):
-        config(**{first: 1024})
+        config(**{first: 4096})
