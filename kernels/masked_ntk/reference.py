@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._blocks import block_size, map_blocks, scan_blocks
 from .._gather import GatheredMetric, gathered_u, gathered_u_backward
+from .._precision import accumulator_dtype
 
 
 def masked_ntk_reference(
@@ -38,7 +39,7 @@ def masked_ntk_reference(
 
     `[N, M, K, L]`, float64 for float64 factors and float32 otherwise.
     """
-    dtype = jnp.float64 if a1.dtype == jnp.float64 else jnp.float32
+    dtype = accumulator_dtype(a1.dtype)
     a1, d1, a2, d2 = (x.astype(dtype) for x in (a1, d1, a2, d2))
     if mask is None:
         return _ambient(a1, d1, a2, d2)
@@ -57,7 +58,7 @@ def masked_ntk_diagonal_reference(
 
     Arguments as for `masked_ntk_reference`; returns `[N, M, K]`.
     """
-    dtype = jnp.float64 if a1.dtype == jnp.float64 else jnp.float32
+    dtype = accumulator_dtype(a1.dtype)
     a1, d1, a2, d2 = (x.astype(dtype) for x in (a1, d1, a2, d2))
     if mask is None:
         return jnp.einsum("nki,mki->nmk", d1, d2) * (a1 @ a2.T)[:, :, None]

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float
 from .._types import widen
 from ..kernels import (
     GatheredMetric,
+    masked_ntk,
     masked_ntk_diagonal_reference,
-    masked_ntk_reference,
-    masked_tangent_ntk_reference,
+    masked_tangent_ntk,
 )
 from ._factors import Factors, LayerFactors, Tangents
 from ._layers import Layer
@@ -55,17 +55,19 @@ def _layer_kernel(
     total = 0.0
     for g in range(layer.groups):
         sides = (one.a[:, g], one.d[:, :, g], two.a[:, g], two.d[:, :, g])
+        if one.a.dtype != one.d.dtype:
+            sides = tuple(map(widen, sides))
         mask = metric.values[g] if isinstance(metric, DenseMetric) else None
         if layer.positions > 1:
             assert outputs == "full"  # `choose_form` keeps tangents for the others
-            total = total + masked_tangent_ntk_reference(*sides, mask)
+            total = total + masked_tangent_ntk(*sides, mask)
             continue
         a1, d1, a2, d2 = (side[..., 0] for side in sides)
         if isinstance(metric, GatheredMetric):
             if layer.bias is not None:  # the gathered metric adds the bias itself
                 a1, a2 = a1[:, :-1], a2[:, :-1]
             mask = metric
-        product = masked_ntk_reference if outputs == "full" else masked_ntk_diagonal_reference
+        product = masked_ntk if outputs == "full" else masked_ntk_diagonal_reference
         theta = product(a1, d1, a2, d2, mask)
         total = total + (jnp.mean(theta, axis=-1) if outputs == "trace" else theta)
     return total  # pyright: ignore[reportReturnType]
