@@ -3,16 +3,14 @@
 from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from .._sparse import SparseModel
 from ._contract import Outputs
 from ._engine import Engine, KernelKind, dense_and_metric
 from ._oracles import jacobian_contraction, ntk_vector_products
 from ._pairs import default_budget, kernel_in_blocks
-from ._support import mask_support
+from ._support import support_of
 
 Implementation: TypeAlias = Literal["factors", "jacobian", "ntk_vector_products"]
 
@@ -68,9 +66,7 @@ def ntk(
     _check(x1, x2, kernel, outputs, directions, implementation, max_bytes)
     if implementation in _ORACLES:
         return _ntk_oracle(model, x1, x2, metric, kernel, outputs, implementation)
-    support = None
-    if isinstance(model, SparseModel) and kernel == "active" and not _is_traced(model.mask):
-        support = mask_support(model.mask, bucketed=True)
+    support = support_of(model, kernel)
     budget = default_budget() if max_bytes is None else max_bytes
     return _ntk_factors(model, x1, x2, metric, kernel, outputs, directions, support, budget)
 
@@ -100,10 +96,6 @@ def _ntk_oracle(model, x1, x2, metric, kernel, outputs, implementation):
         return theta
     diagonal = jnp.diagonal(theta, axis1=2, axis2=3)
     return diagonal if outputs == "diagonal" else jnp.mean(diagonal, axis=-1)
-
-
-def _is_traced(tree: PyTree) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def _check(

@@ -7,9 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._masks._collapse import is_traced
+from .._sparse import SparseModel
+
 # Above this density a mask's non-zeros are not gathered: measured on CPU, the dense product of
 # LeNet-300-100's first layer is then as fast.
 _SPARSE = 0.15
+
+
+def support_of(model: PyTree, kernel: str) -> PyTree | None:
+    """The support that `ntk` uses: that of a concrete mask, for the active kernel."""
+    if not isinstance(model, SparseModel) or kernel != "active" or is_traced(model.mask):
+        return None
+    return mask_support(model.mask, bucketed=True)
 
 
 def mask_support(mask: PyTree, *, bucketed: bool = False) -> PyTree:
