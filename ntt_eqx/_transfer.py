@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ._errors import DivergenceError
 from ._masks import make_mask
 from ._masks._collapse import is_traced
-from ._ntk import mask_support, outputs_and_ntk, refresh_support
+from ._ntk import mask_support, outputs_and_ntk, refresh_support, sketch_directions
 from ._scores import LogitSnip, Magnitude
 from ._sparse import SparseModel, masked_weights, sparsify
 from ._types import Where, widen
@@ -42,6 +42,12 @@ class NTTConfig:
         kernel: `"active"` (the paper's definition) or `"ambient"` (what its published code runs).
         kernel_weight: lambda_K.
         l2_weight: lambda_2; divided by the density.
+        outputs: the kernels' outputs that are compared: `"full"` (all pairs, the paper's), the
+            `"diagonal"`, the `"trace"`, or a `"sketch"` by `sketch_size` random directions a side,
+            drawn anew at every step, whose squared distance is right on average: for many
+            outputs, where all pairs cost too much.
+        sketch_size: R, at most the number of outputs.
+        implementation: of the kernels; see `ntk`.
     """
 
     density: float
@@ -52,6 +58,9 @@ class NTTConfig:
     kernel: Literal["active", "ambient"] = "active"
     kernel_weight: float = 1e-3
     l2_weight: float = 1e-4
+    outputs: Literal["full", "diagonal", "trace", "sketch"] = "full"
+    sketch_size: int = 8
+    implementation: Literal["factors", "jacobian", "ntk_vector_products"] = "factors"
 
     def __post_init__(self) -> None:
         """Reject settings that cannot work.
@@ -65,6 +74,8 @@ class NTTConfig:
             ("scope", ("layer", "global")),
             ("initial_mask", ("magnitude", "logit_snip")),
             ("kernel", ("active", "ambient")),
+            ("outputs", ("full", "diagonal", "trace", "sketch")),
+            ("implementation", ("factors", "jacobian", "ntk_vector_products")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -74,7 +85,9 @@ class NTTConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"NTTConfig: {name} must be finite and >= 0, got {value}.")
-        for name in ("mask_every", "num_steps"):
+        if self.outputs == "sketch" and self.implementation != "factors":
+            raise ValueError("NTTConfig: a sketch needs implementation='factors'.")
+        for name in ("mask_every", "num_steps", "sketch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"NTTConfig: {name} must be None or at least 1, got {value}.")
@@ -175,6 +188,7 @@ def ntt_loss(
     config: NTTConfig,
     *,
     support: PyTree | None = None,
+    step: Int[Array, ""] | int = 0,
 ) -> tuple[Float[Array, ""], NTTMetrics]:
     """The transfer loss on an unlabelled batch (the equation at the head of this module).
 
@@ -183,6 +197,7 @@ def ntt_loss(
     - `student`, `teacher`: models of one sample; dropout is off in both.
     - `x`: `[batch, ...]`, an even number of samples: the kernel is taken between its halves.
     - `support`: `NTTState.support`, where there is a state: the same loss, faster.
+    - `step`: number of the step, from which a sketch's directions are drawn.
     - `config`: the kernel and the weights of the terms.
 
     **Returns:**
@@ -197,8 +212,14 @@ def ntt_loss(
         raise ValueError(f"ntt_loss: the batch must hold an even number of samples, got {len(x)}.")
     student = SparseModel(eqx.nn.inference_mode(student.model), student.mask)
     teacher = eqx.nn.inference_mode(teacher)
-    f_t, theta_t = jax.lax.stop_gradient(outputs_and_ntk(teacher, x, config.kernel))
-    f_s, theta_s = outputs_and_ntk(student, x, config.kernel, support=support)
+    how: dict[str, Any] = dict(implementation=config.implementation, outputs=config.outputs)
+    if config.outputs == "sketch":
+        num_outputs = math.prod(eqx.filter_eval_shape(lambda m, x: m(x[0]), teacher, x).shape)
+        key = jax.random.fold_in(jax.random.key(0), step)
+        directions = sketch_directions(key, config.sketch_size, num_outputs)
+        how.update(outputs="full", directions=directions)
+    f_t, theta_t = jax.lax.stop_gradient(outputs_and_ntk(teacher, x, config.kernel, **how))
+    f_s, theta_s = outputs_and_ntk(student, x, config.kernel, support=support, **how)
     target_distance = jnp.mean(jnp.square(widen(f_s) - widen(f_t)))
     kernel_distance = jnp.mean(jnp.square(theta_s - theta_t))
     weight_norm = sum(jnp.sum(jnp.square(widen(w))) for w in masked_weights(student))
@@ -232,7 +253,7 @@ def ntt_step(state: NTTState, x: Float[Array, "batch ..."]) -> tuple[NTTState, N
 
     def loss(params):
         student = eqx.combine(params, static)
-        return ntt_loss(student, state.teacher, x, config, support=state.support)
+        return ntt_loss(student, state.teacher, x, config, support=state.support, step=state.step)
 
     gradient, metrics = jax.grad(loss, has_aux=True)(params)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes within itself

@@ -13,9 +13,13 @@ from ._contract import Outputs, contract
 from ._factors import Factors, factorise
 from ._layers import find_layers
 from ._metric import DenseMetric, layer_metric
+from ._oracles import jacobian_contraction, ntk_vector_products
 from ._program import trace
 
 KernelKind: TypeAlias = Literal["active", "ambient"]
+Implementation: TypeAlias = Literal["factors", "jacobian", "ntk_vector_products"]
+
+ORACLES = {"jacobian": jacobian_contraction, "ntk_vector_products": ntk_vector_products}
 
 
 class Engine:
@@ -84,8 +88,14 @@ def outputs_and_ntk(
     outputs: Outputs = "full",
     directions: tuple[Array, Array] | None = None,
     support: PyTree | None = None,
+    implementation: Implementation = "factors",
 ) -> tuple[Array, Array]:
     """Outputs `[batch, K]`, and the kernel between the batch's two halves, from one pass."""
+    if implementation != "factors":
+        half = len(x) // 2
+        theta = oracle(model, x[:half], x[half:], kernel, None, outputs, implementation)
+        dense = model.to_dense() if isinstance(model, SparseModel) else model
+        return jax.vmap(lambda sample: jnp.reshape(dense(sample), (-1,)))(x), theta
     engine = Engine(model, x, kernel, None, support, outputs)
     half = len(x) // 2
     if directions is not None:
@@ -96,6 +106,24 @@ def outputs_and_ntk(
     first = jax.tree.map(lambda leaf: leaf[:half], factors)
     second = jax.tree.map(lambda leaf: leaf[half:], factors)
     return factors.outputs, engine.contract(first, second)
+
+
+def oracle(
+    model: PyTree,
+    x1: Array,
+    x2: Array,
+    kernel: KernelKind,
+    metric: PyTree | None,
+    outputs: Outputs,
+    implementation: Implementation,
+) -> Array:
+    """The kernel by one of the direct implementations."""
+    dense, weights = dense_and_metric(model, kernel, metric)
+    theta = ORACLES[implementation](dense, x1, x2, weights)
+    if outputs == "full":
+        return theta
+    diagonal = jnp.diagonal(theta, axis1=2, axis2=3)
+    return diagonal if outputs == "diagonal" else jnp.mean(diagonal, axis=-1)
 
 
 def dense_and_metric(

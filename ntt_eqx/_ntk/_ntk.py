@@ -1,20 +1,14 @@
 """The public kernel function."""
 
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from ._contract import Outputs
-from ._engine import Engine, KernelKind, dense_and_metric
-from ._oracles import jacobian_contraction, ntk_vector_products
+from ._engine import ORACLES, Engine, Implementation, KernelKind, oracle
 from ._pairs import default_budget, kernel_in_blocks
 from ._support import support_of
-
-Implementation: TypeAlias = Literal["factors", "jacobian", "ntk_vector_products"]
-
-_ORACLES = {"jacobian": jacobian_contraction, "ntk_vector_products": ntk_vector_products}
 
 
 def ntk(
@@ -64,8 +58,9 @@ def ntk(
     or if the model does not map one sample to one array.
     """
     _check(x1, x2, kernel, outputs, directions, implementation, max_bytes)
-    if implementation in _ORACLES:
-        return _ntk_oracle(model, x1, x2, metric, kernel, outputs, implementation)
+    if implementation in ORACLES:
+        x2 = x1 if x2 is None else x2
+        return _ntk_oracle(model, x1, x2, kernel, metric, outputs, implementation)
     support = support_of(model, kernel)
     budget = default_budget() if max_bytes is None else max_bytes
     return _ntk_factors(model, x1, x2, metric, kernel, outputs, directions, support, budget)
@@ -88,14 +83,7 @@ def _ntk_factors(model, x1, x2, metric, kernel, outputs, directions, support, bu
     )
 
 
-@eqx.filter_jit
-def _ntk_oracle(model, x1, x2, metric, kernel, outputs, implementation):
-    dense, weights = dense_and_metric(model, kernel, metric)
-    theta = _ORACLES[implementation](dense, x1, x1 if x2 is None else x2, weights)
-    if outputs == "full":
-        return theta
-    diagonal = jnp.diagonal(theta, axis1=2, axis2=3)
-    return diagonal if outputs == "diagonal" else jnp.mean(diagonal, axis=-1)
+_ntk_oracle = eqx.filter_jit(oracle)
 
 
 def _check(
@@ -117,11 +105,11 @@ def _check(
     for name, value, allowed in (
         ("kernel", kernel, ("active", "ambient")),
         ("outputs", outputs, ("full", "diagonal", "trace")),
-        ("implementation", implementation, (None, "factors", *_ORACLES)),
+        ("implementation", implementation, (None, "factors", *ORACLES)),
     ):
         if value not in allowed:
             raise ValueError(f"ntk: {name} must be one of {allowed}, got {value!r}.")
-    if directions is not None and (outputs != "full" or implementation in _ORACLES):
+    if directions is not None and (outputs != "full" or implementation in ORACLES):
         raise ValueError("ntk: directions go with outputs='full' and implementation='factors'.")
     if max_bytes is not None and max_bytes < 1:
         raise ValueError(f"ntk: max_bytes must be positive, got {max_bytes}.")
