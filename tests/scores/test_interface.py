@@ -158,3 +158,17 @@ def test_bad_settings_are_refused(getkey):
     for points in ((), (0.0,), (0.5, 1.5)):
         with pytest.raises(ValueError, match="points must lie in"):
             scores.LossGradient(SQUARES, points)
+
+
+def test_the_ntt_loss_scores_away_from_the_teacher(getkey):
+    """At the teacher its distances are flat; along the ray to zero they are not."""
+    teacher = eqx.nn.MLP(4, 2, 5, 1, key=getkey())
+    x = jax.random.normal(getkey(), (4, 4))
+    config = ntt.NTTConfig(density=0.5, l2_weight=0.0)
+    loss = lambda student, x: ntt.ntt_loss(student, teacher, x, config)[0]
+    flat = scores.LossGradient(loss)(teacher, x)
+    assert max(float(leaf.max()) for leaf in jax.tree.leaves(flat)) < 1e-6
+    tree = scores.LossGradient(loss, points=(0.25, 0.5, 0.75))(teacher, x)
+    assert min(float(leaf.max()) for leaf in jax.tree.leaves(tree)) > 1e-3
+    sparse = scores.prune(teacher, scores.LossGradient(loss, points=(0.5,)), 0.5, x)
+    assert float(sparse.density()) == 0.5
