@@ -212,12 +212,7 @@ def ntt_loss(
         raise ValueError(f"ntt_loss: the batch must hold an even number of samples, got {len(x)}.")
     student = SparseModel(eqx.nn.inference_mode(student.model), student.mask)
     teacher = eqx.nn.inference_mode(teacher)
-    how: dict[str, Any] = dict(implementation=config.implementation, outputs=config.outputs)
-    if config.outputs == "sketch":
-        num_outputs = math.prod(eqx.filter_eval_shape(lambda m, x: m(x[0]), teacher, x).shape)
-        key = jax.random.fold_in(jax.random.key(0), step)
-        directions = sketch_directions(key, config.sketch_size, num_outputs)
-        how.update(outputs="full", directions=directions)
+    how = _how(teacher, x, config, step)
     f_t, theta_t = jax.lax.stop_gradient(outputs_and_ntk(teacher, x, config.kernel, **how))
     f_s, theta_s = outputs_and_ntk(student, x, config.kernel, support=support, **how)
     target_distance = jnp.mean(jnp.square(widen(f_s) - widen(f_t)))
@@ -347,6 +342,17 @@ def _keeps_its_counts(mask: PyTree, config: NTTConfig) -> bool:
         return False
     leaves = jax.tree.leaves(mask)
     return all(int(m.sum()) == round(config.density * m.size) for m in leaves)
+
+
+def _how(model: PyTree, x: Array, config: NTTConfig, step: Array | int) -> dict[str, Any]:
+    """The kernel's arguments that `config` asks for; a sketch's directions belong to the step."""
+    how: dict[str, Any] = dict(implementation=config.implementation, outputs=config.outputs)
+    if config.outputs == "sketch":
+        num_outputs = math.prod(eqx.filter_eval_shape(lambda m, x: m(x[0]), model, x).shape)
+        key = jax.random.fold_in(jax.random.key(0), step)
+        directions = sketch_directions(key, config.sketch_size, num_outputs)
+        how.update(outputs="full", directions=directions)
+    return how
 
 
 def _refresh(

@@ -32,6 +32,7 @@ class ParameterCost:
             slow path for large ones.
         flops: floating-point operations of this parameter's part of the contraction; factors
             themselves, which all parameters share, are not counted.
+        layer_flops: what the layer itself costs to evaluate once for one sample; 0 for others.
         bytes: what is stored for it between the passes and the contraction, for both batches.
     """
 
@@ -40,6 +41,7 @@ class ParameterCost:
     kept: int
     path: Path
     flops: int
+    layer_flops: int
     bytes: int
 
 
@@ -136,6 +138,7 @@ def explain(
             count,
             "jacobian",
             flops,
+            0,
             (n + m) * k * count * size,
         )
         found.append((p, cost))
@@ -174,7 +177,8 @@ def _layer_cost(
     else:
         flops = 2 * n * m * (kept + pairs * rows)
     path: Any = ("gathered " if gathered else "") + ("tangents" if s > 1 else "factors")
-    return ParameterCost(name, aval.shape, kept, path, flops, stored * size)
+    once = 2 * total * s
+    return ParameterCost(name, aval.shape, kept, path, flops, once, stored * size)
 
 
 def _kept(metric: Any, layer: Layer) -> int:

@@ -1,0 +1,282 @@
+"""Time the kernel, the gradient of a kernel loss and whole NTT steps, against direct methods.
+
+    python benchmarks/ntk_throughput.py --quick
+
+Every row is timed in this one process on fresh random data: compiled and run once, then run and
+waited for several times; medians are shown. `speedup` is against `ntk_vector_products`, what the
+code published with NTT does, for the same case, size, kernel and pass. GFLOP/s count the operations
+that the method by factors needs (see `useful_flops`), whatever the implementation: a slower one
+shows a lower rate, and the machine's own matrix product, timed in the same run, is what can be
+reached.
+"""
+
+import argparse
+import dataclasses
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from cases import CASES, Case
+
+import ntt_eqx as ntt
+from ntt_eqx._ntk import outputs_and_ntk
+
+PASSES = ("forward", "gradient", "step")
+IMPLEMENTATIONS = ("factors", "jacobian", "ntk_vector_products")
+BASELINE = "ntk_vector_products"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One row to be timed."""
+
+    case: str
+    n: int
+    density: float
+    kernel: Any
+    outputs: Any
+    implementation: Any
+    what: str
+
+
+def main() -> None:
+    """Parse the command line, time every row, print a table and write JSON."""
+    options = _options()
+    if options.quick:
+        options.cases, options.n = options.cases or ["lenet300100", "lenet5"], options.n or 8
+    cases, n = options.cases or list(CASES), options.n or 32
+    rates = matmul_rates()
+    print(f"device: {_device()}, jax {jax.__version__}; matrix product of 1024, 2048 float32: ")
+    print(f"  {rates['1024']:.0f}, {rates['2048']:.0f} GFLOP/s\n", flush=True)
+    header = (
+        f"{'case':12s} {'n=m':>4s} {'kernel':8s} {'pass':9s} {'implementation':20s} "
+        f"{'median ms':>10s} {'p10':>9s} {'p90':>9s} {'compile s':>9s} {'peak MB':>8s} "
+        f"{'GFLOP/s':>8s} {'speedup':>8s}"
+    )
+    print(header + "\n" + "-" * len(header), flush=True)
+    rows: list[dict[str, Any]] = []
+    for case in cases:
+        for kernel in options.kernels:
+            for what in options.passes:
+                rows += _block(options, case, n, kernel, what)
+    report = {
+        "device": _device(),
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "equinox": eqx.__version__,
+            "ntt_eqx": ntt.__version__,
+        },
+        "matmul_gflops_per_s": rates,
+        "rows": rows,
+    }
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(report, file, indent=1)
+        print(f"\nwritten: {options.json}")
+
+
+def _block(options: Any, case: str, n: int, kernel: str, what: str) -> list[dict[str, Any]]:
+    """All implementations of one case, kernel and pass; speed-ups against the baseline."""
+    rows = []
+    for implementation in options.implementations:
+        job = Job(case, n, options.density, kernel, options.outputs, implementation, what)
+        row = measure(job, options)
+        if row is not None:
+            rows.append(row)
+    base = [r["median_s"] for r in rows if r["implementation"] == BASELINE]
+    for row in rows:
+        row["speedup"] = base[0] / row["median_s"] if base else None
+        speedup = "" if row["speedup"] is None else f"{row['speedup']:.1f}x"
+        print(
+            f"{case:12s} {n:4d} {kernel:8s} {what:9s} {row['implementation']:20s} "
+            f"{row['median_s'] * 1e3:10.2f} {row['p10_s'] * 1e3:9.2f} {row['p90_s'] * 1e3:9.2f} "
+            f"{row['compile_s']:9.1f} {row['peak_bytes'] / 1e6:8.0f} "
+            f"{row['gflops_per_s']:8.1f} {speedup:>8s}",
+            flush=True,
+        )
+    return rows
+
+
+def measure(job: Job, options: Any) -> dict[str, Any] | None:
+    """Time one row; `None`, and a line that says so, where it would take longer than allowed."""
+    if job.implementation != "factors" and job.n > 2:
+        small = dataclasses.replace(job, n=2)
+        guess = _time(small, 1, 0.0)["median_s"] * (job.n / 2) ** 2
+        if guess > options.limit:
+            print(
+                f"{job.case:12s} {job.n:4d} {job.kernel:8s} {job.what:9s} {job.implementation:20s} "
+                f"left out: about {guess:.0f} s a run, --limit is {options.limit:.0f} s"
+            )
+            return None
+    return _time(job, options.repeats, options.seconds)
+
+
+def _time(job: Job, repeats: int, seconds: float) -> dict[str, Any]:
+    case = CASES[job.case]
+    run, arguments = _program(job, case)
+    start = time.perf_counter()
+    compiled = jax.jit(run).lower(*arguments(0)).compile()
+    compile_s = time.perf_counter() - start
+    jax.block_until_ready(compiled(*arguments(1)))
+    times: list[float] = []
+    while len(times) < repeats and (len(times) < 3 or sum(times) < seconds):
+        fresh = jax.block_until_ready(arguments(2 + len(times)))
+        gc.collect()
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*fresh))
+        times.append(time.perf_counter() - start)
+        if sum(times) > seconds and times[0] > 10:
+            break
+    cuts = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]] * 9
+    median = statistics.median(times)
+    return {
+        "case": job.case,
+        "n": job.n,
+        "m": job.n,
+        "outputs": job.outputs,
+        "density": job.density,
+        "kernel": job.kernel,
+        "implementation": job.implementation,
+        "pass": job.what,
+        "repeats": len(times),
+        "median_s": median,
+        "p10_s": max(cuts[0], min(times)),
+        "p90_s": min(cuts[-1], max(times)),
+        "compile_s": compile_s,
+        "peak_bytes": _peak_bytes(compiled),
+        "gflops_per_s": useful_flops(job, case) / median / 1e9,
+    }
+
+
+def _program(job: Job, case: Case) -> tuple[Callable[..., Any], Callable[[int], Any]]:
+    """A function to compile, and fresh arguments for it by seed."""
+    key = jax.random.key(0)
+    teacher = case.teacher(key)
+    config = ntt.NTTConfig(
+        density=job.density,
+        num_steps=10_000,
+        kernel=job.kernel,
+        outputs=job.outputs,
+        implementation=job.implementation,
+    )
+    state = ntt.ntt_init(teacher, config, optax.adam(5e-4))
+    samples = lambda seed: case.samples(jax.random.key(100 + seed), 2 * job.n)
+    dynamic, static = eqx.partition(state, eqx.is_array)
+    params, rest = eqx.partition(state.student, eqx.is_inexact_array)
+
+    def kernel(params, x, support):
+        # the support is an argument, as in a step: gathering the mask's non-zeros is timed, too
+        student = eqx.combine(params, rest)
+        how = dict(implementation=config.implementation, outputs=config.outputs)
+        return outputs_and_ntk(student, x, config.kernel, support=support, **how)[1]
+
+    if job.what == "forward":
+        return kernel, lambda seed: (params, samples(seed), state.support)
+    if job.what == "gradient":
+        count = case.num_classes
+        shape = {"full": (count, count), "diagonal": (count,), "trace": ()}[job.outputs]
+        target = lambda seed: jax.random.normal(jax.random.key(seed), (job.n, job.n, *shape))
+
+        def loss(params, x, support, target):
+            return jnp.mean(jnp.square(kernel(params, x, support) - target))
+
+        gradient = jax.value_and_grad(loss)
+        return gradient, lambda seed: (params, samples(seed), state.support, target(seed))
+
+    def step(dynamic, x):
+        state, metrics = ntt.ntt_step(eqx.combine(dynamic, static), x)
+        return eqx.filter(state, eqx.is_array), metrics
+
+    return step, lambda seed: (dynamic, samples(seed))
+
+
+def useful_flops(job: Job, case: Case) -> float:
+    """Floating-point operations of a pass by factors, matrix products alone.
+
+    The model forwards and, for every output, backwards to each layer's output, for all samples; and
+    the contraction as `ntt.explain` counts it. A gradient is counted as three times its function,
+    a step as the student's gradient and the teacher's kernel.
+    """
+    teacher = case.teacher(jax.random.key(0))
+    student = ntt.ntt_init(teacher, ntt.NTTConfig(density=job.density), optax.sgd(1.0)).student
+    x = case.samples(jax.random.key(1), job.n)
+
+    def forward(model: Any, kernel: Any) -> float:
+        costs = ntt.explain(model, x, x, kernel=kernel, outputs=job.outputs)
+        weights = [(p.layer_flops, p.flops) for p in costs.parameters]
+        layers = [layer for layer, _ in weights]
+        factors = 2 * job.n * (sum(layers) + costs.num_outputs * sum(layers[1:]))
+        return factors + sum(flops for _, flops in weights)
+
+    active = forward(student, job.kernel)
+    if job.what == "forward":
+        return active
+    return 3 * active + (forward(teacher, "ambient") if job.what == "step" else 0.0)
+
+
+def matmul_rates() -> dict[str, float]:
+    """GFLOP/s of a float32 matrix product of n x n by n x n, the best of several runs."""
+    rates = {}
+    for n in (1024, 2048):
+        a = jax.random.normal(jax.random.key(0), (n, n))
+        product = jax.jit(lambda a: a @ a)
+        jax.block_until_ready(product(a))
+        times = []
+        for _ in range(9):
+            start = time.perf_counter()
+            jax.block_until_ready(product(a))
+            times.append(time.perf_counter() - start)
+        rates[str(n)] = 2 * n**3 / min(times) / 1e9
+    return rates
+
+
+def _peak_bytes(compiled: Any) -> int:
+    """Bytes that the compiled program needs at once: arguments, results and temporaries."""
+    memory = compiled.memory_analysis()
+    names = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    return sum(getattr(memory, name, 0) for name in names)
+
+
+def _device() -> str:
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    try:
+        import os
+
+        return f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} cores"
+    except AttributeError:
+        return f"{platform.machine()} CPU"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--cases", nargs="+", choices=list(CASES), help="default: all")
+    add("--passes", nargs="+", choices=PASSES, default=list(PASSES))
+    add("--kernels", nargs="+", choices=("active", "ambient"), default=["active", "ambient"])
+    add("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS))
+    add("--outputs", choices=("full", "diagonal", "trace"), default="full")
+    add("--density", type=float, default=0.03, help="share of weights kept (default: 0.03)")
+    add("-n", type=int, help="samples a side, n = m (default: 32; with --quick: 8)")
+    add("--repeats", type=int, default=21, help="runs a row at most (default: 21)")
+    add("--seconds", type=float, default=5.0, help="seconds of runs a row (default: 5)")
+    add("--limit", type=float, default=60.0, help="leave out rows with longer runs, in seconds")
+    add("--quick", action="store_true", help="the two LeNets, 8 samples a side: minutes in all")
+    add("--json", metavar="FILE", help="write all rows")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
