@@ -3,9 +3,17 @@
 from . import _scores as scores, data as data, kernels as kernels, models as models
 from ._errors import DivergenceError as DivergenceError
 from ._masks import (
+    NM as NM,
+    Block as Block,
+    Channels as Channels,
     LayerCollapseWarning as LayerCollapseWarning,
+    Pattern as Pattern,
+    allocate as allocate,
     check_collapse as check_collapse,
+    invert_scores as invert_scores,
     make_mask as make_mask,
+    reinitialise as reinitialise,
+    shuffle_mask as shuffle_mask,
 )
 from ._ntk import (
     Explanation as Explanation,
@@ -14,6 +22,7 @@ from ._ntk import (
     ntk as ntk,
     sketch_directions as sketch_directions,
 )
+from ._scores import prune as prune
 from ._sparse import (
     SparseModel as SparseModel,
     apply_mask as apply_mask,
