@@ -8,23 +8,38 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import Interrupted, MissingExtra, require
-from .settings import PRESETS, load_config
+from .settings import PRESETS, EvolutionSettings, TransferSettings, load_config
 
 tyro = require("tyro")
 
 from . import single  # noqa: E402
 from .compare import compare  # noqa: E402
-from .options import Compare, Data, Evaluate, Report, Runs, Train, Transfer  # noqa: E402
+from .evolution import evolution  # noqa: E402
+from .inspect_network import inspect_network  # noqa: E402
+from .options import (  # noqa: E402
+    Compare,
+    Data,
+    Evaluate,
+    Evolution,
+    Inspect,
+    Report,
+    Runs,
+    Train,
+    Transfer,
+)
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "compare": (Compare, compare),
     "transfer": (Transfer, single.transfer),
     "train": (Train, single.train),
     "evaluate": (Evaluate, single.evaluate),
+    "inspect": (Inspect, inspect_network),
+    "evolution": (Evolution, evolution),
     "data": (Data, single.data),
     "runs": (Runs, single.runs),
     "report": (Report, single.report),
 }
+_LONG = 600.0  # passes over the 500 images of an output evolution
 _ABOUT = "Neural Tangent Transfer: sparse networks found before training, without labels."
 
 
@@ -79,6 +94,7 @@ def parse(arguments: Sequence[str]) -> Any:
     quick = PRESETS["quick"]
     defaults.setdefault("compare", Compare(settings=quick))
     defaults["transfer"] = Transfer(quick.transfer, quick.scoring)
+    defaults["evolution"] = Evolution(TransferSettings(epochs=_LONG), EvolutionSettings())
     defaults["train"] = Train(quick.transfer, quick.scoring, quick.mask, quick.training)
     kinds = [_subcommand(name, kind, defaults.get(name)) for name, (kind, _) in _COMMANDS.items()]
     union = typing.Union[tuple(kinds)]  # noqa: UP007
