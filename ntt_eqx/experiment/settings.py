@@ -155,7 +155,7 @@ class EvolutionSettings:
         kernel_inputs: test images on which the tangent kernels are compared.
     """
 
-    steps: int = 200
+    steps: int = 100
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 1e-3
     batch_size: int | None = None

@@ -40,7 +40,7 @@ def evolution_figure(found: Trajectories) -> Any:
         below.set_ylim(bottom=0)
         below.set_xlim(0, int(found.steps[-1]))
         thousands(below.xaxis)
-        legend_below(figure, above, columns=5)
+        legend_below(figure, above)
     return figure
 
 
