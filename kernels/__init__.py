@@ -1,6 +1,20 @@
 """The masked NTK products: one folder an operation, one file an implementation."""
 
 from ._blocks import block_size as block_size, map_blocks as map_blocks
+from ._dispatch import (
+    Choice as Choice,
+    record_choices as record_choices,
+    use_implementation as use_implementation,
+)
 from ._gather import GatheredMetric as GatheredMetric, gather_rows as gather_rows
-from .masked_ntk import masked_ntk_reference as masked_ntk_reference
-from .masked_tangent_ntk import masked_tangent_ntk_reference as masked_tangent_ntk_reference
+from .masked_ntk import (
+    masked_ntk as masked_ntk,
+    masked_ntk_choice as masked_ntk_choice,
+    masked_ntk_diagonal_reference as masked_ntk_diagonal_reference,
+    masked_ntk_reference as masked_ntk_reference,
+)
+from .masked_tangent_ntk import (
+    masked_tangent_ntk as masked_tangent_ntk,
+    masked_tangent_ntk_choice as masked_tangent_ntk_choice,
+    masked_tangent_ntk_reference as masked_tangent_ntk_reference,
+)

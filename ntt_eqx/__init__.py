@@ -7,7 +7,13 @@ from ._masks import (
     check_collapse as check_collapse,
     make_mask as make_mask,
 )
-from ._ntk import ntk as ntk
+from ._ntk import (
+    Explanation as Explanation,
+    ParameterCost as ParameterCost,
+    explain as explain,
+    ntk as ntk,
+    sketch_directions as sketch_directions,
+)
 from ._sparse import (
     SparseModel as SparseModel,
     apply_mask as apply_mask,

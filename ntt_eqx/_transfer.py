@@ -162,8 +162,7 @@ def ntt_init(
     # The student must not share buffers with the teacher: users may donate the state.
     student = jax.tree.map(lambda l: jnp.copy(l) if eqx.is_array(l) else l, full.with_mask(mask))
     opt_state = optimizer.init(eqx.filter(student, eqx.is_inexact_array))
-    # Under `scope="layer"` every mask keeps as many weights in a layer as the first one.
-    counted = config.scope == "layer" and config.kernel == "active" and not is_traced(mask)
+    counted = config.kernel == "active" and _keeps_its_counts(mask, config)
     support = mask_support(mask) if counted else jax.tree.map(lambda _: None, mask)
     step = jnp.zeros((), jnp.int32)
     return NTTState(full.model, student, opt_state, step, support, config, optimizer)
@@ -199,7 +198,7 @@ def ntt_loss(
     student = SparseModel(eqx.nn.inference_mode(student.model), student.mask)
     teacher = eqx.nn.inference_mode(teacher)
     f_t, theta_t = jax.lax.stop_gradient(outputs_and_ntk(teacher, x, config.kernel))
-    f_s, theta_s = outputs_and_ntk(student, x, config.kernel, support)
+    f_s, theta_s = outputs_and_ntk(student, x, config.kernel, support=support)
     target_distance = jnp.mean(jnp.square(widen(f_s) - widen(f_t)))
     kernel_distance = jnp.mean(jnp.square(theta_s - theta_t))
     weight_norm = sum(jnp.sum(jnp.square(widen(w))) for w in masked_weights(student))
@@ -317,6 +316,16 @@ def _evaluate(state: NTTState, x: Array) -> NTTMetrics:
     _, metrics = ntt_loss(state.student, state.teacher, x, state.config, support=state.support)
     rate = jnp.asarray(_learning_rate(state.opt_state), jnp.float32)
     return eqx.tree_at(lambda m: m.learning_rate, metrics, rate)
+
+
+def _keeps_its_counts(mask: PyTree, config: NTTConfig) -> bool:
+    """Whether each layer will hold as many weights after every refresh as it does under `mask`."""
+    if config.mask_every is None:
+        return not is_traced(mask)
+    if config.scope != "layer" or is_traced(mask):
+        return False
+    leaves = jax.tree.leaves(mask)
+    return all(int(m.sum()) == round(config.density * m.size) for m in leaves)
 
 
 def _refresh(

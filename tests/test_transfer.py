@@ -1,5 +1,6 @@
 """Neural Tangent Transfer: the loss is its definition, a step is what the paper's code does."""
 
+import dataclasses
 import math
 
 import equinox as eqx
@@ -14,6 +15,7 @@ import pytest
 import ntt_eqx as ntt
 
 DENSITY = 0.3
+GATHERED = 0.13  # few enough weights for the kernel to gather them: 4 and 2
 # Made once: optimiser and settings are static, so tests that share them share a compiled step.
 ADAM = optax.adam(1e-2)
 CONFIG = ntt.NTTConfig(density=DENSITY, num_steps=12, mask_every=3, kernel_weight=0.1)
@@ -132,22 +134,25 @@ def definition(student, teacher, x, config):
     return {"loss": loss, "kernel_distance": kernel, "target_distance": target, "weight_norm": norm}
 
 
-@pytest.mark.parametrize("kernel", ["active", "ambient"])
-def test_loss_is_its_definition(getkey, x64, kernel):
-    config = ntt.NTTConfig(DENSITY, kernel=kernel, kernel_weight=0.3, l2_weight=0.02)
+@pytest.mark.parametrize(
+    "kernel, density", [("active", DENSITY), ("active", GATHERED), ("ambient", DENSITY)]
+)
+def test_loss_is_its_definition(getkey, x64, kernel, density):
+    config = ntt.NTTConfig(density, kernel=kernel, kernel_weight=0.3, l2_weight=0.02)
     state = start(getkey, config)
     student = moved(state.student, getkey())
     x = jax.random.normal(getkey(), (6, 6))
     assert x.dtype == jnp.float64
+    assert (jax.tree.leaves(state.support) != []) == (density == GATHERED)
 
-    loss, metrics = loss_of(student, state.teacher, x, config)
+    loss, metrics = loss_of(student, state.teacher, x, config, support=state.support)
 
     expected = definition(student, state.teacher, x, config)
     assert loss.dtype == jnp.float64
     np.testing.assert_allclose(loss, expected["loss"], rtol=1e-12)
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(metrics, name), value, rtol=1e-6, err_msg=name)
-    kept = round(DENSITY * 30) + round(DENSITY * 15)
+    kept = round(density * 30) + round(density * 15)
     assert metrics.density == jnp.float32(kept / 45)
 
 
@@ -334,17 +339,35 @@ def test_the_mask_is_refreshed_at_the_published_steps(getkey, num_steps, mask_ev
     assert seen == expected
 
 
-def test_one_compilation_serves_the_whole_run(getkey):
-    state = start(getkey, mask=random_mask(Tiny(getkey()), getkey()))
+@pytest.mark.parametrize("density", [DENSITY, GATHERED])
+def test_one_compilation_serves_the_whole_run(getkey, density):
+    config = dataclasses.replace(CONFIG, density=density)
+    state = start(getkey, config, mask=random_mask(Tiny(getkey()), getkey(), density))
     counted = eqx.debug.assert_max_traces(ntt.ntt_step, max_traces=1)
-    step = eqx.filter_jit(counted)
+    counted_step = eqx.filter_jit(counted)
     masks = [state.student.mask]
     for _, x in zip(range(12), batches(), strict=False):
-        state, _ = step(state, x)
+        state, _ = counted_step(state, x)
         if not same(state.student.mask, masks[-1]):
             masks.append(state.student.mask)
     assert eqx.debug.get_num_traces(counted) == 1
     assert len(masks) > 1, "no refresh changed the mask, so the test says nothing"
+
+
+@pytest.mark.parametrize("first", [0.05, 0.1, GATHERED, 0.5])
+def test_the_kernel_sees_the_refreshed_mask_whatever_the_first_one_kept(getkey, first):
+    config = ntt.NTTConfig(GATHERED, mask_every=1, kernel_weight=1.0)
+    teacher = Tiny(getkey())
+    mask = random_mask(teacher, getkey(), first)
+    state = ntt.ntt_init(teacher, config, ADAM, mask=mask)
+    data = batches()
+    for _ in range(2):
+        state, _ = step(state, next(data))
+    assert [int(m.sum()) for m in jax.tree.leaves(state.student.mask)] == [4, 2]
+    x = next(data)
+    expected = loss_of(state.student, state.teacher, x, config)[1].kernel_distance
+    seen = step(state, x)[1].kernel_distance
+    np.testing.assert_allclose(seen, expected, rtol=1e-4)
 
 
 def test_pruned_weights_stay_where_they_are_until_a_refresh(getkey):

@@ -1,3 +1,7 @@
 """The masked NTK product of a dense layer."""
 
-from .reference import masked_ntk_reference as masked_ntk_reference
+from .api import masked_ntk as masked_ntk, masked_ntk_choice as masked_ntk_choice
+from .reference import (
+    masked_ntk_diagonal_reference as masked_ntk_diagonal_reference,
+    masked_ntk_reference as masked_ntk_reference,
+)

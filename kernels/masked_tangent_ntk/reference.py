@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from .._precision import accumulator_dtype
+
 
 def masked_tangent_ntk_reference(
     a1: Float[Array, "n j s"],
@@ -33,7 +35,7 @@ def masked_tangent_ntk_reference(
 
     `[N, M, K, L]`, float64 for float64 factors and float32 otherwise.
     """
-    dtype = jnp.float64 if a1.dtype == jnp.float64 else jnp.float32
+    dtype = accumulator_dtype(a1.dtype)
     a1, d1, a2, d2 = (x.astype(dtype) for x in (a1, d1, a2, d2))
     c = None if mask is None else mask.astype(dtype)
     return _masked(a1, d1, a2, d2, c)

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-Density: TypeAlias = float | int | Mapping[str, float]
+Density: TypeAlias = float | int | Mapping[str, float | int]
 """One density, or one for every layer by its path (`".layers[0].weight"`)."""
 
 Allocation: TypeAlias = Literal["uniform", "erk"]
@@ -79,7 +79,7 @@ def round_together(amounts: list[float], total: int) -> list[int]:
 
 
 def _in_tree_order(
-    density: Mapping[str, float], shapes: Mapping[str, tuple[int, ...]]
+    density: Mapping[str, float | int], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, float]:
     missing, unknown = set(shapes) - set(density), set(density) - set(shapes)
     if missing or unknown:

@@ -1,9 +1,11 @@
 """Patterns: which weights a mask keeps or drops together."""
 
 import dataclasses
+import functools
 import math
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -36,14 +38,7 @@ class NM:
                 f"make_mask: {self.n}:{self.m} needs a multiple of {self.m} inputs, but {name} has "
                 f"shape {scores.shape}; give it density 1 or leave it out with `where=`."
             )
-        last = jnp.moveaxis(order_keys(scores), 1, -1)
-        keys = last.reshape(*last.shape[:-1], -1, self.m)
-        # rank_i = #{j : key_j > key_i, or key_j = key_i and j < i}
-        mine, other = keys[..., :, None], keys[..., None, :]
-        index = jnp.arange(self.m, dtype=jnp.int32)
-        before = (index[None, :] < index[:, None]).reshape((1,) * (keys.ndim - 1) + (self.m,) * 2)
-        rank = jnp.sum((other > mine) | ((other == mine) & before), axis=-1, dtype=jnp.int32)
-        return jnp.moveaxis((rank < self.n).reshape(last.shape), -1, 1)
+        return _keep_in_groups(scores, self.n, self.m)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +93,7 @@ class Channels:
 Pattern: TypeAlias = NM | Block | Channels
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def pool(scores: Float[Array, "..."], sizes: tuple[int, ...]) -> Float[Array, "..."]:
     """The mean score of every tile of `sizes`, smaller tiles at the far edges included."""
     counts = tuple(math.ceil(s / b) for s, b in zip(scores.shape, sizes, strict=True))
@@ -108,11 +104,26 @@ def pool(scores: Float[Array, "..."], sizes: tuple[int, ...]) -> Float[Array, ".
     return jnp.sum(tiled, axis=inner) / jnp.sum(area, axis=inner)
 
 
-def spread(marks: Bool[Array, "..."], sizes: tuple[int, ...], shape: Any) -> Bool[Array, "..."]:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def spread(
+    marks: Bool[Array, "..."], sizes: tuple[int, ...], shape: tuple[int, ...]
+) -> Bool[Array, "..."]:
     """The inverse of `pool`: every entry of a tile gets the tile's mark."""
     for axis, size in enumerate(sizes):
         marks = jnp.repeat(marks, size, axis=axis, total_repeat_length=marks.shape[axis] * size)
     return marks[tuple(slice(0, s) for s in shape)]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _keep_in_groups(scores: Float[Array, "..."], n: int, m: int) -> Bool[Array, "..."]:
+    last = jnp.moveaxis(order_keys(scores), 1, -1)
+    keys = last.reshape(*last.shape[:-1], -1, m)
+    # rank_i = #{j : key_j > key_i, or key_j = key_i and j < i}
+    mine, other = keys[..., :, None], keys[..., None, :]
+    index = jnp.arange(m, dtype=jnp.int32)
+    before = (index[None, :] < index[:, None]).reshape((1,) * (keys.ndim - 1) + (m, m))
+    rank = jnp.sum((other > mine) | ((other == mine) & before), axis=-1, dtype=jnp.int32)
+    return jnp.moveaxis((rank < n).reshape(last.shape), -1, 1)
 
 
 def _interleave(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[int, ...]:

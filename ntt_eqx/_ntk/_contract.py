@@ -1,14 +1,23 @@
 """Contract the factors of two batches to a kernel, layer by layer."""
 
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._types import widen
-from ..kernels import GatheredMetric, masked_ntk_reference, masked_tangent_ntk_reference
+from ..kernels import (
+    GatheredMetric,
+    masked_ntk,
+    masked_ntk_diagonal_reference,
+    masked_tangent_ntk,
+)
 from ._factors import Factors, LayerFactors, Tangents
 from ._layers import Layer
 from ._metric import DenseMetric, LayerMetric, SelectedMetric
+
+Outputs: TypeAlias = Literal["full", "diagonal", "trace"]
 
 
 def contract(
@@ -17,11 +26,13 @@ def contract(
     rest: Sequence[Array | None],
     first: Factors,
     second: Factors,
-) -> Float[Array, "n m k l"]:
+    outputs: Outputs = "full",
+) -> Float[Array, "n m *outputs"]:
     """Sum over all parameters of `c_p df_k(x_n)/dp df_l(x'_m)/dp`.
 
     **Arguments:**
 
+    - `outputs`: all pairs k, l; the `"diagonal"` k = l; or the `"trace"`, its mean over k.
     - `metrics`: for each layer its metric.
     - `rest`: for each parameter that is in no layer its metric, or `None` for 1.
     - `first`, `second`: the factors of the two batches.
@@ -29,29 +40,36 @@ def contract(
     terms = []
     for layer, metric, one, two in zip(layers, metrics, first.layers, second.layers, strict=True):
         if isinstance(one, Tangents) and isinstance(two, Tangents):
-            terms.append(_gram(one.t, two.t, _flat(metric)))
+            terms.append(_gram(one.t, two.t, _flat(metric), outputs))
         elif isinstance(one, LayerFactors) and isinstance(two, LayerFactors):
-            terms.append(_layer_kernel(layer, metric, one, two))
+            terms.append(_layer_kernel(layer, metric, one, two, outputs))
     for c, one, two in zip(rest, first.jacobians, second.jacobians, strict=True):
-        terms.append(_gram(one.t, two.t, None if c is None else c.reshape(-1)))
+        terms.append(_gram(one.t, two.t, None if c is None else c.reshape(-1), outputs))
     return sum(terms[1:], start=terms[0])
 
 
-def _layer_kernel(layer: Layer, metric: LayerMetric, one: LayerFactors, two: LayerFactors) -> Array:
+def _layer_kernel(
+    layer: Layer, metric: LayerMetric, one: LayerFactors, two: LayerFactors, outputs: Outputs
+) -> Array:
     """A layer's share from its factors; groups are independent of each other."""
     total = 0.0
     for g in range(layer.groups):
         sides = (one.a[:, g], one.d[:, :, g], two.a[:, g], two.d[:, :, g])
+        if one.a.dtype != one.d.dtype:
+            sides = tuple(map(widen, sides))
         mask = metric.values[g] if isinstance(metric, DenseMetric) else None
         if layer.positions > 1:
-            total = total + masked_tangent_ntk_reference(*sides, mask)
+            assert outputs == "full"  # `choose_form` keeps tangents for the others
+            total = total + masked_tangent_ntk(*sides, mask)
             continue
         a1, d1, a2, d2 = (side[..., 0] for side in sides)
         if isinstance(metric, GatheredMetric):
             if layer.bias is not None:  # the gathered metric adds the bias itself
                 a1, a2 = a1[:, :-1], a2[:, :-1]
             mask = metric
-        total = total + masked_ntk_reference(a1, d1, a2, d2, mask)
+        product = masked_ntk if outputs == "full" else masked_ntk_diagonal_reference
+        theta = product(a1, d1, a2, d2, mask)
+        total = total + (jnp.mean(theta, axis=-1) if outputs == "trace" else theta)
     return total  # pyright: ignore[reportReturnType]
 
 
@@ -61,10 +79,14 @@ def _flat(metric: LayerMetric) -> Array | None:
     return metric.values.reshape(-1) if isinstance(metric, DenseMetric) else None
 
 
-def _gram(t1: Array, t2: Array, c: Array | None) -> Array:
+def _gram(t1: Array, t2: Array, c: Array | None, outputs: Outputs) -> Array:
     """Contract tangents `[N, K, P]` and `[M, L, P]`: one matrix product over the parameters."""
     t1, t2 = widen(t1), widen(t2)
     if c is not None:
         t1 = t1 * c.astype(t1.dtype)[None, None]
+    if outputs == "diagonal":
+        return jnp.einsum("nkp,mkp->nmk", t1, t2)
+    if outputs == "trace":
+        return t1.reshape(len(t1), -1) @ t2.reshape(len(t2), -1).T / t1.shape[1]
     theta = t1.reshape(-1, t1.shape[-1]) @ t2.reshape(-1, t2.shape[-1]).T
     return theta.reshape(*t1.shape[:2], *t2.shape[:2]).transpose(0, 2, 1, 3)

@@ -55,6 +55,8 @@ def factorise(
     metrics: list[LayerMetric],
     x: Array,
     directions: Float[Array, "r classes"] | None = None,
+    *,
+    pairs: bool = True,
 ) -> Factors:
     """Evaluate the model on `x[N, ...]` and differentiate it along output directions.
 
@@ -66,6 +68,7 @@ def factorise(
     - `layers`, `rest`: from `find_layers`.
     - `metrics`: for each layer its metric; tangents are kept where it says that they count.
     - `directions`: rows are directions in output space; `None` takes the K outputs themselves.
+    - `pairs`: whether the kernel of all pairs of outputs is wanted, or of k = l alone.
     """
     tapped = {layer.step: layer.operand for layer in layers}
     shapes = {layer.step: program.steps[layer.step].eqn.outvars[0].aval for layer in layers}
@@ -85,7 +88,7 @@ def factorise(
         outputs, pull, operands = jax.vjp(perturbed, zeros, others, has_aux=True)
         d, jacobians = jax.vmap(pull)(directions)
         found = [
-            _form(layer, metric, operands[layer.step], d[layer.step])
+            _form(layer, metric, operands[layer.step], d[layer.step], pairs)
             for layer, metric in zip(layers, metrics, strict=True)
         ]
         return Factors(outputs, found, [Tangents(j.reshape(len(j), -1)) for j in jacobians])
@@ -95,23 +98,24 @@ def factorise(
     return map_blocks(blocked if size >= len(x) else jax.checkpoint(blocked), x, len(x), size)
 
 
-def choose_form(layer: Layer, metric: LayerMetric, directions: int) -> Form:
+def choose_form(layer: Layer, metric: LayerMetric, directions: int, pairs: bool = True) -> Form:
     """Which of factors and tangents to keep: for many positions, the smaller of the two."""
     if layer.positions == 1:
         return "factors"
     width = layer.inputs + (layer.bias is not None)
     rows = layer.groups * layer.features
     entries = rows * width
-    if isinstance(metric, SelectedMetric):
-        entries = len(metric.indices)
+    if layer.groups > 1 or not pairs or isinstance(metric, SelectedMetric):
+        return "tangents"
     factors = layer.positions * (directions * rows + layer.groups * width)
-    return "tangents" if layer.groups > 1 or directions * entries <= factors else "factors"
+    return "tangents" if directions * entries <= factors else "factors"
 
 
-def _form(layer: Layer, metric: LayerMetric, operand: Array, d: Array) -> LayerFactors | Tangents:
+def _form(
+    layer: Layer, metric: LayerMetric, operand: Array, d: Array, pairs: bool
+) -> LayerFactors | Tangents:
     a, d = layer.activations(operand), jax.vmap(layer.cotangents)(d)
-    form = choose_form(layer, metric, len(d))
-    if form == "factors" and not isinstance(metric, SelectedMetric):
+    if choose_form(layer, metric, len(d), pairs) == "factors":
         return LayerFactors(a, d)
     t = jnp.einsum("kgis,gjs->kgij", widen(d), widen(a)).reshape(len(d), -1)
     if isinstance(metric, SelectedMetric):

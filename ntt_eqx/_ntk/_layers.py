@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -127,10 +126,23 @@ def _rearranges(step: Step) -> bool:
     return step.name in _REARRANGING or step.name == "broadcast_in_dim"
 
 
-def _rearrange(step: Step, array: Array) -> Array:
-    if step.name == "convert_element_type":
+def _rearrange(step: Step, array: Any) -> Any:
+    """Apply one rearranging step to a jax array, or (compiling nothing) to a NumPy array."""
+    params = step.eqn.params
+    if step.name in ("convert_element_type", "copy", "copy_p"):
         return array
-    return apply_primitive(step.eqn, [array])[0]
+    if not isinstance(array, np.ndarray):
+        return apply_primitive(step.eqn, [array])[0]
+    if step.name == "transpose":
+        return array.transpose(params["permutation"])
+    if step.name == "rev":
+        return np.flip(array, params["dimensions"])
+    if step.name == "broadcast_in_dim":
+        shape = [1] * len(step.shape)
+        for axis, size in zip(params["broadcast_dimensions"], array.shape, strict=True):
+            shape[axis] = size
+        return np.broadcast_to(array.reshape(shape), step.shape)
+    return array.reshape(step.shape)  # reshape, squeeze, expand_dims
 
 
 def _linear_layer(
@@ -220,10 +232,7 @@ def _keeps_order(
     """Whether `[G, I, J]` holds the parameter's entries in the parameter's own order."""
     shape = view.steps[0].eqn.invars[0].aval.shape if view.steps else None
     shape = step.eqn.invars[operand].aval.shape if shape is None else shape
-    with jax.ensure_compile_time_eval():
-        places = np.asarray(
-            weight_view(jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape))
-        )
+    places: Any = weight_view(np.arange(math.prod(shape)).reshape(shape))  # pyright: ignore
     return np.array_equal(places.ravel(), np.arange(math.prod(shape)))
 
 
@@ -281,19 +290,16 @@ def _bias_order(
     total = layer.groups * layer.features
     if math.prod(program.params[view.param].shape) != total:
         return None
-    with jax.ensure_compile_time_eval():
-        numbers = jnp.arange(total, dtype=jnp.int32).reshape(layer.groups, layer.features, 1)
-        numbers = jnp.broadcast_to(numbers, (layer.groups, layer.features, layer.positions))
-        step = program.steps[layer.step]
-        features = _transpose_of(layer, numbers, step.shape)
-        for rearrangement in chain:
-            features = _rearrange(rearrangement, features)
-        entries = jnp.arange(total, dtype=jnp.int32).reshape(program.params[view.param].shape)
-        entries = view.apply(entries)
-        try:
-            features, entries = np.broadcast_arrays(np.asarray(features), np.asarray(entries))
-        except ValueError:
-            return None
+    numbers = np.arange(total).reshape(layer.groups, layer.features, 1)
+    numbers = np.broadcast_to(numbers, (layer.groups, layer.features, layer.positions))
+    features = _transpose_of(layer, numbers, program.steps[layer.step].shape)
+    for rearrangement in chain:
+        features = _rearrange(rearrangement, features)
+    entries: Any = np.arange(total).reshape(program.params[view.param].shape)
+    try:
+        features, entries = np.broadcast_arrays(features, view.apply(entries))
+    except ValueError:
+        return None
     if features.shape != add.shape or features.size != total * layer.positions:
         return None
     pairs = np.unique(np.stack([features.ravel(), entries.ravel()], 1), axis=0)
@@ -302,10 +308,10 @@ def _bias_order(
     return pairs[:, 1]
 
 
-def _transpose_of(layer: Layer, numbers: Array, shape: tuple[int, ...]) -> Array:
+def _transpose_of(layer: Layer, numbers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Send `[G, I, S]` back to the shape of the step's output: the inverse of `cotangents`."""
-    places = jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
+    places: Any = np.arange(math.prod(shape)).reshape(shape)
     order = np.asarray(layer.cotangents(places)).ravel()
-    out = np.empty(math.prod(shape), np.int32)
-    out[order] = np.asarray(numbers).ravel()
-    return jnp.asarray(out.reshape(shape))
+    out = np.empty(math.prod(shape), numbers.dtype)
+    out[order] = numbers.ravel()
+    return out.reshape(shape)

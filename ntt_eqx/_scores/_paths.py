@@ -36,8 +36,9 @@ def path_network(model: PyTree, change: Callable[[Array], Array]) -> PyTree:
     def rule(path: Any, leaf: Any) -> Any:
         if not eqx.is_inexact_array(leaf):
             return leaf
+        changed = change(leaf)
         is_bias = jtu.keystr(path).rsplit(".", 1)[-1].startswith("bias")
-        return jnp.zeros_like(leaf) if is_bias else change(leaf)
+        return jnp.zeros_like(changed) if is_bias else changed
 
     return jtu.tree_map_with_path(rule, model)
 

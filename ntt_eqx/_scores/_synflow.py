@@ -7,10 +7,14 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from .._examples import Samples
+from .._masks._collapse import is_traced
 from .._sparse import SparseModel, sparsify
 from .._types import ScoreTree
 from ._base import LabelFreeScore, sample_shape, split_weights
 from ._paths import path_network, without_normalisation
+
+_SHRINK = 2.0**-20
+_SMALLEST = 2.0**-120
 
 
 class SynFlow(LabelFreeScore):
@@ -29,7 +33,9 @@ class SynFlow(LabelFreeScore):
     def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
         """Score the prunable weights of `model`; of `x` only the shape `[batch, ...]` is used."""
         scores, finite = _synflow(sparsify(model), sample_shape("SynFlow", x))
-        return eqx.error_if(scores, ~finite, "SynFlow: the scores overflow in spite of scaling.")
+        if not is_traced(finite) and not bool(finite):
+            raise ValueError("SynFlow: the scores overflow in spite of scaling; use float64.")
+        return scores
 
 
 @eqx.filter_jit
@@ -50,14 +56,16 @@ def _synflow(sparse: SparseModel, shape: tuple[int, ...]) -> tuple[ScoreTree, Ar
         return jax.tree.map(lambda w, g: upcast(jnp.abs(w)) * g, stored, slopes)
 
     def unfinished(state: tuple[Array, ScoreTree]) -> Array:
-        return ~_all_finite(state[1]) & (state[0] > 2.0**-120)
+        return ~_all_finite(state[1]) & (state[0] > _SMALLEST)
 
     def shrink(state: tuple[Array, ScoreTree]) -> tuple[Array, ScoreTree]:
-        scale = state[0] * 2.0**-20
+        scale = state[0] * _SHRINK
         return scale, score(scale)
 
-    one = jnp.ones((), dtype)
-    _, scores = lax.while_loop(unfinished, shrink, (one, score(one)))
+    # begins before the first score, at a scale whose next is 1
+    nothing = jax.tree.map(lambda w: jnp.full(w.shape, jnp.inf, upcast(w).dtype), stored)
+    start = (jnp.asarray(1 / _SHRINK, dtype), nothing)
+    _, scores = lax.while_loop(unfinished, shrink, start)
     return scores, _all_finite(scores)
 
 

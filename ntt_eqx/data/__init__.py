@@ -18,6 +18,7 @@ from ._pipeline import (
 from ._registry import (
     DATASETS as DATASETS,
     DatasetInfo as DatasetInfo,
+    check_dataset_name as check_dataset_name,
     list_datasets as list_datasets,
     load_dataset as load_dataset,
     prepare_dataset as prepare_dataset,

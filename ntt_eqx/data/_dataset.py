@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ def make_dataset(
     **Raises:**
 
     `DatasetError` when a split is empty, the two differ in shape or dtype, a label is out of
-    range, a value is not finite, or the train split is constant.
+    range, a value is not finite in float32, or the train split is constant.
     """
     if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
         raise DatasetError(
@@ -100,6 +100,8 @@ def make_dataset(
     for part, split in (("train", train), ("test", test)):
         if len(split) == 0:
             raise DatasetError(f"{name}: the {part} split is empty.")
+        if not all(map(_is_finite, _chunks(split.x))):
+            raise DatasetError(f"{name}: the {part} split holds values that float32 cannot.")
         low, high = int(split.y.min()), int(split.y.max())
         if labelled and not 0 <= low <= high < num_classes:
             raise DatasetError(
@@ -126,10 +128,12 @@ def hold_out(split: Split, fraction: float, *, seed: int) -> tuple[Split, Split]
 
     **Raises:**
 
-    `ValueError` for a fraction outside (0, 1) or one that would leave nothing.
+    `ValueError` for a fraction outside (0, 1) or one that would leave nothing, or a negative seed.
     """
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"hold_out: fraction must lie in (0, 1), got {fraction}.")
+    if seed < 0:
+        raise ValueError(f"hold_out: seed must not be negative, got {seed}.")
     size = max(1, round(fraction * len(split)))
     if size >= len(split):
         raise ValueError(f"hold_out: {fraction} of {len(split)} samples leaves none to train on.")
@@ -158,14 +162,9 @@ def select_classes(
 
     `DatasetError` for an unlabelled dataset, unknown or repeated classes, or too few samples.
     """
-    known = range(dataset.num_classes)
     if not dataset.labelled:
         raise DatasetError(f"{dataset.name}: has no labels to choose classes by.")
-    if len(classes) < 2 or len(set(classes)) != len(classes) or not set(classes) <= set(known):
-        raise DatasetError(
-            f"{dataset.name}: choose at least two different classes out of 0 to {known[-1]}, "
-            f"got {', '.join(map(str, classes))}."
-        )
+    check_classes(dataset.name, dataset.num_classes, classes)
     for label in classes:
         available = int(np.sum(dataset.train.y == label))
         if per_class is not None and not 1 <= per_class <= available:
@@ -177,6 +176,16 @@ def select_classes(
     test = _only(dataset.test, classes, per_class)
     suffix = ",".join(map(str, classes)) + ("" if per_class is None else f":{per_class}")
     return make_dataset(f"{dataset.name}:{suffix}", train, test, len(classes))
+
+
+def check_classes(name: str, num_classes: int, classes: Sequence[int]) -> None:
+    """Raise `DatasetError` unless these are two or more different ones of the classes."""
+    known = set(range(num_classes))
+    if len(classes) < 2 or len(set(classes)) != len(classes) or not set(classes) <= known:
+        raise DatasetError(
+            f"{name}: choose at least two different classes out of 0 to {num_classes - 1}, "
+            f"got {', '.join(map(str, classes))}."
+        )
 
 
 def unite(first: Dataset, second: Dataset) -> Dataset:
@@ -226,22 +235,29 @@ def _statistics(
     """Mean and standard deviation, per channel when the samples have several channels."""
     channels = x.shape[1] if x.ndim == 4 and x.shape[1] > 1 else 1
     moments = [_moments(x[:, c] if channels > 1 else x) for c in range(channels)]
-    mean = tuple(first for first, _ in moments)
-    std = tuple(math.sqrt(max(second - first**2, 0.0)) for first, second in moments)
-    if not all(map(math.isfinite, mean + std)):
-        raise DatasetError(f"{name}: the train split holds values that are not finite.")
+    mean, std = tuple(m for m, _ in moments), tuple(s for _, s in moments)
     if min(std) == 0.0:
         raise DatasetError(f"{name}: the train split is constant and cannot be standardised.")
     return (mean[0], std[0]) if channels == 1 else (mean, std)
 
 
 def _moments(x: np.ndarray) -> tuple[float, float]:
-    """First and second moment; exact for pixels, of which only the histogram is needed."""
-    chunks = [x[start : start + _CHUNK] for start in range(0, len(x), _CHUNK)]
+    """Mean and standard deviation; of pixels only the histogram is needed."""
     if x.dtype == np.uint8:
-        counts = sum(np.bincount(chunk.ravel(), minlength=256) for chunk in chunks)
+        counts = sum(np.bincount(chunk.ravel(), minlength=256) for chunk in _chunks(x))
         value = np.arange(256) / 255
-        return float(counts @ value / x.size), float(counts @ value**2 / x.size)
-    first = sum(float(np.sum(chunk, dtype=np.float64)) for chunk in chunks) / x.size
-    second = sum(float(np.sum(np.square(chunk, dtype=np.float64))) for chunk in chunks) / x.size
-    return first, second
+        first = float(counts @ value / x.size)
+        return first, math.sqrt(float(counts @ (value - first) ** 2 / x.size))
+    first = sum(float(np.sum(chunk, dtype=np.float64)) for chunk in _chunks(x)) / x.size
+    # around the mean, for the raw second moment of features far from zero would cancel
+    spread = sum(float(np.sum(np.square(chunk - np.float64(first)))) for chunk in _chunks(x))
+    return first, math.sqrt(spread / x.size)
+
+
+def _chunks(x: np.ndarray) -> Iterator[np.ndarray]:
+    return (x[start : start + _CHUNK] for start in range(0, len(x), _CHUNK))
+
+
+def _is_finite(x: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return x.dtype == np.uint8 or bool(np.all(np.isfinite(x.astype(np.float32))))

@@ -6,7 +6,8 @@ memo) and three names, which stand for building a uint8 array; it imports nothin
 that the file names. Everything else is an error.
 """
 
-import pickletools
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,45 @@ _GLOBALS = {
     "numpy ndarray": _NDARRAY,
     "numpy dtype": _DTYPE,
 }
+# fmt: off
+# followed by one number of this format
+_NUMBERED = {
+    b"\x80": ("PROTO", "<B"),
+    b"K": ("BININT1", "<B"), b"M": ("BININT2", "<H"), b"J": ("BININT", "<i"),
+    b"G": ("BINFLOAT", ">d"),
+    b"q": ("BINPUT", "<B"), b"r": ("LONG_BINPUT", "<I"),
+    b"h": ("BINGET", "<B"), b"j": ("LONG_BINGET", "<I"),
+}
+# followed by a number of this format, and then by so many bytes
+_SIZED = {
+    b"U": ("SHORT_BINSTRING", "<B"), b"T": ("BINSTRING", "<i"), b"X": ("BINUNICODE", "<I"),
+    b"C": ("SHORT_BINBYTES", "<B"), b"B": ("BINBYTES", "<I"), b"\x8a": ("LONG1", "<B"),
+}
+# followed by nothing
+_BARE = {
+    b"N": "NONE", b"\x88": "NEWTRUE", b"\x89": "NEWFALSE", b")": "EMPTY_TUPLE",
+    b"(": "MARK", b"]": "EMPTY_LIST", b"}": "EMPTY_DICT", b"a": "APPEND", b"e": "APPENDS",
+    b"s": "SETITEM", b"u": "SETITEMS", b"t": "TUPLE", b"\x85": "TUPLE1", b"\x86": "TUPLE2",
+    b"\x87": "TUPLE3", b"R": "REDUCE", b"b": "BUILD", b".": "STOP",
+}
+# fmt: on
 _LITERALS = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-    *("SHORT_BINSTRING", "BINSTRING", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES"),
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+    "SHORT_BINSTRING",
+    "BINSTRING",
+    "BINUNICODE",
+    "SHORT_BINBYTES",
+    "BINBYTES",
+}  # fmt: skip
+_DECODERS = {
+    "SHORT_BINSTRING": lambda content: content.decode("latin-1"),
+    "BINSTRING": lambda content: content.decode("latin-1"),
+    "BINUNICODE": lambda content: content.decode("utf-8"),
+    "LONG1": lambda content: int.from_bytes(content, "little", signed=True),
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
@@ -83,9 +120,7 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 def _run(data: bytes) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
-    arg: Any
-    for opcode, arg, _ in pickletools.genops(data):
-        name = opcode.name
+    for name, arg in _instructions(data):
         if name in _LITERALS:
             stack.append(arg)
         elif name in ("BINPUT", "LONG_BINPUT"):
@@ -121,9 +156,36 @@ def _run(data: bytes) -> Any:
             _set_state(stack[-1], state)
         elif name == "STOP":
             return stack.pop()
-        elif name != "PROTO":
-            raise _Refused(f"it uses the instruction {name}")
-    raise ValueError("no STOP")
+    raise ValueError("no end")
+
+
+def _instructions(data: bytes) -> Iterator[tuple[str, Any]]:
+    """The instructions, each with its argument, up to the first that is not known."""
+    position = 0
+
+    def take(size: int) -> bytes:
+        nonlocal position
+        if not 0 <= size <= len(data) - position:
+            raise ValueError(f"the end is missing, after {len(data):,} bytes")
+        position += size
+        return data[position - size : position]
+
+    while True:
+        code = take(1)
+        if code in _BARE:
+            yield _BARE[code], None
+        elif code in _NUMBERED:
+            name, form = _NUMBERED[code]
+            yield name, struct.unpack(form, take(struct.calcsize(form)))[0]
+        elif code in _SIZED:
+            name, form = _SIZED[code]
+            content = take(struct.unpack(form, take(struct.calcsize(form)))[0])
+            yield name, _DECODERS.get(name, bytes)(content)
+        elif code == b"c":
+            end = data.find(b"\n", data.find(b"\n", position) + 1)
+            yield "GLOBAL", take(end - position + 1).decode("ascii").replace("\n", " ").strip()
+        else:
+            raise _Refused(f"it uses the instruction 0x{code.hex()}")
 
 
 def _pop_items(stack: list[Any], to_mark: bool, count: int) -> list[Any]:

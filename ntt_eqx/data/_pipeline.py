@@ -81,14 +81,12 @@ def batches(
     """
     import grain  # here, for it is slow to import and imports Orbax where that is installed
 
-    _check(split, batch_size, seed, num_epochs)
-    scale, shift = _affine(split.x, mean, std)
+    _check(split, batch_size, seed, num_epochs, num_threads)
+    offset, scale = _offset_and_scale(split.x, mean, std)
     source = _ShuffledBatches(len(split), batch_size, seed if shuffle else None, num_epochs)
 
     def gather(indices: np.ndarray) -> Batch:
-        x = split.x[indices].astype(np.float32)
-        x *= scale
-        x += shift
+        x = _standardise(split.x[indices], offset, scale)
         return Batch(jnp.asarray(x), jnp.asarray(split.y[indices]))
 
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
@@ -107,10 +105,7 @@ def as_batch(split: Split, *, mean: Moment = 0.0, std: Moment = 1.0) -> Batch:
 
     One `Batch` of the size of the split.
     """
-    scale, shift = _affine(split.x, mean, std)
-    x = split.x.astype(np.float32)
-    x *= scale
-    x += shift
+    x = _standardise(split.x, *_offset_and_scale(split.x, mean, std))
     return Batch(jnp.asarray(x), jnp.asarray(split.y))
 
 
@@ -154,7 +149,9 @@ class _ShuffledBatches:
         return latest[1]
 
 
-def _check(split: Split, batch_size: int, seed: int, num_epochs: int | None) -> None:
+def _check(
+    split: Split, batch_size: int, seed: int, num_epochs: int | None, num_threads: int
+) -> None:
     if not 1 <= batch_size <= len(split):
         raise ValueError(
             f"batches: batch_size must lie in [1, {len(split)}] for {len(split)} samples, "
@@ -164,10 +161,19 @@ def _check(split: Split, batch_size: int, seed: int, num_epochs: int | None) -> 
         raise ValueError(f"batches: seed must not be negative, got {seed}.")
     if num_epochs is not None and num_epochs < 1:
         raise ValueError(f"batches: num_epochs must be at least 1 or None, got {num_epochs}.")
+    if num_threads < 0:
+        raise ValueError(f"batches: num_threads must not be negative, got {num_threads}.")
 
 
-def _affine(x: np.ndarray, mean: Moment, std: Moment) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and shift, float32, that broadcast over samples: standardised = x * scale + shift."""
+def _standardise(x: np.ndarray, offset: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """`(x - offset) * scale` as float32; float64 samples are rounded after the subtraction."""
+    x = np.subtract(x, offset).astype(np.float32, copy=False)
+    x *= scale
+    return x
+
+
+def _offset_and_scale(x: np.ndarray, mean: Moment, std: Moment) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays that broadcast over samples, in units of the samples as they are stored."""
     means, stds = np.atleast_1d(np.asarray(mean, float)), np.atleast_1d(np.asarray(std, float))
     channels = x.shape[1]
     for name, value in (("mean", means), ("std", stds)):
@@ -180,5 +186,6 @@ def _affine(x: np.ndarray, mean: Moment, std: Moment) -> tuple[np.ndarray, np.nd
         raise ValueError(f"standardise: std must be positive, got {stds.tolist()}.")
     unit = 255.0 if x.dtype == np.uint8 else 1.0
     shape = (-1, *[1] * (x.ndim - 2))
-    scale, shift = 1 / (unit * stds), -means / stds
-    return scale.reshape(shape).astype(np.float32), shift.reshape(shape).astype(np.float32)
+    precision = np.float64 if x.dtype == np.float64 else np.float32
+    offset, scale = (unit * means).astype(precision), (1 / (unit * stds)).astype(np.float32)
+    return offset.reshape(shape), scale.reshape(shape)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ._cifar import CIFAR10, CIFAR100
-from ._dataset import Dataset, make_dataset, select_classes, unite
+from ._dataset import Dataset, check_classes, make_dataset, select_classes, unite
 from ._download import download as download_files, how_to_get
 from ._errors import DatasetError
 from ._mnist import FASHION_MNIST, FASHION_MNIST_MINI, MNIST
@@ -87,10 +87,28 @@ def load_dataset(
     if name.startswith("npy:"):
         return load_npy_folder(Path(name[4:]).expanduser())
     folder = None if data_dir is None else Path(data_dir).expanduser()
-    parts = [_load_part(part, folder, download, verify) for part in name.split("+")]
-    if len(parts) > 2:
-        raise DatasetError(f"load_dataset: {name!r} unites more than two datasets.")
-    return parts[0] if len(parts) == 1 else unite(*parts)
+    datasets = []
+    for part in _parse(name):
+        dataset = _load(part.spec, folder, download, verify)
+        if part.classes is not None:
+            dataset = select_classes(dataset, part.classes, per_class=part.per_class)
+        datasets.append(dataset)
+    return datasets[0] if len(datasets) == 1 else unite(*datasets)
+
+
+def check_dataset_name(name: str) -> None:
+    """Raise unless `load_dataset` knows what `name` means; looks at no file.
+
+    **Arguments:**
+
+    - `name`: what one would give to `load_dataset`.
+
+    **Raises:**
+
+    `DatasetError` for an unknown dataset or classes that it does not have.
+    """
+    if not name.startswith("npy:"):
+        _parse(name)
 
 
 def list_datasets(data_dir: str | os.PathLike[str] | None = None) -> list[DatasetInfo]:
@@ -127,21 +145,35 @@ def prepare_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -
     return _info(_spec(name), None if data_dir is None else Path(data_dir).expanduser())
 
 
-def _load_part(name: str, folder: Path | None, download: bool, verify: bool) -> Dataset:
-    name, _, choice = name.partition(":")
-    dataset = _load(_spec(name), folder, download, verify)
-    if not choice:
-        return dataset
-    classes, _, per_class = choice.partition(":")
-    try:
-        chosen = [int(label) for label in classes.split(",")]
-        limit = int(per_class) if per_class else None
-    except ValueError as error:
-        raise DatasetError(
-            f"load_dataset: {choice!r} does not choose classes of {name}; "
-            "write NAME:0,1 or NAME:0,1:250."
-        ) from error
-    return select_classes(dataset, chosen, per_class=limit)
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One dataset of a name such as `mnist:0,1:250`."""
+
+    spec: DatasetSpec
+    classes: tuple[int, ...] | None
+    per_class: int | None
+
+
+def _parse(name: str) -> list[_Part]:
+    parts = []
+    for text in name.split("+"):
+        base, _, choice = text.partition(":")
+        spec, classes, per_class = _spec(base), None, None
+        if choice:
+            labels, _, limit = choice.partition(":")
+            try:
+                classes = tuple(int(label) for label in labels.split(","))
+                per_class = int(limit) if limit else None
+            except ValueError as error:
+                raise DatasetError(
+                    f"load_dataset: {choice!r} does not choose classes of {base}; "
+                    "write NAME:0,1 or NAME:0,1:250."
+                ) from error
+            check_classes(base, spec.num_classes, classes)
+        parts.append(_Part(spec, classes, per_class))
+    if len(parts) > 2:
+        raise DatasetError(f"load_dataset: {name!r} unites more than two datasets.")
+    return parts
 
 
 def _spec(name: str) -> DatasetSpec:

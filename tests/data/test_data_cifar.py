@@ -258,7 +258,7 @@ VALID = cifar100_python(*cifar_arrays(np.random.default_rng(1), 2, 100))
         st.lists(st.tuples(st.integers(0, 250), st.binary(min_size=1, max_size=4)), max_size=4),
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_arbitrary_pickles_give_a_dict_or_the_documented_error(tmp_path_factory, change):
     if isinstance(change, bytes):
         content = change

@@ -9,6 +9,7 @@ from ntt_eqx.data import (
     Dataset,
     DatasetError,
     Split,
+    as_batch,
     batches,
     hold_out,
     load_dataset,
@@ -84,8 +85,11 @@ def test_broken_folders_are_named(tmp_path, rng):
     refused("train_y.npy: labels reach from 0 to 4294967296", train_y=y.astype(np.int64) << 32)
     refused(r"train and test samples differ: \(3,\) float32 and \(2,\) float32", test_x=x[:, :2])
     refused("train and test samples differ", test_x=x.astype(np.float64))
-    refused("not finite", train_x=np.where(x > 0, x, np.nan).astype(np.float32))
-    refused("not finite", train_x=np.full_like(x, np.inf))
+    wide = x.astype(np.float64)
+    for bad in (np.nan, np.inf, -np.inf, 1e39):
+        values = np.where(x > 0, wide, bad)
+        refused("the train split holds values that float32 cannot", train_x=values, test_x=wide)
+        refused("the test split holds values that float32 cannot", train_x=wide, test_x=values)
     refused("is constant", train_x=np.ones_like(x))
     refused("the test split is empty", test_x=x[:0], test_y=y[:0])
     folder = refused("train_x.npy: samples must be", train_x=y)
@@ -142,6 +146,11 @@ def test_impossible_fractions_are_refused(rng, fraction):
         hold_out(split(rng), fraction, seed=0)
 
 
+def test_a_negative_seed_is_refused(rng):
+    with pytest.raises(ValueError, match="hold_out: seed must not be negative"):
+        hold_out(split(rng), 0.5, seed=-1)
+
+
 def test_select_classes_keeps_their_samples_and_relabels(rng):
     data = dataset(rng)
     two = select_classes(data, (3, 1), per_class=2)
@@ -179,3 +188,12 @@ def test_statistics_of_a_large_set_are_exact(rng):
     x = rng.integers(0, 256, (9000, 1, 3, 3), np.uint8)
     data = make_dataset("big", Split(x, np.zeros(9000, np.int32)), split(rng, shape=(1, 3, 3)), 4)
     np.testing.assert_allclose([data.mean, data.std], [(x / 255).mean(), (x / 255).std()], 1e-12)
+
+
+def test_features_far_from_zero_keep_their_precision(rng):
+    x = 1e7 + rng.normal(size=(500, 4))
+    part = Split(x, np.zeros(500, np.int32))
+    data = make_dataset("far", part, part, 1)
+    np.testing.assert_allclose([data.mean, data.std], [x.mean(), x.std()], rtol=1e-9)
+    whole = as_batch(data.train, mean=data.mean, std=data.std)
+    np.testing.assert_allclose(whole.x, (x - x.mean()) / x.std(), atol=1e-5)

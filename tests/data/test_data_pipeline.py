@@ -139,6 +139,7 @@ def test_features_are_not_divided_by_255(rng, dtype):
         ({"batch_size": 11}, r"batch_size must lie in \[1, 10\].*got 11"),
         ({"seed": -1}, "seed must not be negative"),
         ({"num_epochs": 0}, "num_epochs must be at least 1"),
+        ({"num_threads": -1}, "num_threads must not be negative"),
         ({"std": 0.0}, "std must be positive"),
         ({"std": -1.0}, "std must be positive"),
         ({"std": float("nan")}, "std must be finite"),

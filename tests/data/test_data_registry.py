@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 from published_formats import IDX_NAMES, idx_bytes, with_digests, write_mnist
 
-from ntt_eqx.data import DATASETS, DatasetError, list_datasets, load_dataset, prepare_dataset
+from ntt_eqx.data import (
+    DATASETS,
+    DatasetError,
+    check_dataset_name,
+    list_datasets,
+    load_dataset,
+    prepare_dataset,
+)
 from ntt_eqx.data._mnist import FASHION_MNIST, MNIST
 from ntt_eqx.data._sources import cache_folder
 
@@ -139,6 +146,22 @@ def test_unknown_and_absent_datasets_say_what_to_do(tmp_path):
     for choice in ("a,b", "0;1", "0,1:x", "0,,1"):
         with pytest.raises(DatasetError, match="does not choose classes"):
             load_dataset(f"fashion-mnist-mini:{choice}")
+
+
+def test_names_are_checked_without_looking_for_files():
+    for name in ("mnist", "cifar-100:0,99:3", "mnist+fashion-mnist", "svhn:0,1+svhn", "npy:/no:+"):
+        check_dataset_name(name)
+    for name in (
+        "",
+        "imagenet",
+        "mnist+",
+        "mnist:0,10",
+        "cifar-10:1",
+        "mnist:x",
+        "mnist+mnist+svhn",
+    ):
+        with pytest.raises(DatasetError):
+            check_dataset_name(name)
 
 
 def test_listing_reads_no_file_and_tells_the_sizes(tmp_path):

@@ -1,0 +1,179 @@
+"""Find the fastest tile sizes of the Pallas kernels on the device at hand.
+
+    python benchmarks/tune_kernels.py --out tuned.json
+    python benchmarks/tune_kernels.py --dry-run            # on any machine: two configs, lowered
+
+For every shape it times each config that is valid and fits, forward and one-sided gradient, prints
+the best, and the config that is best over all shapes as a line for the `TUNED` table of the module.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from ntt_eqx.kernels import masked_ntk as masked_ntk  # noqa: F401  (loads the package first)
+from ntt_eqx.kernels._precision import PIECES
+from ntt_eqx.kernels.masked_ntk import pallas_gpu, pallas_tpu
+from ntt_eqx.kernels.masked_tangent_ntk import (
+    pallas_gpu as tangent_gpu,
+    pallas_tpu as tangent_tpu,
+)
+
+# (N, M, K, L, I, J), and positions S for the second operation
+DENSE = ((32, 32, 10, 10, 300, 784), (128, 128, 10, 10, 512, 3200), (256, 256, 10, 10, 512, 8192))
+POSITIONS = ((32, 32, 10, 10, 64, 576, 900), (32, 32, 10, 10, 128, 1152, 169))
+GRIDS = {
+    pallas_gpu: dict(
+        m=(1, 2, 4), i=(64, 128, 256), j=(64, 128), stages=(2, 3, 4), blocks=(132, 264)
+    ),
+    pallas_tpu: dict(n=(16, 32), m=(8, 16, 32), i=(128, 256, 512), j=(256, 512, 1024)),
+    tangent_gpu: dict(rows=(1, 2, 4), columns=(64, 128, 256), stages=(2, 3, 4), blocks=(132, 264)),
+    tangent_tpu: dict(rows=(128, 256, 512), columns=(128, 256, 512), parameters=(256, 512, 1024)),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dry-run", action="store_true", help="lower two configs, time nothing")
+    parser.add_argument("--precision", choices=tuple(PIECES), default="float32")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="write all timings here, as JSON")
+    options = parser.parse_args()
+    device = jax.devices()[0]
+    if device.platform not in ("gpu", "tpu") and not options.dry_run:
+        sys.exit(f"No GPU or TPU here ({device.device_kind}); --dry-run lowers two configs.")
+    platforms = ("gpu", "tpu") if options.dry_run else (device.platform,)
+    rows = []
+    for platform in platforms:
+        modules = {
+            "gpu": ((pallas_gpu, DENSE), (tangent_gpu, POSITIONS)),
+            "tpu": ((pallas_tpu, DENSE), (tangent_tpu, POSITIONS)),
+        }[platform]
+        for module, shapes in modules:
+            rows += tune(module, shapes[: 1 if options.dry_run else None], platform, options)
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def tune(module, shapes, platform, options):
+    """Time every config on every shape; returns one row for each."""
+    name = module.__name__.removeprefix("ntt_eqx.")
+    rows, totals = [], {}
+    for shape in shapes:
+        found = []
+        for config in configs(module, shape, options.precision):
+            row = dict(module=name, shape=shape, config=dataclasses.asdict(config))
+            if options.dry_run:
+                lower(module, shape, config, options.precision, platform)
+                print(f"{name} {shape} {config} lowers")
+                rows.append(row)
+                if len(rows) == 2:
+                    return rows
+                continue
+            try:
+                seconds = run(module, shape, config, options)
+            except Exception as error:  # a config that the compiler refuses is not the best one
+                row["error"] = f"{type(error).__name__}: {error}"[:500]
+            else:
+                row["seconds"] = seconds
+                found.append((sum(seconds), config))
+                totals.setdefault(base(module, config), []).append(sum(seconds))
+            rows.append(row)
+        if found:
+            seconds, config = min(found, key=lambda pair: pair[0])
+            print(f"{name} {shape}: {seconds * 1e3:.2f} ms with {config}", flush=True)
+    whole = {config: sum(times) for config, times in totals.items() if len(times) == len(shapes)}
+    if whole:
+        best = min(whole, key=whole.get)
+        settings = ", ".join(f"{key}={value}" for key, value in best)
+        print(f'{name}: TUNED["{jax.devices()[0].device_kind}"] = Config({settings})')
+    return rows
+
+
+def configs(module, shape, precision):
+    """The valid configs of the module's grid that fit the shape and the memory."""
+    axes = GRIDS[module]
+    n, m, k, l, i, j = shape[:6]  # noqa: E741
+    for values in itertools.product(*axes.values()):
+        settings = dict(zip(axes, values, strict=True))
+        try:
+            if module is pallas_gpu:
+                fitted = module.config_for("", shape, jnp.float32, precision, binary=True)
+                config = dataclasses.replace(fitted, **settings)
+                needed = max(config.shared_bytes(4, 1, PIECES[precision]))
+            elif module is pallas_tpu:
+                fitted = module.config_for("", shape)
+                config, needed = dataclasses.replace(fitted, **settings), 0
+            elif module is tangent_gpu:
+                config = module.Config(**settings)
+                needed = config.shared_bytes(4, PIECES[precision])
+            else:
+                config, needed = module.Config(**settings), 0
+        except ValueError:
+            continue
+        if needed <= 223 * 1024:
+            yield config
+
+
+def base(module, config):
+    """The settings that were varied, as a key."""
+    return tuple((axis, getattr(config, axis)) for axis in GRIDS[module])
+
+
+def arguments(shape):
+    n, m, k, l, i, j, *s = shape  # noqa: E741
+    shapes = ((n, j, *s), (n, k, i, *s), (m, j, *s), (m, l, i, *s))
+    return [jax.ShapeDtypeStruct(x, jnp.float32) for x in shapes] + [
+        jax.ShapeDtypeStruct((i, j), bool),
+        jax.ShapeDtypeStruct((n, m, k, l), jnp.float32),
+    ]
+
+
+def lower(module, shape, config, precision, platform):
+    """Lower product and gradient for an abstract device."""
+    from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+
+    device = {
+        "gpu": AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda"),
+        "tpu": AbstractDevice("TPU v5 lite", 1, "tpu"),
+    }[platform]
+    args = arguments(shape)
+    with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
+        for function, inputs in ((module.forward, args[:-1]), (module.backward, args)):
+            call = jax.jit(functools.partial(function, precision=precision, config=config))
+            call.trace(*inputs).lower(lowering_platforms=("cuda" if platform == "gpu" else "tpu",))
+
+
+def run(module, shape, config, options):
+    """Median seconds of product and one-sided gradient."""
+    keys = jax.random.split(jax.random.key(0), 6)
+    args = [
+        jax.random.bernoulli(key, 0.05, x.shape)
+        if x.dtype == bool
+        else jax.random.normal(key, x.shape)
+        for key, x in zip(keys, arguments(shape), strict=True)
+    ]
+    seconds = []
+    for function, inputs in ((module.forward, args[:-1]), (module.backward, args)):
+        call = jax.jit(functools.partial(function, precision=options.precision, config=config))
+        jax.block_until_ready(call(*inputs))
+        times = []
+        for _ in range(options.repeats):
+            start = time.perf_counter()
+            jax.block_until_ready(call(*inputs))
+            times.append(time.perf_counter() - start)
+        seconds.append(statistics.median(times))
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

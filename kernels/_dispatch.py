@@ -1,0 +1,161 @@
+"""Which implementation of an operation runs, and why not the others.
+
+Every operation has a pure-JAX implementation, `"reference"`, and Pallas kernels. A request names
+one implementation, or several in order of preference, or none; each implementation says, from
+shapes, dtypes and the device alone and before anything is traced, whether it can take the case.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import jax
+
+Request: TypeAlias = str | tuple[str, ...] | None
+"""One implementation by name, several in order of preference, or `None` for the best available."""
+
+ENVIRONMENT_VARIABLE = "NTT_EQX_IMPLEMENTATION"
+
+# What `None` means, for every device: the first that takes the case. A Pallas kernel enters a row
+# only where it was measured faster than the pure-JAX version on that device. The key is the
+# device's platform, or a prefix of its kind, which wins over the platform.
+DEFAULTS: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("reference",),
+    "gpu": ("reference",),
+    "tpu": ("reference",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What decides between implementations: the platform and the kind of the device."""
+
+    platform: str
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """An implementation that was chosen for one call of an operation.
+
+    Attributes:
+        operation: the name of the operation, such as `"masked_ntk"`.
+        implementation: the name of the implementation that runs.
+        refusals: `(name, reason)` of every implementation that was asked before it.
+    """
+
+    operation: str
+    implementation: str
+    refusals: tuple[tuple[str, str], ...] = ()
+
+
+_FORCED: contextvars.ContextVar[Request] = contextvars.ContextVar("forced", default=None)
+_RECORDS: contextvars.ContextVar[tuple[list[Choice], ...]] = contextvars.ContextVar(
+    "records", default=()
+)
+
+
+def choose(
+    operation: str,
+    refusals: Mapping[str, Callable[[Device], str | None]],
+    implementation: Request,
+) -> Choice:
+    """Choose the implementation that runs one call of `operation`.
+
+    **Arguments:**
+
+    - `operation`: its name, for messages.
+    - `refusals`: for every implementation that exists, a function from the device to the reason
+      why it cannot take this call, or to `None` if it can.
+    - `implementation`: the request. Where it is `None`, the innermost `use_implementation` decides,
+      then the environment variable `NTT_EQX_IMPLEMENTATION` (names separated by commas), then the
+      table `DEFAULTS` of the device.
+
+    **Raises:**
+
+    `ValueError` for a name that does not exist, `NotImplementedError` with all reasons when none
+    of the implementations asked for takes the case.
+    """
+    device = target_device()
+    refused = []
+    for name in _names(operation, implementation, device):
+        if name not in refusals:
+            raise ValueError(
+                f"{operation}: there is no implementation {name!r}; choose from {sorted(refusals)}."
+            )
+        reason = refusals[name](device)
+        if reason is None:
+            choice = Choice(operation, name, tuple(refused))
+            for record in _RECORDS.get():
+                record.append(choice)
+            return choice
+        refused.append((name, reason))
+    reasons = "; ".join(f"{name} {reason}" for name, reason in refused)
+    raise NotImplementedError(f"{operation}: no implementation takes this call: {reasons}.")
+
+
+@contextlib.contextmanager
+def use_implementation(implementation: Request) -> Iterator[None]:
+    """Let calls without `implementation=` inside the block use this one.
+
+    The choice is made when a function is traced: a function that was compiled outside the block
+    keeps what it has.
+    """
+    token = _FORCED.set(implementation)
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
+
+@contextlib.contextmanager
+def record_choices() -> Iterator[list[Choice]]:
+    """Collect the `Choice` of every operation that is traced or run inside the block."""
+    record: list[Choice] = []
+    token = _RECORDS.set((*_RECORDS.get(), record))
+    try:
+        yield record
+    finally:
+        _RECORDS.reset(token)
+
+
+def target_device() -> Device:
+    """The device that a call traced now is meant for.
+
+    That is the abstract device of the mesh in use (`jax.sharding.use_abstract_mesh`), if it has
+    one, else `jax.default_device`, else the first device of the default backend.
+    """
+    abstract = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    if abstract is not None:
+        platform = getattr(abstract, "platform", None) or _platform_of(abstract.device_kind)
+        return Device(_common_name(platform), abstract.device_kind)
+    default: Any = jax.config.jax_default_device
+    if isinstance(default, str):
+        default = jax.devices(default)[0]
+    device = jax.devices()[0] if default is None else default
+    return Device(_common_name(device.platform), device.device_kind)
+
+
+def _names(operation: str, implementation: Request, device: Device) -> tuple[str, ...]:
+    request = implementation if implementation is not None else _FORCED.get()
+    if request is None and os.environ.get(ENVIRONMENT_VARIABLE):
+        request = tuple(s.strip() for s in os.environ[ENVIRONMENT_VARIABLE].split(","))
+    if request is None:
+        kinds = [kind for kind in DEFAULTS if device.kind.startswith(kind)]
+        key = max(kinds, key=len) if kinds else device.platform
+        return DEFAULTS.get(key, ("reference",))
+    names = (request,) if isinstance(request, str) else tuple(request)
+    if not names:
+        raise ValueError(f"{operation}: implementation=() names no implementation.")
+    return names
+
+
+def _common_name(platform: str) -> str:
+    return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+def _platform_of(kind: str) -> str:
+    return "tpu" if kind.upper().startswith("TPU") else "gpu"

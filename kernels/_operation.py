@@ -1,0 +1,212 @@
+"""What the two masked NTK products share: one call, its gradient, and its batching rule.
+
+An operation maps the factors of two sides and a mask to `Theta[n, m, k, l]`. It is symmetric:
+exchanging the sides transposes `Theta` to `[m, n, l, k]`. So an implementation gives the product
+and the gradient of the first side only; that of the second is the same with the sides exchanged.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from ._dispatch import Choice, Device, Request, choose, target_device
+from ._manual_axes import like_varying, varying_alike
+from ._precision import MATMUL, Precision, accumulator_dtype, resolve
+
+Sizes: TypeAlias = tuple[int, int, int, int, int, int]
+"""(N, M, K, L, I, J): samples and outputs of both sides, output and input features."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What an implementation needs to know to take a call or refuse it."""
+
+    dtype: jnp.dtype
+    mask: Literal["none", "whole", "gathered"]
+    shape: Sizes
+
+
+def case_of(factor: Any, mask: Any, shape: Sizes) -> Case:
+    """The case of a call whose arguments were checked."""
+    kind = "none" if mask is None else "whole" if hasattr(mask, "dtype") else "gathered"
+    return Case(jnp.dtype(factor.dtype), kind, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How one call is carried out; static, known before tracing."""
+
+    implementation: "Implementation"
+    precision: Precision
+    kind: str
+    shape: Sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """One way to compute an operation.
+
+    Attributes:
+        refusal: from the device and the case to the reason why not, or `None`.
+        forward: `(plan, a1, d1, a2, d2, c) -> Theta`.
+        backward: `(plan, a1, d1, a2, d2, c, g) -> (a1_bar, d1_bar)`, or `None` where the gradient
+            of the pure-JAX version is taken.
+        maps: whether `jax.vmap` is right for it as it is; otherwise a batch runs one by one.
+    """
+
+    refusal: Callable[[Device, Case], str | None]
+    forward: Callable[..., jax.Array]
+    backward: Callable[..., tuple[jax.Array, jax.Array]] | None
+    maps: bool = False
+
+
+def plan_call(
+    operation: str,
+    implementations: Mapping[str, Implementation],
+    case: Case,
+    precision: Precision | None,
+    implementation: Request,
+) -> tuple[Plan, Choice]:
+    """Choose the implementation of one call, without tracing anything."""
+    resolved = resolve(operation, precision, case.dtype)
+    refusals = {
+        name: (lambda device, impl=impl: impl.refusal(device, case))
+        for name, impl in implementations.items()
+    }
+    choice = choose(operation, refusals, implementation)
+    chosen = implementations[choice.implementation]
+    return Plan(chosen, resolved, target_device().kind, case.shape), choice
+
+
+def check_factors(
+    operation: str, factors: tuple[Any, ...], mask: Any, *, ranks: tuple[int, ...]
+) -> None:
+    """Raise `ValueError` unless axes and dtypes of all arguments are as the operation asks."""
+    dtype = factors[0].dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{operation}: the factors must be floating point, got {dtype}.")
+    for name, x, rank in zip(("a1", "d1", "a2", "d2"), factors, ranks, strict=True):
+        if x.ndim != rank:
+            raise ValueError(f"{operation}: {name} must have {rank} axes, got shape {x.shape}.")
+        if x.dtype != dtype:
+            raise ValueError(
+                f"{operation}: {name} is {x.dtype} but a1 is {dtype}; the four factors must have "
+                "one dtype."
+            )
+    kind = getattr(mask, "dtype", jnp.dtype(bool))
+    if kind != jnp.dtype(bool) and not jnp.issubdtype(kind, jnp.floating):
+        raise ValueError(f"{operation}: mask must be boolean or floating point, got {kind}.")
+
+
+def check_shapes(
+    operation: str, arguments: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise `ValueError` unless every argument but `None` has the expected shape."""
+    for name, shape in expected.items():
+        x = arguments[name]
+        if x is not None and x.shape != shape:
+            given = ", ".join(f"{n} {v.shape}" for n, v in arguments.items() if v is not None)
+            raise ValueError(
+                f"{operation}: {name} has shape {x.shape} where {shape} fits the others ({given})."
+            )
+
+
+def reference_implementation(reference: Callable[..., jax.Array]) -> Implementation:
+    """The pure-JAX version, which takes every case on every device."""
+
+    def forward(plan, a1, d1, a2, d2, c):
+        with jax.default_matmul_precision(MATMUL[plan.precision]):
+            return reference(a1, d1, a2, d2, c)
+
+    return Implementation(lambda device, case: None, forward, None, maps=True)
+
+
+def run(plan: Plan, reference: Callable[..., jax.Array], a1, d1, a2, d2, mask) -> jax.Array:
+    """Carry out `plan`; differentiable in the factors of both sides, mappable by `jax.vmap`."""
+    out_shape = (a1.shape[0], a2.shape[0], d1.shape[1], d2.shape[1])
+    if 0 in (*a1.shape, *d1.shape, *a2.shape, *d2.shape):
+        return jnp.zeros(out_shape, accumulator_dtype(a1.dtype))
+    return _product(plan, reference, *varying_alike(a1, d1, a2, d2, mask))
+
+
+def _call(plan: Plan, function: Callable[..., Any], *args):
+    def call(*args):
+        return function(plan, *args)
+
+    if not plan.implementation.maps:
+        call = jax.custom_batching.sequential_vmap(call)
+    return like_varying(call(*args), args)
+
+
+def _primal(plan, reference, a1, d1, a2, d2, c):
+    return _call(plan, plan.implementation.forward, a1, d1, a2, d2, c)
+
+
+_product = jax.custom_vjp(_primal, nondiff_argnums=(0, 1))
+
+
+def _forward(plan, reference, *args):
+    values = [jax.tree.map(lambda x: x.value, arg, is_leaf=_is_primal) for arg in args]
+    perturbed = [any(map(_is_perturbed, jax.tree.leaves(arg, is_leaf=_is_primal))) for arg in args]
+    if perturbed[4]:
+        raise NotImplementedError(
+            "masked NTK product: the mask is a constant of the product, and its derivative was "
+            "asked for; pass it through jax.lax.stop_gradient."
+        )
+    # A static flag travels between the passes as a tree: () for True, None for False.
+    sides = (() if any(perturbed[:2]) else None, () if any(perturbed[2:4]) else None)
+    return _primal(plan, reference, *values), (values, sides)
+
+
+def _backward(plan, reference, residuals, g):
+    (a1, d1, a2, d2, c), sides = residuals
+    first, second = (side is not None for side in sides)
+    if isinstance(g, jax.custom_derivatives.SymbolicZero) or not (first or second):
+        return None, None, None, None, None
+    if plan.implementation.backward is None:
+        bars = _reference_backward(plan, reference, a1, d1, a2, d2, c, g, (first, second))
+    else:
+        one = plan.implementation.backward
+        bars = [None] * 4
+        if first:
+            bars[:2] = _call(plan, one, a1, d1, a2, d2, c, g)
+        if second:
+            bars[2:] = _call(_exchanged(plan), one, a2, d2, a1, d1, c, g.transpose(1, 0, 3, 2))
+    cast = [None if b is None else b.astype(x.dtype) for b, x in zip(bars, (a1, d1, a2, d2))]  # noqa: B905
+    return (*cast, None)
+
+
+_product.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _reference_backward(plan, reference, a1, d1, a2, d2, c, g, sides):
+    """The gradient rule of the pure-JAX version; its product is dead code and is removed."""
+
+    def of_perturbed(*factors):
+        full = list(kept)
+        for index, factor in zip(indices, factors, strict=True):
+            full[index] = factor
+        return reference(*full, c)
+
+    kept = (a1, d1, a2, d2)
+    indices = [index for index in range(4) if sides[index // 2]]
+    with jax.default_matmul_precision(MATMUL[plan.precision]):
+        _, vjp = jax.vjp(of_perturbed, *(kept[index] for index in indices))
+        found = dict(zip(indices, vjp(g), strict=True))
+    return [found.get(index) for index in range(4)]
+
+
+def _exchanged(plan: Plan) -> Plan:
+    n, m, k, l, i, j = plan.shape  # noqa: E741
+    return dataclasses.replace(plan, shape=(m, n, l, k, i, j))
+
+
+def _is_perturbed(x: Any) -> bool:
+    return x.perturbed and jnp.issubdtype(x.value.dtype, jnp.inexact)
+
+
+def _is_primal(x: Any) -> bool:
+    return isinstance(x, jax.custom_derivatives.CustomVJPPrimal)

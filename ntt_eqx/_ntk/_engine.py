@@ -1,0 +1,127 @@
+"""A model traced and analysed once, and the kernels that can be had from it."""
+
+from typing import Any, Literal, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._sparse import SparseModel
+from .._types import wide_dtype
+from ._contract import Outputs, contract
+from ._factors import Factors, factorise
+from ._layers import find_layers
+from ._metric import DenseMetric, layer_metric
+from ._program import trace
+
+KernelKind: TypeAlias = Literal["active", "ambient"]
+
+
+class Engine:
+    """What the kernels of any two batches have in common: the program, its layers, the metric."""
+
+    def __init__(
+        self,
+        model: PyTree,
+        x: Array,
+        kernel: KernelKind,
+        metric: PyTree | None = None,
+        support: PyTree | None = None,
+        outputs: Outputs = "full",
+    ):
+        """Trace `model` on one sample of the batch `x`.
+
+        **Arguments:**
+
+        - `metric`, `kernel`, `outputs`: as for `ntk`.
+        - `support`: for a `SparseModel`, its `mask_support`, where it is known.
+        """
+        dense, weights = dense_and_metric(model, kernel, metric)
+        sample = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+        self.program, self.params = trace(dense, sample)
+        self.layers, self.rest = find_layers(self.program)
+        self.outputs: Outputs = outputs
+        found: list[Any] = [None] * len(weights)
+        if support is not None and kernel == "active":
+            found = _aligned(eqx.filter(dense, eqx.is_inexact_array), support)
+        dtype = wide_dtype(self.program.output_aval.dtype)
+        self.metrics = [layer_metric(layer, weights, found, dtype) for layer in self.layers]
+        self.rest_metrics = [weights[p] for p in self.rest]
+
+    def factorise(self, x: Array, directions: Array | None = None) -> Factors:
+        """The factors of a batch, along output directions `[R, K]` (`None`: all K outputs)."""
+        return factorise(
+            self.program,
+            self.layers,
+            self.rest,
+            self.params,
+            self.metrics,
+            x,
+            directions,
+            pairs=self.outputs == "full",
+        )
+
+    def contract(self, first: Factors, second: Factors) -> Array:
+        """The kernel between two batches."""
+        return contract(self.layers, self.metrics, self.rest_metrics, first, second, self.outputs)
+
+    def pair_bytes(self, directions: int) -> int:
+        """Bytes of intermediates that a pair of samples takes in `contract`, roughly."""
+        entries = directions**2 if self.outputs == "full" else directions
+        widest = [0]
+        for layer, metric in zip(self.layers, self.metrics, strict=True):
+            if layer.positions == 1 and metric is not None:
+                outer = layer.inputs if isinstance(metric, DenseMetric) else 0
+                widest.append(2 * layer.features + min(outer, 64))
+        return (4 * entries + max(widest)) * self.program.output_aval.dtype.itemsize
+
+
+def outputs_and_ntk(
+    model: PyTree,
+    x: Array,
+    kernel: KernelKind,
+    outputs: Outputs = "full",
+    directions: tuple[Array, Array] | None = None,
+    support: PyTree | None = None,
+) -> tuple[Array, Array]:
+    """Outputs `[batch, K]`, and the kernel between the batch's two halves, from one pass."""
+    engine = Engine(model, x, kernel, None, support, outputs)
+    half = len(x) // 2
+    if directions is not None:
+        first = engine.factorise(x[:half], directions[0])
+        second = engine.factorise(x[half:], directions[1])
+        return jnp.concatenate([first.outputs, second.outputs]), engine.contract(first, second)
+    factors = engine.factorise(x)
+    first = jax.tree.map(lambda leaf: leaf[:half], factors)
+    second = jax.tree.map(lambda leaf: leaf[half:], factors)
+    return factors.outputs, engine.contract(first, second)
+
+
+def dense_and_metric(
+    model: PyTree, kernel: KernelKind, metric: PyTree | None
+) -> tuple[PyTree, list[Any]]:
+    """The model with zeros put in, and `c` for each floating-point leaf (`None` for c = 1)."""
+    if isinstance(model, SparseModel):
+        dense, mask = model.to_dense(), model.mask
+    else:
+        dense, mask = model, jax.tree.map(lambda _: None, model)
+    params = eqx.filter(dense, eqx.is_inexact_array)
+    aligned = lambda tree: _aligned(params, tree)
+    masks = aligned(mask) if kernel == "active" else [None] * len(jax.tree.leaves(params))
+    if metric is None:
+        return dense, masks
+    weights = [
+        m if c is None else c if m is None else jnp.where(m, c, jnp.zeros_like(c))
+        for m, c in zip(masks, aligned(metric), strict=True)
+    ]
+    return dense, weights
+
+
+def _aligned(params: PyTree, tree: PyTree) -> list[Any]:
+    """Leaves of `tree` (arrays or `None`) in the order of the leaves of `params`."""
+    out: list[Any] = []
+    jax.tree.map(
+        lambda p, c: None if p is None else out.append(c), params, tree, is_leaf=lambda p: p is None
+    )
+    return out

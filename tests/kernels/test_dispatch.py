@@ -1,0 +1,179 @@
+"""Which implementation runs, and that the reasons for the others can be read."""
+
+import jax
+import jax.numpy as jnp
+import oracle
+import pytest
+from beartype.roar import BeartypeException
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+from jaxtyping import TypeCheckError
+from oracle import Sizes
+
+from ntt_eqx import kernels
+from ntt_eqx.kernels import _dispatch, _mosaic_gpu
+
+BAD_ARGUMENT = (ValueError, TypeCheckError, BeartypeException)
+H100 = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
+A100 = AbstractDevice("NVIDIA A100-SXM4-80GB", 108, "cuda")
+TPU = AbstractDevice("TPU v5 lite", 1, "tpu")
+OPERATIONS = {"masked_ntk": Sizes(), "masked_tangent_ntk": Sizes(s=3)}
+
+
+def on(device):
+    return use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device))
+
+
+def choice_of(operation, *, dtype=jnp.float32, masked=True, **options):
+    sizes = OPERATIONS[operation]
+    factors = [jax.ShapeDtypeStruct(shape, dtype) for shape in sizes.shapes]
+    mask = jax.ShapeDtypeStruct((sizes.i, sizes.j), bool) if masked else None
+    return getattr(kernels, f"{operation}_choice")(*factors, mask, **options)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("device", (None, H100, A100, TPU), ids=str)
+def test_reference_is_the_default_on_every_device(operation, device):
+    # Until a kernel was measured faster on a device: then its row of DEFAULTS changes, and this.
+    if device is None:
+        assert choice_of(operation).implementation == "reference"
+        return
+    with on(device):
+        assert choice_of(operation).implementation == "reference"
+
+
+def test_default_table_names_implementations():
+    from ntt_eqx.kernels.masked_ntk.api import IMPLEMENTATIONS
+    from ntt_eqx.kernels.masked_tangent_ntk.api import IMPLEMENTATIONS as AT_POSITIONS
+
+    for names in _dispatch.DEFAULTS.values():
+        assert names[-1] == "reference"
+        assert set(names) <= set(IMPLEMENTATIONS) == set(AT_POSITIONS)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_device_decides(operation):
+    with on(TPU):
+        assert choice_of(operation, implementation="pallas_tpu").implementation == "pallas_tpu"
+        with pytest.raises(NotImplementedError, match="needs a Hopper GPU.*TPU v5 lite"):
+            choice_of(operation, implementation="pallas_gpu")
+    with on(A100), pytest.raises(NotImplementedError, match="needs a Hopper GPU.*A100"):
+        choice_of(operation, implementation="pallas_gpu")
+    with on(H100):
+        if _mosaic_gpu.version_refusal() is None:
+            assert choice_of(operation, implementation="pallas_gpu").implementation == "pallas_gpu"
+        else:
+            with pytest.raises(NotImplementedError, match="needs JAX 0.11"):
+                choice_of(operation, implementation="pallas_gpu")
+    for name in ("pallas_gpu", "pallas_tpu"):
+        with pytest.raises(NotImplementedError, match=f"{operation}.*{name} needs a .*cpu"):
+            choice_of(operation, implementation=name)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("name", oracle.INTERPRETED)
+def test_case_decides(operation, name):
+    assert choice_of(operation, implementation=name).implementation == name
+    with pytest.raises(NotImplementedError, match="not float16"):
+        choice_of(operation, dtype=jnp.float16, implementation=name)
+    with pytest.raises(NotImplementedError, match="nothing to fuse without a mask"):
+        choice_of(operation, masked=False, implementation=name)
+
+
+def test_gathered_masks_are_for_the_reference():
+    sizes = Sizes()
+    args, mask = oracle.factors(sizes), oracle.random_mask(sizes)
+    indices = jnp.flatnonzero(mask)
+    gathered = kernels.gather_rows(indices, mask, jnp.zeros(sizes.i))
+    assert jnp.allclose(
+        kernels.masked_ntk(*args, gathered), kernels.masked_ntk(*args, mask), atol=1e-5
+    )
+    with pytest.raises(NotImplementedError, match="takes the whole mask"):
+        kernels.masked_ntk(*args, gathered, implementation="pallas_tpu_interpret")
+
+
+def test_refusals_are_kept_in_order():
+    choice = choice_of("masked_ntk", implementation=("pallas_gpu", "pallas_tpu", "reference"))
+    assert choice.implementation == "reference"
+    assert [name for name, _ in choice.refusals] == ["pallas_gpu", "pallas_tpu"]
+    assert all("needs a" in reason for _, reason in choice.refusals)
+    with pytest.raises(NotImplementedError, match="pallas_gpu needs.*; pallas_tpu needs"):
+        choice_of("masked_ntk", implementation=("pallas_gpu", "pallas_tpu"))
+
+
+def test_who_decides(monkeypatch):
+    gpu, tpu = oracle.INTERPRETED
+    monkeypatch.setenv(_dispatch.ENVIRONMENT_VARIABLE, f"pallas_gpu, {tpu}")
+    assert choice_of("masked_ntk").implementation == tpu
+    with kernels.use_implementation(gpu):
+        assert choice_of("masked_ntk").implementation == gpu
+        with kernels.use_implementation("reference"):
+            assert choice_of("masked_ntk").implementation == "reference"
+        assert choice_of("masked_ntk", implementation=tpu).implementation == tpu
+    assert choice_of("masked_ntk").implementation == tpu
+    monkeypatch.delenv(_dispatch.ENVIRONMENT_VARIABLE)
+    assert choice_of("masked_ntk").implementation == "reference"
+
+
+def test_choices_that_ran_are_recorded():
+    args, mask = oracle.factors(Sizes()), oracle.random_mask(Sizes())
+    wanted = ("pallas_gpu", "pallas_tpu_interpret")
+    with kernels.record_choices() as outer:
+        kernels.masked_ntk(*args, mask)
+        with kernels.record_choices() as inner:
+            kernels.masked_ntk(*args, mask, implementation=wanted)
+    assert [choice.implementation for choice in inner] == ["pallas_tpu_interpret"]
+    assert [choice.implementation for choice in outer] == ["reference", "pallas_tpu_interpret"]
+    assert inner[0].refusals[0][0] == "pallas_gpu"
+
+
+@pytest.mark.parametrize("request_", ("pallas", (), ("reference", "cuda")[1:]), ids=str)
+def test_names_that_do_not_exist(request_):
+    with pytest.raises(ValueError, match="masked_ntk: .*implementation"):
+        choice_of("masked_ntk", implementation=request_)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_arguments_that_do_not_fit(operation):
+    sizes = OPERATIONS[operation]
+    call = getattr(kernels, operation)
+    args, mask = list(oracle.factors(sizes)), oracle.random_mask(sizes)
+    for index in range(4):
+        for wrong in (
+            args[index][..., None],
+            args[index][:-1] if index in (1, 3) else args[index][:, :-1],
+            args[index].astype(jnp.bfloat16),
+        ):
+            with pytest.raises(BAD_ARGUMENT):
+                call(*args[:index], wrong, *args[index + 1 :], mask)
+    for wrong in (mask[:-1], mask.T, mask.astype(jnp.int32)):
+        with pytest.raises(BAD_ARGUMENT):
+            call(*args, wrong)
+    with pytest.raises(BAD_ARGUMENT):
+        call(*(x.astype(jnp.int32) for x in args), mask)
+    with pytest.raises(BAD_ARGUMENT):
+        call(*args, mask, precision="float16")
+
+
+def test_messages_say_what_was_given():
+    factors = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in Sizes().shapes]
+    mask = jax.ShapeDtypeStruct((7, 5), bool)
+    with pytest.raises(ValueError, match=r"mask has shape \(7, 5\) where \(5, 7\) fits"):
+        kernels.masked_ntk_choice(*factors, mask)
+    factors[3] = jax.ShapeDtypeStruct((3, 2, 5), jnp.bfloat16)
+    with pytest.raises(ValueError, match="d2 is bfloat16 but a1 is float32"):
+        kernels.masked_ntk_choice(*factors)
+
+
+def test_refusals_come_before_tracing():
+    args, mask = oracle.factors(Sizes()), oracle.random_mask(Sizes())
+    traced = []
+
+    @jax.jit
+    def call(*args):
+        theta = kernels.masked_ntk(*args, implementation="pallas_tpu")
+        traced.append(theta)
+        return theta
+
+    with pytest.raises(NotImplementedError, match="needs a TPU"):
+        call(*args, mask)
+    assert not traced

@@ -1,0 +1,163 @@
+"""The kernels lower for CUDA (an abstract H100) and TPU, on a machine that has neither."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+from oracle import Sizes
+
+from ntt_eqx import kernels
+from ntt_eqx.kernels import _mosaic_gpu
+from ntt_eqx.kernels.masked_ntk import pallas_gpu, pallas_tpu
+from ntt_eqx.kernels.masked_tangent_ntk import (
+    pallas_gpu as tangent_gpu,
+    pallas_tpu as tangent_tpu,
+)
+
+H100 = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
+TPU = AbstractDevice("TPU v5 lite", 1, "tpu")
+DEVICES = {"cuda": H100, "tpu": TPU}
+CUSTOM_CALL = {"cuda": r"@mosaic_gpu_v2", "tpu": r"@tpu_custom_call"}
+
+QUICK = {
+    "ones": Sizes(n=1, m=1, k=1, l=1, i=1, j=1),
+    "odd": Sizes(n=20, m=37, k=3, l=2, i=19, j=37),
+    "positions": Sizes(n=20, m=3, k=3, l=2, i=19, j=37, s=17),
+}
+TABLE = {
+    "lenet_300": Sizes(n=32, m=32, k=10, l=10, i=300, j=784),
+    "lenet_100": Sizes(n=32, m=32, k=10, l=10, i=100, j=300),
+    "lenet_10": Sizes(n=32, m=32, k=10, l=10, i=10, j=100),
+    "lenet5_dense": Sizes(n=128, m=128, k=10, l=10, i=500, j=800),
+    "conv4_dense": Sizes(n=256, m=256, k=10, l=10, i=512, j=8192),
+    "one_output": Sizes(n=130, m=7, k=1, l=1, i=129, j=257),
+    "hundred_outputs": Sizes(n=17, m=9, k=100, l=100, i=65, j=129),
+    "sides_differ": Sizes(n=3, m=65, k=17, l=33, i=70, j=3),
+    "conv4_first": Sizes(n=32, m=32, k=10, l=10, i=64, j=27, s=1024),
+    "conv4_last": Sizes(n=32, m=32, k=10, l=10, i=128, j=1152, s=64),
+    "one_position": Sizes(n=1, m=5, k=1, l=3, i=3, j=17, s=1),
+}
+
+
+def lower(platform, sizes, dtype, precision, binary=True):
+    """The StableHLO of product and one-sided gradient: a pair of texts."""
+    modules = {
+        ("cuda", False): pallas_gpu,
+        ("tpu", False): pallas_tpu,
+        ("cuda", True): tangent_gpu,
+        ("tpu", True): tangent_tpu,
+    }
+    module = modules[platform, sizes.s is not None]
+    n, m, k, l, i, j = sizes.n, sizes.m, sizes.k, sizes.l, sizes.i, sizes.j  # noqa: E741
+    kind = DEVICES[platform].device_kind
+    if module is pallas_gpu:
+        config = module.config_for(kind, (n, m, k, l, i, j), dtype, precision, binary=binary)
+    elif module is pallas_tpu:
+        config = module.config_for(kind, (n, m, k, l, i, j))
+    elif module is tangent_gpu:
+        config = module.config_for(kind, n * k, m * l, dtype, precision)
+    else:
+        config = module.config_for(kind, n * k, m * l, i * j)
+    options = dict(precision=precision, config=config)
+    args = [jax.ShapeDtypeStruct(shape, dtype) for shape in sizes.shapes]
+    args.append(jax.ShapeDtypeStruct((i, j), bool if binary else jnp.float32))
+    g = jax.ShapeDtypeStruct((n, m, k, l), jnp.float32)
+    with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=DEVICES[platform])):
+        texts = []
+        for function, inputs in ((module.forward, args), (module.backward, [*args, g])):
+            jitted = jax.jit(functools.partial(function, **options))
+            lowered = jitted.trace(*inputs).lower(lowering_platforms=(platform,))
+            texts.append(lowered.as_text())
+    return texts
+
+
+def check_lowering(platform, sizes, dtype, precision, binary=True):
+    product, gradient = lower(platform, sizes, dtype, precision, binary)
+    launches = len(re.findall(CUSTOM_CALL[platform], product))
+    assert launches == 1
+    launches = len(re.findall(CUSTOM_CALL[platform], gradient))
+    assert launches == (2 if sizes.s is None else 1)
+
+
+@pytest.mark.parametrize("platform", DEVICES)
+@pytest.mark.parametrize("precision", ("float32", "bfloat16"))
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16), ids=("f32", "bf16"))
+@pytest.mark.parametrize("name", QUICK)
+def test_lowering(platform, name, dtype, precision):
+    check_lowering(platform, QUICK[name], dtype, precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", DEVICES)
+@pytest.mark.parametrize("precision", ("float32", "tf32", "bfloat16"))
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16), ids=("f32", "bf16"))
+@pytest.mark.parametrize("name", TABLE)
+def test_lowering_of_the_table(platform, name, dtype, precision):
+    check_lowering(platform, TABLE[name], dtype, precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", DEVICES)
+@pytest.mark.parametrize("name", ("lenet_100", "conv4_last"))
+def test_lowering_of_a_metric(platform, name):
+    check_lowering(platform, TABLE[name], jnp.float32, "float32", binary=False)
+
+
+@pytest.mark.parametrize("operation", ("masked_ntk", "masked_tangent_ntk"))
+@pytest.mark.parametrize("platform", DEVICES)
+def test_lowering_by_name_with_the_gradient(platform, operation):
+    # As a user calls it: the entry chooses by the device that the program is meant for.
+    sizes = QUICK["odd" if operation == "masked_ntk" else "positions"]
+    name = {"cuda": "pallas_gpu", "tpu": "pallas_tpu"}[platform]
+    call = functools.partial(getattr(kernels, operation), implementation=name)
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in sizes.shapes]
+    mask = jnp.ones((sizes.i, sizes.j), bool)
+    gradient = jax.grad(lambda *args: jnp.sum(call(*args, mask) ** 2), argnums=(0, 1, 2, 3))
+    with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=DEVICES[platform])):
+        if platform == "cuda" and _mosaic_gpu.version_refusal() is not None:
+            with pytest.raises(NotImplementedError, match="needs JAX 0.11"):
+                jax.jit(gradient).trace(*args)
+            return
+        text = jax.jit(gradient).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+    launches = len(re.findall(CUSTOM_CALL[platform], text))
+    assert launches == (5 if operation == "masked_ntk" else 3)
+
+
+@pytest.mark.parametrize("platform", DEVICES)
+def test_nothing_of_the_size_of_all_pairs_and_features_is_in_memory(platform):
+    # Pairs times input features, or times output features; Theta itself is K L a pair.
+    sizes = Sizes(n=128, m=128, k=4, l=4, i=512, j=800)
+    for text in lower(platform, sizes, jnp.float32, "float32"):
+        shapes = re.findall(r"tensor<((?:\d+x)+)[a-z]", text)
+        largest = max(math.prod(map(int, shape[:-1].split("x"))) for shape in shapes)
+        assert largest <= sizes.n * sizes.m * sizes.i // 2
+
+
+def test_configs_fit_the_memory_they_are_for():
+    for sizes in (*QUICK.values(), *TABLE.values()):
+        shape = (sizes.n, sizes.m, sizes.k, sizes.l, sizes.i, sizes.j)
+        for precision in ("float32", "tf32", "bfloat16"):
+            for binary in (True, False):
+                pieces = {"float32": 3, "tf32": 2, "bfloat16": 1}[precision]
+                t = pallas_gpu.config_for("", shape, jnp.float32, precision, binary=binary)
+                needed = t.shared_bytes(4, 1 if binary else pieces, pieces)
+                assert max(needed) <= _mosaic_gpu.SHARED_BYTES - _mosaic_gpu.RESERVED_BYTES
+        assert pallas_tpu.config_for("", shape).vmem_bytes() <= pallas_tpu.VMEM_BYTES
+
+
+@pytest.mark.parametrize(
+    "config",
+    (pallas_gpu.Config, pallas_tpu.Config, tangent_gpu.Config, tangent_tpu.Config),
+    ids=lambda config: config.__module__,
+)
+def test_configs_refuse_impossible_tiles(config):
+    first = next(iter(config.__dataclass_fields__))
+    for size in (0, -64):
+        with pytest.raises(ValueError, match="positive multiple"):
+            config(**{first: size})
+    with pytest.raises(ValueError, match="VMEM|registers|register"):
+        config(**{first: 4096})

@@ -1,0 +1,305 @@
+"""Values and gradients of both operations, through every implementation, against the oracle."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+from jax.experimental.pallas import tpu as pltpu
+from jax.test_util import check_grads
+from oracle import IMPLEMENTATIONS, INTERPRETED, TOLERANCE, Sizes, relative_error
+
+from ntt_eqx import kernels
+from ntt_eqx.kernels.masked_ntk import pallas_gpu, pallas_tpu
+from ntt_eqx.kernels.masked_tangent_ntk import pallas_tpu as tangent_tpu
+
+DENSE = (
+    Sizes(n=1, m=1, k=1, l=1, i=1, j=1),
+    Sizes(n=3, m=1, k=1, l=3, i=17, j=19),
+    Sizes(n=20, m=5, k=2, l=3, i=37, j=19),
+    Sizes(n=2, m=20, k=3, l=1, i=17, j=37),
+)
+# Over the edge of a tile: 64 samples, 64 or 128 features, 16 outputs.
+DENSE_EDGES = (
+    Sizes(n=66, m=2, k=1, l=17, i=70, j=130),
+    Sizes(n=20, m=37, k=2, l=2, i=19, j=19),
+    Sizes(n=2, m=3, k=17, l=18, i=129, j=257),
+)
+POSITIONS = (
+    Sizes(n=1, m=1, k=1, l=1, i=1, j=1, s=1),
+    Sizes(n=5, m=3, k=2, l=3, i=7, j=19, s=4),
+    Sizes(n=3, m=20, k=1, l=2, i=17, j=3, s=1),
+)
+POSITIONS_EDGES = (
+    Sizes(n=20, m=37, k=4, l=4, i=19, j=17, s=3),
+    Sizes(n=43, m=2, k=7, l=3, i=20, j=37, s=17),
+)
+
+
+def operation_of(sizes):
+    return kernels.masked_ntk if sizes.s is None else kernels.masked_tangent_ntk
+
+
+def check_values(sizes, implementation, precision, mask, dtype=jnp.float32, seed=0):
+    args = oracle.factors(sizes, seed=seed, dtype=dtype)
+    call = functools.partial(
+        operation_of(sizes), precision=precision, implementation=implementation
+    )
+    with kernels.record_choices() as choices:
+        theta = jax.jit(call)(*args, mask)
+    assert [choice.implementation for choice in choices] == [implementation]
+    assert theta.dtype == jnp.float32
+    bound = TOLERANCE[precision or str(jnp.dtype(dtype))]
+    assert relative_error(theta, oracle.product(*args, mask)) < bound
+
+
+def check_gradient(sizes, implementation, precision, mask, dtype=jnp.float32, seed=0):
+    args = oracle.factors(sizes, seed=seed, dtype=dtype)
+    shape = (sizes.n, sizes.m, sizes.k, sizes.l)
+    g = jnp.asarray(np.random.default_rng(seed).normal(0.2, 1.0, shape), jnp.float32)
+    call = functools.partial(
+        operation_of(sizes), mask=mask, precision=precision, implementation=implementation
+    )
+    found = jax.jit(lambda *args: jax.vjp(call, *args)[1](g))(*args)
+    expected = oracle.gradient(*args, mask, g)
+    for name, x, y, arg in zip(("a1", "d1", "a2", "d2"), found, expected, args, strict=True):
+        assert x.dtype == arg.dtype, name
+        assert relative_error(x.astype(jnp.float32), y) < TOLERANCE[precision], name
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("sizes", DENSE + POSITIONS, ids=str)
+def test_values(sizes, implementation):
+    check_values(sizes, implementation, "float32", oracle.random_mask(sizes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("sizes", DENSE_EDGES + POSITIONS_EDGES, ids=str)
+def test_values_over_the_edges_of_tiles(sizes, implementation):
+    check_values(sizes, implementation, "float32", oracle.random_mask(sizes))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("sizes", DENSE[:2] + POSITIONS[:2], ids=str)
+def test_gradient(sizes, implementation):
+    check_gradient(sizes, implementation, "float32", oracle.random_mask(sizes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("sizes", DENSE[2:] + DENSE_EDGES + POSITIONS_EDGES, ids=str)
+def test_gradient_over_the_edges_of_tiles(sizes, implementation):
+    check_gradient(sizes, implementation, "float32", oracle.random_mask(sizes))
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("sizes", (DENSE[1], POSITIONS[1]), ids=("dense", "positions"))
+def test_errors_are_as_documented(sizes, implementation, precision):
+    mask = oracle.random_mask(sizes, kind="float")
+    check_values(sizes, implementation, precision, mask, seed=3)
+    if precision != "float32":  # test_gradient is for that
+        check_gradient(sizes, implementation, precision, mask, seed=4)
+
+
+@pytest.mark.parametrize("implementation", INTERPRETED)
+def test_lower_precision_is_less_exact(implementation):
+    # Guards against a precision argument that does nothing.
+    sizes = Sizes(n=4, m=4, i=30, j=40)
+    args, mask = oracle.factors(sizes), oracle.random_mask(sizes)
+    call = functools.partial(kernels.masked_ntk, *args, mask, implementation=implementation)
+    expected = oracle.product(*args, mask)
+    error = {p: relative_error(call(precision=p), expected) for p in ("float32", "bfloat16")}
+    assert error["float32"] < 1e-6 < 1e-4 < error["bfloat16"]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("sizes", (DENSE[1], POSITIONS[1]), ids=("dense", "positions"))
+def test_bfloat16_inputs(sizes, implementation):
+    mask = oracle.random_mask(sizes)
+    check_values(sizes, implementation, None, mask, jnp.bfloat16)
+    check_values(sizes, implementation, "float32", mask, jnp.bfloat16)
+    check_gradient(sizes, implementation, "bfloat16", mask, jnp.bfloat16)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("sizes", (DENSE[1], POSITIONS[1]), ids=("dense", "positions"))
+def test_degenerate_masks(sizes, implementation):
+    args = oracle.factors(sizes)
+    call = jax.jit(functools.partial(operation_of(sizes), implementation=implementation))
+    shape = (sizes.i, sizes.j)
+    empty_row = jnp.ones(shape, bool).at[1].set(False)
+    empty_column = jnp.ones(shape, bool).at[:, 2].set(False)
+    one_entry = jnp.zeros(shape, bool).at[-1, -1].set(True)
+    for mask in (jnp.ones(shape, bool), empty_row, empty_column, one_entry):
+        assert relative_error(call(*args, mask), oracle.product(*args, mask)) < 1e-5
+    assert not jnp.any(call(*args, jnp.zeros(shape, bool)))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("empty", ("n", "m", "k", "i", "j"))
+def test_no_samples_outputs_or_features(implementation, empty):
+    sizes = Sizes(**{empty: 0})
+    args, mask = oracle.factors(sizes), oracle.random_mask(sizes)
+    theta = kernels.masked_ntk(*args, mask, implementation=implementation)
+    assert theta.shape == (sizes.n, sizes.m, sizes.k, sizes.l)
+    assert not jnp.any(theta)
+
+
+def test_no_mask_is_a_mask_of_ones():
+    for sizes in (DENSE[2], POSITIONS[1]):
+        args = oracle.factors(sizes)
+        theta = operation_of(sizes)(*args)
+        assert relative_error(theta, oracle.product(*args, None)) < 1e-5
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("sizes", (Sizes(), Sizes(s=2)), ids=("dense", "positions"))
+def test_float64_in_the_reference(sizes):
+    args, mask = oracle.factors(sizes, dtype=jnp.float64), oracle.random_mask(sizes)
+    call = functools.partial(operation_of(sizes), mask=mask)
+    assert call(*args).dtype == jnp.float64
+    assert relative_error(call(*args), oracle.product(*args, mask)) < 1e-13
+    check_grads(lambda *args: call(*map(jnp.asarray, args)), args, order=1, modes=["rev"])
+
+
+ODD = st.sampled_from((1, 2, 3, 5, 17))
+
+
+@st.composite
+def cases(draw, implementation):
+    most = 20 if implementation == "reference" else 6
+    batch = st.sampled_from([size for size in (1, 2, 3, 5, 17, 20) if size <= most])
+    outputs = st.sampled_from((1, 2, 3) if most == 6 else (1, 2, 3, 10))
+    positions = draw(st.booleans())
+    sizes = Sizes(
+        n=draw(batch),
+        m=draw(batch),
+        k=draw(outputs),
+        l=draw(outputs),
+        i=draw(st.sampled_from((1, 3, 17, 37))),
+        j=draw(st.sampled_from((1, 3, 17, 19, 70))),
+        s=draw(ODD) if positions else None,
+    )
+    seed = draw(st.integers(0, 2**16))
+    kind = draw(st.sampled_from(("bool", "float")))
+    mask = oracle.random_mask(sizes, density=draw(st.floats(0, 1)), seed=seed, kind=kind)
+    mask = np.array(mask)
+    if draw(st.booleans()):
+        mask[draw(st.integers(0, sizes.i - 1))] = 0
+    if draw(st.booleans()):
+        mask[:, draw(st.integers(0, sizes.j - 1))] = 0
+    dtype = draw(st.sampled_from((jnp.float32, jnp.bfloat16)))
+    precision = draw(st.sampled_from(tuple(TOLERANCE)))
+    return sizes, seed, jnp.asarray(mask), dtype, precision
+
+
+def any_case(implementation, examples):
+    def decorate(test):
+        test = given(cases(implementation))(test)
+        return settings(
+            max_examples=examples,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )(test)
+
+    return decorate
+
+
+def check_case(implementation, case):
+    sizes, seed, mask, dtype, precision = case
+    check_values(sizes, implementation, precision, mask, dtype, seed)
+    # Gradients of bfloat16 factors are rounded to bfloat16.
+    precision = "bfloat16" if dtype == jnp.bfloat16 else precision
+    check_gradient(sizes, implementation, precision, mask, dtype, seed)
+
+
+@any_case("reference", 20)
+def test_any_case_in_the_reference(case):
+    check_case("reference", case)
+
+
+@any_case("pallas_tpu_interpret", 4)
+def test_any_case_in_the_tpu_kernels(case):
+    check_case("pallas_tpu_interpret", case)
+
+
+@any_case("pallas_gpu_interpret", 3)
+def test_any_case_in_the_gpu_kernels(case):
+    check_case("pallas_gpu_interpret", case)
+
+
+@pytest.mark.slow
+@any_case("reference", 150)
+def test_many_cases_in_the_reference(case):
+    check_case("reference", case)
+
+
+@pytest.mark.slow
+@any_case("pallas_tpu_interpret", 40)
+def test_many_cases_in_the_tpu_kernels(case):
+    check_case("pallas_tpu_interpret", case)
+
+
+@pytest.mark.slow
+@any_case("pallas_gpu_interpret", 20)
+def test_many_cases_in_the_gpu_kernels(case):
+    check_case("pallas_gpu_interpret", case)
+
+
+def simulated(module, config):
+    return dict(precision="float32", config=config, interpret=pltpu.InterpretParams())
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    (
+        Sizes(n=20, m=5, k=9, l=3, i=37, j=19),
+        pytest.param(Sizes(n=3, m=2, k=9, l=17, i=130, j=129), marks=pytest.mark.slow),
+    ),
+)
+def test_tpu_kernel_in_the_simulator_of_tpu_memory(sizes):
+    args, mask = oracle.factors(sizes), oracle.random_mask(sizes)
+    shape = (sizes.n, sizes.m, sizes.k, sizes.l, sizes.i, sizes.j)
+    config = pallas_tpu.config_for("", shape)
+    config = pallas_tpu.Config(k=min(config.k, 8), l=min(config.l, 8), i=128, j=128)
+    options = simulated(pallas_tpu, config)
+    theta = jax.jit(functools.partial(pallas_tpu.forward, **options))(*args, mask)
+    assert relative_error(theta, oracle.product(*args, mask)) < 1e-5
+    g = jnp.asarray(np.random.default_rng(2).normal(size=theta.shape), jnp.float32)
+    a1_bar, d1_bar = jax.jit(functools.partial(pallas_tpu.backward, **options))(*args, mask, g)
+    expected = oracle.gradient(*args, mask, g)
+    assert relative_error(a1_bar, expected[0]) < 1e-5
+    assert relative_error(d1_bar, expected[1]) < 1e-5
+
+
+def test_tpu_contraction_in_the_simulator_of_tpu_memory():
+    sizes = Sizes(n=15, m=2, k=9, l=3, i=19, j=17, s=4)
+    args, mask = oracle.factors(sizes), oracle.random_mask(sizes)
+    config = tangent_tpu.Config(rows=128, columns=128, parameters=128)
+    options = simulated(tangent_tpu, config)
+    theta = jax.jit(functools.partial(tangent_tpu.forward, **options))(*args, mask)
+    assert relative_error(theta, oracle.product(*args, mask)) < 1e-5
+    g = jnp.asarray(np.random.default_rng(2).normal(size=theta.shape), jnp.float32)
+    found = jax.jit(functools.partial(tangent_tpu.backward, **options))(*args, mask, g)
+    for x, y in zip(found, oracle.gradient(*args, mask, g)[:2], strict=True):
+        assert relative_error(x, y) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", (1, 2, 100))
+def test_gpu_stretches_of_output_features(blocks):
+    # One block over all tiles of i, adding to its own Theta; several; one for each tile.
+    from ntt_eqx.kernels._mosaic_gpu import InterpretGPUParams
+
+    sizes = Sizes(n=3, m=5, k=2, l=2, i=190, j=20)
+    args, mask = oracle.factors(sizes), oracle.random_mask(sizes)
+    config = pallas_gpu.Config(m=4, k=2, l=16, blocks=blocks)
+    interpret = InterpretGPUParams(detect_races=True)
+    theta = pallas_gpu.forward(*args, mask, precision="float32", config=config, interpret=interpret)
+    assert relative_error(theta, oracle.product(*args, mask)) < 1e-5

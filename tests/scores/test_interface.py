@@ -1,0 +1,160 @@
+"""What all scores have in common: types, structure, labels, pruned weights, what is refused."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ntt_eqx as ntt
+from ntt_eqx import make_mask, scores, sparsify
+
+KEY = jax.random.key(4)
+SQUARES = lambda sparse, x: jnp.sum(jnp.square(jax.vmap(sparse)(x)))
+
+LABEL_FREE = {
+    "magnitude": scores.Magnitude(),
+    "random": scores.Random(KEY),
+    "logit_snip": scores.LogitSnip(),
+    "synflow": scores.SynFlow(),
+    "ntk_sap": scores.NTKSAP(KEY, rounds=2),
+    "path_exclusion": scores.PathExclusion(),
+    "loss_gradient": scores.LossGradient(lambda s, x: jnp.sum(jax.vmap(s)(x))),
+}
+SUPERVISED = {"snip": scores.Snip(), "grasp": scores.GraSP()}
+ALL = LABEL_FREE | SUPERVISED
+NEEDS_X = sorted(set(LABEL_FREE) - {"magnitude", "random"})
+
+
+def given(name, batch):
+    return batch if name in SUPERVISED else batch[0]
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_structure_type_and_determinism(name, normalised, batch):
+    """One float array for every prunable weight, the same ones at every call."""
+    score, seen = ALL[name], given(name, batch)
+    tree = score(normalised, seen)
+    mask = sparsify(normalised).mask
+    assert jax.tree.structure(tree) == jax.tree.structure(mask)
+    for leaf, m in zip(jax.tree.leaves(tree), jax.tree.leaves(mask), strict=True):
+        assert leaf.shape == m.shape
+        assert leaf.dtype == jnp.float32
+        assert np.isfinite(leaf).all()
+        assert len(np.unique(leaf)) > 1
+        if name != "grasp":
+            assert (np.asarray(leaf) >= 0).all()
+    assert eqx.tree_equal(tree, score(normalised, seen))
+    assert eqx.tree_equal(tree, score(sparsify(normalised), seen))
+    assert isinstance(score, scores.SupervisedScore) == (name in SUPERVISED)
+    assert isinstance(score, scores.LabelFreeScore) == (name in LABEL_FREE)
+
+
+@pytest.mark.parametrize("name", sorted(LABEL_FREE))
+def test_label_free_scores_get_no_labels_from_prune(name, tiny, batch):
+    x, _ = batch
+    without = scores.prune(tiny, LABEL_FREE[name], 0.5, (x, None))
+    assert eqx.tree_equal(without, scores.prune(tiny, LABEL_FREE[name], 0.5, x))
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_every_score_starts_a_transfer(name, tiny, batch):
+    mask = make_mask(ALL[name](tiny, given(name, batch)), 0.5)
+    state = ntt.ntt_init(tiny, ntt.NTTConfig(density=0.5, num_steps=1), optax.sgd(0.1), mask=mask)
+    assert eqx.tree_equal(state.student.mask, mask)
+
+
+def test_scores_of_pruned_weights(tiny, batch, getkey):
+    """Kept weights are scored at the masked network; pruned ones by what their return does."""
+    mask = make_mask(scores.Random(getkey())(tiny), 0.5)
+    sparse = sparsify(tiny).with_mask(mask)
+    pruned = ~np.asarray(mask.output.weight)
+    assert (np.asarray(scores.Snip()(sparse, batch).output.weight)[pruned] > 0).any()
+    assert not eqx.tree_equal(scores.Snip()(sparse, batch), scores.Snip()(tiny, batch))
+    # what is stored under the mask has no bearing on the scores of kept weights
+    other = eqx.tree_at(
+        lambda s: s.model.output.weight,
+        sparse,
+        jnp.where(mask.output.weight, tiny.output.weight, 7.0),
+    )
+    for name in sorted(set(ALL) - {"ntk_sap", "random"}):
+        one = ALL[name](sparse, given(name, batch)).output.weight
+        two = ALL[name](other, given(name, batch)).output.weight
+        np.testing.assert_allclose(np.asarray(one)[~pruned], np.asarray(two)[~pruned], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [scores.Random, lambda key: scores.NTKSAP(key, rounds=2)])
+def test_keys_matter(kind, tiny, batch, getkey):
+    one, two = getkey(), getkey()
+    assert eqx.tree_equal(kind(one)(tiny, batch[0]), kind(one)(tiny, batch[0]))
+    assert not eqx.tree_equal(kind(one)(tiny, batch[0]), kind(two)(tiny, batch[0]))
+
+
+def test_random_draws_differ_between_layers(getkey):
+    model = eqx.nn.MLP(5, 5, 5, 2, key=getkey())
+    leaves = jax.tree.leaves(scores.Random(getkey())(model))
+    assert not np.array_equal(leaves[0], leaves[1])
+
+
+def test_scores_that_want_only_a_shape_ignore_values(tiny, batch):
+    for name in ("synflow", "ntk_sap"):
+        other = ALL[name](tiny, np.full_like(batch[0], np.nan))
+        assert eqx.tree_equal(other, ALL[name](tiny, batch[0]))
+
+
+def test_bfloat16_models(getkey):
+    short = eqx.nn.MLP(4, 3, 5, 1, key=getkey(), dtype=jnp.bfloat16)
+    x = jax.random.normal(getkey(), (6, 4), jnp.bfloat16)
+    for name in ("synflow", "grasp"):
+        tree = ALL[name](short, (x, np.arange(6) % 3) if name in SUPERVISED else x)
+        assert all(np.isfinite(leaf.astype(jnp.float32)).all() for leaf in jax.tree.leaves(tree))
+        make_mask(tree, 0.5)
+
+
+def test_works_under_jit(tiny, batch):
+    for name in ("snip", "synflow"):
+        jitted = eqx.filter_jit(lambda model, seen, name=name: ALL[name](model, seen))
+        got, expected = jitted(tiny, given(name, batch)), ALL[name](tiny, given(name, batch))
+        assert eqx.tree_equal(got, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NEEDS_X)
+def test_missing_inputs_are_refused(name, tiny, batch):
+    with pytest.raises(ValueError, match=r"needs a(n array| batch) of inputs"):
+        ALL[name](tiny)
+    with pytest.raises(ValueError, match="at least one sample|batch of inputs for their shape"):
+        ALL[name](tiny, batch[0][:0])
+
+
+@pytest.mark.parametrize("name", ["logit_snip", "path_exclusion", "loss_gradient"])
+def test_broken_inputs_are_refused(name, tiny, batch):
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        ALL[name](tiny, np.where(batch[0] > 1, np.nan, batch[0]))
+    with pytest.raises(ValueError, match="standardise it first"):
+        ALL[name](tiny, batch[0].astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", sorted(SUPERVISED))
+def test_bad_labels_are_refused(name, tiny, batch):
+    x, y = batch
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\)"):
+        ALL[name](tiny, (x, y + 1))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        ALL[name](tiny, (x * np.inf, y))
+    flat = eqx.nn.Lambda(lambda x: jnp.sum(x))
+    model = eqx.nn.Sequential([tiny, flat])
+    with pytest.raises(ValueError, match="must map one sample"):
+        ALL[name](model, batch)
+
+
+def test_bad_settings_are_refused(getkey):
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        scores.GraSP(0.0)
+    with pytest.raises(ValueError, match="NTKSAP: needs at least one round"):
+        scores.NTKSAP(getkey(), rounds=0)
+    with pytest.raises(ValueError, match="NTKSAP: needs at least one round"):
+        scores.NTKSAP(getkey(), epsilon=0.0)
+    for points in ((), (0.0,), (0.5, 1.5)):
+        with pytest.raises(ValueError, match="points must lie in"):
+            scores.LossGradient(SQUARES, points)
