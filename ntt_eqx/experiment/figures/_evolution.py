@@ -57,7 +57,7 @@ def spectrum_figure(kernels: Mapping[str, KernelComparison]) -> Any:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("Eigenvalue number")
-        axes.set_ylabel("Eigenvalue of the tangent kernel")
+        axes.set_ylabel("Kernel eigenvalue")
         plain_decades(axes.xaxis)
         legend_below(figure, axes)
     return figure
