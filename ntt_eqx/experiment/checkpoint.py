@@ -52,16 +52,28 @@ class CheckpointStore:
         )
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; one that is already there for this step stays."""
+        """Write a checkpoint; one that is already there for this step stays.
+
+        **Raises:**
+
+        `ExperimentError`: when it cannot be written; the older ones stay.
+        """
         if checkpoint.step in self._manager.all_steps():
             return
         arrays = _named_arrays(checkpoint.state)
         record = {**checkpoint.record, "digest": _digest(arrays)}
         args = self._ocp.args
-        self._manager.save(
-            checkpoint.step,
-            args=args.Composite(state=args.StandardSave(arrays), record=args.JsonSave(record)),
-        )
+        try:
+            self._manager.save(
+                checkpoint.step,
+                args=args.Composite(state=args.StandardSave(arrays), record=args.JsonSave(record)),
+            )
+        except Exception as error:  # Orbax raises many kinds for a full disk
+            reason = str(error).strip().split("\n")[0][:200]
+            raise ExperimentError(
+                f"{self.directory}: the checkpoint of step {checkpoint.step} cannot be written "
+                f"({reason}); older ones are kept."
+            ) from error
 
     def latest(self, like: PyTree) -> Checkpoint | None:
         """The newest whole checkpoint, or `None`.

@@ -8,23 +8,40 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import Interrupted, MissingExtra, require
-from .settings import PRESETS, load_config
+from .settings import PRESETS, EvolutionSettings, TransferSettings, load_config
 
 tyro = require("tyro")
 
 from . import single  # noqa: E402
 from .compare import compare  # noqa: E402
-from .options import Compare, Data, Evaluate, Report, Runs, Train, Transfer  # noqa: E402
+from .evolution import evolution  # noqa: E402
+from .inspect_network import inspect_network  # noqa: E402
+from .options import (  # noqa: E402
+    Compare,
+    Data,
+    Evaluate,
+    Evolution,
+    Inspect,
+    Report,
+    Runs,
+    Train,
+    Transfer,
+)
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "compare": (Compare, compare),
     "transfer": (Transfer, single.transfer),
     "train": (Train, single.train),
     "evaluate": (Evaluate, single.evaluate),
+    "inspect": (Inspect, inspect_network),
+    "evolution": (Evolution, evolution),
     "data": (Data, single.data),
     "runs": (Runs, single.runs),
     "report": (Report, single.report),
 }
+# For an output evolution the student must match its teacher closely, also on images that are not
+# trained on: about 10,000 steps on all images of the set, without their labels.
+_LONG = TransferSettings(epochs=110.0, learning_rate=1e-3, dataset="fashion-mnist-mini")
 _ABOUT = "Neural Tangent Transfer: sparse networks found before training, without labels."
 
 
@@ -79,6 +96,7 @@ def parse(arguments: Sequence[str]) -> Any:
     quick = PRESETS["quick"]
     defaults.setdefault("compare", Compare(settings=quick))
     defaults["transfer"] = Transfer(quick.transfer, quick.scoring)
+    defaults["evolution"] = Evolution(_LONG, EvolutionSettings())
     defaults["train"] = Train(quick.transfer, quick.scoring, quick.mask, quick.training)
     kinds = [_subcommand(name, kind, defaults.get(name)) for name, (kind, _) in _COMMANDS.items()]
     union = typing.Union[tuple(kinds)]  # noqa: UP007

@@ -18,6 +18,15 @@ from ._files import write_bytes
 _MAGIC = b"ntt-eqx model\n"
 _VERSION = 1
 _LONGEST_HEADER = 1 << 20
+_FIELDS = {
+    "model": str,
+    "arguments": dict,
+    "dataset": str | None,
+    "method": str | None,
+    "scope": str | None,
+    "density": float | int | None,
+    "seed": int | None,
+}
 
 
 class LoadedModel(NamedTuple):
@@ -73,23 +82,33 @@ def load_model(path: Path) -> LoadedModel:
     except OSError as error:
         raise ExperimentError(f"{path}: cannot be read ({error.strerror}).") from error
     header, payload = _split(path, content)
+    for name, kind in _FIELDS.items():
+        if not isinstance(header.get(name), kind) or isinstance(header.get(name), bool):
+            raise ExperimentError(f"{path}: damaged: field {name!r} of its header is mistyped.")
     try:
-        arguments = header["arguments"]
-        dense = make_model(
-            header["model"],
-            tuple(arguments["input_shape"]),
-            arguments["num_classes"],
-            key=jax.random.key(0),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        like = eqx.filter_eval_shape(lambda: _blank(header))
+    except Exception as error:  # whatever a constructor makes of arguments that are not its own
         raise ExperimentError(f"{path}: cannot build the model it names: {error}") from error
+    if sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)) > len(payload):
+        raise ExperimentError(f"{path}: its arrays do not fit {header['model']!r} (too few bytes).")
+    buffer = io.BytesIO(payload)
     try:
-        model = eqx.tree_deserialise_leaves(io.BytesIO(payload), sparsify(dense))
+        model = eqx.tree_deserialise_leaves(buffer, like)
     except Exception as error:
         raise ExperimentError(
             f"{path}: its arrays do not fit {header['model']!r} ({error})."
         ) from error
+    if buffer.read(1):
+        raise ExperimentError(f"{path}: has more arrays than {header['model']!r}.")
     return LoadedModel(model, header)
+
+
+def _blank(header: dict[str, Any]) -> SparseModel:
+    # Only its shapes are used: nothing is drawn, and nothing is allocated for a header that lies.
+    arguments = header["arguments"]
+    shape = tuple(int(size) for size in arguments["input_shape"])
+    key = jax.random.key(0)
+    return sparsify(make_model(header["model"], shape, arguments["num_classes"], key=key))
 
 
 def _split(path: Path, content: bytes) -> tuple[dict[str, Any], bytes]:
@@ -105,7 +124,7 @@ def _split(path: Path, content: bytes) -> tuple[dict[str, Any], bytes]:
         header = json.loads(content[start : start + length])
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ExperimentError(f"{path}: damaged: its header is not JSON ({error}).") from error
-    if not isinstance(header, dict) or not isinstance(header.get("version"), int):
+    if not isinstance(header, dict) or type(header.get("version")) is not int:
         raise ExperimentError(f"{path}: damaged: its header does not name a version.")
     if header["version"] > _VERSION:
         raise ExperimentError(

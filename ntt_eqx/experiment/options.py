@@ -8,6 +8,7 @@ import tyro
 
 from .settings import (
     CompareSettings,
+    EvolutionSettings,
     MaskSettings,
     Method,
     Scope,
@@ -118,6 +119,63 @@ class Train:
     out: Path = Path("runs/train")
     data_dir: Path | None = None
     checkpoint_every: float = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Evolution:
+    """Train dense teacher, NTT student and random network side by side and compare their outputs.
+
+    Follows the outputs on fixed test images while all three train on the same labels, draws their
+    paths, and gives their distance to the teacher's path as a number. Tangent kernels are compared
+    before training.
+
+    Attributes:
+        transfer: the label-free phase that makes the student.
+        evolution: the training side by side.
+        dataset: images and labels; NAME:0,1:250 takes 250 images of two classes.
+        model: the dense network's architecture.
+        method: `ntt` matches the active kernel, `ntt-ambient` the ambient one.
+        scope: keep this share of weights in each layer, or in all layers together.
+        density: share of weights to keep.
+        seed: decides the dense network and the order of the images.
+        out: directory of the run.
+        data_dir: folder with datasets.
+        checkpoint_every: seconds between two checkpoints.
+    """
+
+    transfer: TransferSettings
+    evolution: EvolutionSettings
+    dataset: str = "fashion-mnist-mini:0,1:250"
+    model: str = "lenet-300-100"
+    method: Literal["ntt", "ntt-ambient"] = "ntt"
+    scope: Scope = "layer"
+    density: float = 0.03
+    seed: int = 0
+    out: Path = Path("runs/evolution")
+    data_dir: Path | None = None
+    checkpoint_every: float = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Show what pruning did to a network from a file: layers, FLOPs, tangent kernel.
+
+    The kernel is compared with that of the dense network that the file's seed stands for, at its
+    initialisation.
+
+    Attributes:
+        network: model file, or directory of a run; its network before training where there is one.
+        dataset: images for the kernel; left out, those that the file names.
+        inputs: number of test images for the kernel.
+        data_dir: folder with datasets.
+        json: print one JSON object instead of text.
+    """
+
+    network: Positional[Path]
+    dataset: str | None = None
+    inputs: int = 32
+    data_dir: Path | None = None
+    json: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,6 +102,8 @@ class PlainDisplay:
         if now - self._last < _LINE_EVERY or done == self._steps:
             return
         self._last = now
+        if done - self._first < 2:  # the first step compiles, and tells nothing of the others
+            return
         rate = (done - self._first) / max(now - self._started, 1e-9)
         left = duration((self._steps - done) / rate) if rate > 0 else "?"
         self.say(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,18 @@ _REQUIRED = {
     "seed": int,
     "fingerprint": str,
 }
+_OPTIONAL = {
+    "scope": str,
+    "mask": str,
+    "settings_id": str,
+    "test_accuracy": (int, float),
+    "train_accuracy": (int, float),
+    "kernel_distance": (int, float),
+    "target_distance": (int, float),
+    "seconds": (int, float),
+    "densities": dict,
+}
+_CONFIG = {name: kind for name, kind in _REQUIRED.items() if name != "fingerprint"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +73,9 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     result = read_json(path)
     if not isinstance(result, dict):
         raise ExperimentError(f"{path}: not a result: expected an object.")
-    for name, kind in _REQUIRED.items():
-        if not isinstance(result.get(name), kind):
-            raise ExperimentError(f"{path}: not a result: field {name!r} is missing or mistyped.")
+    shares = result.get("densities") or {}
+    _check_fields(path, "a result", result, _REQUIRED, _OPTIONAL)
+    _check_fields(path, "a result", shares, dict.fromkeys(shares, (int, float)), {})
     return result
 
 
@@ -92,6 +104,21 @@ def save_results(path: Path, results: list[dict[str, Any]]) -> None:
     write_json(path, results)
 
 
+def _check_fields(
+    path: Path,
+    what: str,
+    value: dict[str, Any],
+    required: Mapping[str, Any],
+    optional: Mapping[str, Any],
+) -> None:
+    for name, kind in {**required, **optional}.items():
+        entry = value.get(name)
+        if entry is None and name in optional:
+            continue
+        if not isinstance(entry, kind) or isinstance(entry, bool):
+            raise ExperimentError(f"{path}: not {what}: field {name!r} is missing or mistyped.")
+
+
 def _inspect(directory: Path) -> Run | None:
     try:
         config = read_json(directory / "config.json")
@@ -100,16 +127,17 @@ def _inspect(directory: Path) -> Run | None:
     if not isinstance(config, dict) or "method" not in config:
         return None  # the configuration of a whole comparison, or of another program
     try:
+        _check_fields(directory / "config.json", "a configuration", config, _CONFIG, {"scope": str})
         result = read_result(directory)
     except ExperimentError as error:
-        return Run(directory, "broken", config, note=str(error))
+        return Run(directory, "broken", {}, note=str(error))
     if result is not None:
         return Run(directory, "done", config, result)
     failure = directory / "failure.json"
     if failure.exists():
         try:
             note = str(json.loads(failure.read_text()).get("message", ""))
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             note = f"{failure}: cannot be read"
         return Run(directory, "failed", config, note=note)
     return Run(directory, "unfinished", config)

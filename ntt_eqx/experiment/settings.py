@@ -142,6 +142,29 @@ class TrainingSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvolutionSettings:
+    """How networks are trained side by side, and what is watched.
+
+    Attributes:
+        steps: training steps.
+        optimizer: of all networks.
+        learning_rate: of the optimiser.
+        batch_size: images a step; left out, all of them.
+        snapshots: how often the outputs are written down.
+        inputs: test images whose outputs are followed.
+        kernel_inputs: test images on which the tangent kernels are compared.
+    """
+
+    steps: int = 100
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = 1e-3
+    batch_size: int | None = None
+    snapshots: int = 50
+    inputs: int = 64
+    kernel_inputs: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
 class CompareSettings:
     """Everything that `compare` computes depends on.
 
@@ -231,6 +254,16 @@ def check(settings: CompareSettings) -> CompareSettings:
     if r.evaluate_every is not None:
         _in_range("training.evaluate_every", r.evaluate_every, low=1)
     _check_mask(settings)
+    return settings
+
+
+def check_evolution(settings: EvolutionSettings) -> EvolutionSettings:
+    """`check` for the settings of an output evolution."""
+    for name in ("steps", "snapshots", "inputs", "kernel_inputs"):
+        _in_range(f"evolution.{name}", getattr(settings, name), low=1)
+    if settings.batch_size is not None:
+        _in_range("evolution.batch_size", settings.batch_size, low=1)
+    _in_range("evolution.learning_rate", settings.learning_rate, low=0.0, open_low=True)
     return settings
 
 

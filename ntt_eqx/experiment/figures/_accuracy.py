@@ -7,16 +7,18 @@ from ..results import Run
 from ..table import Row, make_rows
 from ._curves import Curve, curves
 from ._style import (
-    COLUMN,
+    in_panel,
     legend_below,
     line_label,
-    line_style,
     method_order,
     method_style,
-    new_figure,
+    panel_figure,
+    scope_panels,
     spread,
     thousands,
 )
+
+_DODGE = 1.012  # from one method to the next, so that error bars do not hide one another
 
 
 def accuracy_figure(runs: Sequence[Run]) -> Any | None:
@@ -24,32 +26,19 @@ def accuracy_figure(runs: Sequence[Run]) -> Any | None:
     found = curves(runs, "train", lambda row: row.get("test", {}).get("accuracy"))
     if not found:
         return None
-    several = len({c.scope for c in found if c.scope}) > 1
-    with new_figure(COLUMN, 2.3 + 0.16 * ((len(found) + 2) // 3)) as (figure, (axes,)):
-        for curve in found:
-            mean, deviation = spread(curve.values)
-            percent = [100 * m for m in mean]
-            style = method_style(curve.method)
-            axes.plot(
-                curve.steps,
-                percent,
-                color=style.colour,
-                linestyle=line_style(curve.scope),
-                label=line_label(
-                    curve.method, curve.scope, several_scopes=several, mask=curve.mask
-                ),
-                zorder=3 if curve.method.startswith("ntt") else 2,
-            )
-            if len(curve.values) > 1:
-                low = [m - 100 * d for m, d in zip(percent, deviation, strict=True)]
-                high = [m + 100 * d for m, d in zip(percent, deviation, strict=True)]
-                axes.fill_between(curve.steps, low, high, color=style.colour, alpha=0.18, lw=0)
-        axes.set_xlabel("Training steps")
-        axes.set_ylabel("Test accuracy (%)")
-        axes.set_xlim(left=0, right=max(c.steps[-1] for c in found))
-        axes.set_ylim(*_limits(found))
-        thousands(axes.xaxis)
-        legend_below(figure, axes)
+    panels = scope_panels(c.scope for c in found)
+    names = [_label(c.method, c.mask) for c in found]
+    with panel_figure(panels, 2.2, names) as (figure, axes):
+        for one, panel in zip(axes, panels, strict=True):
+            for curve, name in zip(found, names, strict=True):
+                if in_panel(curve.scope, panel):
+                    _draw_curve(one, curve, name, len(found) // len(panels))
+            one.set_xlabel("Training steps")
+            one.set_xlim(left=0, right=max(c.steps[-1] for c in found))
+            one.set_ylim(*_limits(found))
+            thousands(one.xaxis)
+        axes[0].set_ylabel("Test accuracy (%)")
+        legend_below(figure, *axes)
     return figure
 
 
@@ -62,42 +51,68 @@ def sparsity_figure(results: Sequence[dict[str, Any]]) -> Any | None:
     lines: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows:
         lines.setdefault((row.method, row.scope, row.mask, row.settings), []).append(row)
-    several = len({row.scope for row in rows if row.scope}) > 1
-    with new_figure(COLUMN, 2.4 + 0.16 * ((len(lines) + 2) // 3)) as (figure, (axes,)):
-        for (method, scope, mask, settings), members in sorted(
-            lines.items(),
-            key=lambda item: (method_order(item[0][0]), item[0][1] != "layer", item[0]),
-        ):
-            style = method_style(method)
-            label = line_label(method, scope, several_scopes=several, mask=mask or settings)
-            members = sorted(members, key=lambda row: row.density)
-            mean = [row.test or 0.0 for row in members]
-            error = [row.test_spread or 0.0 for row in members]
-            if method == "dense":
-                axes.axhline(mean[0], color=style.colour, lw=1.0, ls=(0, (1, 1)), label=label)
-                axes.axhspan(mean[0] - error[0], mean[0] + error[0], color="#000000", alpha=0.08)
-                continue
-            axes.errorbar(
-                [100 * row.density for row in members],
-                mean,
-                yerr=error if any(error) else None,
-                color=style.colour,
-                marker=style.marker,
-                linestyle=line_style(scope),
-                markersize=3.6,
-                markerfacecolor=style.colour if scope != "global" else "white",
-                elinewidth=0.8,
-                capsize=1.5,
-                label=label,
-                zorder=3 if method.startswith("ntt") else 2,
-            )
-        axes.set_xscale("log")
-        axes.set_xticks([100 * d for d in densities], [f"{100 * d:g}" for d in densities])
-        axes.minorticks_off()
-        axes.set_xlabel("Weights kept (%)")
-        axes.set_ylabel("Test accuracy (%)")
-        legend_below(figure, axes, columns=2 if several else 3)
+    panels = scope_panels(row.scope for row in rows)
+    names = [_label(method, mask or settings) for method, _, mask, settings in lines]
+    with panel_figure(panels, 2.3, names) as (figure, axes):
+        for one, panel in zip(axes, panels, strict=True):
+            here = [key for key in sorted(lines, key=_place) if in_panel(key[1], panel)]
+            for number, key in enumerate(here):
+                shift = _DODGE ** (number - (len(here) - 1) / 2)
+                _draw_line(one, key, sorted(lines[key], key=lambda row: row.density), shift)
+            one.set_xscale("log")
+            one.set_xticks([100 * d for d in densities], [f"{100 * d:g}" for d in densities])
+            one.minorticks_off()
+            one.set_xlabel("Weights kept (%)")
+        axes[0].set_ylabel("Test accuracy (%)")
+        legend_below(figure, *axes)
     return figure
+
+
+def _draw_curve(axes: Any, curve: Curve, label: str, crowd: int) -> None:
+    mean, deviation = spread(curve.values)
+    percent = [100 * m for m in mean]
+    style = method_style(curve.method)
+    order = 3 if curve.method.startswith("ntt") else 2
+    axes.plot(curve.steps, percent, color=style.colour, label=label, zorder=order)
+    if len(curve.values) > 1:
+        low = [m - 100 * d for m, d in zip(percent, deviation, strict=True)]
+        high = [m + 100 * d for m, d in zip(percent, deviation, strict=True)]
+        alpha = 0.18 if crowd <= 5 else 0.08
+        axes.fill_between(curve.steps, low, high, color=style.colour, alpha=alpha, lw=0)
+
+
+def _draw_line(
+    axes: Any, key: tuple[str, str, str, str], members: Sequence[Row], shift: float
+) -> None:
+    method, _, mask, settings = key
+    style, label = method_style(method), _label(method, mask or settings)
+    mean = [row.test or 0.0 for row in members]
+    error = [row.test_spread or 0.0 for row in members]
+    if method == "dense":
+        axes.axhline(mean[0], color=style.colour, lw=1.0, ls=(0, (1, 1)), label=label)
+        axes.axhspan(mean[0] - error[0], mean[0] + error[0], color="#000000", alpha=0.08)
+        return
+    axes.errorbar(
+        [100 * row.density * shift for row in members],
+        mean,
+        yerr=error if any(error) else None,
+        color=style.colour,
+        marker=style.marker,
+        markersize=3.6,
+        lw=1.0,
+        elinewidth=0.7,
+        capsize=1.2,
+        label=label,
+        zorder=3 if method.startswith("ntt") else 2,
+    )
+
+
+def _label(method: str, mask: str) -> str:
+    return line_label(method, None, several_scopes=False, mask=mask)
+
+
+def _place(key: tuple[str, str, str, str]) -> tuple[Any, ...]:
+    return (method_order(key[0]), *key[1:])
 
 
 def _limits(found: Sequence[Curve]) -> tuple[float, float]:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from .._errors import ExperimentError
 from ..metrics import read_metrics
 from ..results import Run
 from ._style import method_order
@@ -41,11 +42,15 @@ def curves(
     """
     groups: dict[tuple[str, str | None, str, str], list[list[tuple[int, float]]]] = {}
     for run in runs:
-        points = []
-        for row in read_metrics(run.directory / "metrics.jsonl"):
-            value = pick(row) if row.get("phase") == phase else None
-            if value is not None:
-                points.append((int(row["step"]), float(value)))
+        path = run.directory / "metrics.jsonl"
+        rows = [row for row in read_metrics(path) if row.get("phase") == phase]
+        try:
+            picked = [(row["step"], pick(row)) for row in rows]
+            points = [(int(step), float(value)) for step, value in picked if value is not None]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ExperimentError(
+                f"{path}: its rows are not those of a run ({error!r})."
+            ) from error
         if points:
             result = run.result or {}
             key = (

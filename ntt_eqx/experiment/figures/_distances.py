@@ -50,7 +50,7 @@ def distances_figure(runs: Sequence[Run]) -> Any | None:
             plain_decades(axes.yaxis)
         both[-1].set_xlabel("Transfer steps")
         thousands(both[-1].xaxis)
-        legend_below(figure, both[0], columns=2)
+        legend_below(figure, both[0])
     return figure
 
 

@@ -8,21 +8,26 @@ import numpy as np
 from .._errors import require
 from ._style import (
     COLUMN,
+    in_panel,
     legend_below,
     line_label,
     method_order,
     method_style,
-    new_figure,
+    panel_figure,
     plain_decades,
+    scope_panels,
     styled,
 )
 
 _GRID = 4
 _WIDEST = 5
+_ROWS = {False: ("kept per input", "first 16 units"), True: ("mean", "first 16")}
 
 
 def masks_figure(masks: dict[str, np.ndarray], input_shape: Sequence[int]) -> Any | None:
     """First-layer masks: above, how many weights each input keeps; below, the first 16 units.
+
+    A convolution's filters are drawn with their channels side by side.
 
     **Arguments:**
 
@@ -38,9 +43,13 @@ def masks_figure(masks: dict[str, np.ndarray], input_shape: Sequence[int]) -> An
     blocks = -(-len(shown) // _WIDEST)
     columns = -(-len(shown) // blocks)
     width = max(COLUMN, 1.35 * columns + 0.45)
+    side = (width - 0.8) / columns  # of one picture
+    aspects = [images.shape[1] / images.shape[2] for images in shown.values()]
+    height = blocks * (2 * side * max(aspects) + 0.3) + 0.1
     with styled():
-        figure = figures.Figure(figsize=(width, 2.85 * blocks + 0.15), layout="constrained")
+        figure = figures.Figure(figsize=(width, max(height, 1.6)), layout="constrained")
         grid = figure.subplots(2 * blocks, columns, squeeze=False)
+        conv = all(np.ndim(masks[label]) == 4 for label in shown)
         high = max(float(images.mean(0).max()) for images in shown.values())
         picture = None
         for place, (label, images) in enumerate(shown.items()):
@@ -58,9 +67,9 @@ def masks_figure(masks: dict[str, np.ndarray], input_shape: Sequence[int]) -> An
             for spine in axes.spines.values():
                 spine.set_visible(False)
         for block in range(blocks):
-            grid[2 * block][0].set_ylabel("kept per input")
-            grid[2 * block + 1][0].set_ylabel("first 16 units")
-        bar = figure.colorbar(picture, ax=grid[::2].ravel().tolist(), shrink=0.85, pad=0.01)
+            grid[2 * block][0].set_ylabel(_ROWS[conv][0])
+            grid[2 * block + 1][0].set_ylabel(_ROWS[conv][1])
+        bar = figure.colorbar(picture, ax=grid.ravel().tolist(), fraction=0.05, pad=0.01)
         bar.set_label("kept (%)")
         bar.outline.set_visible(False)
     return figure
@@ -81,36 +90,38 @@ def densities_figure(results: Sequence[dict[str, Any]]) -> Any | None:
         return None
     order = sorted(lines, key=lambda key: (method_order(key[0]), key[1] != "layer", key[2]))
     layers = list(dict.fromkeys(layer for shares in lines.values() for layer in shares))
-    several = len({scope for _, scope, _ in lines if scope}) > 1
-    height = 0.6 + len(layers) * max(0.32, 0.085 * len(order)) + 0.16 * ((len(order) + 2) // 3)
-    with new_figure(COLUMN, height + 0.25) as (figure, (axes,)):
-        for i, (method, scope, mask) in enumerate(order):
-            shares = lines[method, scope, mask]
-            offset = (i - (len(order) - 1) / 2) * 0.75 / max(len(order), 1)
-            present = [(n, shares[layer]) for n, layer in enumerate(layers) if layer in shares]
-            style = method_style(method)
-            axes.plot(
-                [100 * float(np.mean(kept)) for _, kept in present],
-                [n + offset for n, _ in present],
-                linestyle="none",
-                marker=style.marker,
-                markersize=3.6,
-                color=style.colour,
-                markerfacecolor=style.colour if scope != "global" else "white",
-                label=line_label(method, scope, several_scopes=several, mask=mask),
-            )
-        for n in range(1, len(layers)):
-            axes.axhline(n - 0.5, color="#C8C8C8", lw=0.6)
-        axes.set_ylim(len(layers) - 0.5, -0.5)
-        axes.set_yticks(range(len(layers)), [layer.strip(".") for layer in layers])
-        axes.grid(axis="y", visible=False)
-        axes.set_xscale("log")
-        axes.set_xlabel("Weights kept in the layer (%)")
-        low, high = axes.get_xlim()
-        if high / low < 30:  # less than a decade of data would leave hardly a labelled tick
-            axes.set_xlim(low / 2, high * 2)
-        plain_decades(axes.xaxis)
-        legend_below(figure, axes, columns=2 if several else 3)
+    panels = scope_panels(scope for _, scope, _ in lines)
+    named = lambda key: line_label(key[0], None, several_scopes=False, mask=key[2])
+    labels = {named(key) for key in order}
+    height = 0.65 + len(layers) * max(0.32, 0.08 * len(labels))
+    with panel_figure(panels, height, labels) as (figure, axes):
+        for one, panel in zip(axes, panels, strict=True):
+            here = [key for key in order if in_panel(key[1], panel)]
+            for i, key in enumerate(here):
+                offset = (i - (len(here) - 1) / 2) * 0.75 / max(len(here), 1)
+                shares, style = lines[key], method_style(key[0])
+                present = [(n, shares[layer]) for n, layer in enumerate(layers) if layer in shares]
+                one.plot(
+                    [100 * float(np.mean(kept)) for _, kept in present],
+                    [n + offset for n, _ in present],
+                    linestyle="none",
+                    marker=style.marker,
+                    markersize=3.6,
+                    color=style.colour,
+                    label=named(key),
+                )
+            for n in range(1, len(layers)):
+                one.axhline(n - 0.5, color="#C8C8C8", lw=0.6)
+            one.grid(axis="y", visible=False)
+            one.set_xscale("log")
+            one.set_xlabel("Weights kept in the layer (%)")
+            low, high = one.get_xlim()
+            if high / low < 30:  # less than a decade would leave hardly a labelled tick
+                one.set_xlim(low / 2, high * 2)
+            plain_decades(one.xaxis)
+        axes[0].set_ylim(len(layers) - 0.5, -0.5)
+        axes[0].set_yticks(range(len(layers)), [layer.strip(".") for layer in layers])
+        legend_below(figure, *axes)
     return figure
 
 

@@ -2,17 +2,20 @@
 
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .._errors import require
 from .._files import write_bytes
-from ..settings import METHODS
+from ..settings import METHODS, SCOPES
 
 COLUMN = 3.5
 """Width in inches of one column of a two-column page."""
+
+PAGE = 7.0
+"""Width in inches of both columns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,27 +63,54 @@ def line_label(method: str, scope: str | None, *, several_scopes: bool, mask: st
     return f"{label}, {mask}" if mask else label
 
 
+def scope_panels(scopes: Iterable[str | None]) -> list[str | None]:
+    """One panel for each scope when there are several, else one for all."""
+    found = {scope for scope in scopes if scope}
+    return [s for s in SCOPES if s in found] if len(found) > 1 else [None]
+
+
+def in_panel(scope: str | None, panel: str | None) -> bool:
+    """Whether a line belongs into a panel; dense networks, which have no scope, into all."""
+    return panel is None or not scope or scope == panel
+
+
+@contextmanager
+def panel_figure(
+    panels: Sequence[str | None], height: float, labels: Iterable[str]
+) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure with one axes for each panel side by side, and room for a legend of `labels`."""
+    width = COLUMN if len(panels) == 1 else PAGE
+    height += 0.16 * -(-len(set(labels)) // _legend_columns(width, labels))
+    with new_figure(width, height, columns=len(panels), sharey=True) as (figure, axes):
+        if len(panels) > 1:
+            for one, panel in zip(axes, panels, strict=True):
+                one.set_title("ranked per layer" if panel == "layer" else "ranked over all layers")
+        yield figure, axes
+
+
 def method_order(method: str) -> int:
     """Where `method` stands in legends."""
     return METHODS.index(method) if method in METHODS else len(METHODS)
 
 
 @contextmanager
-def new_figure(width: float, height: float, rows: int = 1, **options: Any) -> Iterator[Any]:
-    """A figure with `rows` axes, in the style of this library.
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> Iterator[Any]:
+    """A figure with `rows` times `columns` axes, in the style of this library.
 
     **Arguments:**
 
     - `width`, `height`: in inches.
-    - `rows`: number of axes above one another.
+    - `rows`, `columns`: numbers of axes above and beside one another.
     - `options`: passed to `Figure.subplots`.
     """
     matplotlib = require("matplotlib")
     figures = require("matplotlib.figure")
     with matplotlib.rc_context(_RC):
         figure = figures.Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, 1, squeeze=False, **options)[:, 0]
-        yield figure, list(axes)
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
+        yield figure, list(axes.ravel())
 
 
 @contextmanager
@@ -90,11 +120,27 @@ def styled() -> Iterator[None]:
         yield
 
 
-def legend_below(figure: Any, axes: Any, *, columns: int = 3) -> None:
-    """Put the legend of `axes` under the figure, where it covers no data."""
-    handles, labels = axes.get_legend_handles_labels()
-    if len(handles) > 1:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(handles)))
+def legend_below(figure: Any, *axes: Any, columns: int | None = None) -> None:
+    """Put one legend of all `axes` under the figure, where it covers no data."""
+    entries: dict[str, Any] = {}
+    for one in axes:
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+            line = handle[0] if isinstance(handle, tuple) else handle  # without error bars
+            entries.setdefault(label, line)
+    if len(entries) > 1:
+        columns = columns or _legend_columns(figure.get_figwidth(), entries)
+        figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside lower center",
+            ncols=min(columns, len(entries)),
+        )
+
+
+def _legend_columns(width: float, labels: Iterable[str]) -> int:
+    """How many columns of the longest label fit into `width` inches."""
+    longest = max((len(label) for label in labels), default=1)
+    return max(1, int((width - 0.2) / (0.55 + 0.062 * longest)))
 
 
 def save_figure(figure: Any, stem: Path) -> list[Path]:
@@ -125,7 +171,9 @@ def plain_decades(axis: Any) -> None:
     ticker = require("matplotlib.ticker")
     low, high = axis.get_view_interval()
     few = low > 0 and high / low < 30
-    axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    some = low > 0 and high / low < 300
+    subs = (1.0, 2.0, 5.0) if few else (1.0, 3.0) if some else (1.0,)
+    axis.set_major_locator(ticker.LogLocator(subs=subs))
     if few and sum(low <= tick <= high for tick in axis.get_majorticklocs()) < 3:
         axis.set_major_locator(ticker.MaxNLocator(5))
     axis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))

@@ -1,0 +1,135 @@
+"""What pruning does to a network: its tangent kernel against the dense one's, and its FLOPs."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from .._ntk import ntk
+from .._ntk._layers import find_layers
+from .._ntk._program import trace
+from .._sparse import SparseModel
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelComparison:
+    """The tangent kernel of a sparse network beside that of a dense one, on the same inputs.
+
+    Attributes:
+        distance: mean squared difference of the kernels' entries, all outputs against all.
+        alignment: centred kernel alignment (CKA; Cortes et al., JMLR 2012) of the kernels between
+            inputs, summed over the outputs; 1 for kernels that are the same up to scale.
+        spectrum: eigenvalues of the sparse network's kernel, falling.
+        dense_spectrum: likewise of the dense one's.
+    """
+
+    distance: float
+    alignment: float
+    spectrum: np.ndarray
+    dense_spectrum: np.ndarray
+
+    @property
+    def trace_ratio(self) -> float:
+        """The sparse kernel's trace divided by the dense one's."""
+        return float(self.spectrum.sum() / self.dense_spectrum.sum())
+
+    @property
+    def effective_rank(self) -> float:
+        """The exponential of the entropy of the spectrum (Roy & Vetterli, EUSIPCO 2007)."""
+        return effective_rank(self.spectrum)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """What a layer costs for one sample.
+
+    Attributes:
+        name: path of its weight.
+        weights: number of its weights.
+        kept: number that are kept.
+        flops: multiply-adds of the dense layer.
+        kept_flops: multiply-adds of the kept weights.
+    """
+
+    name: str
+    weights: int
+    kept: int
+    flops: int
+    kept_flops: int
+
+
+def compare_kernels(
+    sparse: SparseModel, dense: PyTree, x: Float[Array, "n ..."]
+) -> KernelComparison:
+    """Compare the active kernel of `sparse` with the kernel of `dense` on the inputs `x`."""
+    as_inference = eqx.nn.inference_mode
+    student = SparseModel(as_inference(sparse.model), sparse.mask)
+    one, two = (np.asarray(ntk(m, x), np.float64) for m in (student, as_inference(dense)))
+    return KernelComparison(
+        distance=float(np.mean(np.square(one - two))),
+        alignment=alignment(*(np.einsum("nmkk->nm", theta) for theta in (one, two))),
+        spectrum=_spectrum(one),
+        dense_spectrum=_spectrum(two),
+    )
+
+
+def alignment(one: np.ndarray, two: np.ndarray) -> float:
+    """Centred kernel alignment of two kernels `[n, n]`: `<HK₁H, HK₂H> / (‖HK₁H‖ ‖HK₂H‖)`."""
+    one, two = (k - k.mean(0) - k.mean(1)[:, None] + k.mean() for k in (one, two))
+    norms = float(np.linalg.norm(one) * np.linalg.norm(two))
+    return float(np.sum(one * two)) / norms if norms > 0 else 0.0
+
+
+def effective_rank(spectrum: np.ndarray) -> float:
+    """How many directions a spectrum fills: the exponential of its entropy."""
+    total = float(spectrum.sum())
+    shares = spectrum[spectrum > 0] / total if total > 0 else np.ones(0)
+    return float(np.exp(-np.sum(shares * np.log(shares)))) if shares.size else 0.0
+
+
+def layer_costs(sparse: SparseModel, input_shape: Sequence[int]) -> list[LayerCost]:
+    """Multiply-adds of every linear layer with prunable weights, for one sample.
+
+    A weight of a convolution is used at every position of its output, so that the early layers,
+    which have few weights, may hold most of the FLOPs. Masks that keep filters whole save them on
+    any machine; scattered ones where sparse products are fast.
+
+    **Arguments:**
+
+    - `sparse`: the network.
+    - `input_shape`: shape of one sample.
+    """
+    dense = eqx.nn.inference_mode(sparse.model)
+    program, _ = trace(dense, jax.ShapeDtypeStruct(tuple(input_shape), np.float32))
+    layers, _ = find_layers(program)
+    positions = {program.paths[layer.weight]: layer.positions for layer in layers}
+    costs = []
+    for path, mask in jtu.tree_leaves_with_path(jax.device_get(sparse.mask)):
+        name = jtu.keystr(path)
+        if name not in positions:
+            continue  # used otherwise than as the weight of one linear layer
+        kept, at = int(mask.sum()), positions[name]
+        costs.append(LayerCost(name.strip("."), mask.size, kept, mask.size * at, kept * at))
+    return costs
+
+
+def _spectrum(theta: np.ndarray) -> np.ndarray:
+    n, _, k, _ = theta.shape
+    flat = theta.transpose(0, 2, 1, 3).reshape(n * k, n * k)
+    return np.maximum(np.linalg.eigvalsh((flat + flat.T) / 2)[::-1], 0.0)
+
+
+def summary(found: KernelComparison) -> dict[str, Any]:
+    """The comparison as plain numbers."""
+    return {
+        "kernel_distance": found.distance,
+        "kernel_alignment": found.alignment,
+        "trace_ratio": found.trace_ratio,
+        "effective_rank": found.effective_rank,
+        "dense_effective_rank": effective_rank(found.dense_spectrum),
+    }

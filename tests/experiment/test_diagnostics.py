@@ -1,0 +1,95 @@
+"""Kernels compared on cases worked by hand; FLOPs of dense and convolutional layers."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntt_eqx import make_mask, sparsify
+from ntt_eqx._scores import Random
+from ntt_eqx.experiment.diagnostics import (
+    alignment,
+    compare_kernels,
+    effective_rank,
+    layer_costs,
+    summary,
+)
+
+from .conftest import TwoLayers
+
+
+def test_the_kernel_of_a_masked_linear_layer():
+    # f(x) = Wx + b: Theta[n,m,k,l] = [k = l] (sum_j m_kj x_nj x_mj + 1)
+    dense = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    sparse = sparsify(dense)
+    mask = jnp.array([[True, False, False], [True, True, False]])
+    sparse = sparse.with_mask(eqx.tree_at(lambda m: m.weight, sparse.mask, mask))
+    x = jax.random.normal(jax.random.key(1), (4, 3))
+    found = compare_kernels(sparse, dense, x)
+    a, m = np.asarray(x, np.float64), np.asarray(mask, float)
+    theta = np.zeros((4, 4, 2, 2))
+    whole = np.zeros_like(theta)
+    for k in range(2):
+        theta[:, :, k, k] = (a * m[k]) @ a.T + 1
+        whole[:, :, k, k] = a @ a.T + 1
+    np.testing.assert_allclose(found.distance, np.mean((theta - whole) ** 2), rtol=1e-5)
+    blocks = [np.linalg.eigvalsh(theta[:, :, k, k]) for k in range(2)]
+    wanted = np.sort(np.concatenate(blocks))[::-1]
+    np.testing.assert_allclose(found.spectrum, wanted, rtol=1e-4, atol=1e-5)
+    ratio = np.einsum("nnkk", theta) / np.einsum("nnkk", whole)
+    np.testing.assert_allclose(found.trace_ratio, ratio, rtol=1e-5)
+    centre = np.eye(4) - 1 / 4
+    one, two = (centre @ t.sum((2, 3)) @ centre for t in (theta, whole))
+    wanted = np.sum(one * two) / np.linalg.norm(one) / np.linalg.norm(two)
+    np.testing.assert_allclose(found.alignment, wanted, rtol=1e-5)
+    assert set(summary(found)) >= {"kernel_distance", "kernel_alignment"}
+
+
+def test_a_network_is_aligned_with_itself():
+    dense = TwoLayers((1, 4, 4), 3, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (5, 1, 4, 4))
+    found = compare_kernels(sparsify(dense), dense, x)
+    assert found.distance == pytest.approx(0, abs=1e-8)
+    assert found.alignment == pytest.approx(1) and found.trace_ratio == pytest.approx(1)
+
+
+def test_alignment_does_not_see_scale_or_shift():
+    rng = np.random.default_rng(0)
+    k = rng.normal(size=(6, 8))
+    k = k @ k.T
+    assert alignment(k, 3 * k + 5) == pytest.approx(1)
+    assert alignment(k, np.ones((6, 6))) == 0
+
+
+def test_effective_rank():
+    assert effective_rank(np.ones(7)) == pytest.approx(7)
+    assert effective_rank(np.array([5.0, 0.0])) == pytest.approx(1)
+    assert effective_rank(np.zeros(3)) <= 1
+
+
+class Pictures(eqx.Module):
+    conv: eqx.nn.Conv2d
+    grouped: eqx.nn.Conv2d
+    head: eqx.nn.Linear
+
+    def __init__(self, key):
+        self.conv = eqx.nn.Conv2d(1, 6, 5, key=key)
+        self.grouped = eqx.nn.Conv2d(6, 4, 3, stride=2, groups=2, key=key)
+        self.head = eqx.nn.Linear(4, 3, key=key)
+
+    def __call__(self, x):
+        return self.head(self.grouped(self.conv(x)).mean((1, 2)))
+
+
+def test_flops_count_every_position_of_a_convolution():
+    # 12 x 12 -> 8 x 8 positions for 150 weights -> 3 x 3 for 4 * 3 * 9 -> one for 12
+    sparse = sparsify(Pictures(jax.random.key(0)))
+    costs = layer_costs(sparse, (1, 12, 12))
+    assert [cost.name for cost in costs] == ["conv.weight", "grouped.weight", "head.weight"]
+    assert [cost.weights for cost in costs] == [150, 108, 12]
+    assert [cost.flops for cost in costs] == [150 * 64, 108 * 9, 12]
+    pruned = sparse.with_mask(make_mask(Random(jax.random.key(1))(sparse), 0.1))
+    for cost in layer_costs(pruned, (1, 12, 12)):
+        assert cost.kept == round(0.1 * cost.weights)
+        assert cost.kept_flops * cost.weights == cost.flops * cost.kept

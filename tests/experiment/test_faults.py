@@ -1,0 +1,140 @@
+"""Full disks, folders that cannot be written, second processes, and kills at any moment."""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ntt_eqx.experiment import _files
+from ntt_eqx.experiment.cli import main
+
+from .conftest import tiny
+
+KILLS = 8
+
+
+def command(out, *more):
+    methods = tiny("--methods", "ntt", "random", "--densities", "0.1", *more)
+    return ["compare", "--out", str(out), *methods]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A comparison that nothing disturbed."""
+    from ntt_eqx.models import MODELS
+
+    from .conftest import TwoLayers
+
+    MODELS["tiny"] = TwoLayers
+    out = tmp_path_factory.mktemp("whole")
+    assert main(command(out)) == 0
+    return out
+
+
+def assert_same(out, whole):
+    """The same results but for the times, the same rows, and the same bits in every network."""
+    stable = lambda path: [
+        {k: v for k, v in result.items() if not k.endswith("seconds")}
+        for result in json.loads((path / "results.json").read_text())
+    ]
+    assert stable(out) == stable(whole)
+    for name in ("model.eqx", "transferred.eqx", "metrics.jsonl"):
+        for path in whole.glob(f"cells/*/{name}"):
+            assert path.read_bytes() == (out / path.relative_to(whole)).read_bytes()
+    assert not list(out.rglob("*.tmp"))
+
+
+@contextlib.contextmanager
+def no_file_longer_than(size):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1_000, 12_000, 24_500])
+def test_a_full_disk_loses_nothing(whole, tmp_path, size, capfd):
+    out = tmp_path / "out"
+    with no_file_longer_than(size):
+        code = main(command(out, "--checkpoint-every", "0"))
+    said = capfd.readouterr().err
+    assert code == 2 and said.startswith("ntt-eqx: ") and "Traceback" not in said
+    assert not list(out.glob("cells/*/result.json"))
+    for path in out.rglob("*.json"):
+        if "checkpoints" not in path.parts:
+            json.loads(path.read_text())
+    assert main(command(out)) == 0
+    assert_same(out, whole)
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_computed(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "out", Path("/proc/ntt-eqx")):
+        assert main(command(out)) == 2
+        said = capsys.readouterr().err
+        assert f"{out}: cannot be written" in said and "--out" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
+def test_a_read_only_folder_is_named(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert main(command(tmp_path / "out")) == 2
+    assert "cannot be written (Permission denied)" in capsys.readouterr().err
+    tmp_path.chmod(0o700)
+
+
+def test_a_second_process_is_told_who_holds_the_directory(tmp_path, capsys):
+    with _files.locked(tmp_path):
+        for words in (command(tmp_path), ["train", "--out", str(tmp_path)]):
+            assert main(words) == 2
+            assert f"another process (pid {os.getpid()}) works in" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_lose_nothing(whole, tmp_path):
+    folder = Path(__file__).parent
+    code = (
+        f"import sys; sys.path.insert(0, {str(folder)!r}); from conftest import TwoLayers;"
+        "from ntt_eqx.models import MODELS; MODELS['tiny'] = TwoLayers;"
+        "from ntt_eqx.experiment.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    out = tmp_path / "out"
+    words = [sys.executable, "-c", code, *command(out, "--checkpoint-every", "0")]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    rng, kills, longest = random.Random(0), 0, 1.0
+    while kills < KILLS:
+        process = subprocess.Popen(words, **quiet)
+        started = (out / "config.json").exists()
+        while not started and process.poll() is None:  # imports are not worth a kill
+            started = (out / "config.json").exists()
+            time.sleep(0.01)
+        begun = time.monotonic()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0.0, longest))
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+            longest *= 1.3
+        else:
+            assert process.returncode == 0, process.stderr.read()
+            assert_same(out, whole)
+            longest = max(1.0, time.monotonic() - begun)
+            shutil.rmtree(out)
+        process.communicate()
+        for path in out.glob("cells/*/*.json"):
+            json.loads(path.read_text())
+    again = subprocess.run(words, **quiet)
+    assert again.returncode == 0, again.stderr
+    assert_same(out, whole)

@@ -1,0 +1,171 @@
+"""Model files come back bit for bit; broken, foreign, newer and hostile ones are named."""
+
+import hashlib
+import io
+import json
+import pickle
+import struct
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+from ntt_eqx import make_mask, sparsify
+from ntt_eqx._scores import Random
+from ntt_eqx.experiment._errors import ExperimentError
+from ntt_eqx.experiment.model_file import load_model, save_model
+
+from .conftest import TwoLayers
+
+HEADER = {
+    "model": "tiny",
+    "arguments": {"input_shape": [1, 4, 4], "num_classes": 3},
+    "method": "random",
+    "density": 0.2,
+    "seed": 0,
+}
+MAGIC = b"ntt-eqx model\n"
+
+
+def network():
+    sparse = sparsify(TwoLayers((1, 4, 4), 3, key=jax.random.key(3)))
+    return sparse.with_mask(make_mask(Random(jax.random.key(1))(sparse), 0.2))
+
+
+@pytest.fixture
+def path(tmp_path):
+    save_model(tmp_path / "net.eqx", network(), HEADER)
+    return tmp_path / "net.eqx"
+
+
+def parts(content):
+    (length,) = struct.unpack("<Q", content[len(MAGIC) :][:8])
+    start = len(MAGIC) + 8
+    return json.loads(content[start : start + length]), content[start + length :]
+
+
+def join(header, payload):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return MAGIC + struct.pack("<Q", len(text)) + text + payload
+
+
+def with_header(content, **changes):
+    header, payload = parts(content)
+    header.update(changes)
+    return join({k: v for k, v in header.items() if v is not ...}, payload)
+
+
+def with_payload(content, payload):
+    digest = hashlib.sha256(payload).hexdigest()
+    return with_header(join(parts(content)[0], payload), bytes=len(payload), sha256=digest)
+
+
+def npy(array, **options):
+    buffer = io.BytesIO()
+    np.save(buffer, array, **options)
+    return buffer.getvalue()
+
+
+def test_a_file_gives_back_every_bit(path):
+    found = load_model(path)
+    assert found.header.items() >= HEADER.items()
+    for a, b in zip(jax.tree.leaves(found.model), jax.tree.leaves(network()), strict=True):
+        assert a.dtype == b.dtype and np.array_equal(a, b)
+
+
+def test_the_same_network_gives_the_same_file(path, tmp_path):
+    save_model(tmp_path / "again", load_model(path).model, HEADER)
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def zipped():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("../../evil", "x")
+    return buffer.getvalue()
+
+
+class Evil:
+    """Leaves a trace if it is unpickled."""
+
+    def __reduce__(self):
+        return (exec, ("import builtins; builtins.was_executed = True",))
+
+
+def arguments(**changes):
+    return {"arguments": {**HEADER["arguments"], **changes}}
+
+
+LIE = npy(np.zeros(4, np.float32)).replace(b"(4,), ", b"(9999999999999999,), ".ljust(6))
+BROKEN = {
+    "empty": (lambda c: b"", "not an ntt-eqx model file"),
+    "text": (lambda c: b"hello\n", "not an ntt-eqx model file"),
+    "zip": (lambda c: zipped(), "not an ntt-eqx model file"),
+    "pickle": (lambda c: pickle.dumps(Evil()), "not an ntt-eqx model file"),
+    "npy": (lambda c: npy(np.zeros(3)), "not an ntt-eqx model file"),
+    "magic only": (lambda c: MAGIC, "truncated"),
+    "half a length": (lambda c: c[: len(MAGIC) + 4], "truncated"),
+    "half a header": (lambda c: c[: len(MAGIC) + 60], "header is not whole"),
+    "no arrays": (lambda c: join(parts(c)[0], b""), "truncated: 0 of"),
+    "last byte missing": (lambda c: c[:-1], "truncated: "),
+    "one byte more": (lambda c: c + b"\0", "truncated: "),
+    "endless header": (lambda c: MAGIC + struct.pack("<Q", 2**63) + c, "header is not whole"),
+    "flipped bit": (lambda c: c[:-1] + bytes([c[-1] ^ 1]), "checksum"),
+    "header of bytes": (lambda c: join(b"\xff\xfe", b""), "not JSON"),
+    "deep header": (lambda c: join(b"[" * 50_000, b""), "not JSON"),
+    "header is a list": (lambda c: join([1], b""), "does not name a version"),
+    "no version": (lambda c: with_header(c, version=...), "does not name a version"),
+    "version true": (lambda c: with_header(c, version=True), "does not name a version"),
+    "newer": (lambda c: with_header(c, version=2), r"newer version \(format 2.*update ntt-eqx"),
+    "no model": (lambda c: with_header(c, model=...), "field 'model' of its header is mistyped"),
+    "model of a list": (lambda c: with_header(c, model=["tiny"]), "field 'model'"),
+    "density of text": (lambda c: with_header(c, density="x"), "field 'density'"),
+    "unknown model": (lambda c: with_header(c, model="huge"), "unknown model 'huge'"),
+    "no arguments": (lambda c: with_header(c, arguments={}), "cannot build the model"),
+    "shape of text": (lambda c: with_header(c, **arguments(input_shape="abc")), "cannot build"),
+    "negative shape": (lambda c: with_header(c, **arguments(input_shape=[1, -4, 4])), "net.eqx: "),
+    "short shape": (lambda c: with_header(c, **arguments(input_shape=[4])), "cannot build"),
+    "classes of text": (lambda c: with_header(c, **arguments(num_classes="3")), "cannot build"),
+    "other classes": (lambda c: with_header(c, **arguments(num_classes=2)), "do not fit 'tiny'"),
+    "memory bomb": (
+        lambda c: with_header(c, **arguments(input_shape=[1, 10**6, 10**4])),
+        "do not fit 'tiny' .too few bytes",
+    ),
+    "pickled arrays": (
+        lambda c: with_payload(
+            c, npy(np.array([Evil()], dtype=object), allow_pickle=True) + bytes(2000)
+        ),
+        "do not fit 'tiny'",
+    ),
+    "array that lies": (lambda c: with_payload(c, LIE + bytes(2000)), "do not fit 'tiny'"),
+    "noise": (lambda c: with_payload(c, bytes(range(256)) * 20), "do not fit 'tiny'"),
+    "one array more": (lambda c: with_payload(c, parts(c)[1] + npy(np.zeros(2))), "more arrays"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file_is_named_and_nothing_is_executed(case, path):
+    import builtins
+
+    change, message = BROKEN[case]
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ExperimentError, match=message) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+    assert not hasattr(builtins, "was_executed")
+
+
+def test_places_without_a_file(tmp_path):
+    with pytest.raises(ExperimentError, match="nowhere: no such file"):
+        load_model(tmp_path / "nowhere")
+    with pytest.raises(ExperimentError, match="cannot be read"):
+        load_model(tmp_path)
+
+
+def test_every_truncation_is_noticed(path):
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 37):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ExperimentError):
+            load_model(path)

@@ -1,0 +1,121 @@
+"""Run directories that are broken, foreign, newer or hostile are listed, left out and named."""
+
+import json
+
+import pytest
+
+from ntt_eqx.experiment._errors import ExperimentError
+from ntt_eqx.experiment.cli import main
+from ntt_eqx.experiment.results import find_runs, read_result
+
+from .fabricated import fabricate
+
+
+@pytest.fixture
+def run(tmp_path):
+    (directory,) = fabricate(tmp_path / "runs", methods=["ntt"], densities=[0.1], seeds=[0])
+    return directory
+
+
+def state(run):
+    (found,) = find_runs(run.parent)
+    return found.state, found.note
+
+
+def change(path, **changes):
+    value = json.loads(path.read_text())
+    value.update(changes)
+    path.write_text(json.dumps({k: v for k, v in value.items() if v is not ...}))
+
+
+def test_whole_runs_are_listed(run, capsys):
+    assert state(run) == ("done", "")
+    assert main(["runs", str(run.parent)]) == 0
+    assert "done" in capsys.readouterr().out
+
+
+TABLES = ["--no-figures"]
+RESULTS = {
+    "truncated": lambda p: p.write_bytes(p.read_bytes()[:40]),
+    "empty": lambda p: p.write_bytes(b""),
+    "list": lambda p: p.write_text("[1]"),
+    "deep": lambda p: p.write_text('{"a":' * 20_000),
+    "binary": lambda p: p.write_bytes(bytes(range(256))),
+    "folder": lambda p: (p.unlink(), p.mkdir()),
+    "no method": lambda p: change(p, method=...),
+    "seed of text": lambda p: change(p, seed="0"),
+    "density true": lambda p: change(p, density=True),
+    "accuracy of text": lambda p: change(p, test_accuracy="0.9"),
+    "seconds of a list": lambda p: change(p, seconds=[1]),
+    "densities of text": lambda p: change(p, densities={"a": "b"}),
+    "densities of a list": lambda p: change(p, densities=[1]),
+}
+
+
+CONFIGS = ("truncated", "empty", "deep", "binary", "folder", "seed of text", "density true")
+CASES = [("result.json", case) for case in RESULTS] + [("config.json", case) for case in CONFIGS]
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_broken_files_are_named_and_left_out(run, case, name, capsys, tmp_path):
+    RESULTS[case](run / name)
+    found, note = state(run)
+    assert found == "broken" and str(run / name) in note
+    assert main(["runs", str(run.parent)]) == 0
+    assert "broken" in capsys.readouterr().out
+    assert main(["report", str(run.parent), "--out", str(tmp_path / "out"), *TABLES]) == 2
+    assert "no finished run" in capsys.readouterr().err
+    other = fabricate(tmp_path / "runs", methods=["random"], densities=[0.1], seeds=[0])
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), *TABLES]) == 0
+    said = capsys.readouterr().out
+    assert "left out" in said and "is broken" in said and len(other) == 1
+    table = (tmp_path / "out/table.md").read_text()
+    assert "random" in table and "| ntt" not in table
+
+
+def test_foreign_configurations_are_no_runs(run):
+    for text in ("[]", "3", '{"name": "something else"}'):
+        (run / "config.json").write_text(text)
+        assert find_runs(run.parent) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"phase": "train", "step": 1}\n[2]\n',
+        b'{"phase": "train", "step": "one", "test": {"accuracy": 1}}\n',
+        b'{"phase": "train", "test": {"accuracy": 1}}\n',
+        b'{"phase": "train", "step": 1, "test": [1]}\n',
+        b"[" * 20_000 + b"\n",
+        b"\xff\n",
+    ],
+)
+def test_broken_metrics_cost_their_figure_only(run, content, capsys, tmp_path):
+    (run / "metrics.jsonl").write_bytes(content)
+    assert main(["report", str(run), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "accuracy is not drawn" in said and "metrics.jsonl" in said
+    assert (tmp_path / "out/figures/densities.png").exists()
+    assert not (tmp_path / "out/figures/accuracy.png").exists()
+
+
+def test_a_missing_network_costs_its_figure_only(run, capsys, tmp_path):
+    (run / "model.eqx").unlink(missing_ok=True)
+    assert main(["report", str(run), "--out", str(tmp_path / "out")]) == 0
+    assert "masks is not drawn" in capsys.readouterr().out
+
+
+def test_a_failure_that_cannot_be_read_is_still_a_failure(run):
+    (run / "result.json").unlink()
+    assert state(run)[0] == "unfinished"
+    (run / "failure.json").write_text('{"message": "the loss became nan"}')
+    assert state(run) == ("failed", "the loss became nan")
+    for text in ("{", "[]", "[" * 20_000):
+        (run / "failure.json").write_text(text)
+        assert state(run)[0] == "failed"
+
+
+def test_a_result_of_another_configuration_is_refused(run):
+    change(run / "result.json", fingerprint=3)
+    with pytest.raises(ExperimentError, match="'fingerprint' is missing or mistyped"):
+        read_result(run)
