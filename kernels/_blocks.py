@@ -12,7 +12,18 @@ BLOCK_BYTES = 4 * 2**20
 
 
 def block_size(rows: int, bytes_per_row: int, budget: int = BLOCK_BYTES) -> int:
-    """Rows per block: as many as fit the budget, spread evenly over the blocks."""
+    """Rows per block: as many as fit the budget, spread evenly over the blocks.
+
+    **Arguments:**
+
+    - `rows`: rows in all.
+    - `bytes_per_row`: bytes that the work on one row takes.
+    - `budget`: bytes that a block may take.
+
+    **Returns:**
+
+    From 1 to `rows`.
+    """
     fit = max(1, min(rows, budget // max(1, bytes_per_row)))
     blocks = -(-rows // fit)
     return -(-rows // blocks)
@@ -21,8 +32,16 @@ def block_size(rows: int, bytes_per_row: int, budget: int = BLOCK_BYTES) -> int:
 def map_blocks(function: Callable[..., Any], arrays: Any, rows: int, size: int) -> Any:
     """`function` over blocks of the leading axis of `arrays`, the results joined on their own.
 
-    `arrays` is a PyTree whose leaves all have `rows` rows; `function` takes such a PyTree with
-    `size` rows (zero rows are added to fill the last block) and returns arrays with `size` rows.
+    **Arguments:**
+
+    - `function`: takes a PyTree like `arrays` with `size` rows (zero rows are added to fill the
+      last block) and returns arrays with `size` rows.
+    - `arrays`: a PyTree whose leaves all have `rows` rows.
+    - `rows`, `size`: rows in all and in a block.
+
+    **Returns:**
+
+    What `function` returns, with `rows` rows.
     """
     if size >= rows:
         return function(arrays)

@@ -103,6 +103,14 @@ def use_implementation(implementation: Request) -> Iterator[None]:
 
     The choice is made when a function is traced: a function that was compiled outside the block
     keeps what it has.
+
+    **Arguments:**
+
+    - `implementation`: a name, several in order of preference, or `None` for the best available.
+
+    **Returns:**
+
+    A context manager.
     """
     token = _FORCED.set(implementation)
     try:
@@ -113,7 +121,12 @@ def use_implementation(implementation: Request) -> Iterator[None]:
 
 @contextlib.contextmanager
 def record_choices() -> Iterator[list[Choice]]:
-    """Collect the `Choice` of every operation that is traced or run inside the block."""
+    """Collect the `Choice` of every operation that is traced or run inside the block.
+
+    **Returns:**
+
+    A context manager that gives the list, which grows as operations are traced.
+    """
     record: list[Choice] = []
     token = _RECORDS.set((*_RECORDS.get(), record))
     try:

@@ -44,7 +44,12 @@ def gather_rows(
 
     - `indices`: ascending flat indices into `metric` that cover all its non-zeros; I J (one
       past the end) fills up an array that is longer than needed.
+    - `metric`: the metric `c[I, J]`, zero at all other indices.
     - `offset`: see `GatheredMetric`; its dtype becomes that of the values.
+
+    **Returns:**
+
+    A `GatheredMetric`, whose shapes depend on the number of indices alone.
     """
     shape = (metric.shape[0], metric.shape[1])
     size, count = metric.size, len(indices)

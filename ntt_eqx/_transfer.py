@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from ._errors import DivergenceError
 from ._masks import make_mask
@@ -143,7 +143,7 @@ def ntt_init(
     optimizer: optax.GradientTransformation,
     *,
     where: Where | None = None,
-    x: Float[Array, "batch ..."] | None = None,
+    x: Shaped[Array, "batch ..."] | None = None,
     mask: PyTree | None = None,
 ) -> NTTState:
     """The state before the first step: the student is the teacher under its initial mask.
@@ -184,7 +184,7 @@ def ntt_init(
 def ntt_loss(
     student: SparseModel,
     teacher: PyTree,
-    x: Float[Array, "batch ..."],
+    x: Shaped[Array, "batch ..."],
     config: NTTConfig,
     *,
     support: PyTree | None = None,
@@ -227,7 +227,7 @@ def ntt_loss(
     return loss, NTTMetrics(*(jnp.asarray(v, jnp.float32) for v in values))
 
 
-def ntt_step(state: NTTState, x: Float[Array, "batch ..."]) -> tuple[NTTState, NTTMetrics]:
+def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, NTTMetrics]:
     """One step of the optimiser on an unlabelled batch; use it as `eqx.filter_jit(ntt_step)`.
 
     After every `mask_every` steps, except within the last `mask_every` of `num_steps`, the mask is
@@ -269,7 +269,7 @@ def transfer(
     batches: Iterator[Any],
     *,
     num_steps: int | None = None,
-    validation: Float[Array, "batch ..."] | None = None,
+    validation: Shaped[Array, "batch ..."] | None = None,
     log_every: int = 100,
     on_log: Callable[[NTTState, dict[str, Any]], None] | None = None,
 ) -> tuple[NTTState, list[dict[str, Any]]]:

@@ -83,7 +83,9 @@ def test_the_rooms_are_the_public_ones():
     rooms = {
         name
         for name, value in vars(ntt_eqx).items()
-        if isinstance(value, types.ModuleType) and not name.startswith("_")
+        if isinstance(value, types.ModuleType)
+        and not name.startswith("_")
+        and value.__name__.startswith("ntt_eqx.")  # the tests' type checker adds one of its own
     }
     assert rooms - {"experiment"} == {"data", "kernels", "models", "scores"}
 
@@ -103,7 +105,7 @@ def test_names_that_users_type():
 
 def first_line_is_a_sentence(text):
     first = (text or "").strip().split("\n\n")[0]
-    return first.endswith(".") and first[0] == first[0].upper()
+    return first.endswith(".") and not "a" <= first[0] <= "z"
 
 
 def missing(text, names):

@@ -70,7 +70,18 @@ def masked_ntk_choice(
 ) -> Choice:
     """Which implementation `masked_ntk` would run for these arguments, and what refused before.
 
-    Arguments and errors are those of `masked_ntk`; arrays may be `jax.ShapeDtypeStruct`s.
+    **Arguments:**
+
+    - `a1`, `d1`, `a2`, `d2`, `mask`, `precision`, `implementation`: those of `masked_ntk`; arrays
+      may be `jax.ShapeDtypeStruct`s.
+
+    **Returns:**
+
+    The `Choice`: the implementation, and the reasons of those that were asked before it.
+
+    **Raises:**
+
+    `ValueError` and `NotImplementedError`, like `masked_ntk`.
     """
     return _plan(a1, d1, a2, d2, mask, precision, implementation)[1]
 

@@ -56,7 +56,13 @@ def masked_ntk_diagonal_reference(
 ) -> Float[Array, "n m k"]:
     """`Theta[n,m,k,k]`, at the cost of K instead of K^2 pairs of outputs.
 
-    Arguments as for `masked_ntk_reference`; returns `[N, M, K]`.
+    **Arguments:**
+
+    - `a1`, `d1`, `a2`, `d2`, `mask`: those of `masked_ntk_reference`, with L = K.
+
+    **Returns:**
+
+    `[N, M, K]`.
     """
     dtype = accumulator_dtype(a1.dtype)
     a1, d1, a2, d2 = (x.astype(dtype) for x in (a1, d1, a2, d2))
