@@ -86,7 +86,7 @@ PRECISIONS = {"float32": 1e-5, "tf32": 1e-3, "bfloat16": 1e-2}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Check and time the kernels on a GPU.")
     parser.add_argument("--dry-run", action="store_true", help="small cases, interpreted")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
     parser.add_argument("--batch", type=int, nargs="*", default=[32, 128, 256])

@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ GRIDS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Tune the tile sizes of the kernels.")
     parser.add_argument("--dry-run", action="store_true", help="lower two configs, time nothing")
     parser.add_argument("--precision", choices=tuple(PIECES), default="float32")
     parser.add_argument("--repeats", type=int, default=5)
@@ -71,7 +72,7 @@ def tune(module, shapes, platform, options):
     for shape in shapes:
         found = []
         for config in configs(module, shape, options.precision):
-            row = dict(module=name, shape=shape, config=dataclasses.asdict(config))
+            row: dict[str, Any] = dict(module=name, shape=shape, config=dataclasses.asdict(config))
             if options.dry_run:
                 lower(module, shape, config, options.precision, platform)
                 print(f"{name} {shape} {config} lowers")
@@ -93,7 +94,7 @@ def tune(module, shapes, platform, options):
             print(f"{name} {shape}: {seconds * 1e3:.2f} ms with {config}", flush=True)
     whole = {config: sum(times) for config, times in totals.items() if len(times) == len(shapes)}
     if whole:
-        best = min(whole, key=whole.get)
+        best = min(whole, key=lambda config: whole[config])
         settings = ", ".join(f"{key}={value}" for key, value in best)
         print(f'{name}: TUNED["{jax.devices()[0].device_kind}"] = Config({settings})')
     return rows

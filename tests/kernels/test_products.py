@@ -20,7 +20,7 @@ DENSE = (
     Sizes(n=1, m=1, k=1, l=1, i=1, j=1),
     Sizes(n=3, m=1, k=1, l=3, i=17, j=19),
     Sizes(n=20, m=5, k=2, l=3, i=37, j=19),
-    Sizes(n=2, m=20, k=3, l=1, i=17, j=37),
+    Sizes(n=2, m=6, k=3, l=1, i=17, j=37),
 )
 # Over the edge of a tile: 64 samples, 64 or 128 features, 16 outputs.
 DENSE_EDGES = (
@@ -102,7 +102,7 @@ def test_gradient_over_the_edges_of_tiles(sizes, implementation):
 def test_errors_are_as_documented(sizes, implementation, precision):
     mask = oracle.random_mask(sizes, kind="float")
     check_values(sizes, implementation, precision, mask, seed=3)
-    if precision != "float32":  # test_gradient is for that
+    if precision == "bfloat16":  # test_gradient is for float32, the drawn cases for all
         check_gradient(sizes, implementation, precision, mask, seed=4)
 
 
@@ -122,7 +122,6 @@ def test_lower_precision_is_less_exact(implementation):
 def test_bfloat16_inputs(sizes, implementation):
     mask = oracle.random_mask(sizes)
     check_values(sizes, implementation, None, mask, jnp.bfloat16)
-    check_values(sizes, implementation, "float32", mask, jnp.bfloat16)
     check_gradient(sizes, implementation, "bfloat16", mask, jnp.bfloat16)
 
 
@@ -219,7 +218,7 @@ def check_case(implementation, case):
     check_gradient(sizes, implementation, precision, mask, dtype, seed)
 
 
-@any_case("reference", 20)
+@any_case("reference", 12)
 def test_any_case_in_the_reference(case):
     check_case("reference", case)
 
@@ -229,7 +228,7 @@ def test_any_case_in_the_tpu_kernels(case):
     check_case("pallas_tpu_interpret", case)
 
 
-@any_case("pallas_gpu_interpret", 3)
+@any_case("pallas_gpu_interpret", 2)
 def test_any_case_in_the_gpu_kernels(case):
     check_case("pallas_gpu_interpret", case)
 
