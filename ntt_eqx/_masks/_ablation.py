@@ -62,6 +62,14 @@ def invert_scores(scores: ScoreTree) -> ScoreTree:
     """The scores in reverse order: what was kept first goes first.
 
     A method whose inverted scores do as well has a sign that means nothing.
+
+    **Arguments:**
+
+    - `scores`: a float array for every prunable weight, `None` elsewhere.
+
+    **Returns:**
+
+    The negated scores, of the same structure.
     """
     return jax.tree.map(jnp.negative, scores)
 
