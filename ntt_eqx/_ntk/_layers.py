@@ -58,7 +58,7 @@ class Layer:
         a = self._activations(operand)
         return a if self.bias is None else jnp.concatenate([a, jnp.ones_like(a[:, :1])], axis=1)
 
-    def cotangents(self, d: Array) -> Array:
+    def cotangents(self, d: Any) -> Any:
         """What flows back to its output, `[G, I, S]`, from the cotangent of its step's output."""
         return self._cotangents(d)
 
@@ -84,7 +84,7 @@ class _View:
     steps: tuple[Step, ...]
     repeats: bool
 
-    def apply(self, array: Array) -> Array:
+    def apply(self, array: Any) -> Any:
         for step in self.steps:
             array = _rearrange(step, array)
         return array
@@ -174,7 +174,7 @@ def _dense(step: Step, index: int, operand: int, view: _View) -> Layer:
     groups, features = size(mine, batch[mine]), size(mine, free[mine])
     inputs, positions = size(mine, contract[mine]), size(other, free[other])
 
-    def weight_view(c: Array) -> Array:
+    def weight_view(c: Any) -> Any:
         c = view.apply(c).transpose(*batch[mine], *free[mine], *contract[mine])
         return c.reshape(groups, features, inputs)
 
@@ -182,7 +182,7 @@ def _dense(step: Step, index: int, operand: int, view: _View) -> Layer:
         a = a.transpose(*batch[other], *contract[other], *free[other])
         return a.reshape(groups, inputs, positions)
 
-    def cotangents(d: Array) -> Array:
+    def cotangents(d: Any) -> Any:
         # a dot_general's output axes: batch, then the left operand's free axes, then the right's
         first, second = (features, positions) if mine == 0 else (positions, features)
         d = d.reshape(groups, first, second)
@@ -205,7 +205,7 @@ def _convolution(step: Step, index: int, view: _View) -> Layer | None:
     out_spec = numbers.out_spec  # where (batch, features, *spatial) stand in the output
     positions = math.prod(step.shape) // kernel[0]
 
-    def weight_view(c: Array) -> Array:
+    def weight_view(c: Any) -> Any:
         c = view.apply(c).transpose(numbers.rhs_spec)
         return c.reshape(groups, features, inputs)
 
@@ -215,7 +215,7 @@ def _convolution(step: Step, index: int, view: _View) -> Layer | None:
         seen = seen.reshape(positions, taps, groups, channels // groups)
         return seen.transpose(2, 3, 1, 0).reshape(groups, inputs, positions)
 
-    def cotangents(d: Array) -> Array:
+    def cotangents(d: Any) -> Any:
         d = d.transpose(out_spec)  # (B, O, *out)
         d = d.reshape(d.shape[0], groups, features, -1)
         return d.transpose(1, 2, 0, 3).reshape(groups, features, positions)
