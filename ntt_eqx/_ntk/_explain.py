@@ -47,7 +47,14 @@ class ParameterCost:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """The costs of a kernel between batches of n and m samples; `print` it for a table."""
+    """The costs of a kernel between two batches; `print` it for a table.
+
+    Attributes:
+        n: samples of the first batch.
+        m: samples of the second.
+        num_outputs: outputs K of a sample.
+        parameters: one entry for each parameter, layers first.
+    """
 
     n: int
     m: int
@@ -113,7 +120,7 @@ def explain(
 
     **Arguments:**
 
-    As for `ntk`.
+    - `model`, `x1`, `x2`, `kernel`, `outputs`: those of `ntk`.
 
     **Returns:**
 

@@ -19,6 +19,7 @@ def sketch_directions(
 
     **Arguments:**
 
+    - `key`: the PRNG key; another one for every step of a training.
     - `num_directions`: R, from 1 to K.
     - `num_outputs`: K.
 
