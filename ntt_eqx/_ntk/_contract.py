@@ -45,6 +45,9 @@ def contract(
             terms.append(_layer_kernel(layer, metric, one, two, outputs))
     for c, one, two in zip(rest, first.jacobians, second.jacobians, strict=True):
         terms.append(_gram(one.t, two.t, None if c is None else c.reshape(-1), outputs))
+    # A bfloat16 parameter beside float64 ones gives a float32 term.
+    widest = jnp.float64 if any(t.dtype == jnp.float64 for t in terms) else jnp.float32
+    terms = [t.astype(widest) for t in terms]
     return sum(terms[1:], start=terms[0])
 
 

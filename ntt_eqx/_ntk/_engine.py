@@ -55,6 +55,11 @@ class Engine:
 
     def factorise(self, x: Array, directions: Array | None = None) -> Factors:
         """The factors of a batch, along output directions `[R, K]` (`None`: all K outputs)."""
+        if directions is not None and directions.shape[1:] != (self.program.num_outputs,):
+            raise ValueError(
+                f"ntk: directions of shape {directions.shape} do not suit a model with "
+                f"{self.program.num_outputs} outputs."
+            )
         return factorise(
             self.program,
             self.layers,
@@ -135,10 +140,13 @@ def dense_and_metric(
     else:
         dense, mask = model, jax.tree.map(lambda _: None, model)
     params = eqx.filter(dense, eqx.is_inexact_array)
+    if not jax.tree.leaves(params):
+        raise ValueError("ntk: the model has no floating-point parameters.")
     aligned = lambda tree: _aligned(params, tree)
     masks = aligned(mask) if kernel == "active" else [None] * len(jax.tree.leaves(params))
     if metric is None:
         return dense, masks
+    _check_metric(params, metric)
     weights = [
         m if c is None else c if m is None else jnp.where(m, c, jnp.zeros_like(c))
         for m, c in zip(masks, aligned(metric), strict=True)
@@ -153,3 +161,19 @@ def _aligned(params: PyTree, tree: PyTree) -> list[Any]:
         lambda p, c: None if p is None else out.append(c), params, tree, is_leaf=lambda p: p is None
     )
     return out
+
+
+def _check_metric(params: PyTree, metric: PyTree) -> None:
+    named, treedef = jax.tree_util.tree_flatten_with_path(params)
+    try:
+        found = treedef.flatten_up_to(metric)
+    except ValueError as error:
+        raise ValueError(
+            f"ntk: the metric does not have the structure of {type(params).__name__}: {error}"
+        ) from error
+    for (path, p), c in zip(named, found, strict=True):
+        if c is not None and jnp.shape(c) != p.shape:
+            raise ValueError(
+                f"ntk: metric{jax.tree_util.keystr(path)} has shape {jnp.shape(c)} but the "
+                f"parameter has shape {p.shape}."
+            )

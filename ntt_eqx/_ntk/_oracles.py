@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._types import widen
+from .._types import wide_dtype, widen
 
 
 def jacobian_contraction(
@@ -27,11 +27,11 @@ def jacobian_contraction(
         jacobian = jax.vmap(jax.jacrev(call), (None, 0))(params, x)
         return [widen(j) for j in jax.tree.leaves(jacobian)]
 
-    total = 0.0
+    total, dtype = 0.0, wide_dtype(jax.eval_shape(call, params, x1[0]).dtype)
     for j1, j2, c in zip(rows(x1), rows(x2), _leaves(metric), strict=True):
         j1 = j1 if c is None else j1 * c.astype(j1.dtype)[None, None]
         flat = lambda j: j.reshape(*j.shape[:2], -1)
-        total = total + jnp.einsum("nkp,mlp->nmkl", flat(j1), flat(j2))
+        total = total + jnp.einsum("nkp,mlp->nmkl", flat(j1), flat(j2)).astype(dtype)
     return total  # pyright: ignore[reportReturnType]
 
 

@@ -1,0 +1,48 @@
+"""Compare the engine with the explicit Jacobian: values, gradients, and by how much they differ."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# These programs are tiny and run once or twice: what counts is how long they take to compile.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def every_array(path, owner, leaf):
+    """For `sparsify`: a mask on every parameter, biases and scalars too."""
+    return True
+
+
+def random_mask(mask, density, seed=0):
+    """Keep about this share of every leaf; at least one entry, and an empty row, where possible."""
+    rng = np.random.default_rng(seed)
+
+    def one(m):
+        kept = rng.random(m.shape) < density
+        if 0 < density < 1 and m.ndim and len(m) > 1:
+            kept[rng.integers(1, len(m))] = False
+            kept[(0,) * m.ndim] = True
+        return jnp.asarray(kept)
+
+    return jax.tree.map(one, mask)
+
+
+def largest(tree):
+    leaves = [np.abs(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]
+    return max((leaf.max() for leaf in leaves if leaf.size), default=0.0)
+
+
+def relative_error(found, expected):
+    """The largest difference in two trees as a share of the largest entry of the second."""
+    found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
+    assert [f.shape for f in found] == [e.shape for e in expected]
+    assert all(np.isfinite(np.asarray(f, np.float64)).all() for f in found)
+    wide = lambda leaf: np.asarray(leaf, np.float64)
+    error = largest([wide(f) - wide(e) for f, e in zip(found, expected, strict=True)])
+    return error if error == 0 else error / max(largest(expected), np.finfo(float).tiny)
+
+
+def weighted_sum(theta, seed=7):
+    """A sum of all entries with random weights: its gradient sees every one of them."""
+    g = np.random.default_rng(seed).normal(size=theta.shape)
+    return jnp.sum(jnp.asarray(g, theta.dtype) * theta)

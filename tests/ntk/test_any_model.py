@@ -1,0 +1,188 @@
+"""All models of the zoo: exact kernels and gradients, each parameter on its path."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+from comparison import (
+    QUICK,
+    every_array,
+    largest,
+    random_mask,
+    relative_error,
+    weighted_sum,
+)
+from zoo import ZOO, Half
+
+import ntt_eqx as ntt
+from ntt_eqx._ntk._layers import find_layers
+from ntt_eqx._ntk._metric import SelectedMetric, layer_metric
+from ntt_eqx._ntk._program import trace
+from ntt_eqx._ntk._support import mask_support
+from ntt_eqx.kernels import GatheredMetric
+
+EXACT = 1e-10  # float64
+
+pytestmark = pytest.mark.usefixtures("x64")
+every_model = pytest.mark.parametrize("name", ZOO)
+
+
+@functools.cache
+def built(name):
+    return ZOO[name].build(jax.random.key(1))
+
+
+def analysed(model, x):
+    program, _ = trace(model, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+    return program, *find_layers(program)
+
+
+@every_model
+def test_path_of_each_parameter(name):
+    case = ZOO[name]
+    model = built(name)
+    program, layers, rest = analysed(model, case.samples(1))
+    found = dict.fromkeys((program.paths[p] for p in rest), "rest")
+    for layer in layers:
+        found[program.paths[layer.weight]] = layer.kind
+        if layer.bias is not None:
+            found[program.paths[layer.bias]] = "bias"
+    assert found == case.paths
+
+
+@every_model
+def test_kernel_and_gradient(name):
+    """Against the explicit Jacobian, for masks of all kinds, dense and gathered, both kernels."""
+    case = ZOO[name]
+    model = built(name)
+    if isinstance(model, Half):  # a function that an oracle can have without bfloat16's rounding
+        model = jax.tree.map(lambda w: w.astype(jnp.float64), model)
+    sparse = ntt.sparsify(model, every_array)
+    x1, x2 = case.samples(3, seed=1), case.samples(2, seed=2)
+    params, static = eqx.partition(sparse, eqx.is_inexact_array)
+
+    def graded(**options):
+        """The kernel and the gradient of a weighted sum of it, `(params, mask) -> (theta, g)`."""
+
+        def loss(params, mask):
+            theta = ntt.ntk(eqx.combine(params, static).with_mask(mask), x1, x2, **options)
+            return weighted_sum(theta), theta
+
+        def call(params, mask):
+            (_, theta), gradient = jax.value_and_grad(loss, has_aux=True)(params, mask)
+            return theta, gradient
+
+        return call
+
+    compiled = lambda call: jax.jit(call, compiler_options=QUICK)
+    oracle = compiled(graded(implementation="jacobian"))
+    dense, ambient = compiled(graded()), compiled(graded(kernel="ambient"))
+    few = random_mask(sparse.mask, 0.1, seed=3)
+    gathered = compiled(lambda params: graded()(params, few))  # constant: only entries it keeps
+
+    def check(found, expected, which):
+        assert jax.tree.leaves(found)[0].dtype == jnp.float64
+        for part, f, e in zip(("kernel", "gradient"), found, expected, strict=True):
+            assert relative_error(f, e) < EXACT, (which, part)
+
+    for density in (0.5, 0.0, 1.0):
+        mask = random_mask(sparse.mask, density)
+        check(dense(params, mask), oracle(params, mask), density)
+    expected = oracle(params, few)
+    assert largest(expected) > 0
+    check(dense(params, few), expected, "few")
+    check(gathered(params), expected, "gathered")
+
+    # The ambient kernel is the active one of a full mask at weights that are zero already.
+    kept = ntt.apply_mask(model, few)
+    zeroed, _ = eqx.partition(eqx.tree_at(lambda s: s.model, sparse, kept), eqx.is_inexact_array)
+    theta, gradient = oracle(zeroed, sparse.mask)
+    gradient = eqx.tree_at(lambda s: s.model, gradient, ntt.apply_mask(gradient.model, few))
+    check(ambient(params, few), (theta, gradient), "ambient")
+
+
+def test_bfloat16_weights_in_a_wider_model():
+    """Exact where a layer computes in the sample's precision, although its weights are rounded."""
+    case = ZOO["half"]
+    model = built("half")
+    wide = jax.tree.map(lambda w: w.astype(jnp.float64), model)
+    x1, x2 = case.samples(3, seed=1), case.samples(2, seed=2)
+    run = jax.jit(
+        lambda m, w: (ntt.ntk(m, x1, x2), ntt.ntk(w, x1, x2, implementation="jacobian")),
+        compiler_options=QUICK,
+    )
+    found, expected = run(model, wide)
+    assert found.dtype == jnp.float64
+    assert relative_error(found, expected) < EXACT
+
+
+def test_bfloat16_model_gives_float32():
+    case = ZOO["half"]
+    model = case.build(jax.random.key(1))
+    x = case.samples(3, dtype=jnp.bfloat16)
+    wide = jax.tree.map(lambda w: w.astype(jnp.float32), model)
+    run = jax.jit(
+        lambda m, w: (
+            ntt.ntk(m, x),
+            ntt.ntk(w, x.astype(jnp.float32), implementation="jacobian"),
+        ),
+        compiler_options=QUICK,
+    )
+    found, expected = run(model, wide)
+    assert found.dtype == jnp.float32
+    assert relative_error(found, expected) < 0.05  # the model's own rounding
+
+
+def test_bfloat16_bias_beside_float64_weights():
+    """Parameters on the slow path keep the precision they are stored in; the sum is float64."""
+
+    class Mixed(eqx.Module):
+        weight: jax.Array
+        scale: jax.Array
+
+        def __call__(self, x):
+            return self.weight @ x * self.scale.astype(x.dtype)
+
+    model = Mixed(jnp.ones((2, 3)), jnp.ones((2,), jnp.bfloat16))
+    x = ZOO["custom"].samples(2)
+    for implementation in (None, "jacobian", "ntk_vector_products"):
+        theta = ntt.ntk(model, x, implementation=implementation)
+        assert theta.dtype == jnp.float64
+        gram = x @ x.T + (x.sum(1)[:, None] * x.sum(1)[None, :])
+        expected = gram[:, :, None, None] * jnp.eye(2)[None, None]
+        assert relative_error(theta, expected) < 0.02
+
+
+def test_gathered_paths_are_taken():
+    """A mask with few entries is gathered where the weight keeps its order, and only there."""
+    forms = {}
+    for name in ("raw", "images", "tokens"):
+        case = ZOO[name]
+        sparse = ntt.sparsify(built(name), every_array)
+        mask = random_mask(sparse.mask, 0.02, seed=3)
+        program, layers, _ = analysed(sparse.to_dense(), case.samples(1))
+        support = jax.tree.leaves(mask_support(mask), is_leaf=lambda s: s is None)
+        for layer in layers:
+            metric = layer_metric(layer, jax.tree.leaves(mask), support, jnp.float64)
+            forms[program.paths[layer.weight]] = type(metric)
+            expected = SelectedMetric if layer.positions > 1 else GatheredMetric
+            plain = layer.keeps_order and (layer.groups == 1 or layer.positions > 1)
+            few = support[layer.weight] is not None
+            assert isinstance(metric, expected) == (plain and few)
+    assert GatheredMetric in forms.values() and SelectedMetric in forms.values()
+
+
+def test_models_and_samples_that_share_nothing():
+    """A batch of one against a batch of one, and a model whose only parameter is its output."""
+
+    class Constant(eqx.Module):
+        value: jax.Array
+
+        def __call__(self, x):
+            return self.value
+
+    theta = ntt.ntk(Constant(jnp.arange(3.0)), jnp.ones((2, 1)), jnp.ones((1, 1)))
+    assert theta.shape == (2, 1, 3, 3)
+    assert relative_error(theta, jnp.broadcast_to(jnp.eye(3), (2, 1, 3, 3))) == 0

@@ -1,0 +1,136 @@
+"""The faster equivalents of primitives on CPU: XLA's own values and derivatives, of two orders."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparison import QUICK, relative_error
+from jax import lax
+
+from ntt_eqx._ntk._primitives import apply_primitive
+
+pytestmark = [
+    pytest.mark.usefixtures("x64"),
+    pytest.mark.skipif(jax.default_backend() != "cpu", reason="the equivalents are for CPU"),
+]
+
+
+def equation(function, *arrays):
+    """The only equation of `function` under its name, and XLA's own version of it."""
+    (eqn,) = jax.make_jaxpr(function)(*arrays).jaxpr.eqns
+    return eqn
+
+
+def derivatives(call, weights, *arrays):
+    """Value, gradient, and the gradient's own derivative along a direction."""
+
+    def loss(*arrays):
+        y = call(*arrays)
+        return jnp.sum(weights * (y + y**2)), y
+
+    places = tuple(range(len(arrays)))
+    first = lambda *arrays: jax.grad(lambda *a: loss(*a)[0], places)(*arrays)
+    along = tuple(jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape) for a in arrays)
+    gradient, curvature = jax.jvp(first, arrays, along)
+    backwards = jax.grad(
+        lambda *a: sum(jnp.vdot(g, v) for g, v in zip(first(*a), along, strict=True)), places
+    )(*arrays)
+    return loss(*arrays)[1], gradient, curvature, backwards
+
+
+def both(eqn, *arrays):
+    xla = lambda *a: eqn.primitive.bind(*a, **eqn.params)
+    ours = lambda *a: apply_primitive(eqn, a)[0]
+    weights = jnp.sin(1.0 + jnp.arange(eqn.outvars[0].aval.size, dtype=arrays[0].dtype))
+    weights = weights.reshape(eqn.outvars[0].aval.shape)
+    run = jax.jit(
+        lambda *a: (derivatives(ours, weights, *a), derivatives(xla, weights, *a)),
+        compiler_options=QUICK,
+    )
+    return run(*arrays)
+
+
+def tiled_max(window, x):
+    return equation(lambda a: lax.reduce_window(a, -jnp.inf, lax.max, window, window, "VALID"), x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [
+        ((2, 6, 4), (1, 2, 2)),
+        ((1, 7, 5), (1, 3, 2)),
+        ((3, 5), (1, 2)),
+        ((4, 2, 2, 3), (1, 2, 2, 2)),
+    ],
+)
+def test_maximum_over_tiles_with_ties(shape, window):
+    """Values 0 .. 2, so that most tiles have several maxima; remainders are dropped."""
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, shape), jnp.float64)
+    found, expected = both(tiled_max(window, x), x)
+    for f, e in zip(found, expected, strict=True):
+        assert relative_error(f, e) < 1e-14
+
+
+def test_maximum_of_infinities_and_nan():
+    """The value is XLA's; a NaN stays within its tile, forward and backward."""
+    rows = [[np.nan, 1, 2, 3], [-np.inf, -np.inf, np.inf, 1], [4, np.nan, 0, 0], [5, 6, -1, -2]]
+    x = jnp.asarray(np.stack([rows])).astype(jnp.float64)
+    eqn = tiled_max((1, 2, 2), x)
+    ours, pull = jax.vjp(lambda a: apply_primitive(eqn, [a])[0], x)
+    xla = eqn.primitive.bind(x, **eqn.params)
+    np.testing.assert_array_equal(ours, xla)
+    assert np.isnan(ours[0, 0, 0]) and np.isnan(ours[0, 1, 0]) and ours[0, 0, 1] == np.inf
+    (back,) = pull(jnp.ones_like(ours))
+    np.testing.assert_array_equal(np.asarray(back).sum(), ours.size)  # one entry of each tile
+    assert set(np.unique(back)) == {0.0, 1.0}
+
+
+def test_other_windows_are_left_to_xla():
+    """Overlapping or padded windows go through the primitive itself."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 6)))
+    for strides, padding in (((1, 1, 1), "VALID"), ((1, 2, 2), "SAME"), ((1, 3, 3), "VALID")):
+        eqn = equation(
+            lambda a, s=strides, p=padding: lax.reduce_window(
+                a, -jnp.inf, lax.max, (1, 2, 2) if p == "VALID" else (1, 3, 3), s, p
+            ),
+            x,
+        )
+        expected = eqn.primitive.bind(x, **eqn.params)
+        np.testing.assert_array_equal(apply_primitive(eqn, [x])[0], expected)
+
+
+CONVOLUTIONS = {
+    "1-D, strided, padded, dilated": dict(
+        x=(2, 3, 9), w=(4, 3, 2), window_strides=(2,), padding=[(1, 2)], rhs_dilation=(3,)
+    ),
+    "2-D, groups": dict(
+        x=(1, 4, 5, 4), w=(6, 2, 2, 3), window_strides=(1, 2), padding=[(0, 1), (2, 0)],
+        feature_group_count=2,
+    ),
+    "2-D, transposed, cut": dict(
+        x=(1, 2, 3, 3), w=(3, 2, 2, 3), window_strides=(1, 1), padding=[(-1, 1), (2, -1)],
+        lhs_dilation=(2, 3),
+    ),
+    "3-D": dict(
+        x=(1, 2, 3, 2, 4), w=(2, 2, 2, 1, 2), window_strides=(1, 1, 2), padding="VALID",
+    ),
+    "channels last": dict(
+        x=(2, 5, 4, 3), w=(2, 3, 3, 4), window_strides=(1, 1), padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ),
+    "channels in front of the batch": dict(
+        x=(3, 5, 2), w=(2, 3, 4), window_strides=(2,), padding="SAME",
+        dimension_numbers=("CWN", "WIO", "NWC"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution(name):
+    options = dict(CONVOLUTIONS[name])
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=options.pop(which))) for which in ("x", "w"))
+    eqn = equation(lambda x, w: lax.conv_general_dilated(x, w, **options), x, w)
+    found, expected = both(eqn, x, w)
+    for f, e in zip(found, expected, strict=True):
+        assert relative_error(f, e) < 1e-13

@@ -1,0 +1,89 @@
+"""Where a mask's entries are: what is stored, what is refreshed, and that nothing is retraced."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from comparison import relative_error
+
+import ntt_eqx as ntt
+from ntt_eqx._ntk import mask_support, outputs_and_ntk, refresh_support
+
+
+def mask_of(shape, count, seed=0):
+    places = np.random.default_rng(seed).permutation(np.prod(shape))[:count]
+    flat = np.zeros(np.prod(shape), bool)
+    flat[places] = True
+    return jnp.asarray(flat.reshape(shape))
+
+
+def test_indices_are_those_of_the_mask():
+    mask = {"few": mask_of((5, 40), 9), "many": mask_of((5, 40), 60), "none": mask_of((4, 8), 0)}
+    mask["unmasked"] = None
+    support = mask_support(mask)
+    np.testing.assert_array_equal(support["few"], np.flatnonzero(mask["few"]))
+    assert support["many"] is None and support["unmasked"] is None
+    assert support["none"].shape == (0,)
+    assert support["few"].dtype == jnp.int32
+
+
+def test_buckets_are_few_and_filled_up_past_the_end():
+    lengths = set()
+    for count in range(0, 150):
+        mask = mask_of((10, 100), count)
+        found = np.asarray(mask_support(mask, bucketed=True))
+        np.testing.assert_array_equal(found[:count], np.flatnonzero(mask))
+        assert (found[count:] == mask.size).all()
+        assert len(found) <= max(1.25 * count + 2, 18)
+        lengths.add(len(found))
+    assert len(lengths) <= 12
+
+
+def test_refreshed_support_is_that_of_the_new_mask_and_nothing_is_retraced():
+    traces = []
+
+    @jax.jit
+    def refresh(mask, support):
+        traces.append(None)
+        return refresh_support(mask, support)
+
+    first = {"a": mask_of((6, 50), 11), "b": None, "c": mask_of((3, 4), 9)}
+    for bucketed in (False, True):
+        support = mask_support(first, bucketed=bucketed)
+        traces.clear()
+        for seed in range(1, 4):
+            mask = {"a": mask_of((6, 50), 11, seed), "b": None, "c": mask_of((3, 4), 9, seed)}
+            support = refresh(mask, support)
+            expected = mask_support(mask, bucketed=bucketed)["a"]
+            np.testing.assert_array_equal(support["a"], expected)
+            assert support["a"].dtype == expected.dtype
+            assert support["b"] is None and support["c"] is None
+        assert len(traces) == 1
+
+
+def test_kernel_after_a_refresh_compiles_nothing_again():
+    """Masks with other rows, some of them empty, through one compiled program."""
+    key, data = jax.random.split(jax.random.key(0))
+    model = ntt.sparsify(eqx.nn.MLP(20, 2, 12, 1, activation=jnp.tanh, key=key))
+    x = jax.random.normal(data, (4, 20))
+    masks = [
+        jax.tree.map(lambda m, s=seed: mask_of(m.shape, m.size // 10, s), model.mask)
+        for seed in range(3)
+    ]
+    support = mask_support(masks[0], bucketed=True)
+    assert all(s is not None for s in jax.tree.leaves(support))
+    traces = []
+
+    @eqx.filter_jit
+    def run(model, support):
+        traces.append(None)
+        support = refresh_support(model.mask, support)
+        return outputs_and_ntk(model, x, "active", support=support)
+
+    for mask in masks:
+        pruned = model.with_mask(mask)
+        outputs, theta = run(pruned, support)
+        expected = ntt.ntk(pruned, x[:2], x[2:], implementation="jacobian")
+        assert relative_error(theta, expected) < 1e-5
+        assert relative_error(outputs, jax.vmap(pruned)(x)) < 1e-5
+    assert len(traces) == 1
