@@ -112,6 +112,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(finished, tmp_path, monk
     assert stable(read(out / "results.json")) == stable(read(finished / "results.json"))
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_where_it_was(finished, tmp_path):
     folder = Path(__file__).parent
     code = (
