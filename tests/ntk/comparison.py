@@ -18,9 +18,10 @@ def random_mask(mask, density, seed=0):
     rng = np.random.default_rng(seed)
 
     def one(m):
-        kept = rng.random(m.shape) < density
-        if 0 < density < 1 and m.ndim and len(m) > 1:
-            kept[rng.integers(1, len(m))] = False
+        kept = np.asarray(rng.random(m.shape) < density)
+        if 0 < density < 1:
+            if m.ndim and len(m) > 1:
+                kept[rng.integers(1, len(m))] = False
             kept[(0,) * m.ndim] = True
         return jnp.asarray(kept)
 
