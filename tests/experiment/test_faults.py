@@ -63,6 +63,7 @@ def no_file_longer_than(size):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own tasks
 @pytest.mark.parametrize("size", [1_000, 12_000, 24_500])
 def test_a_full_disk_loses_nothing(whole, tmp_path, size, capfd):
     out = tmp_path / "out"
