@@ -9,10 +9,9 @@ from .notebooks import read, run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ["ntt_mlp.ipynb", "ntt_cnn.ipynb"]
-EXECUTED = ["ntt_mlp.ipynb"]
 
 
-@pytest.mark.parametrize("name", EXECUTED)
+@pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_kept_and_small(name):
     notebook = read(EXAMPLES / name)
     assert notebook["nbformat"] == 4 and (EXAMPLES / name).stat().st_size < 400_000
