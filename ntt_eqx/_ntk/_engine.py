@@ -147,6 +147,7 @@ def dense_and_metric(
     if metric is None:
         return dense, masks
     _check_metric(params, metric)
+    metric = jax.lax.stop_gradient(metric)  # a constant of the sum, like a mask
     weights = [
         m if c is None else c if m is None else jnp.where(m, c, jnp.zeros_like(c))
         for m, c in zip(masks, aligned(metric), strict=True)

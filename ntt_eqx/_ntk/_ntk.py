@@ -36,7 +36,8 @@ def ntk(
       weights, at the masked weights (`c_p = 1`). The same for a model without a mask.
     - `metric`: further weights `c_p >= 0`, such as per-parameter learning rates: the structure of
       the model (of `SparseModel.model` for a sparse one) with an array of the parameter's shape, or
-      `None` for 1, at every leaf. Multiplies the mask of the active kernel.
+      `None` for 1, at every leaf. Multiplies the mask of the active kernel; no gradient
+      reaches it.
     - `outputs`: `"full"` for all pairs of outputs, `"diagonal"` for k = l, `"trace"` for the
       mean of the diagonal.
     - `directions`: `(V[R, K], W[S, K])`: return `V Theta W^T` instead, at the cost of R and S

@@ -22,7 +22,7 @@ def apply_primitive(eqn: Any, inputs: Sequence[Any]) -> list[Array]:
     if jax.default_backend() == "cpu":
         if eqn.primitive.name == "conv_general_dilated" and eqn.params["batch_group_count"] == 1:
             return [_convolution(eqn, *inputs)]
-        if eqn.primitive.name == "reduce_window_max" and _tiles(eqn):
+        if eqn.primitive.name == "reduce_window_max" and _tiles(eqn, inputs[0]):
             return [_max_over_tiles(eqn, inputs[0])]
     out = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
@@ -77,11 +77,12 @@ def _convolution(eqn: Any, a: Array, weight: Array) -> Array:
     return y.transpose(*order).astype(eqn.outvars[0].aval.dtype)
 
 
-def _tiles(eqn: Any) -> bool:
-    """Whether the windows lie side by side, without padding or dilation."""
+def _tiles(eqn: Any, a: Array) -> bool:
+    """Whether the windows of floats lie side by side, without padding or dilation."""
     p = eqn.params
     return (
-        tuple(p["window_dimensions"]) == tuple(p["window_strides"])
+        jnp.issubdtype(a.dtype, jnp.floating)
+        and tuple(p["window_dimensions"]) == tuple(p["window_strides"])
         and all(pad == (0, 0) for pad in map(tuple, p["padding"]))
         and all(d == 1 for d in (*p["base_dilation"], *p["window_dilation"]))
     )

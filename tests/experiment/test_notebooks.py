@@ -8,7 +8,7 @@ import pytest
 from .notebooks import read, run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NAMES = ["ntt_mlp.ipynb", "ntt_cnn.ipynb"]
+NAMES = ["ntt_mlp.ipynb"]
 
 
 @pytest.mark.parametrize("name", NAMES)
