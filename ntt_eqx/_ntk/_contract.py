@@ -57,15 +57,15 @@ def _layer_kernel(
     """A layer's share from its factors; groups are independent of each other."""
     total = 0.0
     for g in range(layer.groups):
-        sides = (one.a[:, g], one.d[:, :, g], two.a[:, g], two.d[:, :, g])
+        a1, d1, a2, d2 = one.a[:, g], one.d[:, :, g], two.a[:, g], two.d[:, :, g]
         if one.a.dtype != one.d.dtype:
-            sides = tuple(map(widen, sides))
+            a1, d1, a2, d2 = widen(a1), widen(d1), widen(a2), widen(d2)
         mask = metric.values[g] if isinstance(metric, DenseMetric) else None
         if layer.positions > 1:
             assert outputs == "full"  # `choose_form` keeps tangents for the others
-            total = total + masked_tangent_ntk(*sides, mask)
+            total = total + masked_tangent_ntk(a1, d1, a2, d2, mask)
             continue
-        a1, d1, a2, d2 = (side[..., 0] for side in sides)
+        a1, d1, a2, d2 = (side[..., 0] for side in (a1, d1, a2, d2))
         if isinstance(metric, GatheredMetric):
             if layer.bias is not None:  # the gathered metric adds the bias itself
                 a1, a2 = a1[:, :-1], a2[:, :-1]
