@@ -176,7 +176,7 @@ def _program(job: Job, case: Case) -> tuple[Callable[..., Any], Callable[[int], 
     def kernel(params, x, support):
         # the support is an argument, as in a step: gathering the mask's non-zeros is timed, too
         student = eqx.combine(params, rest)
-        how = dict(implementation=config.implementation, outputs=config.outputs)
+        how: dict[str, Any] = dict(implementation=config.implementation, outputs=config.outputs)
         return outputs_and_ntk(student, x, config.kernel, support=support, **how)[1]
 
     if job.what == "forward":

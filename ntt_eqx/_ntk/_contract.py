@@ -57,9 +57,11 @@ def _layer_kernel(
     """A layer's share from its factors; groups are independent of each other."""
     total = 0.0
     for g in range(layer.groups):
+        sides: tuple[Array, Array, Array, Array]
         sides = (one.a[:, g], one.d[:, :, g], two.a[:, g], two.d[:, :, g])
         if one.a.dtype != one.d.dtype:
-            sides = tuple(map(widen, sides))
+            a1, d1, a2, d2 = map(widen, sides)
+            sides = (a1, d1, a2, d2)
         mask = metric.values[g] if isinstance(metric, DenseMetric) else None
         if layer.positions > 1:
             assert outputs == "full"  # `choose_form` keeps tangents for the others
