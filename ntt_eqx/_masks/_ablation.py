@@ -21,6 +21,10 @@ def shuffle_mask(mask: MaskTree, key: PRNGKeyArray) -> MaskTree:
 
     - `mask`: a mask tree.
     - `key`: every leaf draws from its own fold of it.
+
+    **Returns:**
+
+    A mask tree with as many kept weights in every leaf.
     """
     return _shuffle_leaves(mask, key)
 
@@ -39,6 +43,10 @@ def reinitialise(
     - `initialise`: `key -> model`, a fresh model of the same structure, biases and all. Without
       one the stored prunable weights of every layer are shuffled, which for weights that were
       drawn independently is another draw.
+
+    **Returns:**
+
+    A `SparseModel` with the mask of `sparse`.
 
     **Raises:**
 
