@@ -169,7 +169,7 @@ def _layer_cost(
     total, kept = rows * width, rows * width
     gathered = isinstance(metric, GatheredMetric | SelectedMetric)
     if gathered:
-        kept = int(_kept(metric, layer))
+        kept = _kept(metric, layer)
     if layer.bias is not None:
         name += " + " + engine.program.paths[layer.bias]
     stored = (n + m) * s * (k * rows + layer.groups * width)
@@ -193,4 +193,4 @@ def _kept(metric: Any, layer: Layer) -> int:
     values = metric.values
     if isinstance(metric, SelectedMetric) and layer.bias is not None:
         values = values[: len(values) - layer.groups * layer.features]
-    return jax.device_get((values != 0).sum())
+    return int(jax.device_get((values != 0).sum()))
