@@ -177,7 +177,7 @@ def test_any_case(case):
 
 
 @mark.slow
-@settings(quiet, max_examples=500)
+@settings(quiet, max_examples=100)
 @given(case=cases())
 def test_many_cases(case):
     check_case(case)
