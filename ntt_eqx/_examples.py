@@ -26,11 +26,6 @@ def softmax_cross_entropy(
     return -chosen[:, 0]
 
 
-def upcast(array: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The array in float32 if its dtype is shorter, and as it is otherwise."""
-    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
-
-
 def as_inference(model: PyTree) -> PyTree:
     """The plain model in inference mode (`eqx.nn.inference_mode` can't see through a mask)."""
     return eqx.nn.inference_mode(model.to_dense() if isinstance(model, SparseModel) else model)

@@ -14,8 +14,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ._errors import DivergenceError
-from ._examples import Examples, as_inference, check_examples, softmax_cross_entropy, upcast
+from ._examples import Examples, as_inference, check_examples, softmax_cross_entropy
 from ._sparse import SparseModel, map_masked, masked_weights, sparsify
+from ._types import widen
 
 History: TypeAlias = list[dict[str, Any]]
 """One row per evaluation: `{"step": 100, "batch": {...}, "train": {...}, "test": {...}}`."""
@@ -391,9 +392,9 @@ def _loss(
         assert key is not None
         dense = model.to_dense() if isinstance(model, SparseModel) else model
         keys = jax.random.split(key, x.shape[0])
-        logits = upcast(jax.vmap(lambda x, key: dense(x, key=key))(x, keys))
+        logits = widen(jax.vmap(lambda x, key: dense(x, key=key))(x, keys))
     else:
-        logits = upcast(jax.vmap(as_inference(model))(x))
+        logits = widen(jax.vmap(as_inference(model))(x))
     entropy = jnp.mean(softmax_cross_entropy(logits, y))
     accuracy = jnp.mean(jnp.argmax(logits, axis=1).astype(y.dtype) == y, dtype=jnp.float32)
     penalty = sum(
@@ -421,7 +422,7 @@ def _evaluate_batch(
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     if scale is not None:
         x = (x.astype(jnp.float32) / 255.0 - scale[0]) / scale[1]
-    logits = upcast(jax.vmap(as_inference(model))(x))
+    logits = widen(jax.vmap(as_inference(model))(x))
     counted = jnp.arange(x.shape[0], dtype=jnp.int32) < count
     losses = jnp.where(counted, softmax_cross_entropy(logits, y), 0.0)
     hits = counted & (jnp.argmax(logits, axis=1).astype(y.dtype) == y)

@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 from .._examples import Samples
 from .._masks._collapse import is_traced
 from .._sparse import SparseModel, sparsify
-from .._types import ScoreTree
+from .._types import ScoreTree, widen
 from ._base import LabelFreeScore, sample_shape, split_weights
 from ._paths import path_network, without_normalisation
 
@@ -40,8 +40,7 @@ class SynFlow(LabelFreeScore):
 
 @eqx.filter_jit
 def _synflow(sparse: SparseModel, shape: tuple[int, ...]) -> tuple[ScoreTree, Array]:
-    upcast = lambda w: w.astype(jnp.float32) if jnp.finfo(w.dtype).bits < 32 else w
-    absolute = path_network(eqx.nn.inference_mode(sparse.to_dense()), lambda w: upcast(jnp.abs(w)))
+    absolute = path_network(eqx.nn.inference_mode(sparse.to_dense()), lambda w: widen(jnp.abs(w)))
     weights, rest = split_weights(absolute, sparse.mask)
     stored, _ = split_weights(sparse.model, sparse.mask)
     dtype = jnp.result_type(*jax.tree.leaves(weights))
@@ -53,7 +52,7 @@ def _synflow(sparse: SparseModel, shape: tuple[int, ...]) -> tuple[ScoreTree, Ar
 
         _, pull = jax.vjp(strength, weights)
         (slopes,) = pull(scale)
-        return jax.tree.map(lambda w, g: upcast(jnp.abs(w)) * g, stored, slopes)
+        return jax.tree.map(lambda w, g: widen(jnp.abs(w)) * g, stored, slopes)
 
     def unfinished(state: tuple[Array, ScoreTree]) -> Array:
         return ~_all_finite(state[1]) & (state[0] > _SMALLEST)
@@ -63,7 +62,7 @@ def _synflow(sparse: SparseModel, shape: tuple[int, ...]) -> tuple[ScoreTree, Ar
         return scale, score(scale)
 
     # begins before the first score, at a scale whose next is 1
-    nothing = jax.tree.map(lambda w: jnp.full(w.shape, jnp.inf, upcast(w).dtype), stored)
+    nothing = jax.tree.map(lambda w: jnp.full(w.shape, jnp.inf, widen(w).dtype), stored)
     start = (jnp.asarray(1 / _SHRINK, dtype), nothing)
     _, scores = lax.while_loop(unfinished, shrink, start)
     return scores, _all_finite(scores)
