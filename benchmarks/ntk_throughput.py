@@ -27,7 +27,7 @@ import optax
 from cases import CASES, Case
 
 import ntt_eqx as ntt
-from ntt_eqx._ntk import outputs_and_ntk
+from ntt_eqx._ntk import outputs_and_ntk, sketch_directions
 
 PASSES = ("forward", "gradient", "step")
 IMPLEMENTATIONS = ("factors", "jacobian", "ntk_vector_products")
@@ -45,6 +45,8 @@ class Job:
     outputs: Any
     implementation: Any
     what: str
+    classes: int
+    sketch_size: int
 
 
 def main() -> None:
@@ -88,7 +90,12 @@ def _block(options: Any, case: str, n: int, kernel: str, what: str) -> list[dict
     """All implementations of one case, kernel and pass; speed-ups against the baseline."""
     rows = []
     for implementation in options.implementations:
-        job = Job(case, n, options.density, kernel, options.outputs, implementation, what)
+        if options.outputs == "sketch" and implementation != "factors":
+            continue
+        job = Job(
+            case, n, options.density, kernel, options.outputs, implementation, what,
+            options.classes, options.sketch_size,
+        )  # fmt: skip
         row = measure(job, options)
         if row is not None:
             rows.append(row)
@@ -121,7 +128,7 @@ def measure(job: Job, options: Any) -> dict[str, Any] | None:
 
 
 def _time(job: Job, repeats: int, seconds: float) -> dict[str, Any]:
-    case = CASES[job.case]
+    case = dataclasses.replace(CASES[job.case], num_classes=job.classes)
     run, arguments = _program(job, case)
     start = time.perf_counter()
     compiled = jax.jit(run).lower(*arguments(0)).compile()
@@ -142,7 +149,8 @@ def _time(job: Job, repeats: int, seconds: float) -> dict[str, Any]:
         "case": job.case,
         "n": job.n,
         "m": job.n,
-        "outputs": job.outputs,
+        "outputs": f"sketch:{job.sketch_size}" if job.outputs == "sketch" else job.outputs,
+        "num_outputs": job.classes,
         "density": job.density,
         "kernel": job.kernel,
         "implementation": job.implementation,
@@ -166,6 +174,7 @@ def _program(job: Job, case: Case) -> tuple[Callable[..., Any], Callable[[int], 
         num_steps=10_000,
         kernel=job.kernel,
         outputs=job.outputs,
+        sketch_size=job.sketch_size,
         implementation=job.implementation,
     )
     state = ntt.ntt_init(teacher, config, optax.adam(5e-4))
@@ -173,18 +182,23 @@ def _program(job: Job, case: Case) -> tuple[Callable[..., Any], Callable[[int], 
     dynamic, static = eqx.partition(state, eqx.is_array)
     params, rest = eqx.partition(state.student, eqx.is_inexact_array)
 
+    how: dict[str, Any] = dict(implementation=job.implementation, outputs=job.outputs)
+    shape = {"full": (job.classes, job.classes), "diagonal": (job.classes,), "trace": ()}
+    if job.outputs == "sketch":
+        directions = sketch_directions(jax.random.key(1), job.sketch_size, job.classes)
+        how.update(outputs="full", directions=directions)
+        shape["sketch"] = (job.sketch_size, job.sketch_size)
+
     def kernel(params, x, support):
         # the support is an argument, as in a step: gathering the mask's non-zeros is timed, too
         student = eqx.combine(params, rest)
-        how: dict[str, Any] = dict(implementation=config.implementation, outputs=config.outputs)
         return outputs_and_ntk(student, x, config.kernel, support=support, **how)[1]
 
     if job.what == "forward":
         return kernel, lambda seed: (params, samples(seed), state.support)
     if job.what == "gradient":
-        count = case.num_classes
-        shape = {"full": (count, count), "diagonal": (count,), "trace": ()}[job.outputs]
-        target = lambda seed: jax.random.normal(jax.random.key(seed), (job.n, job.n, *shape))
+        entries = (job.n, job.n, *shape[job.outputs])
+        target = lambda seed: jax.random.normal(jax.random.key(seed), entries)
 
         def loss(params, x, support, target):
             return jnp.mean(jnp.square(kernel(params, x, support) - target))
@@ -206,6 +220,9 @@ def useful_flops(job: Job, case: Case) -> float:
     the contraction as `ntt.explain` counts it. A gradient is counted as three times its function,
     a step as the student's gradient and the teacher's kernel.
     """
+    if job.outputs == "sketch":  # what R outputs would need
+        case = dataclasses.replace(case, num_classes=job.sketch_size)
+        job = dataclasses.replace(job, outputs="full")
     teacher = case.teacher(jax.random.key(0))
     student = ntt.ntt_init(teacher, ntt.NTTConfig(density=job.density), optax.sgd(1.0)).student
     x = case.samples(jax.random.key(1), job.n)
@@ -267,7 +284,9 @@ def _options() -> argparse.Namespace:
     add("--passes", nargs="+", choices=PASSES, default=list(PASSES))
     add("--kernels", nargs="+", choices=("active", "ambient"), default=["active", "ambient"])
     add("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS))
-    add("--outputs", choices=("full", "diagonal", "trace"), default="full")
+    add("--outputs", choices=("full", "diagonal", "trace", "sketch"), default="full")
+    add("--sketch-size", type=int, default=8, help="directions R of a sketch (default: 8)")
+    add("--classes", type=int, default=10, help="outputs K of the model (default: 10)")
     add("--density", type=float, default=0.03, help="share of weights kept (default: 0.03)")
     add("-n", type=int, help="samples a side, n = m (default: 32; with --quick: 8)")
     add("--repeats", type=int, default=21, help="runs a row at most (default: 21)")

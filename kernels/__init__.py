@@ -6,7 +6,12 @@ from ._dispatch import (
     record_choices as record_choices,
     use_implementation as use_implementation,
 )
-from ._gather import GatheredMetric as GatheredMetric, gather_rows as gather_rows
+from ._gather import (
+    GatheredMetric as GatheredMetric,
+    gather_rows as gather_rows,
+    gathered_entries as gathered_entries,
+    gathered_tangents as gathered_tangents,
+)
 from .masked_ntk import (
     masked_ntk as masked_ntk,
     masked_ntk_choice as masked_ntk_choice,

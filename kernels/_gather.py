@@ -33,6 +33,20 @@ class GatheredMetric(eqx.Module):
     shape: tuple[int, int] = eqx.field(static=True)
 
 
+def gathered_entries(nonzeros: int, rows: int) -> int:
+    """Entries that `gather_rows` stores, those that are not in use included.
+
+    **Arguments:**
+
+    - `nonzeros`, `rows`: how many of each the metric has.
+
+    **Returns:**
+
+    A multiple of the width of a chunk.
+    """
+    return (nonzeros // WIDTH + rows) * WIDTH
+
+
 def gather_rows(
     indices: Int[Array, " nonzeros"],
     metric: Bool[Array, "i j"] | Float[Array, "i j"],
@@ -60,7 +74,7 @@ def gather_rows(
     first_chunk = jnp.cumsum(chunks) - chunks
     place = jnp.arange(count, dtype=row.dtype) - first[row]
     chunk, slot = first_chunk[row] + place // WIDTH, place % WIDTH
-    total = count // WIDTH + shape[0]
+    total = gathered_entries(count, shape[0]) // WIDTH
     value = metric.reshape(-1)[jnp.minimum(indices, size - 1)].astype(offset.dtype)
     value = jnp.where(indices < size, value, jnp.zeros_like(value))
     put = lambda fill, x: fill.at[chunk, slot].set(x, mode="drop")
@@ -77,11 +91,32 @@ def gathered_u(
     a1: Float[Array, "n j"], a2: Float[Array, "m j"], c: GatheredMetric
 ) -> Float[Array, "n m i"]:
     """`u[n,m,i] = sum_j c[i,j] a1[n,j] a2[m,j] + offset[i]`: one small matrix product a chunk."""
-    left = a1.T[c.columns] * c.values[:, :, None]  # [chunks, width, N]
-    right = a2.T[c.columns]
+    left = _take(a1.T, c.columns) * c.values[:, :, None]  # [chunks, width, N]
+    right = _take(a2.T, c.columns)
     parts = jnp.einsum("cwn,cwm->cnm", left, right)
     u = jax.ops.segment_sum(parts, c.rows, c.shape[0], indices_are_sorted=True)
     return u.transpose(1, 2, 0) + c.offset[None, None]
+
+
+def gathered_tangents(
+    a: Float[Array, "j s"], d: Float[Array, "k i s"], c: GatheredMetric
+) -> Float[Array, "k entries"]:
+    """`T[k,i,j] = sum_s d[k,i,s] a[j,s]` of one sample where `c` has entries, chunk by chunk.
+
+    **Arguments:**
+
+    - `a`: what comes into the layer at each position s.
+    - `d`: what flows back to its output, along each of k directions.
+    - `c`: the metric, gathered.
+
+    **Returns:**
+
+    `[k, chunks * width]`, in the order of `c.values.reshape(-1)`; where an entry is not in use, any
+    number of the products' size.
+    """
+    rows = jnp.minimum(c.rows, d.shape[1] - 1)
+    parts = jnp.einsum("cks,cws->ckw", _take(d.swapaxes(0, 1), rows), _take(a, c.columns))
+    return parts.swapaxes(0, 1).reshape(len(d), -1)
 
 
 def gathered_u_backward(
@@ -97,7 +132,12 @@ def gathered_u_backward(
     parts = u_bar.transpose(2, 0, 1).at[c.rows].get(mode="fill", fill_value=0)  # [chunks, N, M]
 
     def one(spec, other, like):
-        entries = jnp.einsum(spec, parts, other.T[c.columns] * c.values[:, :, None])
+        entries = jnp.einsum(spec, parts, _take(other.T, c.columns) * c.values[:, :, None])
         return jnp.zeros_like(like.T).at[c.columns].add(entries).T
 
     return one("cnm,cwm->cwn", a2, a1), one("cnm,cwn->cwm", a1, a2)
+
+
+def _take(x, places):
+    """Rows of `x`; all places are inside, which spares XLA a pass over the result."""
+    return x.at[places].get(mode="promise_in_bounds")

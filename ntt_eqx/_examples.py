@@ -1,5 +1,6 @@
 """Labelled examples: their types, their checks, and the loss on them."""
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from ._checks import check_batch, check_finite, sample_of, sample_output
 from ._sparse import SparseModel
 
 Samples: TypeAlias = Shaped[Array | np.ndarray, "batch ..."]
@@ -27,7 +29,7 @@ def softmax_cross_entropy(
 
 
 def as_inference(model: PyTree) -> PyTree:
-    """The plain model in inference mode (`eqx.nn.inference_mode` can't see through a mask)."""
+    """The plain model in inference mode, with zeros put in."""
     return eqx.nn.inference_mode(model.to_dense() if isinstance(model, SparseModel) else model)
 
 
@@ -39,18 +41,11 @@ def check_samples(caller: str, x: Any) -> Array:
     `ValueError` when there is no sample, when they are raw pixels (`uint8`), or, if the values are
     known, when one is NaN or infinite. Signed integers pass: they may be tokens.
     """
-    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
-        raise ValueError(
-            f"{caller}: needs an array of inputs [batch, ...], got {type(x).__name__}."
-        )
-    if len(x.shape) < 1 or x.shape[0] == 0:
-        raise ValueError(f"{caller}: needs at least one sample; x has shape {tuple(x.shape)}.")
+    check_batch(caller, x)
     if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.signedinteger):
         raise ValueError(f"{caller}: x must be floats, got {x.dtype}; standardise it first.")
-    x = jnp.asarray(x)
-    if not isinstance(x, Tracer) and not bool(jnp.isfinite(x).all()):
-        raise ValueError(f"{caller}: x has NaN or infinite entries.")
-    return x
+    check_finite(caller, "x", x)
+    return jnp.asarray(x)
 
 
 def check_examples(caller: str, model: PyTree, batch: Any) -> tuple[Array, Array]:
@@ -69,27 +64,45 @@ def check_examples(caller: str, model: PyTree, batch: Any) -> tuple[Array, Array
             f"{caller}: {x.shape[0]} inputs need integer labels of shape ({x.shape[0]},), "
             f"got {dtype} of shape {shape}."
         )
-    y = jnp.asarray(y)
-    classes = logits_shape(caller, model, x)[-1]
-    if not isinstance(y, Tracer) and not bool(((y >= 0) & (y < classes)).all()):
-        raise ValueError(
-            f"{caller}: labels must lie in [0, {classes}), got {int(y.min())} to {int(y.max())}."
-        )
-    return x, y
+    check_labels(caller, y, num_classes(caller, model, sample_of(x)))
+    return x, jnp.asarray(y)
 
 
-def logits_shape(caller: str, model: PyTree, x: Array) -> tuple[int, ...]:
-    """The shape `[batch, classes]` of the model's outputs, without computing them.
+def check_labels(caller: str, y: Any, classes: int) -> None:
+    """Raise `ValueError` when a label is known to lie outside of `[0, classes)`."""
+    if isinstance(y, Tracer):
+        return
+    low, high = int(y.min()), int(y.max())
+    if not 0 <= low <= high < classes:
+        raise ValueError(f"{caller}: labels must lie in [0, {classes}), got {low} to {high}.")
+
+
+def num_classes(caller: str, model: PyTree, sample: Any) -> int:
+    """The number of logits that the model makes of one sample, without computing them.
 
     **Raises:**
 
     `ValueError` when the model does not map one sample to one vector of logits.
     """
-    out = eqx.filter_eval_shape(lambda m, x: jax.vmap(as_inference(m))(x), model, x)
-    if not hasattr(out, "shape") or len(out.shape) != 2:
-        got = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), out)
+    out = sample_output(caller, as_inference(model), sample)
+    if len(out.shape) != 1:
         raise ValueError(
-            f"{caller}: the model must map one sample of shape {x.shape[1:]} to a vector of "
-            f"logits, got {got} for the batch."
+            f"{caller}: the model must map one sample of shape {sample.shape} to a vector of "
+            f"logits, got the shape {out.shape}."
         )
-    return out.shape
+    return out.shape[0]
+
+
+def next_batch(caller: str, source: Iterator[Any], step: int, num_steps: int) -> Any:
+    """The next batch of `source`.
+
+    **Raises:**
+
+    `ValueError` when there is none, telling the step.
+    """
+    try:
+        return next(source)
+    except StopIteration:
+        raise ValueError(
+            f"{caller}: the batches ran out after step {step} of {num_steps}."
+        ) from None

@@ -28,12 +28,14 @@ class SparseModel(eqx.Module):
 
     Attributes:
         model: any Equinox model written for one sample, with dense weights.
-        mask: the structure of `model`, with a boolean array of the weight's shape at every
-            prunable weight and `None` everywhere else.
+        masks: for every leaf of `model` (a `None` counts as one) a boolean array of its shape if
+            it is a prunable weight, else `None`. A flat tuple and not a tree of layers, so that
+            what looks for the attributes of layers, as `eqx.nn.inference_mode` does, finds those
+            of `model` alone.
     """
 
     model: Any
-    mask: MaskTree
+    masks: tuple[Any, ...]
 
     def __init__(self, model: PyTree, mask: MaskTree):
         """Pair `model` with `mask`.
@@ -42,9 +44,13 @@ class SparseModel(eqx.Module):
             ValueError: a mask leaf has another shape or dtype than its weight asks for, or the
                 two structures differ.
         """
-        _check_mask(model, mask)
         self.model = model
-        self.mask = mask
+        self.masks = _mask_of_each_leaf(model, mask)
+
+    @property
+    def mask(self) -> MaskTree:
+        """The structure of `model`: boolean arrays at prunable weights, `None` elsewhere."""
+        return jtu.tree_structure(self.model, is_leaf=_is_none).unflatten(self.masks)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the masked model; arguments are those of `model`."""
@@ -52,7 +58,7 @@ class SparseModel(eqx.Module):
 
     def to_dense(self) -> Any:
         """The plain model, with exact zeros where the mask is `False`."""
-        return apply_mask(self.model, self.mask)
+        return map_masked(_with_zeros, self.model, self.mask)
 
     def with_mask(self, mask: MaskTree) -> "SparseModel":
         """The same dense weights under another mask."""
@@ -60,7 +66,7 @@ class SparseModel(eqx.Module):
 
     def density(self) -> Float[Array, ""]:
         """Share of prunable weights that are kept, in `[0, 1]`."""
-        masks = jax.tree.leaves(self.mask)
+        masks = jax.tree.leaves(self.masks)
         kept = jnp.stack([jnp.sum(m, dtype=jnp.int32) for m in masks])
         return jnp.sum(kept).astype(jnp.float32) / sum(m.size for m in masks)
 
@@ -136,8 +142,12 @@ def apply_mask(model: PyTree, mask: MaskTree) -> PyTree:
     **Returns:**
 
     The model; leaves without a mask are untouched.
+
+    **Raises:**
+
+    `ValueError` for a mask that does not fit, as `SparseModel` does.
     """
-    return map_masked(lambda w, m: jnp.where(m, w, jnp.zeros_like(w)), model, mask)
+    return SparseModel(model, mask).to_dense()
 
 
 def map_masked(
@@ -145,17 +155,19 @@ def map_masked(
 ) -> PyTree:
     """Replace every masked leaf `w` of `model` by `function(w, m)`; keep all other leaves."""
     return jax.tree.map(
-        lambda m, w: w if m is None else function(w, m), mask, model, is_leaf=lambda m: m is None
+        lambda m, w: w if m is None else function(w, m), mask, model, is_leaf=_is_none
     )
 
 
 def masked_weights(sparse: SparseModel) -> list[Array]:
     """The prunable weights with zeros put in, in the order of `jax.tree.leaves(sparse.mask)`."""
-    dense = map_masked(lambda w, m: jnp.where(m, w, jnp.zeros_like(w)), sparse.model, sparse.mask)
-    only = jax.tree.map(
-        lambda m, w: None if m is None else w, sparse.mask, dense, is_leaf=lambda m: m is None
-    )
+    dense = sparse.to_dense()
+    only = jax.tree.map(lambda m, w: None if m is None else w, sparse.mask, dense, is_leaf=_is_none)
     return jax.tree.leaves(only)
+
+
+def _with_zeros(weight: Array, mask: Bool[Array, "..."]) -> Array:
+    return jnp.where(mask, weight, jnp.zeros_like(weight))
 
 
 def _is_layer_weight(path: str, owner: Any, leaf: Array) -> bool:
@@ -178,22 +190,39 @@ def _owner(model: PyTree, path: jtu.KeyPath) -> Any:
     return node
 
 
-def _check_mask(model: PyTree, mask: MaskTree) -> None:
-    is_none = lambda leaf: leaf is None
-    leaves, treedef = jtu.tree_flatten_with_path(mask, is_leaf=is_none)
+def _mask_of_each_leaf(model: PyTree, mask: MaskTree) -> tuple[Any, ...]:
+    named, treedef = jtu.tree_flatten_with_path(mask, is_leaf=_is_none)
     try:
-        weights = treedef.flatten_up_to(model)
+        parts = treedef.flatten_up_to(model)
     except ValueError as error:
         raise ValueError(
             f"SparseModel: the mask does not have the structure of {type(model).__name__}: {error}"
         ) from error
-    for (path, m), w in zip(leaves, weights, strict=True):
-        if m is None or not eqx.is_array_like(m) and not hasattr(m, "dtype"):
-            continue  # None, or a placeholder of a tree transformation
-        name = jtu.keystr(path)
-        if not hasattr(m, "dtype") or m.dtype != bool:
-            raise ValueError(f"SparseModel: mask{name} must be a boolean array, got {m!r}.")
-        if hasattr(w, "shape") and m.shape != w.shape:
-            raise ValueError(
-                f"SparseModel: mask{name} has shape {m.shape} but the weight has shape {w.shape}."
-            )
+    masks: list[Any] = []
+    for (path, m), part in zip(named, parts, strict=True):
+        leaves = jtu.tree_leaves(part, is_leaf=_is_none)  # None in a mask may stand for a layer
+        if m is not None:
+            _check_mask(jtu.keystr(path), m, leaves)
+        masks.extend([m] * len(leaves))
+    return tuple(masks)
+
+
+def _check_mask(name: str, m: Any, leaves: list[Any]) -> None:
+    if len(leaves) != 1:
+        raise ValueError(
+            f"SparseModel: mask{name} must be None, for there is no weight in the model but "
+            f"{len(leaves)} leaves."
+        )
+    if not eqx.is_array_like(m) and not hasattr(m, "dtype"):
+        return  # a placeholder of a tree transformation
+    if not hasattr(m, "dtype") or m.dtype != bool:
+        raise ValueError(f"SparseModel: mask{name} must be a boolean array, got {m!r}.")
+    (w,) = leaves
+    if hasattr(w, "shape") and m.shape != w.shape:
+        raise ValueError(
+            f"SparseModel: mask{name} has shape {m.shape} but the weight has shape {w.shape}."
+        )
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None

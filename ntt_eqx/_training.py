@@ -1,20 +1,35 @@
 """The supervised phase: train a dense or sparse model on labels, and evaluate it."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from ._checks import (
+    check_batch,
+    check_finite,
+    check_optimizer,
+    check_weight,
+    check_weights,
+    is_count,
+    sample_of,
+)
 from ._errors import DivergenceError
-from ._examples import Examples, as_inference, check_examples, softmax_cross_entropy
+from ._examples import (
+    Examples,
+    as_inference,
+    check_examples,
+    check_labels,
+    next_batch,
+    num_classes,
+    softmax_cross_entropy,
+)
 from ._sparse import SparseModel, map_masked, masked_weights, sparsify
 from ._types import widen
 
@@ -49,8 +64,7 @@ class TrainConfig:
     dropout: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.l2) and self.l2 >= 0):
-            raise ValueError(f"TrainConfig: l2 must be finite and not negative, got {self.l2!r}.")
+        check_weight("TrainConfig: l2", self.l2)
 
 
 class TrainMetrics(NamedTuple):
@@ -168,13 +182,13 @@ def train_init(
 
     **Raises:**
 
-    `ValueError` when dropout has no key, or a weight is NaN or infinite.
+    `ValueError` when dropout has no key, a weight is NaN or infinite, or `optimizer` makes steps
+    that are.
     """
     if config.dropout and key is None:
         raise ValueError("train_init: dropout needs a key.")
-    for path, leaf in jtu.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array)):
-        if not bool(jnp.isfinite(leaf).all()):
-            raise ValueError(f"train_init: model{jtu.keystr(path)} has NaN or infinite entries.")
+    check_weights("train_init", model)
+    check_optimizer("train_init", optimizer)
     return TrainState(
         model=model,
         opt_state=optimizer.init(eqx.filter(model, eqx.is_inexact_array)),
@@ -256,9 +270,11 @@ def train_steps(
     `ValueError` for batches that do not fit the model or that run out, `DivergenceError` when the
     loss is not finite.
     """
-    if num_steps < 0:
-        raise ValueError(f"train_steps: num_steps must not be negative, got {num_steps}.")
-    if evaluate_every is not None and evaluate_every < 1:
+    if not is_count(num_steps, 0):
+        raise ValueError(
+            f"train_steps: num_steps must not be negative nor a fraction, got {num_steps}."
+        )
+    if evaluate_every is not None and not is_count(evaluate_every):
         raise ValueError(f"train_steps: evaluate_every must be at least 1, got {evaluate_every}.")
     sets = {"train": train_set, "test": test_set}
     history: History = []
@@ -289,7 +305,7 @@ def train_steps(
     state = _copy(state)  # the steps below reuse its memory
     source = iter(batches)
     while step < num_steps:
-        batch = _next_batch(source, step, num_steps)
+        batch = next_batch("train_steps", source, step, num_steps)
         if step == first:
             check_examples("train_steps", state.model, batch)
         state, metrics = _step(batch, state)
@@ -325,23 +341,31 @@ def evaluate(
 
     **Raises:**
 
-    `ValueError` when inputs and labels do not fit each other, or integer inputs come without
-    `mean` and `std`.
+    `ValueError` when inputs and labels do not fit each other or the model, an input is NaN or
+    infinite, or integer inputs come without `mean` and `std`.
     """
-    x, y = data if isinstance(data, tuple) else (data.x, data.y)
+    if not isinstance(data, tuple):
+        data = getattr(data, "x", None), getattr(data, "y", None)
+    if len(data) != 2 or not all(hasattr(part, "dtype") for part in data):
+        raise ValueError("evaluate: needs arrays of inputs and labels, (x, y).")
+    x, y = data
+    check_batch("evaluate", x)
     pixels = jnp.issubdtype(x.dtype, jnp.integer)
     if pixels != (mean is not None) or pixels != (std is not None):
         raise ValueError(
             f"evaluate: integer inputs need mean and std and float inputs take none; "
             f"got {x.dtype}, mean={mean}, std={std}."
         )
-    if x.shape[0] == 0 or y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
+    if y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
         raise ValueError(
-            f"evaluate: needs at least one sample and integer labels, one per sample; "
+            f"evaluate: needs integer labels, one per sample; "
             f"got x {x.dtype}{list(x.shape)} and y {y.dtype}{list(y.shape)}."
         )
-    if batch_size < 1:
+    if not is_count(batch_size):
         raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}.")
+    check_finite("evaluate", "x", x)
+    sample = jax.ShapeDtypeStruct(x.shape[1:], jnp.float32) if pixels else sample_of(x)
+    check_labels("evaluate", y, num_classes("evaluate", model, sample))
     size = min(batch_size, x.shape[0])
     scale = None if mean is None or std is None else (jnp.float32(mean), jnp.float32(std))
     sums = []
@@ -435,15 +459,6 @@ def _copy(state: TrainState) -> TrainState:
 
 def _pad(array: Any, missing: int) -> Any:
     return np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
-
-
-def _next_batch(source: Iterator[Any], step: int, num_steps: int) -> Any:
-    try:
-        return next(source)
-    except StopIteration:
-        raise ValueError(
-            f"train_steps: the batches ran out after step {step} of {num_steps}."
-        ) from None
 
 
 def _pruned_places(model: PyTree) -> list[np.ndarray] | None:

@@ -9,17 +9,29 @@ Liu & Zenke, "Finding trainable sparse networks through Neural Tangent Transfer"
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from ._checks import (
+    check_batch,
+    check_optimizer,
+    check_weight,
+    check_weights,
+    is_count,
+    sample_of,
+    sample_output,
+)
 from ._errors import DivergenceError
+from ._examples import as_inference, check_samples, next_batch
 from ._masks import make_mask
+from ._masks._allocation import check_density
 from ._masks._collapse import is_traced
 from ._ntk import mask_support, outputs_and_ntk, refresh_support, sketch_directions
 from ._scores import LogitSnip, Magnitude
@@ -68,8 +80,7 @@ class NTTConfig:
         Raises:
             ValueError: a value is outside its range.
         """
-        if not 0.0 < self.density <= 1.0:
-            raise ValueError(f"NTTConfig: density must lie in (0, 1], got {self.density}.")
+        object.__setattr__(self, "density", check_density(self.density, "NTTConfig"))
         for name, allowed in (
             ("scope", ("layer", "global")),
             ("initial_mask", ("magnitude", "logit_snip")),
@@ -82,15 +93,16 @@ class NTTConfig:
                     f"NTTConfig: {name} must be one of {allowed}, got {getattr(self, name)!r}."
                 )
         for name in ("kernel_weight", "l2_weight"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"NTTConfig: {name} must be finite and >= 0, got {value}.")
+            check_weight(f"NTTConfig: {name}", getattr(self, name))
         if self.outputs == "sketch" and self.implementation != "factors":
             raise ValueError("NTTConfig: a sketch needs implementation='factors'.")
         for name in ("mask_every", "num_steps", "sketch_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"NTTConfig: {name} must be None or at least 1, got {value}.")
+            if not (is_count(value) or value is None and name != "sketch_size"):
+                raise ValueError(
+                    f"NTTConfig: {name} must be an integer of at least 1"
+                    f"{'' if name == 'sketch_size' else ' or None'}, got {value!r}."
+                )
 
 
 class NTTMetrics(eqx.Module):
@@ -163,8 +175,11 @@ def ntt_init(
 
     **Raises:**
 
-    `ValueError` if the density leaves a layer empty (`scope="layer"`), or `x` is missing.
+    `ValueError` if the density leaves a layer empty (`scope="layer"`), `x` is missing, or the
+    teacher's weights or the optimiser's steps are NaN or infinite.
     """
+    check_weights("ntt_init", teacher)
+    check_optimizer("ntt_init", optimizer)
     full = sparsify(teacher, where)
     if mask is None and config.initial_mask == "magnitude":
         mask = make_mask(Magnitude()(full), config.density, scope=config.scope)
@@ -206,13 +221,17 @@ def ntt_loss(
 
     **Raises:**
 
-    `ValueError` for a batch of odd size or of fewer than two samples.
+    `ValueError` for a batch of odd size or of fewer than two samples, and for models that do not
+    suit it or each other.
     """
-    if len(x) < 2 or len(x) % 2:
-        raise ValueError(f"ntt_loss: the batch must hold an even number of samples, got {len(x)}.")
-    student = SparseModel(eqx.nn.inference_mode(student.model), student.mask)
-    teacher = eqx.nn.inference_mode(teacher)
-    how = _how(teacher, x, config, step)
+    _check_halves("ntt_loss", x)
+    student, teacher = eqx.nn.inference_mode(student), eqx.nn.inference_mode(teacher)
+    one, two = (sample_output("ntt_loss", m, sample_of(x)).shape for m in (student, teacher))
+    if one != two:
+        raise ValueError(
+            f"ntt_loss: the student's outputs have the shape {one}, the teacher's {two}."
+        )
+    how = _how(config, math.prod(two), step)
     f_t, theta_t = jax.lax.stop_gradient(outputs_and_ntk(teacher, x, config.kernel, **how))
     f_s, theta_s = outputs_and_ntk(student, x, config.kernel, support=support, **how)
     target_distance = jnp.mean(jnp.square(widen(f_s) - widen(f_t)))
@@ -266,7 +285,7 @@ def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, 
 
 def transfer(
     state: NTTState,
-    batches: Iterator[Any],
+    batches: Iterable[Any],
     *,
     num_steps: int | None = None,
     validation: Shaped[Array, "batch ..."] | None = None,
@@ -293,11 +312,17 @@ def transfer(
 
     **Raises:**
 
-    `DivergenceError` when the loss is NaN or infinite in a row.
+    `ValueError` for samples that do not fit the model or cannot be halved, and batches that run
+    out; `DivergenceError` when the loss is NaN or infinite in a row.
     """
     num_steps = state.config.num_steps if num_steps is None else num_steps
     if num_steps is None:
         raise ValueError("transfer: give `num_steps` here or in NTTConfig.")
+    for name, value, least in (("num_steps", num_steps, 0), ("log_every", log_every, 1)):
+        if not is_count(value, least):
+            raise ValueError(f"transfer: {name} must be at least {least}, got {value!r}.")
+    if validation is not None:
+        validation = _fitting("transfer: validation", state.teacher, validation)
     history: list[dict[str, Any]] = []
 
     def log(state: NTTState, train: NTTMetrics | None) -> None:
@@ -315,9 +340,12 @@ def transfer(
 
     if int(state.step) == 0 and validation is not None:
         log(state, None)
-    for step in range(int(state.step) + 1, num_steps + 1):
-        batch = next(batches)
+    source, first = iter(batches), int(state.step) + 1
+    for step in range(first, num_steps + 1):
+        batch = next_batch("transfer", source, step - 1, num_steps)
         x = batch[0] if isinstance(batch, tuple) else batch
+        if step == first:
+            x = _fitting("transfer", state.teacher, x)
         state, metrics = _step(state, jnp.asarray(x))
         if step == 1 or step % log_every == 0 or step == num_steps:
             log(state, metrics)
@@ -334,6 +362,23 @@ def _evaluate(state: NTTState, x: Array) -> NTTMetrics:
     return eqx.tree_at(lambda m: m.learning_rate, metrics, rate)
 
 
+def _check_halves(caller: str, x: Any) -> None:
+    if len(getattr(x, "shape", ())) < 1:
+        check_batch(caller, x)
+    if x.shape[0] < 2 or x.shape[0] % 2:
+        raise ValueError(
+            f"{caller}: the batch must hold an even number of samples, got {x.shape[0]}."
+        )
+
+
+def _fitting(caller: str, teacher: PyTree, x: Any) -> Array:
+    """The samples as an array that can be halved and that the model takes."""
+    _check_halves(caller, x)
+    x = check_samples(caller, x)
+    sample_output(caller, as_inference(teacher), sample_of(x))
+    return x
+
+
 def _keeps_its_counts(mask: PyTree, config: NTTConfig) -> bool:
     """Whether each layer will hold as many weights after every refresh as it does under `mask`."""
     if config.mask_every is None:
@@ -341,14 +386,13 @@ def _keeps_its_counts(mask: PyTree, config: NTTConfig) -> bool:
     if config.scope != "layer" or is_traced(mask):
         return False
     leaves = jax.tree.leaves(mask)
-    return all(int(m.sum()) == round(config.density * m.size) for m in leaves)
+    return all(np.count_nonzero(m) == round(config.density * m.size) for m in leaves)
 
 
-def _how(model: PyTree, x: Array, config: NTTConfig, step: Array | int) -> dict[str, Any]:
+def _how(config: NTTConfig, num_outputs: int, step: Array | int) -> dict[str, Any]:
     """The kernel's arguments that `config` asks for; a sketch's directions belong to the step."""
     how: dict[str, Any] = dict(implementation=config.implementation, outputs=config.outputs)
     if config.outputs == "sketch":
-        num_outputs = math.prod(eqx.filter_eval_shape(lambda m, x: m(x[0]), model, x).shape)
         key = jax.random.fold_in(jax.random.key(0), step)
         directions = sketch_directions(key, config.sketch_size, num_outputs)
         how.update(outputs="full", directions=directions)

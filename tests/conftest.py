@@ -1,4 +1,6 @@
-"""Strict numerics for every test, and a source of fresh keys."""
+"""Strict numerics for every test, a source of fresh keys, and a fixed choice of forms."""
+
+import dataclasses
 
 import jax
 import pytest
@@ -17,6 +19,21 @@ def getkey():
         return key
 
     return fresh
+
+
+@pytest.fixture(scope="module")
+def gathers():
+    """Gather the non-zeros of masks up to a density of 0.15, however small the layer.
+
+    What pays on a device is a matter of measured costs; what is right is not.
+    """
+    from ntt_eqx._ntk import _metric, _support  # not before the type checker's import hook
+
+    eager = dataclasses.replace(_metric.costs(), gathered_density=0.15, gathered_entry=0)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (_metric, _support):
+            patch.setattr(module, "costs", lambda: eager)
+        yield
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Masks from scores: exact counts, ties, scopes, what is refused."""
 
+import subprocess
+import sys
 import warnings
 
 import equinox as eqx
@@ -69,6 +71,13 @@ def test_layer_counts_are_exact(density):
         np.testing.assert_array_equal(kept, highest(score, round(density * score.size)))
 
 
+def test_each_layer_rounds_its_own_count():
+    rng = np.random.default_rng(4)
+    scores = tree(*(rng.normal(size=5).astype(np.float32) for _ in range(3)))
+    kept = [int(m.sum()) for m in weights(masks.make_mask(scores, 0.3))]
+    assert kept == [2, 2, 2]  # round(1.5) each, where round(4.5) would be 4 in all
+
+
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.5, 1.0])
 def test_global_counts_are_exact(density):
     rng = np.random.default_rng(2)
@@ -115,6 +124,16 @@ def test_traced_scores_give_the_same_mask_without_a_retrace(scope):
     assert traces == 1
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_scores_that_are_constants_of_a_traced_function(scope):
+    scores = tree(np.arange(20.0, dtype=np.float32).reshape(4, 5), np.float32([3.0, 9.0, 1.0]))
+    expected = masks.make_mask(scores, 0.5, scope=scope)
+    assert eqx.tree_equal(jax.jit(lambda: masks.make_mask(scores, 0.5, scope=scope))(), expected)
+    broken = tree(np.array([[1.0, np.nan]]))
+    with pytest.raises(ValueError, match=r"scores\['layers'\]\[0\]\['weight'\] has NaN entries"):
+        jax.jit(lambda: masks.make_mask(broken, 0.5, scope=scope))()
+
+
 @pytest.mark.parametrize("density", [0, 0.0, -0.1, 1.0001, 2, float("nan"), float("inf"), True])
 def test_bad_densities_are_refused(density):
     with pytest.raises(ValueError, match=r"density must be a number in \(0, 1\]"):
@@ -141,6 +160,27 @@ def test_a_layer_collapsed_by_global_scope_is_named():
         warnings.simplefilter("error")
         jax.jit(lambda s: masks.make_mask(s, 0.5, scope="global"))(scores)  # values not known
         assert masks.check_collapse(masks.make_mask(scores, 0.5)) == ()
+
+
+def test_warnings_of_collapse_point_to_the_callers_line():
+    # in another process: the type checker of the tests adds frames of its own
+    lines = [
+        "import jax.numpy as jnp",
+        "from ntt_eqx import check_collapse, make_mask",
+        "scores = {'a': jnp.ones(3), 'b': jnp.zeros(3)}",
+        "mask = make_mask(scores, 0.5, scope='global')",
+        "check_collapse(mask)",
+    ]
+    words = [sys.executable, "-W", "always", "-c", "\n".join(lines)]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stderr
+    assert "<string>:4: LayerCollapseWarning: make_mask: layer collapse" in said
+    assert "<string>:5: LayerCollapseWarning: check_collapse: layer collapse" in said
+
+
+def test_check_collapse_of_a_constant_of_a_traced_function():
+    mask = tree(np.ones((3, 3), bool), np.zeros((2, 2), bool))
+    with pytest.warns(masks.LayerCollapseWarning, match=r"\['layers'\]\[1\]\['weight'\]"):
+        jax.jit(lambda x: x if masks.check_collapse(mask) else 2 * x)(1.0)
 
 
 def test_check_collapse_needs_values():

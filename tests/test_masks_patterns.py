@@ -5,6 +5,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -76,6 +77,20 @@ def test_densities_by_layer():
         masks.make_mask(tree, {"['a']": 0.5, "['b']": 0.5}, allocation="erk")
 
 
+def test_names_and_densities_of_no_meaning_are_refused_without_a_type_checker(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    tree = ones({"a": (4, 5)})
+    with pytest.raises(ValueError, match="allocation must be 'uniform' or 'erk', got 'ERK'"):
+        masks.allocate(tree, 0.5, "ERK")  # pyright: ignore
+    with pytest.raises(ValueError, match="scope must be 'layer' or 'global', got 'network'"):
+        masks.make_mask(tree, 0.5, scope="network")  # pyright: ignore
+    for density in ("half", None, [0.5, 0.5], True):
+        with pytest.raises(ValueError, match=r"must be a number in \(0, 1\], got"):
+            masks.make_mask(tree, density)  # pyright: ignore
+    with pytest.raises(ValueError, match=r"must be a number in \(0, 1\], got"):
+        jax.jit(lambda density: masks.make_mask(tree, density))(0.5)
+
+
 def test_options_that_contradict_each_other_are_refused():
     tree = ones({"a": (4, 8)})
     for options in (
@@ -128,6 +143,12 @@ def test_blocks_are_kept_by_their_mean():
     # means: [[1, 2.25, 4], [4, 2, 0]]
     expected = [[0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 0, 0, 0]]
     np.testing.assert_array_equal(mask, np.array(expected, bool))
+
+
+def test_blocks_one_entry_high_are_parts_of_rows():
+    scores = jnp.asarray([[1.0, 1, 9, 0], [2, 2, 0, 0]])
+    (mask,) = masks.make_mask([scores], 0.5, pattern=masks.Block((1, 2)))
+    np.testing.assert_array_equal(mask, np.array([[0, 0, 1, 1], [1, 1, 0, 0]], bool))
 
 
 def test_blocks_of_a_convolution_hold_whole_kernels():

@@ -1,5 +1,7 @@
 """Sparse models: exact zeros, which leaves are prunable, what is refused."""
 
+import pickle
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -75,6 +77,38 @@ def test_a_predicate_chooses_other_leaves(getkey):
     assert (".scale", "Zoo", (3, 3)) in seen
 
 
+class Box:
+    """A node of a tree that says nothing of its children's names."""
+
+    def __init__(self, content, others):
+        self.content, self.others = content, others
+
+
+jax.tree_util.register_pytree_node(
+    Box, lambda box: ((box.content, box.others), None), lambda _, children: Box(*children)
+)
+
+
+def test_children_of_a_node_without_names_have_no_owner(getkey):
+    linear = eqx.nn.Linear(3, 2, key=getkey())
+    model = {"box": Box(linear, (linear.weight,)), "plain": [linear]}
+    owners = {}
+
+    def where(path, owner, leaf):
+        owners[path] = owner
+        return leaf.ndim == 2
+
+    marks = prunable_weights(model, where)
+    assert jax.tree.leaves(marks) == [True, False, True, True, False]
+    assert {path: owner for path, owner in owners.items() if "box" in path} == {
+        "['box'][<flat index 0>].weight": None,
+        "['box'][<flat index 0>].bias": None,
+        "['box'][<flat index 1>][0]": None,
+    }
+    assert owners["['plain'][0].weight"] is owners["['plain'][0].bias"] is linear
+    assert jax.tree.leaves(prunable_weights(model)) == [True, False, False, True, False]
+
+
 def test_a_model_without_prunable_weights_is_refused():
     with pytest.raises(ValueError, match="no prunable weight in LayerNorm; pass `where=`"):
         sparsify(eqx.nn.LayerNorm((3, 3)))
@@ -135,6 +169,13 @@ def test_densities(mlp):
     assert float(sparse.density()) == pytest.approx((total - 4) / total)
 
 
+def test_densities_are_float32_with_64_bits_too(mlp, x64):
+    sparse = sparsify(mlp)
+    assert {d.dtype for d in (sparse.density(), *sparse.densities().values())} == {
+        jnp.dtype(jnp.float32)
+    }
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), density=st.floats(0, 1))
 def test_masked_weights_and_apply_mask_agree(seed, density):
@@ -187,3 +228,68 @@ def test_bfloat16_and_vmap_over_masks(getkey):
     )(stack)
     assert out.shape == (5, 3)
     assert out.dtype == jnp.bfloat16
+
+
+class Dropped(eqx.Module):
+    """Layers with attributes that tree transformations look for by name."""
+
+    hidden: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+    head: eqx.nn.Linear
+
+    def __init__(self, key):
+        one, two = jax.random.split(key)
+        self.hidden = eqx.nn.Linear(4, 5, key=one)
+        self.dropout = eqx.nn.Dropout(0.5)
+        self.head = eqx.nn.Linear(5, 3, use_bias=False, key=two)
+
+    def __call__(self, x, *, key=None):
+        return self.head(self.dropout(jnp.tanh(self.hidden(x)), key=key))
+
+
+@pytest.fixture
+def dropped(getkey):
+    model = Dropped(getkey())
+    return sparsify(model).with_mask(random_mask(model, getkey()))
+
+
+def test_inference_mode_reaches_the_model_and_leaves_the_mask(dropped):
+    x = jnp.arange(4.0)
+    tested = eqx.nn.inference_mode(dropped)
+    assert tested.model.dropout.inference is True and dropped.model.dropout.inference is False
+    assert eqx.tree_equal(tested.mask, dropped.mask)
+    np.testing.assert_array_equal(tested(x), eqx.nn.inference_mode(dropped.to_dense())(x))
+    assert eqx.tree_equal(eqx.nn.inference_mode(tested, value=False), dropped)
+    nested = eqx.nn.inference_mode({"student": dropped, "layer": eqx.nn.Dropout(0.1)})
+    assert nested["student"].model.dropout.inference and nested["layer"].inference
+
+
+def test_tree_transformations_of_a_model_with_dropout(dropped, tmp_path, getkey):
+    x, key = jnp.arange(4.0), getkey()
+    parts = eqx.partition(dropped, eqx.is_inexact_array)
+    assert eqx.tree_equal(eqx.combine(*parts), dropped)
+    assert jax.tree.leaves(parts[0].mask) == []
+    assert eqx.tree_equal(jax.tree.map(lambda leaf: leaf, dropped), dropped)
+    flipped = ~dropped.mask.hidden.weight
+    other = eqx.tree_at(lambda s: s.mask.hidden.weight, dropped, flipped)
+    np.testing.assert_array_equal(other.mask.hidden.weight, flipped)
+    assert eqx.tree_equal(other.mask.head, dropped.mask.head)
+    assert eqx.tree_equal(other.model, dropped.model)
+    ones = eqx.tree_at(lambda s: s.model.hidden.bias, dropped, jnp.ones(5))
+    np.testing.assert_array_equal(ones.to_dense().hidden.bias, 1.0)
+    eqx.tree_serialise_leaves(tmp_path / "model.eqx", dropped)
+    like = sparsify(Dropped(getkey()))
+    assert eqx.tree_equal(eqx.tree_deserialise_leaves(tmp_path / "model.eqx", like), dropped)
+    eager = dropped(x, key=key)
+    np.testing.assert_allclose(eqx.filter_jit(dropped)(x, key=key), eager, rtol=1e-6)
+    assert eqx.tree_equal(pickle.loads(pickle.dumps(dropped)), dropped)
+    shapes = eqx.filter_eval_shape(lambda s: s, dropped)
+    assert shapes.mask.hidden.weight.shape == (5, 4) and shapes.mask.head.bias is None
+
+
+def test_a_mask_for_layers_without_weights_is_refused(mlp):
+    mask = eqx.tree_at(lambda m: m.layers[1], sparsify(mlp).mask, jnp.ones((8, 8), bool))
+    with pytest.raises(ValueError, match=r"mask\.layers\[1\] must be None.* but 2 leaves"):
+        SparseModel(mlp, mask)
+    whole = eqx.tree_at(lambda m: m.layers[1], sparsify(mlp).mask, None)
+    assert SparseModel(mlp, whole).mask.layers[1].weight is None

@@ -14,6 +14,8 @@ import pytest
 
 import ntt_eqx as ntt
 
+pytestmark = pytest.mark.usefixtures("gathers")
+
 DENSITY = 0.3
 GATHERED = 0.13  # few enough weights for the kernel to gather them: 4 and 2
 # Made once: optimiser and settings are static, so tests that share them share a compiled step.
@@ -154,6 +156,106 @@ def test_loss_is_its_definition(getkey, x64, kernel, density):
         np.testing.assert_allclose(getattr(metrics, name), value, rtol=1e-6, err_msg=name)
     kept = round(density * 30) + round(density * 15)
     assert metrics.density == jnp.float32(kept / 45)
+
+
+@pytest.mark.parametrize("density", [DENSITY, GATHERED])
+@pytest.mark.parametrize("kernel", ["active", "ambient"])
+def test_fewer_outputs_compare_the_diagonal_and_its_mean(getkey, x64, kernel, density):
+    state = start(getkey, ntt.NTTConfig(density, kernel=kernel))
+    student, x = moved(state.student, getkey()), jax.random.normal(getkey(), (6, 6))
+    apart = lambda model: np.asarray(
+        ntt.ntk(model, x[:3], x[3:], kernel=kernel, implementation="jacobian")
+    )
+    difference = apart(student) - apart(state.teacher)
+    diagonal = np.einsum("nmkk->nmk", difference)
+    expected = {"diagonal": diagonal, "trace": diagonal.mean(axis=-1), "full": difference}
+    found = {}
+    for outputs, compared in expected.items():
+        for implementation in ("factors", "jacobian"):
+            config = ntt.NTTConfig(
+                density, kernel=kernel, outputs=outputs, implementation=implementation
+            )
+            loss, metrics = loss_of(student, state.teacher, x, config, support=state.support)
+            found[outputs] = float(metrics.kernel_distance)
+            assert found[outputs] == pytest.approx(np.mean(compared**2), rel=1e-6)
+            rest = metrics.target_distance + 1e-4 / density * metrics.weight_norm
+            assert loss == pytest.approx(float(rest) + 1e-3 * found[outputs], rel=1e-6)
+    assert len(set(found.values())) == 3
+
+
+def test_all_directions_of_a_sketch_are_the_full_kernel(getkey):
+    state = start(getkey)
+    student, x = moved(state.student, getkey()), next(batches())
+    distance = {}
+    for outputs in ("full", "sketch"):
+        config = ntt.NTTConfig(DENSITY, outputs=outputs, sketch_size=3)
+        metrics = loss_of(student, state.teacher, x, config)[1]
+        distance[outputs] = metrics.kernel_distance
+        assert metrics.target_distance > 0
+    np.testing.assert_allclose(distance["sketch"], distance["full"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_sketch_is_right_on_average_with_other_directions_at_every_step(getkey, size):
+    state = start(getkey)
+    student, x = moved(state.student, getkey()), next(batches())
+    config = ntt.NTTConfig(DENSITY, outputs="sketch", sketch_size=size)
+
+    @eqx.filter_jit
+    def sketched(steps):
+        one = lambda step: ntt.ntt_loss(student, state.teacher, x, config, step=step)[1]
+        return jax.vmap(one)(steps)
+
+    steps = jnp.arange(2000, dtype=jnp.int32)
+    metrics = sketched(steps)
+    distance = np.asarray(metrics.kernel_distance, np.float64)
+    full = loss_of(student, state.teacher, x, ntt.NTTConfig(DENSITY))[1]
+    assert distance.std() > 0.1 * distance.mean() and len(np.unique(distance)) > 1900
+    error = abs(distance.mean() - float(full.kernel_distance))
+    assert error < 4 * distance.std() / np.sqrt(len(distance))
+    np.testing.assert_allclose(metrics.target_distance, full.target_distance, rtol=1e-5)
+    np.testing.assert_array_equal(sketched(steps).kernel_distance, metrics.kernel_distance)
+
+
+def test_a_sketch_of_more_directions_varies_less(getkey):
+    state = start(getkey)
+    student, x = moved(state.student, getkey()), next(batches())
+    spread = []
+    for size in (1, 2):
+        config = ntt.NTTConfig(DENSITY, outputs="sketch", sketch_size=size)
+        one = lambda step, config=config: (
+            ntt.ntt_loss(student, state.teacher, x, config, step=step)[1].kernel_distance
+        )
+        spread.append(float(jax.jit(jax.vmap(one))(jnp.arange(500, dtype=jnp.int32)).std()))
+    assert spread[0] > 1.5 * spread[1]
+
+
+def test_a_dense_student_is_its_teacher_through_any_sketch(getkey):
+    config = ntt.NTTConfig(1.0, outputs="sketch", sketch_size=2)
+    state = start(getkey, config)
+    metrics = loss_of(state.student, state.teacher, next(batches()), config)[1]
+    assert metrics.kernel_distance < 1e-12 and metrics.target_distance < 1e-12
+
+
+def test_a_step_draws_the_directions_of_its_number(getkey):
+    config = ntt.NTTConfig(DENSITY, outputs="sketch", sketch_size=1)
+    state, x = start(getkey, config), next(batches())
+    seen = []
+    for number in range(3):
+        at = eqx.tree_at(lambda s: s.step, state, jnp.asarray(number, jnp.int32))
+        expected = loss_of(state.student, state.teacher, x, config, step=number)[1]
+        after, metrics = step(at, x)
+        seen.append(float(metrics.kernel_distance))
+        np.testing.assert_allclose(seen[-1], expected.kernel_distance, rtol=1e-4)
+        assert after.step == number + 1
+    assert len(set(seen)) == 3
+
+
+def test_more_directions_than_outputs_are_refused(getkey):
+    config = ntt.NTTConfig(DENSITY, outputs="sketch", sketch_size=4)
+    state = start(getkey, config)
+    with pytest.raises(ValueError, match="1 <= R <= K, got R = 4, K = 3"):
+        ntt.ntt_loss(state.student, state.teacher, next(batches()), config)
 
 
 def test_the_two_kernels_differ_once_there_is_a_mask(getkey):
@@ -309,6 +411,56 @@ def test_a_mask_from_elsewhere_and_a_choice_of_leaves(getkey):
     where = lambda path, owner, leaf: path == ".second.weight"
     state = ntt.ntt_init(teacher, CONFIG, ADAM, where=where)
     assert [m.shape for m in jax.tree.leaves(state.student.mask)] == [(3, 5)]
+
+
+@pytest.mark.parametrize("mask_every", [3, None])
+def test_a_start_inside_jit_is_the_same_without_knowing_where_the_weights_are(getkey, mask_every):
+    config = ntt.NTTConfig(GATHERED, mask_every=mask_every)
+    teacher = Tiny(getkey())
+    traced = eqx.filter_jit(lambda t: ntt.ntt_init(t, config, ADAM))(teacher)
+    plain = ntt.ntt_init(teacher, config, ADAM)
+    assert same(traced.student, plain.student) and traced.step == 0
+    assert jax.tree.leaves(traced.support) == [] != jax.tree.leaves(plain.support)
+    x = next(batches())
+    expected = step(plain, x)[1]
+    np.testing.assert_allclose(step(traced, x)[1].loss, expected.loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_start_inside_jit_from_constants(getkey, own):
+    config, teacher = ntt.NTTConfig(GATHERED), Tiny(getkey())
+    mask = random_mask(teacher, getkey(), GATHERED) if own else None
+    traced = eqx.filter_jit(lambda: ntt.ntt_init(teacher, config, ADAM, mask=mask))()
+    plain = ntt.ntt_init(teacher, config, ADAM, mask=mask)
+    assert same(traced.student, plain.student)
+    assert (jax.tree.leaves(traced.support) != []) == own
+
+
+@pytest.mark.parametrize(
+    "settings, gathered",
+    [
+        ({}, True),
+        ({"mask_every": None}, True),
+        ({"scope": "global"}, False),  # a layer may hold any number after a refresh
+        ({"scope": "global", "mask_every": None}, True),
+        ({"kernel": "ambient"}, False),
+        ({"density": 0.5}, False),
+    ],
+)
+def test_weights_are_gathered_where_their_number_stays(getkey, settings, gathered):
+    state = start(getkey, ntt.NTTConfig(**{"density": GATHERED, **settings}))
+    found = jax.tree.leaves(state.support)
+    assert bool(found) == gathered
+    for indices, mask in zip(found, jax.tree.leaves(state.student.mask), strict=False):
+        np.testing.assert_array_equal(indices, np.flatnonzero(mask))
+
+
+@pytest.mark.parametrize("mask_every, gathered", [(3, False), (None, True)])
+def test_another_number_of_weights_is_gathered_only_where_it_stays(getkey, mask_every, gathered):
+    config, teacher = ntt.NTTConfig(GATHERED, mask_every=mask_every), Tiny(getkey())
+    mask = random_mask(teacher, getkey(), 0.1)
+    state = ntt.ntt_init(teacher, config, ADAM, mask=mask)
+    assert bool(jax.tree.leaves(state.support)) == gathered
 
 
 # A step
@@ -504,7 +656,7 @@ def test_the_state_is_a_tree_of_arrays(getkey):
     state = start(getkey)
     named = jtu.tree_leaves_with_path(eqx.filter(state, eqx.is_array))
     paths = [jtu.keystr(path) for path, _ in named]
-    assert ".student.mask.first.weight" in paths and ".step" in paths
+    assert ".student.masks[0]" in paths and ".step" in paths
     masks = [leaf for _, leaf in named if leaf.dtype == bool]
     assert [m.shape for m in masks] == [(5, 6), (3, 5)]
 
@@ -515,17 +667,27 @@ def test_the_state_is_a_tree_of_arrays(getkey):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"density": 0.0}, r"density must lie in \(0, 1\], got 0.0"),
-        ({"density": 1.5}, r"density must lie in \(0, 1\], got 1.5"),
-        ({"density": math.nan}, r"density must lie in \(0, 1\], got nan"),
+        ({"density": 0.0}, r"density must be a number in \(0, 1\], got 0.0"),
+        ({"density": 1.5}, r"density must be a number in \(0, 1\], got 1.5"),
+        ({"density": math.nan}, r"density must be a number in \(0, 1\], got nan"),
         ({"scope": "network"}, r"scope must be one of \('layer', 'global'\), got 'network'"),
         ({"initial_mask": "snip"}, "initial_mask must be one of"),
         ({"kernel": "ntk"}, r"kernel must be one of \('active', 'ambient'\), got 'ntk'"),
         ({"kernel_weight": -1.0}, "kernel_weight must be finite and >= 0, got -1.0"),
         ({"kernel_weight": math.inf}, "kernel_weight must be finite and >= 0, got inf"),
         ({"l2_weight": math.nan}, "l2_weight must be finite and >= 0, got nan"),
-        ({"mask_every": 0}, "mask_every must be None or at least 1, got 0"),
-        ({"num_steps": 0}, "num_steps must be None or at least 1, got 0"),
+        ({"outputs": "some"}, r"outputs must be one of .*'trace', 'sketch'\), got 'some'"),
+        (
+            {"implementation": "pallas"},
+            r"implementation must be one of \('factors', .* got 'pallas'",
+        ),
+        (
+            {"outputs": "sketch", "implementation": "jacobian"},
+            "a sketch needs implementation='factors'",
+        ),
+        ({"sketch_size": 0}, "sketch_size must be an integer of at least 1, got 0"),
+        ({"mask_every": 0}, "mask_every must be an integer of at least 1 or None, got 0"),
+        ({"num_steps": 0}, "num_steps must be an integer of at least 1 or None, got 0"),
     ],
 )
 def test_settings_that_cannot_work_are_errors(settings, message, monkeypatch):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from .._blocks import block_size, scan_blocks
 from .._precision import accumulator_dtype
 
 
@@ -22,8 +23,8 @@ def masked_tangent_ntk_reference(
 ) -> Float[Array, "n m k l"]:
     """`Theta` for every pair of samples and outputs, accumulated in at least float32.
 
-    The per-sample tangents `T` of both sides exist during the call; the gradient makes them again
-    instead of keeping them.
+    The per-sample tangents `T` are made for some output features i at a time, which stay in cache;
+    the gradient makes them again instead of keeping them.
 
     **Arguments:**
 
@@ -43,7 +44,14 @@ def masked_tangent_ntk_reference(
 
 @jax.custom_vjp
 def _masked(a1, d1, a2, d2, c):
-    return _gram(_weighted(_tangents(a1, d1), c), _tangents(a2, d2))
+    def block(theta, rows):
+        d1, d2, *c = rows
+        return theta + _weighted(_tangents(a1, d1), *c) @ _tangents(a2, d2).T, None
+
+    n, k, m, l = *d1.shape[:2], *d2.shape[:2]
+    rows, size = _rows(a1, d1, a2, d2, c)
+    theta, _ = scan_blocks(block, jnp.zeros((n * k, m * l), a1.dtype), rows, d1.shape[2], size)
+    return theta.reshape(n, k, m, l).transpose(0, 2, 1, 3)
 
 
 def _masked_forward(a1, d1, a2, d2, c):
@@ -57,29 +65,40 @@ def _masked_backward(residuals, g):
     dL/dd[n,k,i,s] = sum_j dL/dT a[n,j,s],  dL/da[n,j,s] = sum_ki dL/dT d[n,k,i,s].
     """
     a1, d1, a2, d2, c = residuals
-    t1_bar = _weighted(jnp.einsum("nmkl,mlij->nkij", g, _tangents(a2, d2)), c)
-    t2_bar = _weighted(jnp.einsum("nmkl,nkij->mlij", g, _tangents(a1, d1)), c)
-    return (*_tangents_backward(a1, d1, t1_bar), *_tangents_backward(a2, d2, t2_bar), None)
+    n, k, m, l = *d1.shape[:2], *d2.shape[:2]
+    g = g.transpose(0, 2, 1, 3).reshape(n * k, m * l)
+
+    def side(a, d, t_bar):
+        t_bar = t_bar.reshape(len(a), -1, len(d), a.shape[1])
+        return jnp.einsum("nkij,inks->njs", t_bar, d), jnp.einsum("nkij,njs->inks", t_bar, a)
+
+    def block(sums, rows):
+        d1, d2, *c = rows
+        a1_bar, d1_bar = side(a1, d1, _weighted(g @ _tangents(a2, d2), *c))
+        a2_bar, d2_bar = side(a2, d2, _weighted(g.T @ _tangents(a1, d1), *c))
+        return (sums[0] + a1_bar, sums[1] + a2_bar), (d1_bar, d2_bar)
+
+    rows, size = _rows(a1, d1, a2, d2, c)
+    zeros = (jnp.zeros_like(a1), jnp.zeros_like(a2))
+    (a1_bar, a2_bar), (d1_bar, d2_bar) = scan_blocks(block, zeros, rows, d1.shape[2], size)
+    return a1_bar, d1_bar.transpose(1, 2, 0, 3), a2_bar, d2_bar.transpose(1, 2, 0, 3), None
 
 
 _masked.defvjp(_masked_forward, _masked_backward)
 
 
+def _rows(a1, d1, a2, d2, c):
+    """What is needed of each output feature i, and how many of them make a block."""
+    tangents = (d1.shape[0] * d1.shape[1] + d2.shape[0] * d2.shape[1]) * a1.shape[1]
+    rows = (d1.transpose(2, 0, 1, 3), d2.transpose(2, 0, 1, 3), *(() if c is None else (c,)))
+    return rows, block_size(d1.shape[2], tangents * a1.dtype.itemsize)
+
+
 def _tangents(a, d):
-    return jnp.einsum("nkis,njs->nkij", d, a)
+    """`T[(n,k),(i,j)]` of some rows i: a[n,j,s], d[i,n,k,s]."""
+    t = jnp.einsum("inks,njs->nkij", d, a)
+    return t.reshape(t.shape[0] * t.shape[1], -1)
 
 
-def _tangents_backward(a, d, t_bar):
-    return jnp.einsum("nkij,nkis->njs", t_bar, d), jnp.einsum("nkij,njs->nkis", t_bar, a)
-
-
-def _weighted(t, c):
-    return t if c is None else t * c[None, None]
-
-
-def _gram(t1, t2):
-    """One matrix product over all weights: [N K, I J] x [I J, M L]."""
-    n, k = t1.shape[:2]
-    m, l = t2.shape[:2]
-    theta = t1.reshape(n * k, -1) @ t2.reshape(m * l, -1).T
-    return theta.reshape(n, k, m, l).transpose(0, 2, 1, 3)
+def _weighted(t, c=None):
+    return t if c is None else t * c.reshape(1, -1)

@@ -60,7 +60,7 @@ def check_density(density: float | int, caller: str) -> float:
     `ValueError` when it is not a number in `(0, 1]` that is known before tracing.
     """
     try:
-        value = math.nan if isinstance(density, bool) else float(density)
+        value = math.nan if isinstance(density, bool | str | bytes) else float(density)
     except Exception:  # whatever it is, and tracers have their own errors, it is no number
         value = math.nan
     if not 0.0 < value <= 1.0:

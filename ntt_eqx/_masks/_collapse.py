@@ -33,7 +33,8 @@ def check_collapse(mask: MaskTree, *, caller: str = "check_collapse") -> tuple[s
     named = jtu.tree_leaves_with_path(mask)
     if is_traced(mask):
         raise ValueError("check_collapse: the mask is traced; call it outside of jit.")
-    kept = jax.device_get([m.any() for _, m in named])
+    with jax.ensure_compile_time_eval():  # the mask may be a constant of a traced function
+        kept = jax.device_get([m.any() for _, m in named])
     empty = tuple(
         jtu.keystr(path) for (path, _), any_kept in zip(named, kept, strict=True) if not any_kept
     )

@@ -59,7 +59,7 @@ def make_mask(
     `LayerCollapseWarning` when `scope="global"` empties a layer, if the scores are concrete.
     """
     mask = build_mask(scores, density, scope=scope, allocation=allocation, pattern=pattern)
-    if scope == "global" and not is_traced(scores):
+    if scope == "global" and not is_traced(mask):
         check_collapse(mask, caller="make_mask")
     return mask
 
@@ -170,15 +170,15 @@ def _check_scores(layers: Mapping[str, Array]) -> None:
     if not layers:
         raise ValueError("make_mask: the score tree has no scores.")
     for name, leaf in layers.items():
-        dtype = getattr(leaf, "dtype", type(leaf))
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"make_mask: scores{name} must be a floating-point array, got {dtype}."
-            )
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            got = type(leaf).__name__ if dtype is None else dtype
+            raise ValueError(f"make_mask: scores{name} must be a floating-point array, got {got}.")
         if leaf.size == 0:
             raise ValueError(f"make_mask: scores{name} is empty, its shape is {leaf.shape}.")
     concrete = {name: leaf for name, leaf in layers.items() if not is_traced(leaf)}
-    broken = jax.device_get([jnp.isnan(leaf).any() for leaf in concrete.values()])
+    with jax.ensure_compile_time_eval():  # constants of a traced function are concrete, too
+        broken = jax.device_get([jnp.isnan(leaf).any() for leaf in concrete.values()])
     for name, has_nan in zip(concrete, broken, strict=True):
         if has_nan:
             raise ValueError(f"make_mask: scores{name} has NaN entries.")

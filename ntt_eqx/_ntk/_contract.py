@@ -15,7 +15,7 @@ from ..kernels import (
 )
 from ._factors import Factors, LayerFactors, Tangents
 from ._layers import Layer
-from ._metric import DenseMetric, LayerMetric, SelectedMetric
+from ._metric import DenseMetric, LayerMetric
 
 Outputs: TypeAlias = Literal["full", "diagonal", "trace"]
 
@@ -40,7 +40,7 @@ def contract(
     terms = []
     for layer, metric, one, two in zip(layers, metrics, first.layers, second.layers, strict=True):
         if isinstance(one, Tangents) and isinstance(two, Tangents):
-            terms.append(_gram(one.t, two.t, _flat(metric), outputs))
+            terms.append(_gram(one.t, two.t, _flat(layer, metric), outputs))
         elif isinstance(one, LayerFactors) and isinstance(two, LayerFactors):
             terms.append(_layer_kernel(layer, metric, one, two, outputs))
     for c, one, two in zip(rest, first.jacobians, second.jacobians, strict=True):
@@ -76,9 +76,11 @@ def _layer_kernel(
     return total  # pyright: ignore[reportReturnType]
 
 
-def _flat(metric: LayerMetric) -> Array | None:
-    if isinstance(metric, SelectedMetric):
-        return metric.values
+def _flat(layer: Layer, metric: LayerMetric) -> Array | None:
+    """The metric of the entries of a layer's tangents."""
+    if isinstance(metric, GatheredMetric):
+        values = metric.values.reshape(-1)
+        return values if layer.bias is None else jnp.concatenate([values, metric.offset])
     return metric.values.reshape(-1) if isinstance(metric, DenseMetric) else None
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._checks import sample_of, sample_output
 from .._sparse import SparseModel
 from .._types import wide_dtype
 from ._contract import Outputs, contract
@@ -124,6 +125,7 @@ def oracle(
 ) -> Array:
     """The kernel by one of the direct implementations."""
     dense, weights = dense_and_metric(model, kernel, metric)
+    sample_output("ntk", dense, sample_of(x1))
     theta = ORACLES[implementation](dense, x1, x2, weights)
     if outputs == "full":
         return theta

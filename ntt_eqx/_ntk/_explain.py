@@ -5,6 +5,7 @@ import math
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
 from ..kernels import GatheredMetric
@@ -12,7 +13,7 @@ from ._contract import Outputs
 from ._engine import Engine, KernelKind
 from ._factors import choose_form
 from ._layers import Layer
-from ._metric import LayerMetric, SelectedMetric
+from ._metric import LayerMetric
 from ._support import support_of
 
 Path = Literal["factors", "gathered factors", "tangents", "gathered tangents", "jacobian"]
@@ -166,31 +167,27 @@ def _layer_cost(
 ) -> ParameterCost:
     rows, width, s = layer.groups * layer.features, layer.inputs, layer.positions
     name, aval = engine.program.paths[layer.weight], engine.program.params[layer.weight]
-    total, kept = rows * width, rows * width
-    gathered = isinstance(metric, GatheredMetric | SelectedMetric)
-    if gathered:
-        kept = _kept(metric, layer)
+    total = kept = rows * width
+    gathered = isinstance(metric, GatheredMetric)
+    if metric is not None:
+        values = metric.values if gathered else metric.values[..., :width]
+        kept = int(np.count_nonzero(jax.device_get(values)))
+    work = kept if gathered else total
     if layer.bias is not None:
         name += " + " + engine.program.paths[layer.bias]
     stored = (n + m) * s * (k * rows + layer.groups * width)
     if form == "tangents":
         # T of both sides, and their product
-        flops = 2 * (n + m) * k * total * s + 2 * n * m * pairs * (kept + rows)
-        stored = (n + m) * k * (kept + rows)
+        entries = metric.values.size if gathered else total
+        entries += 0 if layer.bias is None else rows
+        flops = 2 * (n + m) * k * entries * s + 2 * n * m * pairs * entries
+        stored = (n + m) * k * entries
     elif s > 1:
         flops = 2 * (n + m) * k * total * s + 2 * n * m * pairs * total
     elif metric is None:
         flops = 2 * n * m * (width + pairs * rows)
     else:
-        flops = 2 * n * m * (kept + pairs * rows)
+        flops = 2 * n * m * (work + pairs * rows)
     path: Any = ("gathered " if gathered else "") + ("tangents" if s > 1 else "factors")
     once = 2 * total * s
     return ParameterCost(name, aval.shape, kept, path, flops, once, stored * size)
-
-
-def _kept(metric: Any, layer: Layer) -> int:
-    """Non-zeros of a gathered weight, without its bias."""
-    values = metric.values
-    if isinstance(metric, SelectedMetric) and layer.bias is not None:
-        values = values[: len(values) - layer.groups * layer.features]
-    return int(jax.device_get((values != 0).sum()))

@@ -2,7 +2,8 @@
 
 A linear layer computes `y[g,i,s] = sum_j W[g,i,j] a[g,j,s]`: groups g, output features i, input
 features j, positions s. A dense layer has one group and one position, a dense layer that `vmap`
-applies along a sequence has many positions, and a convolution has its patches as input features.
+applies along a sequence has many positions, a convolution has its patches as input features, and an
+embedding's input is 1 at one feature.
 A parameter that reaches the layer through operations that only rearrange its entries (a reshape, a
 transpose, a change of dtype) still counts: the metric `c` is rearranged with it.
 """
@@ -12,6 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -160,6 +162,8 @@ def _linear_layer(
         return _dense(step, index, operand, view)
     if step.name == "conv_general_dilated" and operand == 1:
         return _convolution(step, index, view)
+    if step.name in ("gather", "dynamic_slice") and operand == 0:
+        return _embedding(step, index, view)
     return None
 
 
@@ -223,6 +227,42 @@ def _convolution(step: Step, index: int, view: _View) -> Layer | None:
     return Layer(
         "convolution", view.param, None, index, 0, groups, features, inputs, positions,
         _keeps_order(weight_view, view, step, 1), weight_view, None, activations, cotangents,
+    )  # fmt: skip
+
+
+def _embedding(step: Step, index: int, view: _View) -> Layer | None:
+    """Rows of a table: a dense layer whose input is 1 at the row's number and 0 elsewhere."""
+    p, (table, *places) = step.eqn.params, [v.aval.shape for v in step.eqn.invars]
+    count, *row = table
+    if tuple(p["slice_sizes"]) != (1, *row):
+        return None
+    column, clips, offsets = 0, True, tuple(range(len(step.shape)))  # dynamic_slice: one row
+    if step.name == "gather":
+        numbers, offsets = p["dimension_numbers"], tuple(p["dimension_numbers"].offset_dims)
+        clips = p["mode"] == jax.lax.GatherScatterMode.CLIP
+        starts = tuple(numbers.start_index_map)
+        # Other starts can only be 0, and are made so where places are clipped.
+        if starts != (0,) and not (clips and 0 in starts) or numbers.operand_batching_dims:
+            return None
+        column = starts.index(0)
+    positions = math.prod(places[0][:-1]) if step.name == "gather" else 1
+    features, order = math.prod(row), [n for n in range(len(step.shape)) if n not in offsets]
+
+    def weight_view(c: Any) -> Any:
+        return view.apply(c).reshape(1, count, features).swapaxes(1, 2)
+
+    def activations(places: Array) -> Array:
+        places = jnp.reshape(places, (positions, -1))[:, column]
+        places = jnp.clip(places, 0, count - 1) if clips else places  # else: as no row at all
+        rows = jax.nn.one_hot(places, count, dtype=step.eqn.outvars[0].aval.dtype)
+        return rows.T[None]
+
+    def cotangents(d: Any) -> Any:
+        return d.transpose(*offsets, *order).reshape(1, features, positions)
+
+    return Layer(
+        "embedding", view.param, None, index, 1, 1, features, count, positions,
+        _keeps_order(weight_view, view, step, 0), weight_view, None, activations, cotangents,
     )  # fmt: skip
 
 

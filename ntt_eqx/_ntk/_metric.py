@@ -1,14 +1,14 @@
 """The metric `c_p` of the kernel's sum over parameters, brought into the form each layer wants."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
-from ..kernels import GatheredMetric, gather_rows
+from ..kernels import GatheredMetric, gather_rows, gathered_entries
+from ._costs import costs
 from ._layers import Layer
 
 
@@ -22,19 +22,7 @@ class DenseMetric(eqx.Module):
     values: Array
 
 
-class SelectedMetric(eqx.Module):
-    """A layer's metric where it is not zero, for tangents that are kept at these entries alone.
-
-    Attributes:
-        indices: flat indices into `[G, I, J]`, the bias's column included.
-        values: the metric there.
-    """
-
-    indices: Int[Array, " entries"]
-    values: Array
-
-
-LayerMetric = DenseMetric | SelectedMetric | GatheredMetric | None
+LayerMetric = DenseMetric | GatheredMetric | None
 
 
 def layer_metric(
@@ -53,16 +41,22 @@ def layer_metric(
     if weight is None and bias is None:
         return None
     indices = support[layer.weight]
-    if weight is not None and indices is not None and layer.keeps_order:
-        if layer.positions > 1:
-            return _selected(layer, weight, bias, indices, dtype)
-        if layer.groups == 1:
-            offset = jnp.zeros(layer.features, dtype)
-            if layer.bias is not None:
-                ones = jnp.ones(layer.features, dtype)
-                offset = ones if bias is None else layer.bias_metric(bias)[0].astype(dtype)
-            return gather_rows(indices, layer.metric(weight)[0], offset)
+    if weight is not None and indices is not None and _gathers(layer, len(indices)):
+        offset = jnp.zeros(layer.groups * layer.features, dtype)
+        if layer.bias is not None:
+            ones = jnp.ones_like(offset)
+            offset = ones if bias is None else layer.bias_metric(bias).reshape(-1).astype(dtype)
+        return gather_rows(indices, layer.metric(weight).reshape(-1, layer.inputs), offset)
     return DenseMetric(_dense(layer, weight, bias, dtype))
+
+
+def _gathers(layer: Layer, nonzeros: int) -> bool:
+    """Whether a layer's non-zeros can be gathered, and are worth it."""
+    if layer.positions == 1:
+        return layer.keeps_order and layer.groups == 1
+    rows = layer.groups * layer.features
+    entries = gathered_entries(nonzeros, rows)
+    return layer.keeps_order and costs().gathered_entry * entries < rows * layer.inputs
 
 
 def _dense(layer: Layer, weight: Array | None, bias: Array | None, dtype: Any) -> Array:
@@ -74,19 +68,3 @@ def _dense(layer: Layer, weight: Array | None, bias: Array | None, dtype: Any) -
     if columns.dtype != column.dtype:
         columns, column = columns.astype(dtype), column.astype(dtype)
     return jnp.concatenate([columns, column[..., None]], axis=2)
-
-
-def _selected(
-    layer: Layer, weight: Array, bias: Array | None, indices: Array, dtype: Any
-) -> SelectedMetric:
-    rows, width = layer.groups * layer.features, layer.inputs
-    values = weight.reshape(-1).at[indices].get(mode="fill", fill_value=0).astype(dtype)
-    if layer.bias is None:
-        return SelectedMetric(indices, values)
-    total = rows * (width + 1)
-    inside = indices < math.prod(weight.shape)
-    indices = jnp.where(inside, indices + indices // width, total)
-    column = jnp.arange(rows, dtype=indices.dtype) * (width + 1) + width
-    ones = jnp.ones(rows, dtype)
-    more = ones if bias is None else layer.bias_metric(bias).reshape(-1).astype(dtype)
-    return SelectedMetric(jnp.concatenate([indices, column]), jnp.concatenate([values, more]))

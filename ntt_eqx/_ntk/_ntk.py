@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from .._checks import check_batch, is_count
 from ._contract import Outputs
 from ._engine import ORACLES, Engine, Implementation, KernelKind, oracle
 from ._pairs import default_budget, kernel_in_blocks
@@ -96,13 +97,14 @@ def _check(
     implementation: str | None,
     max_bytes: int | None,
 ) -> None:
+    check_batch("ntk: x1", x1)
+    if x2 is not None:
+        check_batch("ntk: x2", x2)
     if x2 is not None and (x1.shape[1:] != x2.shape[1:] or x1.dtype != x2.dtype):
         raise ValueError(
             f"ntk: x1 holds samples {x1.dtype}{list(x1.shape[1:])} but x2 holds "
             f"{x2.dtype}{list(x2.shape[1:])}; both must suit the model."
         )
-    if len(x1) == 0 or (x2 is not None and len(x2) == 0):
-        raise ValueError("ntk: a batch must hold at least one sample.")
     for name, value, allowed in (
         ("kernel", kernel, ("active", "ambient")),
         ("outputs", outputs, ("full", "diagonal", "trace")),
@@ -112,5 +114,5 @@ def _check(
             raise ValueError(f"ntk: {name} must be one of {allowed}, got {value!r}.")
     if directions is not None and (outputs != "full" or implementation in ORACLES):
         raise ValueError("ntk: directions go with outputs='full' and implementation='factors'.")
-    if max_bytes is not None and max_bytes < 1:
+    if max_bytes is not None and not is_count(max_bytes):
         raise ValueError(f"ntk: max_bytes must be positive, got {max_bytes}.")

@@ -47,15 +47,26 @@ def patches(eqn: Any, a: Array) -> Array:
     # sums in the gradient.
     for axis in reversed(range(len(window))):
         size, stride, dilation = window[axis], p["window_strides"][axis], p["rhs_dilation"][axis]
-        out = (a.shape[axis + 1] - (size - 1) * dilation - 1) // stride + 1
-        taps = [
-            lax.slice_in_dim(
-                a, t * dilation, t * dilation + (out - 1) * stride + 1, stride, axis + 1
-            )
-            for t in range(size)
-        ]
+        count = (a.shape[axis + 1] - (size - 1) * dilation - 1) // stride + 1
+        starts = np.arange(size) * dilation
+        if axis == len(window) - 1 and stride == 1 and jax.default_backend() == "cpu":
+            a = _windows_in_a_loop(a, starts, count, axis + 1, len(window) + 1)
+            continue
+        span = (count - 1) * stride + 1
+        taps = [lax.slice_in_dim(a, t, t + span, stride, axis + 1) for t in starts.tolist()]
         a = jnp.stack(taps, axis=len(window) + 1)
     return a.reshape(*a.shape[: len(window) + 1], math.prod(window), channels_size)
+
+
+def _windows_in_a_loop(a: Array, starts: np.ndarray, count: int, axis: int, place: int) -> Array:
+    """One slice of `count` entries a start, stacked.
+
+    A loop keeps XLA on CPU from fusing its gradient, a sum over all windows that an entry is in,
+    into what reads it: a max-pool's gradient reads each entry several times, and would compute the
+    sum again each time.
+    """
+    one = lambda start: lax.dynamic_slice_in_dim(a, start, count, axis)
+    return jnp.moveaxis(lax.map(one, jnp.asarray(starts, jnp.int32)), 0, place)
 
 
 def _convolution(eqn: Any, a: Array, weight: Array) -> Array:

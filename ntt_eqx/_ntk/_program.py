@@ -1,8 +1,8 @@
 """A model written for one sample as a flat list of primitive steps, and how to run it.
 
 The model is traced once to a jaxpr, calls such as `jit` are unfolded, and every value gets a slot.
-Running the program can add a perturbation to the output of chosen steps and hand out their
-operands: that is all that `_factors` needs to differentiate with respect to a layer's output.
+Running its steps can add a perturbation to the output of chosen ones and hand out their operands:
+that is all that `_factors` needs to differentiate with respect to a layer's output.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import jax.extend.core as jex_core
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._checks import calling_model, checked_output
 from ._primitives import apply_primitive
 
 _INLINED = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
@@ -74,18 +75,13 @@ def trace(model: PyTree, sample: jax.ShapeDtypeStruct) -> tuple[Program, list[Ar
     leaves = [leaf for _, leaf in named]
     paths = tuple(jax.tree_util.keystr(path) for path, _ in named)
 
-    def call(params: list[Array], x: Array) -> Array:
-        out = eqx.combine(jax.tree_util.tree_unflatten(treedef, params), static)(x)
-        if not isinstance(out, jax.Array) or not jnp.issubdtype(out.dtype, jnp.floating):
-            raise ValueError(
-                "ntk: the model must map one sample to one floating-point array of outputs, but "
-                f"it returned {jax.eval_shape(lambda: out)!r}. Wrap models that take or return a "
-                "state or a key in a function of the sample alone."
-            )
-        return out
+    def call(params: list[Array], x: Array) -> Any:
+        return eqx.combine(jax.tree_util.tree_unflatten(treedef, params), static)(x)
 
     avals = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    closed = jax.make_jaxpr(call)(list(avals), sample)
+    with calling_model("ntk", model, sample):
+        closed, out = jax.make_jaxpr(call, return_shape=True)(list(avals), sample)
+    checked_output("ntk", out)
     steps: list[Step] = []
     slots = _Slots()
     inputs = [slots.new() for _ in range(len(avals) + 1)]
@@ -99,34 +95,44 @@ def trace(model: PyTree, sample: jax.ShapeDtypeStruct) -> tuple[Program, list[Ar
 
 def run(
     program: Program,
-    params: Sequence[Array],
-    x: Array,
+    values: Mapping[int, Any],
+    steps: Sequence[int],
     perturbations: Mapping[int, Array],
     tapped: Mapping[int, int],
-) -> tuple[Array, dict[int, Array]]:
-    """Evaluate the program for one sample.
+) -> tuple[dict[int, Any], dict[int, Array]]:
+    """Evaluate steps of the program for one sample.
 
     **Arguments:**
 
+    - `values`: slot -> value; what the steps read and do not write themselves.
+    - `steps`: indices of the steps, in their order.
     - `perturbations`: step index -> array added to that step's output.
     - `tapped`: step index -> operand number whose value is handed out.
 
     **Returns:**
 
-    The outputs, flattened to `[K]`, and the tapped operands by step index.
+    The values of all slots, and the tapped operands by step index.
     """
-    values: dict[int, Any] = dict(enumerate([*params, x]))
-    operands: dict[int, Array] = {}
-    read = lambda slot: slot.value if isinstance(slot, Const) else values[slot]
-    for index, step in enumerate(program.steps):
-        inputs = [read(slot) for slot in step.inputs]
+    values, operands = dict(values), {}
+    for index in steps:
+        step = program.steps[index]
+        inputs = [_read(values, slot) for slot in step.inputs]
         if index in tapped:
             operands[index] = inputs[tapped[index]]
         outputs = apply_primitive(step.eqn, inputs)
         if index in perturbations:
             outputs = [outputs[0] + perturbations[index].astype(outputs[0].dtype)]
         values.update(zip(step.outputs, outputs, strict=True))
-    return jnp.reshape(read(program.output), (-1,)), operands
+    return values, operands
+
+
+def outputs_of(program: Program, values: Mapping[int, Any]) -> Array:
+    """The program's outputs among `values`, flattened to `[K]`."""
+    return jnp.reshape(_read(values, program.output), (-1,))
+
+
+def _read(values: Mapping[int, Any], slot: Any) -> Any:
+    return slot.value if isinstance(slot, Const) else values[slot]
 
 
 class _Slots:

@@ -9,10 +9,7 @@ from jaxtyping import PyTree
 
 from .._masks._collapse import is_traced
 from .._sparse import SparseModel
-
-# Above this density a mask's non-zeros are not gathered: measured on CPU, the dense product of
-# LeNet-300-100's first layer is then as fast.
-_SPARSE = 0.15
+from ._costs import costs
 
 
 def support_of(model: PyTree, kernel: str) -> PyTree | None:
@@ -33,7 +30,7 @@ def mask_support(mask: PyTree, *, bucketed: bool = False) -> PyTree:
 
     def indices(m):
         found = np.flatnonzero(np.asarray(m)).astype(np.int32)
-        if len(found) > _SPARSE * m.size:
+        if len(found) > costs().gathered_density * m.size:
             return None
         length = len(found)
         if bucketed:

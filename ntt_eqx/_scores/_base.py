@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Int, PyTree
 
+from .._checks import sample_of, sample_output
 from .._examples import Examples, Samples, as_inference, check_examples, check_samples
 from .._sparse import SparseModel, sparsify
 from .._types import ScoreTree
@@ -73,8 +74,10 @@ def sample_shape(caller: str, x: Any) -> tuple[int, ...]:
 
 
 def read_inputs(caller: str, model: PyTree, x: Any) -> tuple[SparseModel, Array]:
-    """The model with a mask, and its inputs as a checked array."""
-    return sparsify(model), check_samples(caller, x)
+    """The model with a mask, and its inputs as a checked array that it takes."""
+    sparse, x = sparsify(model), check_samples(caller, x)
+    sample_output(caller, as_inference(sparse), sample_of(x))
+    return sparse, x
 
 
 def read_examples(

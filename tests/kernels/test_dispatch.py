@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import oracle
 import pytest
 from beartype.roar import BeartypeException
@@ -162,6 +163,35 @@ def test_messages_say_what_was_given():
     factors[3] = jax.ShapeDtypeStruct((3, 2, 5), jnp.bfloat16)
     with pytest.raises(ValueError, match="d2 is bfloat16 but a1 is float32"):
         kernels.masked_ntk_choice(*factors)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_messages_without_a_type_checker(operation, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    sizes, choice = OPERATIONS[operation], getattr(kernels, f"{operation}_choice")
+    array = jax.ShapeDtypeStruct
+    factors = [array(shape, jnp.float32) for shape in sizes.shapes]
+    mask = array((sizes.i, sizes.j), jnp.int32)
+    with pytest.raises(ValueError, match=f"{operation}: mask must be boolean or .*, got int32"):
+        choice(*factors, mask)
+    with pytest.raises(ValueError, match=f"{operation}: the factors must be .*, got int32"):
+        choice(*(array(x.shape, jnp.int32) for x in factors))
+    for index, name in enumerate(("a1", "d1", "a2", "d2")):
+        other = list(factors)
+        other[index] = array((*factors[index].shape, 1), jnp.float32)
+        axes = len(factors[index].shape)
+        with pytest.raises(ValueError, match=f"{operation}: {name} must have {axes} axes, got"):
+            choice(*other)
+    message = r"precision must be one of \['bfloat16', 'float32', 'tf32'\] or None, got 'float16'"
+    with pytest.raises(ValueError, match=f"{operation}: {message}"):
+        choice(*factors, precision="float16")
+
+
+def test_a_default_device_given_by_its_platform():
+    with jax.default_device("cpu"):
+        assert _dispatch.target_device() == _dispatch.Device("cpu", "cpu")
+    assert _dispatch._platform_of("TPU v6 lite") == "tpu"
+    assert _dispatch._platform_of("NVIDIA H100 80GB HBM3") == "gpu"
 
 
 def test_refusals_come_before_tracing():

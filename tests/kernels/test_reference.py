@@ -12,9 +12,12 @@ from oracle import Sizes, relative_error
 
 from ntt_eqx.kernels import (
     gather_rows,
+    gathered_tangents,
     masked_ntk_diagonal_reference,
     masked_ntk_reference,
+    masked_tangent_ntk_reference,
 )
+from ntt_eqx.kernels._blocks import BLOCK_BYTES, block_size, map_blocks, scan_blocks
 from ntt_eqx.kernels._gather import WIDTH, gathered_u, gathered_u_backward
 
 SIZES = Sizes(n=3, m=4, k=2, l=3, i=6, j=37)
@@ -90,6 +93,35 @@ def test_products_of_gathered_and_whole_masks(name, x64):
     assert relative_error(diagonal, expected) < 1e-13
 
 
+@pytest.mark.parametrize("name", MASKS)
+def test_tangents_at_gathered_entries(name, x64):
+    """The entries' positions are those of the metric's values."""
+    mask = MASKS[name]
+    c = metric_of(mask, jnp.float64)
+    rng = np.random.default_rng(4)
+    a, d = rng.normal(size=(37, 5)), rng.normal(size=(2, 6, 5))
+    short = gathered(mask, c, jnp.zeros(6), fill=WIDTH + 3)
+    found = gathered_tangents(jnp.asarray(a), jnp.asarray(d), short)
+    whole = np.einsum("kis,js->kij", d, a)
+    expected = np.zeros((2, *short.values.shape))
+    for chunk, row in enumerate(np.asarray(short.rows)):
+        used = np.asarray(short.values[chunk]) != 0
+        expected[:, chunk, used] = whole[:, min(row, 5), np.asarray(short.columns)[chunk, used]]
+    found = np.asarray(found) * np.asarray(short.values).reshape(1, -1)
+    expected *= np.asarray(short.values)
+    np.testing.assert_allclose(found, expected.reshape(2, -1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "float"])
+def test_the_diagonal_is_that_of_all_pairs(kind):
+    sizes = Sizes(n=3, m=4, k=2, l=2, i=6, j=7)
+    args = oracle.factors(sizes)
+    mask = None if kind == "none" else oracle.random_mask(sizes, kind=kind)
+    expected = np.einsum("nmkk->nmk", oracle.product(*args, mask))
+    found = masked_ntk_diagonal_reference(*args, mask)
+    assert found.dtype == jnp.float32 and relative_error(found, expected) < 1e-5
+
+
 @pytest.mark.parametrize("name", ["unequal rows", "few", "no entry"])
 def test_gradients_of_gathered_masks(name, x64):
     mask = MASKS[name]
@@ -141,3 +173,110 @@ def test_masks_with_as_many_entries_compile_once():
         found = run(indices_of(mask), jnp.asarray(mask), args)
         assert relative_error(found, oracle.product(*args, mask)) < 1e-5
     assert len(traces) == 1
+
+
+# Blocks
+
+
+@pytest.mark.parametrize(
+    ("rows", "per_row", "budget", "expected"),
+    [
+        (10, 1, 100, 10),  # all at once
+        (10, 10, 100, 10),  # just so
+        (10, 11, 100, 5),  # 9 fit, and 5 + 5 are more even than 9 + 1
+        (10, 30, 100, 3),  # 3 + 3 + 3 + 1
+        (7, 60, 100, 1),
+        (7, 1000, 100, 1),  # one row is the least
+        (5, 0, 100, 5),
+        (1, 7, 7, 1),
+    ],
+)
+def test_a_block_has_as_many_rows_as_fit_spread_evenly(rows, per_row, budget, expected):
+    assert block_size(rows, per_row, budget) == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 7, 9])
+def test_work_in_blocks_gives_what_all_at_once_gives(size):
+    x, y = jnp.arange(18.0).reshape(6, 3), jnp.arange(6)
+    rows_of = np.asarray(x).sum(axis=1) + np.asarray(y)
+    seen = []
+
+    def rows(block):
+        seen.append(len(block[1]))
+        return block[0] * 2, {"sum": block[0].sum(axis=1) + block[1].astype(jnp.float32)}
+
+    doubled, sums = map_blocks(rows, (x, y), 6, size)
+    np.testing.assert_array_equal(doubled, 2 * x)
+    np.testing.assert_array_equal(sums["sum"], rows_of)
+    total, (doubled, sums) = scan_blocks(
+        lambda carry, block: (carry + block[0].sum(axis=0), rows(block)),
+        jnp.ones(3),
+        (x, y),
+        6,
+        size,
+    )
+    np.testing.assert_array_equal(total, 1 + x.sum(axis=0))
+    np.testing.assert_array_equal(doubled, 2 * x)
+    np.testing.assert_array_equal(sums["sum"], rows_of)
+    assert set(seen) == {min(size, 6)}
+
+
+# One row of these takes more than a third of a block, so two of them make a block.
+LONG = BLOCK_BYTES // (2 * 3 * 8) + 1  # features of three samples of float64
+SOME_BLOCKS = [
+    pytest.param(Sizes(n=4, m=2, k=1, l=2, i=3, j=LONG), [2, 2], id="divisible"),
+    pytest.param(Sizes(n=5, m=2, k=2, l=1, i=3, j=LONG), [2, 2, 1], id="not divisible"),
+    pytest.param(Sizes(n=3, m=3, k=1, l=1, i=2, j=LONG), [1, 1, 1], id="one by one"),
+]
+
+
+def assert_is_the_oracles(product, sizes, args, mask):
+    """Values and gradients of a float64 product, all in one compiled program."""
+    g = np.random.default_rng(5).normal(size=(sizes.n, sizes.m, sizes.k, sizes.l))
+
+    @jax.jit
+    def run(*args):
+        theta, pull = jax.vjp(lambda *a: product(*a, mask), *args)
+        return theta, pull(jnp.asarray(g))
+
+    theta, gradient = run(*args)
+    assert relative_error(theta, oracle.product(*args, mask)) < 1e-12
+    ones = np.ones((sizes.i, sizes.j)) if mask is None else mask
+    for found, expected in zip(gradient, oracle.gradient(*args, ones, g), strict=True):
+        assert relative_error(found, expected) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+@pytest.mark.parametrize(("sizes", "blocks"), SOME_BLOCKS)
+def test_products_and_gradients_of_more_than_one_block(sizes, blocks, kind, x64):
+    """Layers so wide that the work is cut into several blocks of samples."""
+    size = block_size(sizes.n, sizes.m * sizes.j * 8)
+    assert [min(size, sizes.n - start) for start in range(0, sizes.n, size)] == blocks
+    args = oracle.factors(sizes, dtype=jnp.float64)
+    mask = oracle.random_mask(sizes, kind=kind)
+    assert_is_the_oracles(masked_ntk_reference, sizes, args, mask)
+    if sizes.k == sizes.l:
+        diagonal = masked_ntk_diagonal_reference(*args, mask)
+        expected = np.einsum("nmkk->nmk", oracle.product(*args, mask))
+        assert relative_error(diagonal, expected) < 1e-12
+
+
+WIDE = BLOCK_BYTES // (8 * 8) + 1  # input features of which two output features make no block
+MANY = BLOCK_BYTES // (3 * 8 * 8)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float", "none"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param(Sizes(n=2, m=2, k=2, l=2, i=3, j=WIDE, s=2), id="one by one"),
+        pytest.param(Sizes(n=2, m=3, k=1, l=2, i=4, j=MANY, s=1), id="divisible"),
+        pytest.param(Sizes(n=1, m=7, k=1, l=1, i=5, j=MANY, s=2), id="not divisible"),
+    ],
+)
+def test_tangents_of_more_than_one_block(sizes, kind, x64):
+    """Layers at many positions whose tangents of all output features are many megabytes."""
+    args = oracle.factors(sizes, dtype=jnp.float64)
+    assert (sizes.n * sizes.k + sizes.m * sizes.l) * sizes.j * sizes.i * 8 > BLOCK_BYTES
+    mask = None if kind == "none" else oracle.random_mask(sizes, kind=kind)
+    assert_is_the_oracles(masked_tangent_ntk_reference, sizes, args, mask)

@@ -18,7 +18,7 @@ from zoo import ZOO, Half
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk._layers import find_layers
-from ntt_eqx._ntk._metric import SelectedMetric, layer_metric
+from ntt_eqx._ntk._metric import layer_metric
 from ntt_eqx._ntk._program import trace
 from ntt_eqx._ntk._support import mask_support
 from ntt_eqx.kernels import GatheredMetric
@@ -155,9 +155,9 @@ def test_bfloat16_bias_beside_float64_weights():
         assert relative_error(theta, expected) < 0.02
 
 
-def test_gathered_paths_are_taken():
+def test_gathered_paths_are_taken(gathers):
     """A mask with few entries is gathered where the weight keeps its order, and only there."""
-    forms = {}
+    taken = set()
     for name in ("raw", "images", "tokens"):
         case = ZOO[name]
         sparse = ntt.sparsify(built(name), every_array)
@@ -166,12 +166,42 @@ def test_gathered_paths_are_taken():
         support = jax.tree.leaves(mask_support(mask), is_leaf=lambda s: s is None)
         for layer in layers:
             metric = layer_metric(layer, jax.tree.leaves(mask), support, jnp.float64)
-            forms[program.paths[layer.weight]] = type(metric)
-            expected = SelectedMetric if layer.positions > 1 else GatheredMetric
-            plain = layer.keeps_order and (layer.groups == 1 or layer.positions > 1)
+            many = layer.positions > 1
+            plain = layer.keeps_order and (many or layer.groups == 1)
             few = support[layer.weight] is not None
-            assert isinstance(metric, expected) == (plain and few)
-    assert GatheredMetric in forms.values() and SelectedMetric in forms.values()
+            assert isinstance(metric, GatheredMetric) == (plain and few)
+            taken.add((many, isinstance(metric, GatheredMetric)))
+    assert taken == {(many, gathered) for many in (False, True) for gathered in (False, True)}
+
+
+LOOKUPS = {
+    "mapped": lambda table, x: jax.vmap(lambda i: table[i])(x),
+    "one row": lambda table, x: table[x[0]][None],
+    "clipped": lambda table, x: jnp.take(table, x, axis=0, mode="clip"),
+    "filled": lambda table, x: table.at[x].get(mode="fill", fill_value=0),
+    "of matrices": lambda table, x: table.reshape(6, 2, 2)[x].reshape(-1, 4),
+    "turned": lambda table, x: table.T[:, x].T,
+}
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_embeddings(name, x64):
+    """Rows by number, some of them negative or past the end; columns take the explicit Jacobian."""
+
+    class Lookup(eqx.Module):
+        table: jax.Array
+
+        def __call__(self, x):
+            return jnp.sum(jnp.tanh(LOOKUPS[name](self.table, x)), axis=0)
+
+    model = Lookup(jax.random.normal(jax.random.key(0), (6, 4), jnp.float64))
+    _, layers, rest = analysed(model, jnp.zeros((1, 5), int))
+    assert [layer.kind for layer in layers] == ([] if name == "turned" else ["embedding"])
+    sparse = ntt.sparsify(model, every_array)
+    sparse = sparse.with_mask(random_mask(sparse.mask, 0.6, seed=1))
+    x = jax.random.randint(jax.random.key(1), (3, 5), -2, 6 if name == "of matrices" else 8)
+    expected = ntt.ntk(sparse, x, implementation="jacobian")
+    assert relative_error(ntt.ntk(sparse, x), expected) < EXACT
 
 
 def test_models_and_samples_that_share_nothing():

@@ -18,6 +18,8 @@ import ntt_eqx as ntt
 from ntt_eqx._ntk._engine import Engine
 from ntt_eqx._ntk._support import mask_support
 
+pytestmark = mark.usefixtures("gathers")
+
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sin": jnp.sin}
 

@@ -4,10 +4,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from comparison import relative_error
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk import mask_support, outputs_and_ntk, refresh_support
+
+pytestmark = pytest.mark.usefixtures("gathers")
 
 
 def mask_of(shape, count, seed=0):

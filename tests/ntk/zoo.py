@@ -329,7 +329,8 @@ ZOO = {
         (3,),
         _of(("attention.query_proj", "attention.output_proj", "expand", "shrink", "head"), "dense")
         | _of(("attention.key_proj", "attention.value_proj"), "dense", bias=False)
-        | _rest(".embedding.weight", ".places", ".norm.weight", ".norm.bias"),
+        | {".embedding.weight": "embedding"}
+        | _rest(".places", ".norm.weight", ".norm.bias"),
         tokens=5,
     ),
     "tied": Case(

@@ -1,0 +1,124 @@
+"""Measure on this device what the engine's choices depend on, and print it as a row of `COSTS`.
+
+    python benchmarks/tune_engine.py
+
+Times of one run: gathered against whole products of a dense layer at several densities, gathered
+against whole tangents of a convolution with their contraction, and the factors of LeNet-5 with
+blocks of several sizes. Put the row into `ntt_eqx/_ntk/_costs.py`.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cases import CASES
+
+from ntt_eqx._ntk import _factors
+from ntt_eqx._ntk._costs import Costs, costs
+from ntt_eqx._ntk._engine import Engine
+from ntt_eqx.kernels import (
+    gather_rows,
+    gathered_entries,
+    gathered_tangents,
+    masked_ntk_reference,
+    masked_tangent_ntk_reference,
+)
+
+_DENSITIES = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+_BLOCKS = tuple(2**20 * size for size in (1, 4, 16, 64, 1024))
+
+
+def main() -> None:
+    """Measure, show every time, and print a row for this platform."""
+    print(f"device: {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    found = Costs(
+        gathered_density=_gathered_density(),
+        gathered_entry=_gathered_entry(),
+        flops_per_weight=costs().flops_per_weight,
+        block_bytes=_block_bytes(),
+        tail_bytes=costs().tail_bytes,
+    )
+    print(f"\n{found}\n(flops_per_weight and tail_bytes are those in use: they are not measured)")
+
+
+def _gathered_density() -> float:
+    """The largest density at which gathering wins, for a 300 x 784 layer with its gradient."""
+    best = 0.0
+    print("\nmasked NTK of a 300 x 784 layer and its gradient, 32 x 32 samples, 10 outputs")
+    for density in _DENSITIES:
+        rng = np.random.default_rng(0)
+        mask = rng.random((300, 784)) < density
+        sides = [rng.normal(size=s).astype(np.float32) for s in ((32, 784), (32, 10, 300)) * 2]
+        short = gather_rows(_indices(mask), jnp.asarray(mask), jnp.zeros(300))
+
+        def loss(factors: Any, c: Any) -> Any:
+            return jnp.sum(
+                jnp.sin(masked_ntk_reference(factors[0], factors[1], factors[2], factors[3], c))
+            )
+
+        run = jax.jit(jax.value_and_grad(loss))
+        arrays = [jnp.asarray(s) for s in sides]
+        whole, gathered = _time(run, arrays, jnp.asarray(mask)), _time(run, arrays, short)
+        print(f"  density {density:4.2f}: whole {whole:8.2f} ms, gathered {gathered:8.2f} ms")
+        best = density if gathered < whole else best
+    return best
+
+
+def _gathered_entry() -> int:
+    """Time of a gathered tangent's entry, in entries of whole tangents; both with contraction."""
+    rng = np.random.default_rng(0)
+    mask = rng.random((50, 500)) < 0.03
+    short = gather_rows(_indices(mask), jnp.asarray(mask), jnp.zeros(50))
+    a = jnp.asarray(rng.normal(size=(64, 500, 64)), jnp.float32)
+    d = jnp.asarray(rng.normal(size=(64, 10, 50, 64)), jnp.float32)
+
+    def some(a: Any, d: Any) -> Any:
+        t = jax.lax.map(lambda one: gathered_tangents(one[0], one[1], short), (a, d))
+        return t[:32].reshape(320, -1) @ t[32:].reshape(320, -1).T
+
+    every = jax.jit(lambda a, d: masked_tangent_ntk_reference(a[:32], d[:32], a[32:], d[32:]))
+    whole, gathered = _time(every, a, d), _time(jax.jit(some), a, d)
+    entries = gathered_entries(int(mask.sum()), 50)
+    print("\ntangents of a 50 x 500 convolution at 64 places, 32 x 32 samples, 10 outputs")
+    print(f"  whole {whole:.2f} ms, {entries} entries gathered {gathered:.2f} ms")
+    return max(1, round(gathered / entries / (whole / mask.size)))
+
+
+def _block_bytes() -> int:
+    """The block size with which the factors of LeNet-5 for 64 samples are fastest."""
+    case = CASES["lenet5"]
+    model, x = case.teacher(jax.random.key(0)), case.samples(jax.random.key(1), 64)
+    times = {}
+    print("\nfactors of LeNet-5, 64 samples")
+    for size in _BLOCKS:
+        other = dataclasses.replace(costs(), block_bytes=size)
+        with mock.patch.object(_factors, "costs", lambda other=other: other):
+            run = jax.jit(lambda x: Engine(model, x, "ambient").factorise(x))
+            times[size] = _time(run, x)
+        print(f"  blocks of {size / 2**20:6.0f} MiB: {times[size]:8.2f} ms", flush=True)
+    return min(times, key=lambda size: times[size])
+
+
+def _indices(mask: np.ndarray) -> jax.Array:
+    return jnp.asarray(np.flatnonzero(mask), jnp.int32)
+
+
+def _time(run: Callable[..., Any], *arguments: Any, repeats: int = 9) -> float:
+    """Median milliseconds of a call, after one that compiles."""
+    jax.block_until_ready(run(*arguments))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run(*arguments))
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()

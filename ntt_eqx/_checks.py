@@ -1,0 +1,139 @@
+"""Checks of what users hand over, each in one place; all run before anything is computed."""
+
+import contextlib
+import numbers
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import PyTree
+
+
+def is_count(value: Any, least: int = 1) -> bool:
+    """Whether `value` is an integer of at least `least`."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and int(value) >= least
+
+
+def check_weight(name: str, value: Any) -> None:
+    """Raise `ValueError` unless the weight of a loss term is a number in `[0, inf)`."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    number: Any = value
+    if not (real and 0 <= number <= sys.float_info.max):
+        raise ValueError(f"{name} must be finite and >= 0, got {value!r}.")
+
+
+def check_batch(caller: str, x: Any) -> None:
+    """Raise `ValueError` unless `x` is an array with one sample at least on its leading axis."""
+    if not hasattr(x, "dtype") or len(getattr(x, "shape", ())) < 1:
+        kind = f"a scalar {x.dtype}" if hasattr(x, "dtype") else type(x).__name__
+        raise ValueError(f"{caller}: needs an array of inputs [batch, ...], got {kind}.")
+    if not (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool):
+        raise ValueError(f"{caller}: needs an array of numbers, got one of {x.dtype}.")
+    if x.shape[0] == 0:
+        raise ValueError(
+            f"{caller}: a batch must hold at least one sample, got shape {tuple(x.shape)}."
+        )
+
+
+def check_finite(caller: str, name: str, x: Any) -> None:
+    """Raise `ValueError` when an entry of `x` is known to be NaN or infinite."""
+    if isinstance(x, Tracer) or not jnp.issubdtype(x.dtype, jnp.inexact):
+        return
+    with jax.ensure_compile_time_eval():  # a constant, also inside `jit`
+        finite = bool((np if isinstance(x, np.ndarray) else jnp).isfinite(x).all())
+    if not finite:
+        raise ValueError(f"{caller}: {name} has NaN or infinite entries.")
+
+
+def check_weights(caller: str, model: PyTree) -> None:
+    """`check_finite` for every floating-point leaf of `model`."""
+    for path, leaf in jtu.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array)):
+        check_finite(caller, f"model{jtu.keystr(path)}", leaf)
+
+
+def check_optimizer(caller: str, optimizer: Any) -> None:
+    """Raise `ValueError` when `optimizer` is none, or its first step is NaN or infinite.
+
+    The step is tried on a single weight of 1 with a gradient of 1; an optimiser that wants weights
+    of a certain structure, or more than gradients, is not judged.
+    """
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(
+            f"{caller}: the optimizer must be an optax transformation, such as optax.adam(1e-3), "
+            f"got {type(optimizer).__name__}."
+        )
+    one = jnp.ones((), jnp.float32)
+    try:
+        with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
+            update, _ = optimizer.update(one, optimizer.init(one), one)
+            finite = bool(jnp.isfinite(update))  # pyright: ignore[reportArgumentType]
+    except Exception:
+        return
+    if not finite:
+        raise ValueError(
+            f"{caller}: the optimizer's first step is {update}; its learning rate and its other "
+            "settings must be finite."
+        )
+
+
+def sample_output(caller: str, model: PyTree, sample: Any) -> jax.ShapeDtypeStruct:
+    """What `model` makes of one sample, without computing it.
+
+    **Raises:**
+
+    `ValueError` when it does not map one sample, and nothing else, to one floating-point array.
+    """
+    with calling_model(caller, model, sample):
+        out = eqx.filter_eval_shape(lambda m, x: m(x), model, sample)
+    return checked_output(caller, out)
+
+
+def sample_of(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one sample of the batch `x`, as jax would hold it."""
+    return jax.ShapeDtypeStruct(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype))
+
+
+@contextlib.contextmanager
+def calling_model(caller: str, model: PyTree, sample: Any) -> Iterator[None]:
+    """Turn whatever `model` raises on one sample into a sentence that says what it must take."""
+    what = f"one sample, {sample.dtype}{list(sample.shape)}"
+    weights = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    dtypes = sorted({str(w.dtype) for w in weights})
+    if sample.dtype == jnp.float64 and dtypes == ["float32"]:
+        raise ValueError(
+            f"{caller}: the inputs are float64, but the model's weights are float32; cast one of "
+            "them."
+        )
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise ValueError(
+            f"{caller}: the model fails on {what} ({type(error).__name__}: {reason}). It is called "
+            "as model(x), for a sample without a batch axis and of the dtype of its weights "
+            f"({', '.join(dtypes)}). eqx.nn.inference_mode turns dropout off; a model that needs "
+            "a key or a state goes into a module that holds them and takes the sample alone."
+        ) from error
+
+
+def checked_output(caller: str, out: Any) -> jax.ShapeDtypeStruct:
+    """`out`, the shape and dtype of a model's output.
+
+    **Raises:**
+
+    `ValueError` unless it is one floating-point array.
+    """
+    if not isinstance(out, jax.ShapeDtypeStruct) or not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(
+            f"{caller}: the model must map one sample to one floating-point array of outputs, but "
+            f"it returned {out!r}. A model that also returns a state goes into a module that "
+            "returns the outputs alone."
+        )
+    return out

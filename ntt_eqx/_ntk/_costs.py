@@ -1,0 +1,44 @@
+"""What the engine's choices depend on: how much one kind of work costs beside another, by platform.
+
+`python benchmarks/tune_engine.py` measures these numbers on the device it runs on.
+"""
+
+import dataclasses
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Measured properties of a platform.
+
+    Attributes:
+        gathered_density: a mask of a dense layer that keeps more than this share of its weights is
+            multiplied as a whole; below it, its non-zeros are gathered.
+        gathered_entry: what a gathered entry of a tangent costs, its contraction included, in
+            entries of tangents that are made and contracted as a whole.
+        flops_per_weight: operations of a network's head that take as long, a sample, as one weight
+            of the dense layers behind it (`_parts`): 16 bytes of traffic in a gradient.
+        block_bytes: bytes of intermediates of the samples that are taken together.
+        tail_bytes: the same for dense layers at the end of a convolutional network, whose
+            intermediates are small beside their weights.
+    """
+
+    gathered_density: float
+    gathered_entry: int
+    flops_per_weight: int
+    block_bytes: int
+    tail_bytes: int
+
+
+# On a CPU the intermediates of a block should stay in a core's cache. An accelerator wants large
+# blocks; nothing has been measured on one yet.
+COSTS = {
+    "cpu": Costs(0.06, 4, 100, 4 * 2**20, 64 * 2**20),
+    "accelerator": Costs(0.06, 4, 0, 2**30, 2**30),
+}
+
+
+def costs() -> Costs:
+    """Those of the default device's platform."""
+    return COSTS["cpu" if jax.default_backend() == "cpu" else "accelerator"]
