@@ -56,7 +56,7 @@ def _read_split(folder: Path, part: str, labelled: bool) -> Split:
 def _read_array(path: Path, *, mapped: bool) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # NumPy raises many kinds for a broken header
         raise DatasetError(f"{path}: cannot be read as a .npy array ({error}).") from error
     if not isinstance(array, np.ndarray):
         array.close()

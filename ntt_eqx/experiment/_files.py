@@ -46,6 +46,23 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; never of a pipe or a device, which may have no end.
+
+    **Raises:**
+
+    `ExperimentError`: naming the file, when it is missing or unreadable.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ExperimentError(f"{path}: cannot be read (it is no file).")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ExperimentError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise ExperimentError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -53,13 +70,10 @@ def read_json(path: Path) -> Any:
 
     `ExperimentError`: naming the file, when it is missing, unreadable or not JSON.
     """
+    content = read_bytes(path)
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ExperimentError(f"{path}: no such file.") from None
-    except OSError as error:
-        raise ExperimentError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits
         raise ExperimentError(f"{path}: not a JSON file ({error}).") from error
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ class CheckpointStore:
     """The checkpoints of one phase of one cell.
 
     A checkpoint is written to a temporary directory and renamed, so that it is whole or absent;
-    the newest two are kept. A digest of all arrays travels with them, and a checkpoint that does
-    not match it is passed over for the one before.
+    the newest two are kept. A digest of all arrays and of the record travels with them, and a
+    checkpoint that does not match it is passed over for the one before.
     """
 
     def __init__(self, directory: Path):
@@ -61,7 +62,7 @@ class CheckpointStore:
         if checkpoint.step in self._manager.all_steps():
             return
         arrays = _named_arrays(checkpoint.state)
-        record = {**checkpoint.record, "digest": _digest(arrays)}
+        record = {**checkpoint.record, "digest": _digest(arrays, checkpoint.record)}
         args = self._ocp.args
         try:
             self._manager.save(
@@ -98,8 +99,8 @@ class CheckpointStore:
                     ),
                 )
                 record = dict(found.record)
-                if record.pop("digest") != _digest(found.state):
-                    raise ValueError("the arrays do not match their digest")
+                if record.pop("digest") != _digest(found.state, record):
+                    raise ValueError("its contents do not match their digest")
             except Exception as error:  # Orbax raises many kinds for broken files
                 reason = str(error).strip().split("\n")[0][:200]
                 continue
@@ -147,8 +148,8 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _digest(arrays: dict[str, jax.Array]) -> str:
-    digest = hashlib.sha256()
+def _digest(arrays: dict[str, jax.Array], record: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for name in sorted(arrays):
         array = np.asarray(arrays[name])
         digest.update(f"{name}{array.dtype}{array.shape}".encode())

@@ -67,9 +67,8 @@ def compare_kernels(
     sparse: SparseModel, dense: PyTree, x: Float[Array, "n ..."]
 ) -> KernelComparison:
     """Compare the active kernel of `sparse` with the kernel of `dense` on the inputs `x`."""
-    as_inference = eqx.nn.inference_mode
-    student = SparseModel(as_inference(sparse.model), sparse.mask)
-    one, two = (np.asarray(ntk(m, x), np.float64) for m in (student, as_inference(dense)))
+    networks = eqx.nn.inference_mode((sparse, dense))
+    one, two = (np.asarray(ntk(network, x), np.float64) for network in networks)
     return KernelComparison(
         distance=float(np.mean(np.square(one - two))),
         alignment=alignment(*(np.einsum("nmkk->nm", theta) for theta in (one, two))),

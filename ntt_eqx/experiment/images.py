@@ -1,5 +1,6 @@
 """The image sets of a run: loaded once, cut into parts, standardised."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,24 @@ class Images:
         if not self.labelled:
             raise ExperimentError(
                 f"dataset {self.name!r} has no labels; it serves --transfer.dataset only."
+            )
+
+    def check_network(self, path: Path, header: Mapping[str, Any], *, labels: bool = True) -> None:
+        """Raise `ExperimentError` unless the network in the file `path` takes these images.
+
+        With `labels`, it must know all their classes, too.
+        """
+        arguments = header["arguments"]
+        shape, known = list(arguments["input_shape"]), arguments["num_classes"]
+        if shape != list(self.input_shape):
+            raise ExperimentError(
+                f"{path}: its network takes images of shape {shape}, but {self.name} has "
+                f"{list(self.input_shape)}."
+            )
+        if labels and known < self.num_classes:
+            raise ExperimentError(
+                f"{path}: its network knows {known} classes, but {self.name} has "
+                f"{self.num_classes}."
             )
 
 

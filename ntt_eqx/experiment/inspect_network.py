@@ -31,11 +31,7 @@ def inspect_network(options: Inspect) -> int:
     shape = tuple(loaded.header["arguments"]["input_shape"])
     costs = layer_costs(loaded.model, shape)
     images = ImageShelf(options.data_dir).load(name)
-    if tuple(images.input_shape) != shape:
-        raise ExperimentError(
-            f"{path}: its network takes images of shape {list(shape)}, but {name} has "
-            f"{list(images.input_shape)}."
-        )
+    images.check_network(path, loaded.header, labels=False)
     x = jnp.asarray(images.test.first(options.inputs).x)
     kernel = summary(compare_kernels(loaded.model, _dense(loaded, seed), x))
     if options.json:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import ExperimentError
-from ._files import finite, write_bytes
+from ._files import finite, read_bytes, write_bytes
 
 
 class MetricsFile:
@@ -61,10 +61,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     rows = []
     if not path.exists():
         return rows
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1):
         try:
             row = json.loads(line)
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise ExperimentError(f"{path}: line {number} is not a JSON object.")

@@ -13,7 +13,7 @@ import jax
 from .._sparse import SparseModel, sparsify
 from ..models import make_model
 from ._errors import ExperimentError
-from ._files import write_bytes
+from ._files import read_bytes, write_bytes
 
 _MAGIC = b"ntt-eqx model\n"
 _VERSION = 1
@@ -75,13 +75,7 @@ def load_model(path: Path) -> LoadedModel:
     `ExperimentError`: naming the file, when it is missing, not a model file, truncated, changed,
     or written by a newer version.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ExperimentError(f"{path}: no such file.") from None
-    except OSError as error:
-        raise ExperimentError(f"{path}: cannot be read ({error.strerror}).") from error
-    header, payload = _split(path, content)
+    header, payload = _split(path, read_bytes(path))
     for name, kind in _FIELDS.items():
         if not isinstance(header.get(name), kind) or isinstance(header.get(name), bool):
             raise ExperimentError(f"{path}: damaged: field {name!r} of its header is mistyped.")
@@ -122,7 +116,7 @@ def _split(path: Path, content: bytes) -> tuple[dict[str, Any], bytes]:
         raise ExperimentError(f"{path}: truncated or damaged: its header is not whole.")
     try:
         header = json.loads(content[start : start + length])
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ExperimentError(f"{path}: damaged: its header is not JSON ({error}).") from error
     if not isinstance(header, dict) or type(header.get("version")) is not int:
         raise ExperimentError(f"{path}: damaged: its header does not name a version.")

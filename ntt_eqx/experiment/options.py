@@ -226,7 +226,7 @@ class Report:
     Attributes:
         directories: comparisons or single runs, with everything below.
         out: where to write; left out, `report` in the first directory.
-        figures: draw figures, too.
+        figures: whether to draw figures.
     """
 
     directories: Positional[tuple[Path, ...]]

@@ -1,7 +1,7 @@
 """What is on disk: the state of every cell, and the results of those that are done."""
 
 import dataclasses
-import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -115,8 +115,13 @@ def _check_fields(
         entry = value.get(name)
         if entry is None and name in optional:
             continue
-        if not isinstance(entry, kind) or isinstance(entry, bool):
+        if not isinstance(entry, kind) or isinstance(entry, bool) or not _is_usual(entry):
             raise ExperimentError(f"{path}: not {what}: field {name!r} is missing or mistyped.")
+
+
+def _is_usual(entry: Any) -> bool:
+    """Whether a number is one that a float holds; true of all else."""
+    return not isinstance(entry, int | float) or abs(entry) <= sys.float_info.max
 
 
 def _inspect(directory: Path) -> Run | None:
@@ -136,8 +141,8 @@ def _inspect(directory: Path) -> Run | None:
     failure = directory / "failure.json"
     if failure.exists():
         try:
-            note = str(json.loads(failure.read_text()).get("message", ""))
-        except (OSError, ValueError, AttributeError, RecursionError):
+            note = str(read_json(failure).get("message", ""))
+        except (ExperimentError, AttributeError):
             note = f"{failure}: cannot be read"
         return Run(directory, "failed", config, note=note)
     return Run(directory, "unfinished", config)

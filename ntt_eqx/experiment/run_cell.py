@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from .._checks import check_weights
 from .._masks import check_collapse
 from .._sparse import SparseModel, sparsify
 from ..models import make_model
@@ -195,17 +196,11 @@ def _header(cell: Cell, images: Images) -> dict[str, Any]:
 def _from_file(cell: Cell, around: Surroundings, images: Images) -> SparseModel:
     assert around.start is not None
     loaded = load_model(around.start)
-    arguments = loaded.header["arguments"]
-    if tuple(arguments["input_shape"]) != tuple(images.input_shape):
-        raise ExperimentError(
-            f"{around.start}: its network takes images of shape {arguments['input_shape']}, but "
-            f"{cell.dataset} has {list(images.input_shape)}."
-        )
-    if arguments["num_classes"] < images.num_classes:
-        raise ExperimentError(
-            f"{around.start}: its network knows {arguments['num_classes']} classes, but "
-            f"{cell.dataset} has {images.num_classes}."
-        )
+    images.check_network(around.start, loaded.header)
+    try:
+        check_weights(str(around.start), loaded.model)
+    except ValueError as error:
+        raise ExperimentError(f"{error} It cannot be trained.") from None
     return loaded.model
 
 

@@ -235,7 +235,7 @@ def check(settings: CompareSettings) -> CompareSettings:
             f"transfer.batch_size: {t.batch_size} is odd, and a batch is cut in two halves; "
             f"use {t.batch_size + 1}."
         )
-    _in_range("transfer.learning_rate", t.learning_rate, low=0.0, open_low=True)
+    _in_range("transfer.learning_rate", t.learning_rate, low=0.0, high=1e30, open_low=True)
     _in_range("transfer.mask_every", t.mask_every, low=0)
     _in_range("transfer.kernel_weight", t.kernel_weight, low=0.0)
     if t.l2_weight is not None:
@@ -248,7 +248,7 @@ def check(settings: CompareSettings) -> CompareSettings:
         _in_range("scoring.iterations", s.iterations, low=1)
     _in_range("training.epochs", r.epochs, low=0.0, open_low=True)
     _in_range("training.batch_size", r.batch_size, low=1)
-    _in_range("training.learning_rate", r.learning_rate, low=0.0, open_low=True)
+    _in_range("training.learning_rate", r.learning_rate, low=0.0, high=1e30, open_low=True)
     _in_range("training.l2", r.l2, low=0.0)
     _in_range("training.held_out", r.held_out, low=0.0, high=0.9)
     if r.evaluate_every is not None:
@@ -263,7 +263,7 @@ def check_evolution(settings: EvolutionSettings) -> EvolutionSettings:
         _in_range(f"evolution.{name}", getattr(settings, name), low=1)
     if settings.batch_size is not None:
         _in_range("evolution.batch_size", settings.batch_size, low=1)
-    _in_range("evolution.learning_rate", settings.learning_rate, low=0.0, open_low=True)
+    _in_range("evolution.learning_rate", settings.learning_rate, low=0.0, high=1e30, open_low=True)
     return settings
 
 
@@ -386,7 +386,10 @@ def _convert(hint: Any, value: Any, where: str, base: Any) -> Any:
     accepted = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[hint]
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise ExperimentError(f"{where} must be of type {hint.__name__}, got {_show(value)}.")
-    return hint(value)
+    try:
+        return hint(value)
+    except OverflowError:  # an integer that no float holds
+        raise ExperimentError(f"{where} is too large: {_show(value)}.") from None
 
 
 def _in_range(
@@ -398,12 +401,16 @@ def _in_range(
     open_low: bool = False,
 ) -> None:
     above = value > low if open_low else value >= low
-    if not (math.isfinite(value) and above and value <= high):
+    finite = isinstance(value, int) or math.isfinite(value)
+    if not (finite and above and value <= high):
         bound = f"above {low:g}" if open_low else f"at least {low:g}"
         top = "" if high == math.inf else f" and at most {high:g}"
         raise ExperimentError(f"{name}: {value!r} must be a number {bound}{top}.")
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value, default=repr)
+    try:
+        text = json.dumps(value, default=repr)
+    except (ValueError, TypeError, RecursionError):  # what no JSON file holds, or holds too deep
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

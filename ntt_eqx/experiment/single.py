@@ -82,12 +82,7 @@ def evaluate(options: Evaluate) -> int:
     check_dataset(name)
     images = ImageShelf(options.data_dir).load(name)
     images.check_labelled()
-    shape = loaded.header["arguments"]["input_shape"]
-    if list(images.input_shape) != list(shape):
-        raise ExperimentError(
-            f"{path}: its network takes images of shape {shape}, but {name} has "
-            f"{list(images.input_shape)}."
-        )
+    images.check_network(path, loaded.header)
     scores = images.test.evaluate(loaded.model)
     found = {
         "network": str(path),

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from ..data import DATASETS
+from ..data import DATASETS, DatasetError, check_dataset_name
 from ..models import MODELS
 from ._errors import Diverged, ExperimentError, check_choice
 from ._files import read_json, write_json
@@ -40,9 +40,13 @@ def check_names(settings: CompareSettings) -> None:
 
 
 def check_dataset(name: str) -> None:
-    """Raise `ExperimentError` unless every part of `name` is a dataset."""
-    for part in name.split("+"):
+    """Raise `ExperimentError` unless `name` is a dataset, some of its classes, two, or a folder."""
+    for part in [] if name.startswith("npy:") else name.split("+"):
         check_choice("dataset", part.partition(":")[0], DATASETS)
+    try:
+        check_dataset_name(name)
+    except DatasetError as error:
+        raise ExperimentError(str(error)) from error
 
 
 def check_cells(cells: Sequence[Cell], shelf: ImageShelf) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import io
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from ._files import write_bytes
 from .images import Images
 from .phase import Phase
 from .settings import EvolutionSettings
+
+_LARGEST = 1 << 30  # bytes of all arrays; those of ten networks take some millions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +115,18 @@ def load_trajectories(path: Path) -> Trajectories:
     """
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            if sum(entry.file_size for entry in file.zip.infolist()) > _LARGEST:
+                raise ValueError("its arrays are impossibly large")
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds for broken files
         raise ExperimentError(f"{path}: not a file of trajectories ({error}).") from error
     steps = arrays.pop("steps", np.zeros(0))
     shapes = {array.shape for array in arrays.values()}
-    if "dense" not in arrays or len(shapes) != 1 or len(next(iter(shapes))) != 3:
+    floats = all(np.issubdtype(array.dtype, np.floating) for array in arrays.values())
+    fits = (
+        len(shapes) == 1 and len(next(iter(shapes))) == 3 and next(iter(shapes))[:1] == steps.shape
+    )
+    if "dense" not in arrays or not floats or not fits:
         raise ExperimentError(f"{path}: not a file of trajectories (its arrays do not fit).")
     return Trajectories(steps, arrays)
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ntt_eqx.experiment.cli import main
@@ -173,10 +174,24 @@ def test_data_says_what_there_is(capsys, monkeypatch):
     assert "fashion-mnist-mini: whole, in" in capsys.readouterr().out
 
 
+def test_a_folder_of_arrays_of_ones_own(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 16), ("test", 8)):
+        x = rng.normal(size=(count, 1, 4, 4)).astype(np.float32)
+        np.save(tmp_path / f"{part}_x.npy", x)
+        np.save(tmp_path / f"{part}_y.npy", rng.integers(0, 3, count))
+    words = tiny("--methods", "random", "--densities", "0.5", "--datasets", f"npy:{tmp_path}")
+    assert main(["compare", "--out", str(tmp_path / "out"), *words]) == 0
+    (result,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert result["dataset"] == f"npy:{tmp_path}" and 0 <= result["test_accuracy"] <= 1
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         ("compare --datasets fashion", "unknown dataset 'fashion'. Did you mean.*Allowed: "),
+        ("compare --datasets mnist:0,77", "choose at least two different classes out of 0 to 9"),
+        ("compare --datasets npy:nowhere", "nowhere"),
         ("compare --models lenet", "unknown model 'lenet'. Did you mean.*Allowed: lenet-300-100"),
         ("compare --methods snap", "(?s)invalid choice 'snap'.*'logit-snip'"),
         ("compare --sedds 1", "(?s)Unrecognized options: --sedds.*--seeds"),

@@ -1,5 +1,6 @@
 """Full disks, folders that cannot be written, second processes, and kills at any moment."""
 
+import collections
 import contextlib
 import json
 import os
@@ -18,7 +19,7 @@ from ntt_eqx.experiment.cli import main
 
 from .conftest import tiny
 
-KILLS = 8
+KILLS = 25
 
 
 def command(out, *more):
@@ -103,8 +104,21 @@ def test_a_second_process_is_told_who_holds_the_directory(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
+def phase_of(out):
+    """What a comparison was at, by what it left on the disk."""
+    begun = [path.parent for path in out.glob("cells/*/config.json")]
+    for cell in begun:
+        if not (cell / "result.json").exists():
+            if (cell / "checkpoints" / "train").exists():
+                return "train"
+            if (cell / "checkpoints" / "transfer").exists():
+                return "transfer"
+            return "the start of a cell"
+    return "between cells" if begun else "the start"
+
+
 @pytest.mark.slow
-def test_kills_at_any_moment_lose_nothing(whole, tmp_path):
+def test_kills_at_any_moment_lose_nothing(whole, tmp_path, record_property):
     folder = Path(__file__).parent
     code = (
         f"import sys; sys.path.insert(0, {str(folder)!r}); from conftest import TwoLayers;"
@@ -112,30 +126,42 @@ def test_kills_at_any_moment_lose_nothing(whole, tmp_path):
         "from ntt_eqx.experiment.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     out = tmp_path / "out"
+    lock = out / ".lock"
     words = [sys.executable, "-c", code, *command(out, "--checkpoint-every", "0")]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    rng, kills, longest = random.Random(0), 0, 1.0
-    while kills < KILLS:
+    rng, kills, whole_runs, longest = random.Random(0), collections.Counter(), 0, 1.0
+    while kills.total() < KILLS:
         process = subprocess.Popen(words, **quiet)
-        started = (out / "config.json").exists()
-        while not started and process.poll() is None:  # imports are not worth a kill
-            started = (out / "config.json").exists()
+        # imports are not worth a kill: the lock names the process once it is at work
+        while process.poll() is None and not (
+            lock.exists() and lock.read_text() == str(process.pid)
+        ):
             time.sleep(0.01)
         begun = time.monotonic()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0.0, longest))
+        done = [(path, path.read_bytes()) for path in out.glob("cells/*/result.json")]
         if process.poll() is None:
             process.kill()
-            kills += 1
+            process.wait()
+            kills[phase_of(out)] += 1
             longest *= 1.3
         else:
             assert process.returncode == 0, process.stderr.read()
             assert_same(out, whole)
+            whole_runs += 1
             longest = max(1.0, time.monotonic() - begun)
             shutil.rmtree(out)
+            done = []
         process.communicate()
+        for path, content in done:
+            assert path.read_bytes() == content
         for path in out.glob("cells/*/*.json"):
             json.loads(path.read_text())
     again = subprocess.run(words, **quiet)
     assert again.returncode == 0, again.stderr
     assert_same(out, whole)
+    said = ", ".join(f"{count} in {phase}" for phase, count in sorted(kills.items()))
+    print(f"{kills.total()} kills ({said}), {whole_runs + 1} comparisons finished, nothing lost")
+    record_property("kills", dict(kills))
+    assert {"transfer", "train"} <= kills.keys()

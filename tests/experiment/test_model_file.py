@@ -4,16 +4,20 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import struct
 import zipfile
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ntt_eqx import make_mask, sparsify
 from ntt_eqx._scores import Random
 from ntt_eqx.experiment._errors import ExperimentError
+from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.model_file import load_model, save_model
 
 from .conftest import TwoLayers
@@ -169,3 +173,33 @@ def test_every_truncation_is_noticed(path):
         path.write_bytes(whole[:length])
         with pytest.raises(ExperimentError):
             load_model(path)
+
+
+def saved(path, shape=(1, 28, 28), classes=10, change=lambda model: model):
+    sparse = sparsify(change(TwoLayers(shape, classes, key=jax.random.key(3))))
+    arguments = {"input_shape": list(shape), "num_classes": classes}
+    save_model(path, sparse, {**HEADER, "arguments": arguments, "dataset": "fashion-mnist-mini"})
+    return str(path)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "train --start"])
+@pytest.mark.parametrize(
+    ("shape", "classes", "message"),
+    [
+        ((1, 4, 4), 10, r"takes images of shape \[1, 4, 4\], but fashion-mnist-mini has"),
+        ((1, 28, 28), 3, "knows 3 classes, but fashion-mnist-mini has 10"),
+    ],
+)
+def test_networks_that_do_not_suit_the_images(command, shape, classes, message, tmp_path, capsys):
+    words = [*command.split(), saved(tmp_path / "net.eqx", shape, classes)]
+    more = ["--out", str(tmp_path / "out")] if "train" in command else []
+    assert main([*words, *more]) == 2
+    assert re.search(f"net.eqx: its network {message}", capsys.readouterr().err)
+
+
+def test_a_network_that_diverged_cannot_be_trained(tmp_path, capsys):
+    broken = lambda model: eqx.tree_at(lambda m: m.output.bias, model, jnp.full(10, jnp.nan))
+    path = saved(tmp_path / "net.eqx", change=broken)
+    assert main(["train", "--start", path, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "net.eqx: model.model.output.bias has NaN" in said and "cannot be trained" in said
