@@ -1,0 +1,212 @@
+"""Files made to harm: nothing in them is executed, and none takes memory or time without end.
+
+Pickles, MAT-files, archives and model files have such cases in the tests of their rooms; here is
+what else is read. Every refusal is documented and names the file.
+"""
+
+import builtins
+import gzip
+import io
+import json
+import os
+import struct
+import tracemalloc
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntt_eqx.data import DatasetError, load_dataset
+from ntt_eqx.data._idx import read_idx
+from ntt_eqx.experiment import trajectories
+from ntt_eqx.experiment._errors import ExperimentError
+from ntt_eqx.experiment.checkpoint import Checkpoint, CheckpointStore
+from ntt_eqx.experiment.metrics import read_metrics
+from ntt_eqx.experiment.model_file import load_model
+from ntt_eqx.experiment.results import find_runs
+from ntt_eqx.experiment.settings import CompareSettings, load_config
+from ntt_eqx.experiment.trajectories import load_trajectories
+
+MEGABYTE = 1 << 20
+
+
+class Hostile:
+    """Leaves a trace if it is unpickled."""
+
+    def __reduce__(self):
+        return exec, ("import builtins; builtins.was_executed = True",)
+
+
+def npy(array, **options):
+    buffer = io.BytesIO()
+    np.save(buffer, array, **options)
+    return buffer.getvalue()
+
+
+def zipped(members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+OBJECTS = npy(np.array([Hostile()] * 2, object), allow_pickle=True)
+STEPS, PATH = npy(np.arange(2)), npy(np.ones((2, 3, 1), np.float32))
+LYING = npy(np.zeros(4, np.float32)).replace(b"(4,), ", b"(99999,), ")
+CONFIG = {"dataset": "mnist", "model": "m", "method": "ntt", "density": 0.5, "seed": 0}
+DIGITS = b'{"seeds": [' + b"9" * 5000 + b"]}"
+
+
+def config(path):
+    return load_config(path, CompareSettings())
+
+
+def samples(path):
+    path.rename(path.parent / "train_x.npy")
+    return load_dataset(f"npy:{path.parent}")
+
+
+def images(path):
+    return read_idx(path, 3)
+
+
+CASES = {
+    # trajectories
+    "objects in trajectories": (
+        zipped({"steps.npy": STEPS, "dense.npy": OBJECTS}), load_trajectories, "not a file of traj"
+    ),
+    "steps of objects": (
+        zipped({"steps.npy": OBJECTS, "dense.npy": PATH}), load_trajectories, "not a file of traj"
+    ),
+    "a pickle as trajectories": (OBJECTS[-200:], load_trajectories, "not a file of trajectories"),
+    "members outside": (
+        zipped({"../../escaped.npy": STEPS}), load_trajectories, "its arrays do not fit"
+    ),
+    "trajectories of text": (
+        zipped({"steps.npy": STEPS, "dense.npy": npy(np.full((2, 3, 1), "x"))}),
+        load_trajectories,
+        "its arrays do not fit",
+    ),
+    "an array that lies": (
+        zipped({"steps.npy": STEPS, "dense.npy": LYING}), load_trajectories, "not a file of traj"
+    ),
+    # data
+    "objects as samples": (OBJECTS, samples, "cannot be read as a .npy array"),
+    "samples that lie": (LYING, samples, "cannot be read as a .npy array"),
+    "an endless gzip file": (
+        gzip.compress(b"\0\0\x08\x03" + struct.pack(">III", 1, 2, 2) + bytes(64 * MEGABYTE)),
+        images,
+        "longer than the 4 bytes",
+    ),
+    "a gzip file that promises too much": (
+        gzip.compress(b"\0\0\x08\x03" + struct.pack(">III", 1 << 12, 1 << 10, 1 << 10)),
+        images,
+        "announces an impossible shape",
+    ),
+    # configurations
+    "a number of 5,000 digits": (DIGITS, config, "not a JSON file"),
+    "a number beyond floats": (b'{"densities": [1' + b"0" * 400 + b"]}", config, "too large"),
+    "a class": (b'{"__class__": "os.system"}', config, "unknown field '__class__'"),
+    "a constructor": (b'{"transfer": {"__reduce__": ["os.system"]}}', config, "'__reduce__'"),
+    "an object in Python's words": (b"__import__('os').abort()", config, "not a JSON file"),
+    "depth without end": (b'{"seeds":' * 100_000, config, "not a JSON file"),
+    "a deep value": (b'{"seeds": ' + b"[" * 500 + b"]" * 500 + b"}", config, "of type int"),
+    "rows of 5,000 digits": (DIGITS + b"\n", read_metrics, "line 1 is not a JSON object"),
+    # networks
+    "a header of 5,000 digits": (
+        b"ntt-eqx model\n" + struct.pack("<Q", len(DIGITS)) + DIGITS, load_model, "is not JSON"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refused_unexecuted_and_small(name, tmp_path):
+    content, read, message = CASES[name]
+    path = tmp_path / "inner" / "file"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises((DatasetError, ExperimentError), match=message) as caught:
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 30 * MEGABYTE
+    finally:
+        tracemalloc.stop()
+    assert str(path.parent) in str(caught.value)
+    assert not hasattr(builtins, "was_executed")
+    assert [p.name for p in tmp_path.iterdir()] == ["inner"]
+
+
+def test_trajectories_that_inflate_too_far_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(trajectories, "_LARGEST", MEGABYTE)
+    path = tmp_path / "evolution.npz"
+    path.write_bytes(zipped({"steps.npy": STEPS, "dense.npy": bytes(8 * MEGABYTE)}))
+    with pytest.raises(ExperimentError, match="impossibly large"):
+        load_trajectories(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop", "dangling"])
+@pytest.mark.parametrize("reader", ["configuration", "network", "runs"])
+def test_pipes_devices_and_loops_are_not_read(kind, reader, tmp_path):
+    path = tmp_path / "config.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": path, "dangling": tmp_path / "no"}[kind])
+    if reader == "runs":
+        assert [run.state for run in find_runs(tmp_path)] in (["broken"], [])
+        return
+    read = config if reader == "configuration" else load_model
+    with pytest.raises(ExperimentError, match=f"{path}: (cannot be read|no such file)"):
+        read(path)
+
+
+def test_a_tree_of_links_that_leads_in_a_circle_ends(tmp_path):
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "again").symlink_to(tmp_path)
+    (tmp_path / "cells" / "config.json").write_text(json.dumps(CONFIG))
+    assert len(find_runs(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("number", [b"9" * 5000, b"1" + b"0" * 400, b"NaN", b"-Infinity"])
+def test_runs_with_numbers_that_no_float_holds_are_broken(number, tmp_path):
+    text = json.dumps(CONFIG).encode()
+    (tmp_path / "config.json").write_bytes(text.replace(b"0.5", number))
+    (found,) = find_runs(tmp_path)
+    assert found.state == "broken" and str(tmp_path) in found.note
+
+
+STATE = {"w": jnp.arange(3.0)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(b'"rows": 3', b'"rows": 4'),
+        lambda text: text.replace(b'"rows": 3', b'"rows": null'),
+        lambda text: text.replace(b'"seconds"', b'"minutes"'),
+        lambda text: b"[]",
+        lambda text: b'{"__reduce__": ["os.system"]}',
+        lambda text: DIGITS,
+        lambda text: OBJECTS,
+        lambda text: b"",
+    ],
+)
+def test_a_checkpoint_whose_record_was_changed_is_passed_over(change, tmp_path):
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2):
+        store.save(Checkpoint(step, STATE, {"rows": 3, "seconds": 0.1}))
+    store.close()
+    (path,) = [p for p in (tmp_path / "2" / "record").rglob("*") if b"seconds" in read(p)]
+    path.write_bytes(change(path.read_bytes().replace(b'"rows":3', b'"rows": 3')))
+    store = CheckpointStore(tmp_path)
+    found = store.latest(STATE)
+    store.close()
+    assert (found.step, found.record) == (1, {"rows": 3, "seconds": 0.1})
+    assert not hasattr(builtins, "was_executed")
+
+
+def read(path):
+    return path.read_bytes() if path.is_file() else b""
