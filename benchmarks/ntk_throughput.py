@@ -18,6 +18,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -59,16 +60,13 @@ def main() -> None:
     print(f"device: {_device()}, jax {jax.__version__}; matrix product of 1024, 2048 float32: ")
     print(f"  {rates['1024']:.0f}, {rates['2048']:.0f} GFLOP/s\n", flush=True)
     header = (
-        f"{'case':12s} {'n=m':>4s} {'kernel':8s} {'pass':9s} {'implementation':20s} "
+        f"{'case':12s} {'n=m':>4s} {'kernel':8s} {'pass':9s} {'outputs':10s} "
+        f"{'implementation':20s} "
         f"{'median ms':>10s} {'p10':>9s} {'p90':>9s} {'compile s':>9s} {'peak MB':>8s} "
         f"{'GFLOP/s':>8s} {'speedup':>8s}"
     )
     print(header + "\n" + "-" * len(header), flush=True)
     rows: list[dict[str, Any]] = []
-    for case in cases:
-        for kernel in options.kernels:
-            for what in options.passes:
-                rows += _block(options, case, n, kernel, what)
     report = {
         "device": _device(),
         "versions": {
@@ -80,21 +78,35 @@ def main() -> None:
         "matmul_gflops_per_s": rates,
         "rows": rows,
     }
+    for case in cases:
+        for kernel in options.kernels:
+            for what in options.passes:
+                for outputs, size in _outputs(options):
+                    rows += _block(options, case, n, kernel, what, outputs, size)
+                    if options.json:  # a run that is stopped keeps its rows
+                        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump(report, file, indent=1)
         print(f"\nwritten: {options.json}")
 
 
-def _block(options: Any, case: str, n: int, kernel: str, what: str) -> list[dict[str, Any]]:
+def _outputs(options: Any) -> list[tuple[str, int]]:
+    """Each kind of outputs, a sketch once for each of its sizes (which mean nothing to others)."""
+    sizes = options.sketch_sizes
+    count = {"sketch": len(sizes)}
+    return [(kind, size) for kind in options.outputs for size in sizes[: count.get(kind, 1)]]
+
+
+def _block(
+    options: Any, case: str, n: int, kernel: str, what: str, outputs: str, sketch_size: int
+) -> list[dict[str, Any]]:
     """All implementations of one case, kernel and pass; speed-ups against the baseline."""
     rows = []
     for implementation in options.implementations:
-        if options.outputs == "sketch" and implementation != "factors":
+        if outputs == "sketch" and implementation != "factors":
             continue
         job = Job(
-            case, n, options.density, kernel, options.outputs, implementation, what,
-            options.classes, options.sketch_size,
+            case, n, options.density, kernel, outputs, implementation, what,
+            options.classes, sketch_size,
         )  # fmt: skip
         row = measure(job, options)
         if row is not None:
@@ -104,9 +116,9 @@ def _block(options: Any, case: str, n: int, kernel: str, what: str) -> list[dict
         row["speedup"] = base[0] / row["median_s"] if base else None
         speedup = "" if row["speedup"] is None else f"{row['speedup']:.1f}x"
         print(
-            f"{case:12s} {n:4d} {kernel:8s} {what:9s} {row['implementation']:20s} "
-            f"{row['median_s'] * 1e3:10.2f} {row['p10_s'] * 1e3:9.2f} {row['p90_s'] * 1e3:9.2f} "
-            f"{row['compile_s']:9.1f} {row['peak_bytes'] / 1e6:8.0f} "
+            f"{case:12s} {n:4d} {kernel:8s} {what:9s} {row['outputs']:10s} "
+            f"{row['implementation']:20s} {row['median_s'] * 1e3:10.2f} {row['p10_s'] * 1e3:9.2f} "
+            f"{row['p90_s'] * 1e3:9.2f} {row['compile_s']:9.1f} {row['peak_bytes'] / 1e6:8.0f} "
             f"{row['gflops_per_s']:8.1f} {speedup:>8s}",
             flush=True,
         )
@@ -120,8 +132,9 @@ def measure(job: Job, options: Any) -> dict[str, Any] | None:
         guess = _time(small, 1, 0.0)["median_s"] * (job.n / 2) ** 2
         if guess > options.limit:
             print(
-                f"{job.case:12s} {job.n:4d} {job.kernel:8s} {job.what:9s} {job.implementation:20s} "
-                f"left out: about {guess:.0f} s a run, --limit is {options.limit:.0f} s"
+                f"{job.case:12s} {job.n:4d} {job.kernel:8s} {job.what:9s} {job.outputs:10s} "
+                f"{job.implementation:20s} left out: about {guess:.0f} s a run, "
+                f"--limit is {options.limit:.0f} s"
             )
             return None
     return _time(job, options.repeats, options.seconds)
@@ -284,8 +297,9 @@ def _options() -> argparse.Namespace:
     add("--passes", nargs="+", choices=PASSES, default=list(PASSES))
     add("--kernels", nargs="+", choices=("active", "ambient"), default=["active", "ambient"])
     add("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS))
-    add("--outputs", choices=("full", "diagonal", "trace", "sketch"), default="full")
-    add("--sketch-size", type=int, default=8, help="directions R of a sketch (default: 8)")
+    kinds = ("full", "diagonal", "trace", "sketch")
+    add("--outputs", nargs="+", choices=kinds, default=["full"])
+    add("--sketch-sizes", nargs="+", type=int, default=[8], help="directions R (default: 8)")
     add("--classes", type=int, default=10, help="outputs K of the model (default: 10)")
     add("--density", type=float, default=0.03, help="share of weights kept (default: 0.03)")
     add("-n", type=int, help="samples a side, n = m (default: 32; with --quick: 8)")

@@ -8,7 +8,7 @@ import pytest
 from .notebooks import read, run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NAMES = ["ntt_mlp.ipynb"]
+NAMES = ["ntt_cnn.ipynb", "ntt_mlp.ipynb"]
 
 
 @pytest.mark.parametrize("name", NAMES)
