@@ -87,8 +87,8 @@ def parse(arguments: Sequence[str]) -> Any:
     command = next((word for word in arguments if not word.startswith("-")), None)
     defaults: dict[str, Any] = {}
     if command == "compare":
-        preset = _option(arguments, "--preset")
-        if preset not in PRESETS:  # none given, or one that tyro explains to be wrong
+        preset = _option(arguments, "--preset") or "quick"
+        if preset not in PRESETS:  # tyro will explain that it is wrong
             preset = "quick"
         settings = PRESETS[preset]
         config = _option(arguments, "--config")
