@@ -53,6 +53,11 @@ def test_history(getkey):
     assert [list(row) for row in unseen] == [["step", "train"]] * 2
 
 
+def test_a_row_every_hundred_steps_where_nothing_else_is_said(getkey):
+    _, history = ntt.transfer(start(getkey), batches(), num_steps=101)
+    assert [row["step"] for row in history] == [1, 100, 101]
+
+
 def test_a_run_takes_no_more_batches_than_it_has_steps(getkey):
     taken = batches()
     ntt.transfer(start(getkey), taken, num_steps=5)
