@@ -91,9 +91,9 @@ def main() -> None:
 
 def _outputs(options: Any) -> list[tuple[str, int]]:
     """Each kind of outputs, a sketch once for each of its sizes (which mean nothing to others)."""
-    sizes = options.sketch_sizes
-    count = {"sketch": len(sizes)}
-    return [(kind, size) for kind in options.outputs for size in sizes[: count.get(kind, 1)]]
+    every = options.sketch_sizes
+    sizes = lambda kind: every if kind == "sketch" else every[:1]
+    return [(kind, size) for kind in options.outputs for size in sizes(kind)]
 
 
 def _block(
