@@ -69,8 +69,10 @@ def _masked_backward(residuals, g):
     g = g.transpose(0, 2, 1, 3).reshape(n * k, m * l)
 
     def side(a, d, t_bar):
-        t_bar = t_bar.reshape(len(a), -1, len(d), a.shape[1])
-        return jnp.einsum("nkij,inks->njs", t_bar, d), jnp.einsum("nkij,njs->inks", t_bar, a)
+        d = d.transpose(1, 2, 0, 3)
+        t_bar = t_bar.reshape(*d.shape[:3], a.shape[1])
+        d_bar = jnp.einsum("nkij,njs->nkis", t_bar, a)
+        return jnp.einsum("nkij,nkis->njs", t_bar, d), d_bar.transpose(2, 0, 1, 3)
 
     def block(sums, rows):
         d1, d2, *c = rows
@@ -95,8 +97,11 @@ def _rows(a1, d1, a2, d2, c):
 
 
 def _tangents(a, d):
-    """`T[(n,k),(i,j)]` of some rows i: a[n,j,s], d[i,n,k,s]."""
-    t = jnp.einsum("inks,njs->nkij", d, a)
+    """`T[(n,k),(i,j)]` of some rows i: a[n,j,s], d[i,n,k,s].
+
+    It is d that is transposed: transposing the product, as the einsum would, moves more.
+    """
+    t = jnp.einsum("nkis,njs->nkij", d.transpose(1, 2, 0, 3), a)
     return t.reshape(t.shape[0] * t.shape[1], -1)
 
 
