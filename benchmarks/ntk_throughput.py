@@ -305,7 +305,7 @@ def _options() -> argparse.Namespace:
     add("-n", type=int, help="samples a side, n = m (default: 32; with --quick: 8)")
     add("--repeats", type=int, default=21, help="runs a row at most (default: 21)")
     add("--seconds", type=float, default=5.0, help="seconds of runs a row (default: 5)")
-    add("--limit", type=float, default=60.0, help="leave out rows with longer runs, in seconds")
+    add("--limit", type=float, default=120.0, help="leave out rows with longer runs, in seconds")
     add("--quick", action="store_true", help="the two LeNets, 8 samples a side: minutes in all")
     add("--json", metavar="FILE", help="write all rows")
     return parser.parse_args()
