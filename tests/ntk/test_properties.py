@@ -196,7 +196,8 @@ def compiled(kind, gathered):
         x = jax.random.normal(data, (5, 20))
     else:
         keys = jax.random.split(key, 2)
-        layers = [eqx.nn.Conv2d(2, 4, 3, padding=1, groups=2, key=keys[0])]
+        groups = 2 if kind == "groups" else 1
+        layers = [eqx.nn.Conv2d(2, 4, 3, padding=1, groups=groups, key=keys[0])]
         model = Stack(layers, eqx.nn.Linear(64, 2, key=keys[1]), "tanh")
         x = jax.random.normal(data, (5, 2, 4, 4))
     sparse = ntt.sparsify(model)
@@ -243,7 +244,7 @@ def check_mask(kind, gathered, density, seed):
         assert relative_error(gradient, slope) < 1e-10
 
 
-@mark.parametrize("kind", ["dense", "convolution"])
+@mark.parametrize("kind", ["dense", "convolution", "groups"])
 @mark.parametrize("gathered", [False, True])
 @settings(quiet, max_examples=100)
 @given(density=st.one_of(st.just(0.0), st.just(1.0), st.floats(0, 1)), seed=st.integers(0, 10**6))
