@@ -43,10 +43,16 @@ def _idx_format(
 ) -> DataFormat:
     """The four files with the SHA-256 of their contents and of their published .gz files."""
     files = tuple(
-        DataFile(name, content, (f"{name}.gz",), url and f"{url}{name}.gz", gz)
+        DataFile(name, content, _other_names(name), url and f"{url}{name}.gz", gz)
         for name, content, gz in zip(_NAMES, contents, zipped, strict=True)
     )
     return DataFormat(files, folders, read_mnist)
+
+
+def _other_names(name: str) -> tuple[str, ...]:
+    """Gzipped, and with the dot that some programs write when they unpack the published files."""
+    dotted = name.replace("-idx", ".idx")
+    return f"{name}.gz", dotted, f"{dotted}.gz"
 
 
 MNIST = DatasetSpec(

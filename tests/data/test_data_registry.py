@@ -74,6 +74,37 @@ def test_files_are_found_in_a_data_folder(tmp_path, rng, within, zipped):
     np.testing.assert_array_equal(data.test.y, test_labels)
 
 
+@pytest.mark.parametrize("zipped", [(), (0, 2), (0, 1, 2, 3)])
+@pytest.mark.parametrize("dotted", [(), (1, 2), (0, 1, 2, 3)])
+def test_each_file_may_be_gzipped_or_plain_under_either_of_its_names(small_mnist, zipped, dotted):
+    folder, arrays = small_mnist
+    for number, name in enumerate(IDX_NAMES):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        other = name.replace("-idx", ".idx") if number in dotted else name
+        if number in zipped:
+            (folder / f"{other}.gz").write_bytes(gzip.compress(content))
+        else:
+            (folder / other).write_bytes(content)
+    data = load_dataset("mnist", folder, download=False)
+    read = (data.train.x[:, 0], data.train.y, data.test.x[:, 0], data.test.y)
+    for found, expected in zip(read, arrays, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_command_reads_a_folder_and_checks_its_sums(small_mnist, capsys):
+    pytest.importorskip("tyro")
+    from ntt_eqx.experiment.cli import main
+
+    folder, _ = small_mnist
+    assert main(["data", "mnist", "--data-dir", str(folder)]) == 0
+    assert f"mnist: whole, in {folder}" in capsys.readouterr().out.replace("\n", " ")
+    labels = folder / IDX_NAMES[3]
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\x09")
+    assert main(["data", "mnist", "--data-dir", str(folder)]) == 2
+    assert f"{labels}: wrong checksum" in capsys.readouterr().err
+
+
 def test_places_are_tried_in_the_documented_order(monkeypatch, tmp_path, rng):
     places = {name: tmp_path / name for name in ("argument", "environment", "system")}
     spec = dataclasses.replace(MNIST, system_folders=(places["system"],))
