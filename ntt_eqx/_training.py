@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from ._checks import (
     check_batch,
     check_finite,
-    check_optimizer,
     check_weight,
     check_weights,
     is_count,
@@ -30,6 +29,7 @@ from ._examples import (
     num_classes,
     softmax_cross_entropy,
 )
+from ._optimise import check_first_update, init_optimizer, optimise
 from ._sparse import SparseModel, map_masked, masked_weights, sparsify
 from ._types import widen
 
@@ -182,16 +182,14 @@ def train_init(
 
     **Raises:**
 
-    `ValueError` when dropout has no key, a weight is NaN or infinite, or `optimizer` makes steps
-    that are.
+    `ValueError` when dropout has no key, or a weight is NaN or infinite.
     """
     if config.dropout and key is None:
         raise ValueError("train_init: dropout needs a key.")
     check_weights("train_init", model)
-    check_optimizer("train_init", optimizer)
     return TrainState(
         model=model,
-        opt_state=optimizer.init(eqx.filter(model, eqx.is_inexact_array)),
+        opt_state=init_optimizer("train_init", optimizer, eqx.filter(model, eqx.is_inexact_array)),
         step=jnp.asarray(0, jnp.int32),
         diverged_at=jnp.asarray(-1, jnp.int32),
         key=key if config.dropout else None,
@@ -215,12 +213,16 @@ def train_step(state: TrainState, batch: Examples) -> tuple[TrainState, TrainMet
     x, y = batch
     weights, rest = eqx.partition(state.model, eqx.is_inexact_array)
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-    (loss, (entropy, accuracy)), gradients = jax.value_and_grad(_loss, has_aux=True)(
-        weights, rest, jnp.asarray(x), jnp.asarray(y), key, state.config
+    given = rest, jnp.asarray(x), jnp.asarray(y), key, state.config
+    (loss, (entropy, accuracy)), gradient = jax.value_and_grad(_loss, has_aux=True)(weights, *given)
+    weights, opt_state = optimise(
+        state.optimizer,
+        gradient,
+        state.opt_state,
+        weights,
+        value=loss,
+        value_fn=lambda weights: _loss(weights, *given)[0],
     )
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes within itself
-        updates, opt_state = state.optimizer.update(gradients, state.opt_state, weights)
-        weights = optax.apply_updates(weights, updates)
     first_bad = (state.diverged_at < 0) & ~jnp.isfinite(loss)
     state = TrainState(
         model=eqx.combine(weights, rest),
@@ -309,6 +311,8 @@ def train_steps(
         if step == first:
             check_examples("train_steps", state.model, batch)
         state, metrics = _step(batch, state)
+        if step == first and bool(jnp.isfinite(metrics.loss)):
+            check_first_update("train", state.model)
         pending.append(metrics)
         step += 1
         if step == num_steps or (evaluate_every is not None and step % evaluate_every == 0):

@@ -21,7 +21,6 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from ._checks import (
     check_batch,
-    check_optimizer,
     check_weight,
     check_weights,
     is_count,
@@ -34,6 +33,7 @@ from ._masks import make_mask
 from ._masks._allocation import check_density
 from ._masks._collapse import is_traced
 from ._ntk import mask_support, outputs_and_ntk, refresh_support, sketch_directions
+from ._optimise import check_first_update, init_optimizer, learning_rate, optimise
 from ._scores import LogitSnip, Magnitude
 from ._sparse import SparseModel, masked_weights, sparsify
 from ._types import Where, widen
@@ -176,10 +176,9 @@ def ntt_init(
     **Raises:**
 
     `ValueError` if the density leaves a layer empty (`scope="layer"`), `x` is missing, or the
-    teacher's weights or the optimiser's steps are NaN or infinite.
+    teacher's weights are NaN or infinite.
     """
     check_weights("ntt_init", teacher)
-    check_optimizer("ntt_init", optimizer)
     full = sparsify(teacher, where)
     if mask is None and config.initial_mask == "magnitude":
         mask = make_mask(Magnitude()(full), config.density, scope=config.scope)
@@ -189,7 +188,7 @@ def ntt_init(
         mask = make_mask(LogitSnip()(full, x), config.density, scope=config.scope)
     # The student must not share buffers with the teacher: users may donate the state.
     student = jax.tree.map(lambda l: jnp.copy(l) if eqx.is_array(l) else l, full.with_mask(mask))
-    opt_state = optimizer.init(eqx.filter(student, eqx.is_inexact_array))
+    opt_state = init_optimizer("ntt_init", optimizer, eqx.filter(student, eqx.is_inexact_array))
     counted = config.kernel == "active" and _keeps_its_counts(mask, config)
     support = mask_support(mask) if counted else jax.tree.map(lambda _: None, mask)
     step = jnp.zeros((), jnp.int32)
@@ -269,16 +268,21 @@ def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, 
         student = eqx.combine(params, static)
         return ntt_loss(student, state.teacher, x, config, support=state.support, step=state.step)
 
-    gradient, metrics = jax.grad(loss, has_aux=True)(params)
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes within itself
-        updates, opt_state = state.optimizer.update(gradient, state.opt_state, params)
-    student = eqx.combine(eqx.apply_updates(params, updates), static)
+    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    params, opt_state = optimise(
+        state.optimizer,
+        gradient,
+        state.opt_state,
+        params,
+        value=value,
+        value_fn=lambda params: loss(params)[0],
+    )
+    student = eqx.combine(params, static)
     step = state.step + 1
     support = state.support
     if config.mask_every is not None:
         student, support = _refresh(student, support, step, config, config.mask_every)
-    rate = jnp.asarray(_learning_rate(opt_state), jnp.float32)
-    metrics = eqx.tree_at(lambda m: m.learning_rate, metrics, rate)
+    metrics = eqx.tree_at(lambda m: m.learning_rate, metrics, learning_rate(opt_state))
     state = NTTState(state.teacher, student, opt_state, step, support, config, state.optimizer)
     return state, metrics
 
@@ -347,6 +351,8 @@ def transfer(
         if step == first:
             x = _fitting("transfer", state.teacher, x)
         state, metrics = _step(state, jnp.asarray(x))
+        if step == first and math.isfinite(float(metrics.loss)):
+            check_first_update("transfer", state.student)
         if step == 1 or step % log_every == 0 or step == num_steps:
             log(state, metrics)
     return state, history
@@ -358,8 +364,7 @@ _step = eqx.filter_jit(ntt_step)
 @eqx.filter_jit
 def _evaluate(state: NTTState, x: Array) -> NTTMetrics:
     _, metrics = ntt_loss(state.student, state.teacher, x, state.config, support=state.support)
-    rate = jnp.asarray(_learning_rate(state.opt_state), jnp.float32)
-    return eqx.tree_at(lambda m: m.learning_rate, metrics, rate)
+    return eqx.tree_at(lambda m: m.learning_rate, metrics, learning_rate(state.opt_state))
 
 
 def _check_halves(caller: str, x: Any) -> None:
@@ -413,10 +418,6 @@ def _refresh(
 
     mask, support = jax.lax.cond(due, again, lambda: (student.mask, support))
     return student.with_mask(mask), support
-
-
-def _learning_rate(opt_state: PyTree) -> Any:
-    return optax.tree.get(opt_state, "learning_rate", jnp.nan)
 
 
 def _floats(metrics: NTTMetrics) -> dict[str, float]:

@@ -62,12 +62,12 @@ def broken(value):
     return eqx.tree_at(lambda m: m.bias, linear(), jnp.asarray([0.0, value]))
 
 
-def start(teacher=None, **options):
-    return ntt.ntt_init(linear() if teacher is None else teacher, CONFIG, SGD, **options)
+def start(teacher=None, optimizer=SGD, **options):
+    return ntt.ntt_init(linear() if teacher is None else teacher, CONFIG, optimizer, **options)
 
 
-def run(x, teacher=None, **options):
-    return ntt.transfer(start(teacher), iter([x]), num_steps=1, **options)
+def run(x, teacher=None, optimizer=SGD, **options):
+    return ntt.transfer(start(teacher, optimizer), iter([x]), num_steps=1, **options)
 
 
 def learn(batch, model=None, optimizer=SGD, **options):
@@ -191,21 +191,21 @@ CASES = {
         lambda: ntt.ntt_init(linear(), CONFIG, 0.1),
         "must be an optax transformation, such as optax.adam.1e-3., got float",
     ),
-    "init: nan rate": (
-        lambda: ntt.ntt_init(linear(), CONFIG, optax.adam(math.nan)),
-        "ntt_init: the optimizer's first step is nan; its learning rate",
+    "transfer: nan rate": (
+        lambda: run(X, optimizer=optax.adam(math.nan)),
+        "transfer: the optimizer's first step made model.weight NaN or infinite",
     ),
-    "init: infinite rate": (
-        lambda: ntt.ntt_init(linear(), CONFIG, optax.sgd(math.inf)),
-        "ntt_init: the optimizer's first step is -inf; its learning rate",
+    "transfer: infinite rate": (
+        lambda: run(X, optimizer=optax.sgd(math.inf)),
+        "transfer: the optimizer's first step made model.weight NaN or infinite",
     ),
     "train: nan rate": (
         lambda: learn((X, Y), optimizer=hyper(math.nan)),
-        "train_init: the optimizer's first step is nan; its learning rate",
+        "train: the optimizer's first step made weight NaN or infinite.*learning rate",
     ),
     "train: nan schedule": (
         lambda: learn((X, Y), optimizer=optax.adam(lambda step: math.inf)),
-        "train_init: the optimizer's first step is -inf",
+        "train: the optimizer's first step made weight NaN",
     ),
     "train: no optimiser": (
         lambda: learn((X, Y), optimizer=None),

@@ -1,6 +1,8 @@
 """A step is what the published code does."""
 
 import dataclasses
+import itertools
+import math
 
 import equinox as eqx
 import jax
@@ -119,3 +121,19 @@ def test_learning_rate_is_told_where_the_optimiser_knows_it(getkey):
     told = optax.inject_hyperparams(optax.sgd)(learning_rate=0.25)
     _, metrics = step(start(getkey, optimizer=told), next(batches()))
     assert metrics.learning_rate == 0.25
+
+
+@pytest.mark.parametrize("kind", ["injected schedule", "plateau"])
+def test_optimisers_that_ask_for_more_than_a_gradient(getkey, kind):
+    schedule = optax.linear_schedule(1e-2, 0.0, 10)
+    optimizer = {
+        "injected schedule": optax.inject_hyperparams(optax.adam)(schedule),
+        "plateau": optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau(patience=3)),
+    }[kind]
+    state = start(getkey, optimizer=optimizer)
+    rates = []
+    for x in itertools.islice(batches(), 3):
+        state, metrics = step(state, x)
+        rates.append(float(metrics.learning_rate))
+    expected = [1e-2, 9e-3, 8e-3] if kind == "injected schedule" else [math.nan] * 3
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)

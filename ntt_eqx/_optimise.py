@@ -1,0 +1,102 @@
+"""One update by any optax transformation: what the transfer and the supervised phase share."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from ._checks import check_optimizer, is_finite
+
+Params = TypeVar("Params")
+
+
+def init_optimizer(caller: str, optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
+    """The state of `optimizer` before its first step, as `optimise` keeps it.
+
+    **Raises:**
+
+    `ValueError` when `optimizer` is no optax transformation.
+    """
+    check_optimizer(caller, optimizer)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        opt_state = optimizer.init(params)
+    # No weak types: they would become strong in the first step, which would then compile twice.
+    strong = lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype)
+    return jax.tree.map(lambda leaf: strong(leaf) if eqx.is_array(leaf) else leaf, opt_state)
+
+
+def optimise(
+    optimizer: optax.GradientTransformation,
+    gradient: PyTree,
+    opt_state: PyTree,
+    params: Params,
+    *,
+    value: Float[Array, ""],
+    value_fn: Callable[[Params], Float[Array, ""]] | None = None,
+) -> tuple[Params, PyTree]:
+    """One step of `optimizer`, to be called under `jit`.
+
+    What an optimiser may ask for beside the gradient is handed to it by optax's own names: the
+    loss as `value` (`optax.contrib.reduce_on_plateau`, Polyak's step size), the gradient once more
+    as `grad`, and the loss as a function of the parameters as `value_fn` (line searches).
+
+    **Arguments:**
+
+    - `optimizer`: any optax transformation, with extra arguments or without.
+    - `gradient`: of the loss, with the structure of `params`.
+    - `opt_state`: from `optimizer.init(params)` or the step before.
+    - `params`: what is optimised; `None` where a leaf is not.
+    - `value`: the loss at `params`.
+    - `value_fn`: the loss of other parameters; `None` where it cannot be had.
+
+    **Returns:**
+
+    The next parameters, in the dtypes of `params`, and the optimiser's next state.
+    """
+    extra: dict[str, Any] = {"value": value, "grad": gradient}
+    if value_fn is not None:
+        extra["value_fn"] = value_fn
+    update = optax.with_extra_args_support(optimizer).update
+    # optax mixes dtypes and ranks within itself
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        updates, after = update(gradient, opt_state, params, **extra)
+        params = optax.apply_updates(params, updates)  # pyright: ignore[reportArgumentType]
+    # The state keeps its dtypes, so that a step compiles once, whatever the loss computes in.
+    after = jax.tree.map(
+        lambda new, old: new.astype(old.dtype) if eqx.is_array(old) else new, after, opt_state
+    )
+    return params, after
+
+
+def learning_rate(opt_state: PyTree) -> Float[Array, ""]:
+    """The rate that `optax.inject_hyperparams` keeps in `opt_state`, float32.
+
+    NaN where it keeps none, or, as `optax.partition` does, more than one.
+    """
+    rates = [
+        leaf
+        for path, leaf in jtu.tree_leaves_with_path(opt_state)
+        if len(path) >= 2
+        and getattr(path[-2], "name", None) == "hyperparams"
+        and path[-1] == jtu.DictKey("learning_rate")
+    ]
+    return jnp.asarray(rates[0] if len(rates) == 1 else jnp.nan, jnp.float32)
+
+
+def check_first_update(caller: str, params: PyTree) -> None:
+    """Raise `ValueError` when a first step, whose loss was finite, left `params` NaN or infinite.
+
+    It looks at values: to be called once a run, outside of `jit`.
+    """
+    for path, leaf in jtu.tree_leaves_with_path(eqx.filter(params, eqx.is_inexact_array)):
+        if not is_finite(leaf):
+            raise ValueError(
+                f"{caller}: the optimizer's first step made {jtu.keystr(path).lstrip('.')} NaN or "
+                "infinite, though the loss was finite; the optimizer's learning rate and its other "
+                "settings must be finite, and so must the gradient of the loss."
+            )
