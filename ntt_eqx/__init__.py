@@ -2,6 +2,12 @@
 
 from . import _scores as scores, data as data, kernels as kernels, models as models
 from ._errors import DivergenceError as DivergenceError
+from ._kernel_regression import (
+    KernelRidge as KernelRidge,
+    fit_kernel_ridge as fit_kernel_ridge,
+    kernel_eigenvalues as kernel_eigenvalues,
+    kernel_matrix as kernel_matrix,
+)
 from ._masks import (
     NM as NM,
     Block as Block,

@@ -61,8 +61,8 @@ def load_dataset(
 
     Its files are looked for in `data_dir`, in `$NTT_EQX_DATA`, in the folder of Debian's package
     `dataset-fashion-mnist` and in the download cache, in this order; each of the first two may hold
-    them directly or in a folder with the dataset's name. The four files of MNIST and of Fashion-MNIST
-    may each be gzipped or plain. What is found nowhere is downloaded.
+    them directly or in a folder with the dataset's name. Each file of MNIST and Fashion-MNIST may
+    be gzipped or plain. What is found nowhere is downloaded.
 
     **Arguments:**
 

@@ -1,0 +1,206 @@
+"""What kernels are used for: their matrix, their spectrum, and regression with them.
+
+A kernel is what `ntk` returns for N and M samples: `[N, M, K, L]` for all pairs of outputs,
+`[N, M, K]` for their diagonal, `[N, M]` for one kernel that all outputs share.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg as jsl
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from ._checks import check_finite, check_weight
+
+
+def kernel_matrix(theta: Float[Array, "n m *outputs"]) -> Float[Array, "rows columns"]:
+    """A kernel as a matrix, one row for each sample and output, samples before outputs.
+
+    **Arguments:**
+
+    - `theta`: `[N, M, K, L]`, `[N, M, K]` or `[N, M]`.
+
+    **Returns:**
+
+    `[N K, M L]` with `theta[n, m, k, l]` in row `n K + k` and column `m L + l`; `[N K, M K]` for a
+    diagonal kernel, with zeros between different outputs; `[N, M]` as it is.
+
+    **Raises:**
+
+    `ValueError` for another number of axes.
+    """
+    n, m, *outputs = _checked("kernel_matrix", theta).shape
+    if not outputs:
+        return theta
+    if len(outputs) == 1:
+        (k,) = outputs
+        theta = theta[..., None] * jnp.eye(k, dtype=theta.dtype)[None, None]
+        outputs = [k, k]
+    k, l = outputs
+    return theta.transpose(0, 2, 1, 3).reshape(n * k, m * l)
+
+
+def kernel_eigenvalues(
+    theta: Float[Array, "n m *outputs"], *, jitter: float | int | None = None
+) -> Float[Array, " rows"]:
+    """Eigenvalues of the kernel of a batch with itself, the largest first.
+
+    They are the rates at which gradient flow on a squared loss learns the matching directions of
+    the outputs (Jacot et al. 2018).
+
+    **Arguments:**
+
+    - `theta`: the kernel of a batch with itself, as `ntk(model, x)` returns it.
+    - `jitter`: what is added to every eigenvalue, `>= 0`. By default `eps * trace` of the matrix,
+      `eps` being the spacing of its dtype at 1 (1.2e-7 in float32): as much as rounding may move an
+      eigenvalue, so that those of a singular kernel come out positive and have a logarithm. `0`
+      gives the eigenvalues as computed, of which some may then be negative.
+
+    **Returns:**
+
+    `[N K]` eigenvalues of `kernel_matrix(theta)`; `[N]` for `[N, N]`.
+
+    **Raises:**
+
+    `ValueError` if `theta` is not square or not symmetric, or `jitter` not a number `>= 0`.
+    """
+    theta = _symmetric("kernel_eigenvalues", theta)
+    added = _jitter("kernel_eigenvalues", theta, jitter)
+    return jnp.linalg.eigvalsh(kernel_matrix(theta))[::-1] + added
+
+
+class KernelRidge(eqx.Module):
+    """Kernel ridge regression, fitted; `fit_kernel_ridge` makes it.
+
+    Attributes:
+        dual: `[N, K]`, the coefficients of the N training samples.
+    """
+
+    dual: Float[Array, "n k"]
+
+    def __call__(self, theta: Float[Array, "m n *outputs"]) -> Float[Array, "m k"]:
+        """Predict at M new samples: `sum_nl theta[m, n, k, l] dual[n, l]`.
+
+        Args:
+            theta: the kernel of the new samples with the training samples, in this order, of the
+                same kind as the one that was fitted.
+        """
+        _checked("KernelRidge", theta)
+        n, k = self.dual.shape
+        if theta.shape[1] != n or any(size != k for size in theta.shape[2:]):
+            raise ValueError(
+                f"KernelRidge: fitted to {n} samples of {k} outputs, it needs the kernel of new "
+                f"samples with these, [M, {n}, ...]; got shape {theta.shape}."
+            )
+        pattern = {2: "mn,nk->mk", 3: "mnk,nk->mk", 4: "mnkl,nl->mk"}[theta.ndim]
+        return jnp.einsum(pattern, theta, self.dual, precision=jax.lax.Precision.HIGHEST)
+
+
+def fit_kernel_ridge(
+    theta: Float[Array, "n m *outputs"],
+    targets: Float[Array, "samples *k"],
+    *,
+    ridge: float | int = 0.0,
+    jitter: float | int | None = None,
+) -> KernelRidge:
+    """Fit kernel ridge regression: `dual = (Theta + (ridge + jitter) I)^-1 targets`.
+
+    With the tangent kernel of a model at its weights, and `targets` less its outputs there, the
+    prediction is what the linearised model gains by training to the end on the loss
+    `1/2 sum (f - y)^2 + ridge/2 |change of weights|^2` (Lee et al. 2019, section 2.2, for ridge
+    0): add the outputs of the model at the new samples. A `SparseModel` whose active kernel is used
+    trains its kept weights alone.
+
+    **Arguments:**
+
+    - `theta`: the kernel of the training samples with themselves, `[N, N, K, K]`, `[N, N, K]` (each
+      output with its own) or `[N, N]` (all outputs with the same).
+    - `targets`: `[N, K]`, of the dtype of `theta`.
+    - `ridge`: `>= 0`, in the units of the kernel.
+    - `jitter`: added to it so that the Cholesky factor exists; by default as in
+      `kernel_eigenvalues`. Kernels of many samples are often too ill-conditioned for float32
+      without a ridge: compute them in float64 (`jax.enable_x64`).
+
+    **Returns:**
+
+    A `KernelRidge`; call it on the kernel of new samples with the training samples.
+
+    **Raises:**
+
+    `ValueError` if shapes, dtypes or settings do not fit, if `theta` is not symmetric, or if it is
+    not positive definite with this ridge and jitter. Inside `jit`, where values cannot be looked
+    at, that last gives NaN.
+    """
+    caller = "fit_kernel_ridge"
+    _checked(caller, theta)
+    if targets.ndim != 2 or targets.dtype != theta.dtype:
+        raise ValueError(
+            f"{caller}: targets must be {theta.dtype} [N, K], got {targets.dtype} {targets.shape}."
+        )
+    k = targets.shape[1]
+    if len(targets) != len(theta) or any(size != k for size in theta.shape[2:]):
+        raise ValueError(
+            f"{caller}: a kernel of shape {theta.shape} does not go with targets of shape "
+            f"{targets.shape}."
+        )
+    check_weight(f"{caller}: ridge", ridge)
+    check_finite(caller, "targets", targets)
+    theta = _symmetric(caller, theta)
+    added = ridge + _jitter(caller, theta, jitter)
+    if theta.ndim == 3:  # one system for each output
+        dual = jax.vmap(_solve, in_axes=(2, 1, None), out_axes=1)(theta, targets, added)
+    else:
+        matrix = kernel_matrix(theta)
+        dual = _solve(matrix, targets.reshape(len(matrix), -1), added).reshape(targets.shape)
+    if not isinstance(dual, Tracer) and not bool(jnp.isfinite(dual).all()):
+        raise ValueError(
+            f"{caller}: the kernel is not positive definite with ridge={ridge} and "
+            f"jitter={jitter}; raise the ridge, or compute the kernel in float64."
+        )
+    return KernelRidge(dual)
+
+
+def _solve(
+    matrix: Float[Array, "rows rows"], targets: Float[Array, "rows *columns"], added: Array
+) -> Float[Array, "rows *columns"]:
+    matrix = matrix + added * jnp.eye(len(matrix), dtype=matrix.dtype)
+    return jsl.cho_solve(jsl.cho_factor(matrix, lower=True), targets)
+
+
+def _jitter(caller: str, theta: Array, jitter: float | int | None) -> Array:
+    if jitter is not None:
+        check_weight(f"{caller}: jitter", jitter)
+        return jnp.asarray(jitter, theta.dtype)
+    same = jnp.diagonal(theta)  # [..., N]: pairs of a sample with itself
+    trace = jnp.trace(same).sum() if theta.ndim == 4 else same.sum()
+    return jnp.finfo(theta.dtype).eps * trace
+
+
+def _symmetric(caller: str, theta: Array) -> Array:
+    """`theta` made symmetric to the last bit; an error unless it is so but for rounding."""
+    _checked(caller, theta)
+    axes = (1, 0, *reversed(range(2, theta.ndim)))
+    other = theta.transpose(axes)
+    if other.shape != theta.shape:
+        raise ValueError(
+            f"{caller}: needs the kernel of a batch with itself, [N, N, ...]; got shape "
+            f"{theta.shape}."
+        )
+    if not isinstance(theta, Tracer):
+        check_finite(caller, "theta", theta)
+        largest = float(jnp.abs(theta).max())
+        if float(jnp.abs(theta - other).max()) > float(jnp.finfo(theta.dtype).eps) ** 0.5 * largest:
+            raise ValueError(
+                f"{caller}: theta is not symmetric; give the kernel of one batch with itself, "
+                "ntk(model, x)."
+            )
+    return (theta + other) / 2
+
+
+def _checked(caller: str, theta: Array) -> Array:
+    if not 2 <= theta.ndim <= 4:
+        raise ValueError(
+            f"{caller}: theta must be [N, M, K, L], [N, M, K] or [N, M], got shape {theta.shape}."
+        )
+    return theta
