@@ -98,6 +98,20 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def check_folder(folder: Path) -> None:
+    """Check that `folder` is one, or can become one, without making it.
+
+    **Raises:**
+
+    `ExperimentError`: when it cannot be written.
+    """
+    with contextlib.suppress(OSError):  # a part of the path that is no folder
+        place = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+        if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+            return
+    raise ExperimentError(f"{folder}: cannot be written; choose another folder with --out.")
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep every other process out of a run directory while the body runs.

@@ -1,6 +1,6 @@
 """`ntt-eqx compare`: check, plan, run, report."""
 
-from ._files import locked
+from ._files import check_folder, locked
 from .cells import plan
 from .estimate import estimate, show_plan
 from .images import ImageShelf
@@ -21,6 +21,7 @@ def compare(options: Compare) -> int:
     check_cells(cells, shelf)
     with make_display() as display, StopRequest() as stop:
         if options.plan_only:
+            check_folder(options.out)
             show_plan(cells, options.out, shelf, display, None)
             return 0
         with locked(options.out):

@@ -6,13 +6,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.tree_util as jtu
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._ntk import ntk
-from .._ntk._layers import find_layers
-from .._ntk._program import trace
+from .._ntk import explain, ntk
 from .._sparse import SparseModel
 
 
@@ -103,17 +101,15 @@ def layer_costs(sparse: SparseModel, input_shape: Sequence[int]) -> list[LayerCo
     - `sparse`: the network.
     - `input_shape`: shape of one sample.
     """
-    dense = eqx.nn.inference_mode(sparse.model)
-    program, _ = trace(dense, jax.ShapeDtypeStruct(tuple(input_shape), np.float32))
-    layers, _ = find_layers(program)
-    positions = {program.paths[layer.weight]: layer.positions for layer in layers}
-    costs = []
-    for path, mask in jtu.tree_leaves_with_path(jax.device_get(sparse.mask)):
-        name = jtu.keystr(path)
-        if name not in positions:
-            continue  # used otherwise than as the weight of one linear layer
-        kept, at = int(mask.sum()), positions[name]
-        costs.append(LayerCost(name.strip("."), mask.size, kept, mask.size * at, kept * at))
+    x = jnp.zeros((1, *input_shape))
+    shares, costs = jax.device_get(sparse.densities()), []
+    for part in explain(eqx.nn.inference_mode(sparse.model), x).parameters:
+        name = part.name.split(" + ")[0]  # a bias is named after its weight
+        if name not in shares or not part.layer_flops:
+            continue  # not prunable, or used otherwise than as the weight of one linear layer
+        weights, flops = part.kept, part.layer_flops // 2
+        kept = round(float(shares[name]) * weights)
+        costs.append(LayerCost(name.strip("."), weights, kept, flops, flops * kept // weights))
     return costs
 
 

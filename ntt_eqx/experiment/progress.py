@@ -56,13 +56,32 @@ def make_display(stream: Stream | None = None) -> Display:
     return LiveDisplay(where) if where.isatty() else PlainDisplay(where)
 
 
+class _Pace:
+    """Steps a second since the first step was done; that one compiles, and tells nothing."""
+
+    def __init__(self, steps: int, done: int):
+        self._steps, self._first = steps, done + 1
+        self._since: float | None = None
+        self.rate: float | None = None
+        self.left: float | None = None
+
+    def advance(self, done: int) -> None:
+        now = time.monotonic()
+        if self._since is None:
+            self._first, self._since = done, now
+        elif done > self._first:
+            self.rate = (done - self._first) / max(now - self._since, 1e-9)
+            self.left = (self._steps - done) / self.rate
+
+
 class PlainDisplay:
     """Lines of text: at the end of a phase, and every ten seconds within one."""
 
     def __init__(self, stream: Stream):
         self._stream = stream
         self._title = ""
-        self._steps = self._first = self._done = 0
+        self._steps = self._done = 0
+        self._pace = _Pace(0, 0)
         self._started = self._last = 0.0
         self._values: Mapping[str, float] = {}
 
@@ -87,7 +106,8 @@ class PlainDisplay:
 
     def begin(self, title: str, steps: int, done: int) -> None:
         """Remember where the phase starts."""
-        self._title, self._steps, self._first, self._done = title, steps, done, done
+        self._title, self._steps, self._done = title, steps, done
+        self._pace = _Pace(steps, done)
         self._started = self._last = time.monotonic()
         self._values = {}
         if done:
@@ -96,18 +116,15 @@ class PlainDisplay:
     def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:
         """Print a line if the last one is ten seconds old."""
         self._done = done
+        self._pace.advance(done)
         if values:
             self._values = values
-        now = time.monotonic()
-        if now - self._last < _LINE_EVERY or done == self._steps:
+        now, rate, left = time.monotonic(), self._pace.rate, self._pace.left
+        if now - self._last < _LINE_EVERY or done == self._steps or rate is None or left is None:
             return
         self._last = now
-        if done - self._first < 2:  # the first step compiles, and tells nothing of the others
-            return
-        rate = (done - self._first) / max(now - self._started, 1e-9)
-        left = duration((self._steps - done) / rate) if rate > 0 else "?"
         self.say(
-            f"{self._title}: step {done} of {self._steps}, {speed(rate)}, {left} left"
+            f"{self._title}: step {done} of {self._steps}, {speed(rate)}, {duration(left)} left"
             + _shown(self._values)
         )
 
@@ -126,12 +143,13 @@ class LiveDisplay:
 
         class RateColumn(bars.ProgressColumn):
             def render(self, task: Any) -> Any:
-                rate = f"{task.speed:.3g}/s" if task.speed else ""
+                pace = task.fields["pace"]
+                rate = "compiling" if pace.rate is None else f"{pace.rate:.3g}/s"
                 return text.Text(rate, style="cyan", no_wrap=True)
 
         class LeftColumn(bars.ProgressColumn):
             def render(self, task: Any) -> Any:
-                left = task.time_remaining
+                left = task.fields["pace"].left
                 shown = "" if left is None else f"{duration(left)} left"
                 return text.Text(shown, style="magenta", no_wrap=True)
 
@@ -140,7 +158,7 @@ class LiveDisplay:
         line = lambda: require("rich.table").Column(no_wrap=True)
         columns = [
             bars.TextColumn("{task.description}", markup=False, table_column=line()),
-            bars.BarColumn(bar_width=None if wide else 10),  # gives way where it is narrow
+            bars.BarColumn(bar_width=None),  # what is left of the line
             bars.TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=line()),
             RateColumn(table_column=line()),
             LeftColumn(table_column=line()),
@@ -148,9 +166,10 @@ class LiveDisplay:
         if wide:
             note = "{task.fields[note]}"
             columns.append(bars.TextColumn(note, style="dim", markup=False, table_column=line()))
-        self._progress = bars.Progress(*columns, console=self._console, transient=True)
+        self._progress = bars.Progress(*columns, console=self._console, transient=True, expand=True)
         self._task: Any = None
         self._title = self._note = ""
+        self._pace = _Pace(0, 0)
         self._started = 0.0
 
     def __enter__(self) -> "LiveDisplay":
@@ -180,12 +199,16 @@ class LiveDisplay:
         """Show a new bar."""
         self._drop()
         self._started, self._title, self._note = time.monotonic(), title, ""
-        self._task = self._progress.add_task(title, total=steps, completed=done, note="")
+        self._pace = _Pace(steps, done)
+        self._task = self._progress.add_task(
+            title, total=steps, completed=done, note="", pace=self._pace
+        )
 
     def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:
         """Move the bar."""
         if values:
             self._note = _shown(values).removeprefix(", ")
+        self._pace.advance(done)
         self._progress.update(self._task, completed=done, note=self._note)
 
     def end(self) -> None:

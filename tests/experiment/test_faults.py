@@ -87,6 +87,10 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_computed(tmp
         assert main(command(out)) == 2
         said = capsys.readouterr().err
         assert f"{out}: cannot be written" in said and "--out" in said
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        assert main(command(out, "--plan-only")) == 2
+        said = capsys.readouterr().err
+        assert f"{out}: cannot be written" in said and "--out" in said
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")

@@ -28,9 +28,30 @@ def test_plain_lines(monkeypatch):
     play(progress.make_display(stream))
     lines = stream.getvalue().splitlines()
     assert lines[1] == "[1/2] ntt layer 0.03 seed 0, transfer: continuing at step 100 of 200"
-    assert "step 110 of 200" in lines[2] and "left, kernel 12.35" in lines[2]
+    assert "step 120 of 200" in lines[2] and "left, kernel 12.35" in lines[2]
     assert lines[-3].startswith("[1/2] ntt layer 0.03 seed 0, transfer: 200 steps, ")
     assert lines[-2:] == ["Method   Test", "ntt     86.40"]
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_the_time_left_after_a_resume_is_that_of_the_steps(monkeypatch, stream):
+    """90 s of compilation at step 901, then two steps a second: 40 s left at 920, not 7 minutes."""
+    monkeypatch.setenv("COLUMNS", "100")
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.make_display(stream) as display:
+        display.begin("ntt, transfer", 1000, 900)
+        now[0] = 90.0
+        for step in range(901, 921):
+            display.advance(step)
+            now[0] += 0.5
+        if isinstance(display, progress.LiveDisplay):
+            display._progress.refresh()
+    lines = stream.getvalue()
+    assert "compiling" in lines or not stream.isatty()
+    assert "40 s left" in lines if stream.isatty() else "s left" in lines
+    left = [line for line in lines.split("\n") if " left" in line]
+    assert "min" not in "".join(left), lines
 
 
 @pytest.mark.parametrize("width", [80, 160])
