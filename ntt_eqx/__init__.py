@@ -1,6 +1,12 @@
 """Neural Tangent Transfer and exact masked neural tangent kernels for Equinox models."""
 
-from . import _scores as scores, data as data, kernels as kernels, models as models
+from . import (
+    _scores as scores,
+    data as data,
+    export as export,
+    kernels as kernels,
+    models as models,
+)
 from ._errors import DivergenceError as DivergenceError
 from ._kernel_regression import (
     KernelRidge as KernelRidge,

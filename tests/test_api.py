@@ -11,9 +11,17 @@ import pytest
 
 import ntt_eqx
 
-ROOMS = [ntt_eqx, ntt_eqx.scores, ntt_eqx.data, ntt_eqx.models, ntt_eqx.kernels]
+ROOMS = [
+    ntt_eqx,
+    ntt_eqx.scores,
+    ntt_eqx.data,
+    ntt_eqx.models,
+    ntt_eqx.kernels,
+    ntt_eqx.export,
+]
 # What only the extra `cli` brings, and what is too slow to import for everybody.
 OPTIONAL = ["tyro", "rich", "matplotlib", "pooch", "orbax", "grain", "IPython", "mkdocs"]
+OPTIONAL += ["safetensors", "jax2onnx", "onnx", "onnxruntime"]
 
 
 def public(room):
