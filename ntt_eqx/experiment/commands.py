@@ -15,6 +15,7 @@ tyro = require("tyro")
 from . import single  # noqa: E402
 from .compare import compare  # noqa: E402
 from .evolution import evolution  # noqa: E402
+from .export_network import Export, export_network  # noqa: E402
 from .inspect_network import inspect_network  # noqa: E402
 from .options import (  # noqa: E402
     Compare,
@@ -34,6 +35,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (Train, single.train),
     "evaluate": (Evaluate, single.evaluate),
     "inspect": (Inspect, inspect_network),
+    "export": (Export, export_network),
     "evolution": (Evolution, evolution),
     "data": (Data, single.data),
     "runs": (Runs, single.runs),
