@@ -6,24 +6,41 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# One block's intermediates should stay in a core's cache: measured on CPU, blocks of 1 to 8 MiB are
-# equally fast, and 1.5 to 2.5 times faster than no blocks at all.
+from ._dispatch import target_device
+
+# On a CPU one block's intermediates should stay in a core's cache: measured, blocks of 1 to 8 MiB
+# are equally fast, and 1.5 to 2.5 times faster than no blocks at all.
 BLOCK_BYTES = 4 * 2**20
 
+# On an accelerator every block is several launches, of which each should fill the chip: blocks are
+# there to bound memory alone. Counted by the chips' compilers, not measured.
+ACCELERATOR_BLOCK_BYTES = 256 * 2**20
 
-def block_size(rows: int, bytes_per_row: int, budget: int = BLOCK_BYTES) -> int:
+
+def on_cpu() -> bool:
+    """Whether a call traced now is meant for a CPU."""
+    return target_device().platform == "cpu"
+
+
+def block_bytes() -> int:
+    """Bytes of intermediates that one block may take on the device that a call is meant for."""
+    return BLOCK_BYTES if on_cpu() else ACCELERATOR_BLOCK_BYTES
+
+
+def block_size(rows: int, bytes_per_row: int, budget: int | None = None) -> int:
     """Rows per block: as many as fit the budget, spread evenly over the blocks.
 
     **Arguments:**
 
     - `rows`: rows in all.
     - `bytes_per_row`: bytes that the work on one row takes.
-    - `budget`: bytes that a block may take.
+    - `budget`: bytes that a block may take; by default `block_bytes()`.
 
     **Returns:**
 
     From 1 to `rows`.
     """
+    budget = block_bytes() if budget is None else budget
     fit = max(1, min(rows, budget // max(1, bytes_per_row)))
     blocks = -(-rows // fit)
     return -(-rows // blocks)

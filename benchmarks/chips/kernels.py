@@ -43,9 +43,7 @@ def recorded() -> Iterator[list[Kernel]]:
     os.environ.update(variables)
     try:
         yield found
-        for path in sorted(folder.glob("*.ptxas")):
-            resources = path.with_name(path.name.replace(".ptxas", ".resources.txt"))
-            found.append(_read(path.stem, path.read_text(), resources.read_text()))
+        found.extend(_read_all(folder))
     finally:
         for name, value in before.items():
             if value is None:
@@ -53,6 +51,31 @@ def recorded() -> Iterator[list[Kernel]]:
             else:
                 os.environ[name] = value
         shutil.rmtree(folder, ignore_errors=True)  # its logs take tens of megabytes a kernel
+
+
+def _read_all(folder: Path) -> list[Kernel]:
+    """Pair the two files of each kernel: their numbers count different things, their order agrees.
+
+    A kernel that occurs twice has two files of resources and is compiled once.
+    """
+    found = []
+    resources: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*.resources.txt"), key=_number):
+        texts = resources.setdefault(_base(path), [])
+        if path.read_text() not in texts:
+            texts.append(path.read_text())
+    for path in sorted(folder.glob("*.ptxas"), key=_number):
+        texts = resources[_base(path)]
+        found.append(_read(_base(path), path.read_text(), texts.pop(0) if texts[1:] else texts[0]))
+    return found
+
+
+def _base(path: Path) -> str:
+    return path.name.split(".")[0].rsplit("_", 1)[0]
+
+
+def _number(path: Path) -> int:
+    return int(path.name.split(".")[0].rsplit("_", 1)[1])
 
 
 def _read(name: str, ptxas: str, resources: str) -> Kernel:

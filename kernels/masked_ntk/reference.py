@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._blocks import block_size, map_blocks, scan_blocks
+from .._blocks import block_size, map_blocks, on_cpu, scan_blocks
 from .._gather import GatheredMetric, gathered_u, gathered_u_backward
 from .._precision import accumulator_dtype
 
@@ -75,7 +75,7 @@ def masked_ntk_diagonal_reference(
         u, d = row
         return jnp.einsum("mi,ki,mki->mk", u, d, d2)
 
-    return jax.lax.map(one, (jax.checkpoint(_u)(a1, a2, c), d1))
+    return _over_samples(one, (jax.checkpoint(_u)(a1, a2, c), d1), d2)
 
 
 def _ambient(a1, d1, a2, d2):
@@ -133,11 +133,11 @@ def _epilogue(u, d1, d2):
         columns = (u[:, None, :] * d2).reshape(-1, d2.shape[-1])
         return (d @ columns.T).reshape(d.shape[0], *d2.shape[:2]).transpose(1, 0, 2)
 
-    return jax.lax.map(one, (u, d1))
+    return _over_samples(one, (u, d1), d2)
 
 
 def _epilogue_backward(g, u, d1, d2):
-    """One n at a time, so that nothing larger than M L I is alive.
+    """A few n at a time, so that few intermediates of size M L I are alive.
 
     With g = dL/dTheta:
 
@@ -147,12 +147,38 @@ def _epilogue_backward(g, u, d1, d2):
     dL/du[n,m,i]  = sum_l d2[m,l,i] y[m,l,i]
     """
 
-    def one(d2_bar, row):
+    def one(row):
         u, d, g = row
         columns = (u[:, None, :] * d2).reshape(-1, d2.shape[-1])
         g = g.transpose(1, 0, 2).reshape(d.shape[0], -1)
         y = (g.T @ d).reshape(d2.shape)
-        return d2_bar + u[:, None, :] * y, (g @ columns, jnp.sum(d2 * y, axis=1))
+        return u[:, None, :] * y, (g @ columns, jnp.sum(d2 * y, axis=1))
 
-    d2_bar, (d1_bar, u_bar) = jax.lax.scan(one, jnp.zeros_like(d2), (u, d1, g))
+    def add_one(d2_bar, row):
+        share, found = one(row)
+        return d2_bar + share, found
+
+    def add_block(d2_bar, rows):
+        shares, found = jax.vmap(one)(rows)
+        return d2_bar + jnp.sum(shares, axis=0), found
+
+    rows, zeros = (u, d1, g), jnp.zeros_like(d2)
+    if on_cpu():
+        d2_bar, (d1_bar, u_bar) = jax.lax.scan(add_one, zeros, rows)
+    else:
+        size = block_size(len(u), 3 * d2.size * d2.dtype.itemsize)
+        d2_bar, (d1_bar, u_bar) = scan_blocks(add_block, zeros, rows, len(u), size)
     return d1_bar, d2_bar, u_bar
+
+
+def _over_samples(one, rows, d2):
+    """`one` for each sample n of the first side, joined; it makes something of the size of `d2`.
+
+    On a CPU one at a time, whose intermediates stay in cache; elsewhere as many as the memory of a
+    block holds, by batched products.
+    """
+    count = len(rows[0])
+    if on_cpu():
+        return jax.lax.map(one, rows)
+    size = block_size(count, d2.size * d2.dtype.itemsize)
+    return map_blocks(jax.vmap(one), rows, count, size)

@@ -11,6 +11,7 @@ from jax.test_util import check_grads
 from oracle import Sizes, relative_error
 
 from ntt_eqx.kernels import (
+    _blocks,
     gather_rows,
     gathered_tangents,
     masked_ntk_diagonal_reference,
@@ -18,6 +19,7 @@ from ntt_eqx.kernels import (
     masked_tangent_ntk_reference,
 )
 from ntt_eqx.kernels._blocks import BLOCK_BYTES, block_size, map_blocks, scan_blocks
+from ntt_eqx.kernels._dispatch import Device
 from ntt_eqx.kernels._gather import WIDTH, gathered_u, gathered_u_backward
 
 SIZES = Sizes(n=3, m=4, k=2, l=3, i=6, j=37)
@@ -259,6 +261,35 @@ def test_products_and_gradients_of_more_than_one_block(sizes, blocks, kind, x64)
         diagonal = masked_ntk_diagonal_reference(*args, mask)
         expected = np.einsum("nmkk->nmk", oracle.product(*args, mask))
         assert relative_error(diagonal, expected) < 1e-12
+
+
+# How many of five samples n a block holds: each takes m j float64, and no more later on.
+BATCHED = {"all at once": 5, "two at a time": 2, "one at a time": 1}
+
+
+@pytest.mark.parametrize("kind", ["bool", "float", "gathered", "none"])
+@pytest.mark.parametrize("blocks", BATCHED)
+def test_an_accelerators_batched_products(blocks, kind, x64, monkeypatch):
+    """What is computed sample by sample on a CPU is batched elsewhere, with the same results."""
+    sizes = Sizes(n=5, m=3, k=2, l=2, i=6, j=37)
+    monkeypatch.setattr(_blocks, "target_device", lambda: Device("gpu", "some"))
+    budget = BATCHED[blocks] * sizes.m * sizes.j * 8
+    monkeypatch.setattr(_blocks, "ACCELERATOR_BLOCK_BYTES", budget)
+    args = oracle.factors(sizes, dtype=jnp.float64)
+    given = mask = None
+    if kind != "none":
+        mask = oracle.random_mask(sizes, kind="float" if kind == "float" else "bool")
+        given = mask
+    if kind == "gathered":
+        given = gathered(np.asarray(mask), mask.astype(jnp.float64), jnp.zeros(sizes.i))
+    product = lambda a1, d1, a2, d2, mask: masked_ntk_reference(a1, d1, a2, d2, given)
+    assert_is_the_oracles(product, sizes, args, mask)
+    if blocks == "all at once":
+        text = jax.jit(lambda *a: masked_ntk_reference(*a, given)).lower(*args).as_text()
+        assert "while" not in text  # no loop over samples
+    diagonal = masked_ntk_diagonal_reference(*args, given)
+    expected = np.einsum("nmkk->nmk", oracle.product(*args, mask))
+    assert relative_error(diagonal, expected) < 1e-12
 
 
 WIDE = BLOCK_BYTES // (8 * 8) + 1  # input features of which two output features make no block
