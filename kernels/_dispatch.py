@@ -6,10 +6,9 @@ shapes, dtypes and the device alone and before anything is traced, whether it ca
 """
 
 import contextlib
-import contextvars
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -52,10 +51,22 @@ class Choice:
     refusals: tuple[tuple[str, str], ...] = ()
 
 
-_FORCED: contextvars.ContextVar[Request] = contextvars.ContextVar("forced", default=None)
-_RECORDS: contextvars.ContextVar[tuple[list[Choice], ...]] = contextvars.ContextVar(
-    "records", default=()
-)
+def _from_environment() -> Request:
+    names = os.environ.get(ENVIRONMENT_VARIABLE)
+    return tuple(name.strip() for name in names.split(",")) if names else None
+
+
+class _Record(list[Choice]):
+    """The choices of one block; different from every other's, and hashable as what it is."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+# Both belong to the key of every compiled function, so that none answers inside a block what it was
+# compiled for outside of it.
+_FORCED = jax.make_user_context(default_value=_from_environment())
+_RECORDS = jax.make_user_context(default_value=())
 
 
 def choose(
@@ -71,8 +82,8 @@ def choose(
     - `refusals`: for every implementation that exists, a function from the device to the reason
       why it cannot take this call, or to `None` if it can.
     - `implementation`: the request. Where it is `None`, the innermost `use_implementation` decides,
-      then the environment variable `NTT_EQX_IMPLEMENTATION` (names separated by commas), then the
-      table `DEFAULTS` of the device.
+      then the environment variable `NTT_EQX_IMPLEMENTATION` (names separated by commas) as it was
+      at the import, then the table `DEFAULTS` of the device.
 
     **Raises:**
 
@@ -89,7 +100,7 @@ def choose(
         reason = refusals[name](device)
         if reason is None:
             choice = Choice(operation, name, tuple(refused))
-            for record in _RECORDS.get():
+            for record in _RECORDS.value:
                 record.append(choice)
             return choice
         refused.append((name, reason))
@@ -101,8 +112,7 @@ def choose(
 def use_implementation(implementation: Request) -> Iterator[None]:
     """Let calls without `implementation=` inside the block use this one.
 
-    The choice is made when a function is traced: a function that was compiled outside the block
-    keeps what it has.
+    A function that was compiled outside the block is compiled again inside it.
 
     **Arguments:**
 
@@ -112,27 +122,25 @@ def use_implementation(implementation: Request) -> Iterator[None]:
 
     A context manager.
     """
-    token = _FORCED.set(implementation)
-    try:
+    request = implementation if implementation is None else _as_names(implementation)
+    with _FORCED(request):
         yield
-    finally:
-        _FORCED.reset(token)
 
 
 @contextlib.contextmanager
 def record_choices() -> Iterator[list[Choice]]:
-    """Collect the `Choice` of every operation that is traced or run inside the block.
+    """Collect the `Choice` of every operation that runs inside the block.
+
+    Choices are made when a function is traced, so that functions are compiled anew inside each such
+    block: for looking, not for production.
 
     **Returns:**
 
     A context manager that gives the list, which grows as operations are traced.
     """
-    record: list[Choice] = []
-    token = _RECORDS.set((*_RECORDS.get(), record))
-    try:
+    record = _Record()
+    with _RECORDS((*_RECORDS.value, record)):
         yield record
-    finally:
-        _RECORDS.reset(token)
 
 
 def target_device() -> Device:
@@ -153,17 +161,19 @@ def target_device() -> Device:
 
 
 def _names(operation: str, implementation: Request, device: Device) -> tuple[str, ...]:
-    request = implementation if implementation is not None else _FORCED.get()
-    if request is None and os.environ.get(ENVIRONMENT_VARIABLE):
-        request = tuple(s.strip() for s in os.environ[ENVIRONMENT_VARIABLE].split(","))
+    request = implementation if implementation is not None else _FORCED.value
     if request is None:
         kinds = [kind for kind in DEFAULTS if device.kind.startswith(kind)]
         key = max(kinds, key=len) if kinds else device.platform
         return DEFAULTS.get(key, ("reference",))
-    names = (request,) if isinstance(request, str) else tuple(request)
+    names = _as_names(request)
     if not names:
         raise ValueError(f"{operation}: implementation=() names no implementation.")
     return names
+
+
+def _as_names(request: str | Iterable[str]) -> tuple[str, ...]:
+    return (request,) if isinstance(request, str) else tuple(request)
 
 
 def _common_name(platform: str) -> str:

@@ -101,18 +101,42 @@ def test_refusals_are_kept_in_order():
         choice_of("masked_ntk", implementation=("pallas_gpu", "pallas_tpu"))
 
 
-def test_who_decides(monkeypatch):
+def test_who_decides():
     gpu, tpu = oracle.INTERPRETED
-    monkeypatch.setenv(_dispatch.ENVIRONMENT_VARIABLE, f"pallas_gpu, {tpu}")
-    assert choice_of("masked_ntk").implementation == tpu
-    with kernels.use_implementation(gpu):
-        assert choice_of("masked_ntk").implementation == gpu
-        with kernels.use_implementation("reference"):
-            assert choice_of("masked_ntk").implementation == "reference"
-        assert choice_of("masked_ntk", implementation=tpu).implementation == tpu
-    assert choice_of("masked_ntk").implementation == tpu
-    monkeypatch.delenv(_dispatch.ENVIRONMENT_VARIABLE)
+    with kernels.use_implementation(("pallas_gpu", tpu)):
+        assert choice_of("masked_ntk").implementation == tpu
+        with kernels.use_implementation(gpu):
+            assert choice_of("masked_ntk").implementation == gpu
+            with kernels.use_implementation("reference"):
+                assert choice_of("masked_ntk").implementation == "reference"
+            assert choice_of("masked_ntk", implementation=tpu).implementation == tpu
+        assert choice_of("masked_ntk").implementation == tpu
     assert choice_of("masked_ntk").implementation == "reference"
+
+
+def test_the_environment_decides_at_the_import(monkeypatch):
+    monkeypatch.setenv(_dispatch.ENVIRONMENT_VARIABLE, "pallas_gpu, pallas_tpu_interpret")
+    assert _dispatch._from_environment() == ("pallas_gpu", "pallas_tpu_interpret")
+    assert choice_of("masked_ntk").implementation == "reference"  # this process has begun
+    monkeypatch.delenv(_dispatch.ENVIRONMENT_VARIABLE)
+    assert _dispatch._from_environment() is None
+
+
+def test_a_compiled_function_answers_inside_a_block_what_is_asked_there():
+    args, mask = oracle.factors(Sizes()), oracle.random_mask(Sizes())
+    call = jax.jit(lambda *args: kernels.masked_ntk(*args))
+    before = call(*args, mask)
+    with kernels.record_choices() as first:
+        call(*args, mask)
+    with kernels.record_choices() as second:
+        call(*args, mask)
+    assert [c.implementation for c in first] == [c.implementation for c in second] == ["reference"]
+    with kernels.use_implementation("pallas_gpu"):
+        with pytest.raises(NotImplementedError, match="pallas_gpu needs"):
+            call(*args, mask)
+    with kernels.use_implementation("pallas_tpu_interpret"), kernels.record_choices() as third:
+        assert jnp.allclose(call(*args, mask), before, atol=1e-5)
+    assert [c.implementation for c in third] == ["pallas_tpu_interpret"]
 
 
 def test_choices_that_ran_are_recorded():
