@@ -9,20 +9,15 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.extend.core as jex_core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._program import bind, is_call, read, run, unfold
 from .._sparse import _NORMALISATIONS
 
-_CALLS = (
-    "jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint",
-    "custom_jvp_call", "custom_vjp_call",
-)  # fmt: skip
-_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _CONTROL = ("scan", "while", "cond")
 _COMPARISONS = ("gt", "ge", "lt", "le")
 
@@ -111,48 +106,40 @@ def _hide_normalisation(model: PyTree) -> PyTree:
     )
 
 
+def _opens(eqn: Any) -> bool:
+    """Calls are looked into, those with a derivative of their own too; normalisations are not."""
+    calls = is_call(eqn) or eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call")
+    return calls and eqn.params.get("name") != _Hidden.__name__
+
+
 def _run(model: PyTree, x: Array, decide: Callable[[Array], Array]) -> Array:
     """Evaluate `model(x)`; `decide` may replace each set of gates by another."""
-    closed = jax.make_jaxpr(model)(x)
-    (out,) = _run_jaxpr(closed.jaxpr, closed.consts, [x], decide)
-    return out
 
-
-def _run_jaxpr(
-    jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], decide: Callable[[Array], Array]
-) -> list[Any]:
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, inputs, strict=True))
-    read = lambda v: v.val if isinstance(v, jex_core.Literal) else env[v]
-    for eqn in jaxpr.eqns:
-        values, name = [read(v) for v in eqn.invars], eqn.primitive.name
+    def evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
+        name = eqn.primitive.name
         if name in _CONTROL:
             raise NotImplementedError(
                 f"PathExclusion: cannot follow activations through `{name}`; unroll the loop."
             )
-        if name in _CALLS and eqn.params.get("name") != _Hidden.__name__:
-            inner = next(eqn.params[k] for k in _BODIES if k in eqn.params)
-            nested = getattr(inner, "jaxpr", inner)
-            out = _run_jaxpr(nested, getattr(inner, "consts", ()), values, decide)
-        elif name == "max" and any(map(_is_zero, values)):
+        if name == "max" and any(map(_is_zero, values)):
             z = values[0] if _is_zero(values[1]) else values[1]
-            out = [jnp.where(decide(z > 0), z, jnp.zeros_like(z))]
-        else:
-            out = _evaluate(eqn, values)
-            if name in _COMPARISONS and jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating):
-                out = [decide(out[0])]
-        env.update(zip(eqn.outvars, out, strict=True))
-    return [read(v) for v in jaxpr.outvars]
+            return [jnp.where(decide(z > 0), z, jnp.zeros_like(z))]
+        out = _evaluate(eqn, values)
+        if name in _COMPARISONS and jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating):
+            out = [decide(out[0])]
+        return out
+
+    program = unfold(jax.make_jaxpr(model)(x), _opens)
+    values, _ = run(program, {0: x}, range(len(program.steps)), evaluate)
+    (output,) = program.outputs
+    return read(values, output)
 
 
 def _evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    bind = lambda: eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     if any(isinstance(value, Tracer) for value in values):
-        out = bind()
-    else:  # a constant stays one, so that a maximum with it is known for what it is
-        with jax.ensure_compile_time_eval():
-            out = bind()
-    return list(out) if eqn.primitive.multiple_results else [out]
+        return bind(eqn, values)
+    with jax.ensure_compile_time_eval():  # a constant stays one: a maximum with it is recognised
+        return bind(eqn, values)
 
 
 def _is_zero(value: Any) -> bool:

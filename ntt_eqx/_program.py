@@ -1,0 +1,282 @@
+"""A function of one sample as a flat list of primitive steps, and how to run them.
+
+A traced jaxpr is unfolded: calls such as `jit` are opened, every value gets a slot, and the body of
+a `scan` becomes a program of its own. What needs to look into a function (the kernel's engine, the
+scores that count paths) walks these steps, and no jaxpr.
+
+A **site** names a step wherever it stands: its index, and for a step of a loop's body the index of
+the loop before it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.extend.core as jex_core
+from jaxtyping import Array
+
+Site: TypeAlias = tuple[int, ...]
+Evaluate: TypeAlias = Callable[[Any, Sequence[Any]], list[Any]]
+
+# Calls whose derivative is that of what they call. A function with a derivative of its own
+# (`custom_jvp_call`) is not among them.
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
+_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+
+
+@dataclasses.dataclass(frozen=True)
+class Const:
+    """An operand known at trace time (a literal, or an array that the function closes over)."""
+
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What a `scan` repeats.
+
+    Attributes:
+        body: one iteration, `(consts, carry, xs) -> (carry, ys)`.
+        consts: number of its inputs that are the same in every iteration.
+        carry: number of those that an iteration hands to the next.
+        length: iterations.
+    """
+
+    body: "Program"
+    consts: int
+    carry: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One primitive: reads slots or constants, writes slots."""
+
+    eqn: Any
+    inputs: tuple[Any, ...]
+    outputs: tuple[int, ...]
+    loop: Loop | None = None
+
+    @property
+    def name(self) -> str:
+        """The primitive's name."""
+        return self.eqn.primitive.name
+
+    @property
+    def avals(self) -> tuple[Any, ...]:
+        """Shapes and dtypes of the outputs."""
+        return tuple(v.aval for v in self.eqn.outvars)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the first output."""
+        return self.eqn.outvars[0].aval.shape
+
+    @property
+    def reads(self) -> list[int]:
+        """The slots it reads."""
+        return slots_of(self.inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Steps in their order; the inputs hold slots 0 .. num_inputs - 1."""
+
+    steps: tuple[Step, ...]
+    num_inputs: int
+    outputs: tuple[Any, ...]
+
+    def step_at(self, site: Site) -> Step:
+        """The step at a site."""
+        step = self.steps[site[0]]
+        if len(site) == 1:
+            return step
+        assert step.loop is not None
+        return step.loop.body.step_at(site[1:])
+
+
+def slots_of(operands: Iterable[Any]) -> list[int]:
+    """The slots among operands, in their order."""
+    return [slot for slot in operands if not isinstance(slot, Const)]
+
+
+def unfold(closed: Any, opens: Callable[[Any], bool] | None = None) -> Program:
+    """The program of a closed jaxpr.
+
+    **Arguments:**
+
+    - `opens`: which equations are calls to be opened; by default those whose derivative is that of
+      what they call.
+    """
+    steps: list[Step] = []
+    slots = _Slots()
+    inputs = [slots.new() for _ in closed.jaxpr.invars]
+    outputs = _unfold(closed.jaxpr, closed.consts, inputs, steps, slots, opens or is_call)
+    return Program(tuple(steps), len(inputs), tuple(outputs))
+
+
+def is_call(eqn: Any) -> bool:
+    """Whether an equation calls a function and does nothing else."""
+    return eqn.primitive.name in _CALLS
+
+
+def called_jaxpr(eqn: Any) -> Any:
+    """The jaxpr that an equation calls."""
+    return next(eqn.params[name] for name in _BODIES if name in eqn.params)
+
+
+def without_dead_steps(program: Program) -> Program:
+    """The program without the steps that neither its outputs nor an effect depend on."""
+    needed, kept = set(slots_of(program.outputs)), []
+    for step in reversed(program.steps):
+        if needed.intersection(step.outputs) or step.eqn.effects:
+            needed.update(step.reads)
+            kept.append(step)
+    return dataclasses.replace(program, steps=tuple(reversed(kept)))
+
+
+def read(values: Mapping[int, Any], slot: Any) -> Any:
+    """The value of an operand."""
+    return slot.value if isinstance(slot, Const) else values[slot]
+
+
+def run(
+    program: Program,
+    values: Mapping[int, Any],
+    steps: Iterable[int],
+    evaluate: Evaluate,
+    perturbations: Mapping[Site, Array] | None = None,
+    tapped: Mapping[Site, int] | None = None,
+) -> tuple[dict[int, Any], dict[Site, Array]]:
+    """Evaluate steps of the program.
+
+    **Arguments:**
+
+    - `values`: slot -> value; what the steps read and do not write themselves.
+    - `steps`: indices of the steps, in their order.
+    - `evaluate`: `(equation, inputs) -> outputs`.
+    - `perturbations`: site -> array added to that step's output; in a loop, one row an iteration.
+    - `tapped`: site -> operand number whose value is handed out; in a loop, one row an iteration.
+      A site in a loop that is tapped is perturbed, too.
+
+    **Returns:**
+
+    The values of all slots, and the tapped operands by site.
+    """
+    perturbations, tapped = perturbations or {}, tapped or {}
+    values, operands = dict(values), {}
+    for index in steps:
+        step, site = program.steps[index], (index,)
+        inputs = [read(values, slot) for slot in step.inputs]
+        inside = _inside(perturbations, index)
+        if inside:
+            outputs, seen = _run_loop(step, inputs, evaluate, inside, _inside(tapped, index))
+            operands.update({(index, *inner): value for inner, value in seen.items()})
+        else:
+            outputs = evaluate(step.eqn, inputs)
+        if site in tapped:
+            operands[site] = inputs[tapped[site]]
+        if site in perturbations:
+            outputs = [outputs[0] + perturbations[site].astype(outputs[0].dtype)]
+        values.update(zip(step.outputs, outputs, strict=True))
+    return values, operands
+
+
+def bind(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
+    """The outputs of an equation, by the primitive itself."""
+    out = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _inside(sites: Mapping[Site, Any], index: int) -> dict[Site, Any]:
+    return {s[1:]: value for s, value in sites.items() if s[0] == index and len(s) > 1}
+
+
+def _run_loop(
+    step: Step,
+    inputs: Sequence[Any],
+    evaluate: Evaluate,
+    perturbations: Mapping[Site, Array],
+    tapped: Mapping[Site, int],
+) -> tuple[list[Any], dict[Site, Array]]:
+    """A scan with perturbations as further inputs, and tapped operands as further outputs."""
+    loop = step.loop
+    assert loop is not None
+    first, last = loop.consts, loop.consts + loop.carry
+
+    def iteration(carry, rows):
+        xs, added = rows
+        given = dict(enumerate([*inputs[:first], *carry, *xs]))
+        steps = range(len(loop.body.steps))
+        found, seen = run(loop.body, given, steps, evaluate, added, tapped)
+        outputs = [read(found, slot) for slot in loop.body.outputs]
+        return outputs[: loop.carry], (outputs[loop.carry :], seen)
+
+    params = step.eqn.params
+    carry, (ys, seen) = jax.lax.scan(
+        iteration,
+        list(inputs[first:last]),
+        (list(inputs[last:]), dict(perturbations)),
+        length=loop.length,
+        reverse=params["reverse"],
+        unroll=params["unroll"],
+    )
+    return [*carry, *ys], seen
+
+
+class _Slots:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def new(self) -> int:
+        self.count += 1
+        return self.count - 1
+
+
+def _unfold(
+    jaxpr: Any,
+    consts: Sequence[Any],
+    inputs: Sequence[Any],
+    steps: list[Step],
+    slots: _Slots,
+    opens: Callable[[Any], bool],
+) -> list[Any]:
+    """Append the steps of `jaxpr` to `steps`, calls unfolded; return its output slots."""
+    env: dict[Any, Any] = dict(zip(jaxpr.invars, inputs, strict=True))
+    env.update(zip(jaxpr.constvars, map(Const, consts), strict=True))
+    look = lambda v: Const(v.val) if isinstance(v, jex_core.Literal) else env[v]
+    for eqn in jaxpr.eqns:
+        operands = [look(v) for v in eqn.invars]
+        if opens(eqn):
+            inner = called_jaxpr(eqn)
+            nested, closed = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+            outputs = _unfold(nested, closed, operands, steps, slots, opens)
+        else:
+            outputs = [slots.new() for _ in eqn.outvars]
+            steps.append(Step(eqn, tuple(operands), tuple(outputs), _loop_of(eqn, opens)))
+        env.update(zip(eqn.outvars, outputs, strict=True))
+    return [look(v) for v in jaxpr.outvars]
+
+
+def _loop_of(eqn: Any, opens: Callable[[Any], bool]) -> Loop | None:
+    if eqn.primitive.name != "scan" or eqn.effects:
+        return None
+    counts = _scan_counts(eqn.params)
+    if counts is None:
+        return None
+    return Loop(unfold(eqn.params["jaxpr"], opens), *counts, eqn.params["length"])
+
+
+def _scan_counts(params: Mapping[str, Any]) -> tuple[int, int] | None:
+    """How many inputs of a scan are constants and how many are carried.
+
+    JAX 0.12 keeps them as a tree of three parts. Where neither is found, nobody looks into the
+    loop, which is slower and just as exact.
+    """
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    if "ft_in" in params:
+        consts, carry, _ = params["ft_in"].unpack()
+        return len(consts), len(carry)
+    return None
