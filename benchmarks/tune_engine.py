@@ -12,22 +12,22 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from cases import CASES
 
-from ntt_eqx._ntk import _factors
-from ntt_eqx._ntk._costs import Costs, costs
-from ntt_eqx._ntk._engine import Engine
+from ntt_eqx._ntk._costs import Costs, costs_on
+from ntt_eqx._ntk._execute import factorise
+from ntt_eqx._ntk._plan import make_plan
 from ntt_eqx.kernels import (
     gather_rows,
     gathered_entries,
     gathered_tangents,
     masked_ntk_reference,
     masked_tangent_ntk_reference,
+    target_device,
 )
 
 _DENSITIES = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
@@ -40,9 +40,9 @@ def main() -> None:
     found = Costs(
         gathered_density=_gathered_density(),
         gathered_entry=_gathered_entry(),
-        flops_per_weight=costs().flops_per_weight,
+        flops_per_weight=costs_on(target_device()).flops_per_weight,
         block_bytes=_block_bytes(),
-        tail_bytes=costs().tail_bytes,
+        tail_bytes=costs_on(target_device()).tail_bytes,
     )
     print(f"\n{found}\n(flops_per_weight and tail_bytes are those in use: they are not measured)")
 
@@ -97,10 +97,16 @@ def _block_bytes() -> int:
     times = {}
     print("\nfactors of LeNet-5, 64 samples")
     for size in _BLOCKS:
-        other = dataclasses.replace(costs(), block_bytes=size)
-        with mock.patch.object(_factors, "costs", lambda other=other: other):
-            run = jax.jit(lambda x: Engine(model, x, "ambient").factorise(x))
-            times[size] = _time(run, x)
+        other = dataclasses.replace(costs_on(target_device()), block_bytes=size)
+
+        def run(x: Any, other: Costs = other) -> Any:
+            plan, operands = make_plan(
+                model, x, m=64, kernel="ambient", metric=None, support=None, outputs="full",
+                directions=None, device=target_device(), costs=other,
+            )  # fmt: skip
+            return factorise(plan, operands, x)
+
+        times[size] = _time(jax.jit(run), x)
         print(f"  blocks of {size / 2**20:6.0f} MiB: {times[size]:8.2f} ms", flush=True)
     return min(times, key=lambda size: times[size])
 

@@ -1,9 +1,15 @@
 """The masked NTK products: one folder an operation, one file an implementation."""
 
-from ._blocks import block_size as block_size, map_blocks as map_blocks
+from ._blocks import (
+    BLOCK_BYTES as BLOCK_BYTES,
+    block_size as block_size,
+    map_blocks as map_blocks,
+)
 from ._dispatch import (
     Choice as Choice,
+    Device as Device,
     record_choices as record_choices,
+    target_device as target_device,
     use_implementation as use_implementation,
 )
 from ._gather import (

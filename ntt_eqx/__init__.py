@@ -28,10 +28,14 @@ from ._masks import (
     shuffle_mask as shuffle_mask,
 )
 from ._ntk import (
+    AbstractLinearUse as AbstractLinearUse,
     Explanation as Explanation,
     ParameterCost as ParameterCost,
     explain as explain,
     ntk as ntk,
+    ntk_and_outputs as ntk_and_outputs,
+    ntk_tiles as ntk_tiles,
+    register_linear_use as register_linear_use,
     sketch_directions as sketch_directions,
 )
 from ._scores import prune as prune

@@ -27,12 +27,11 @@ def gathers():
 
     What pays on a device is a matter of measured costs; what is right is not.
     """
-    from ntt_eqx._ntk import _metric, _support  # not before the type checker's import hook
+    from ntt_eqx._ntk import _costs  # not before the type checker's import hook
 
-    eager = dataclasses.replace(_metric.costs(), gathered_density=0.15, gathered_entry=0)
+    eager = dataclasses.replace(_costs.COSTS["cpu"], gathered_density=0.15, gathered_entry=0)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (_metric, _support):
-            patch.setattr(module, "costs", lambda: eager)
+        patch.setattr(_costs, "COSTS", {"cpu": eager})
         yield
 
 

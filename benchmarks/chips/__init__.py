@@ -1,11 +1,9 @@
 """Chips that programs can be compiled for without having one: their figures and their compilers."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
@@ -83,17 +81,7 @@ class Target:
 
     def compile(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """`function` compiled for the chip; `inputs` are trees of arrays or of their shapes."""
-        with self._aimed_at():
+        with use_abstract_mesh(self.mesh.abstract_mesh):  # whose device all choices follow
             lowered = jax.jit(function).trace(*map(self.abstract, inputs))
             lowered = lowered.lower(lowering_platforms=(self.chip.platform,))
         return lowered.compile()
-
-    @contextlib.contextmanager
-    def _aimed_at(self) -> Iterator[None]:
-        """Let what is chosen by the device follow the chip: it is the mesh's abstract device."""
-        platform = "gpu" if self.chip.platform == "cuda" else self.chip.platform
-        with (
-            use_abstract_mesh(self.mesh.abstract_mesh),
-            mock.patch.object(jax, "default_backend", lambda: platform),
-        ):
-            yield

@@ -1,11 +1,16 @@
-"""Finite-width neural tangent kernels: trace, find the layers, factorise, contract."""
+"""Finite-width neural tangent kernels: program, layers, plan, factors, contraction."""
 
-from ._engine import outputs_and_ntk as outputs_and_ntk
 from ._explain import (
     Explanation as Explanation,
     ParameterCost as ParameterCost,
     explain as explain,
 )
-from ._ntk import ntk as ntk
+from ._kernel import outputs_and_ntk as outputs_and_ntk
+from ._linear import (
+    AbstractLinearUse as AbstractLinearUse,
+    register_linear_use as register_linear_use,
+)
+from ._ntk import ntk as ntk, ntk_and_outputs as ntk_and_outputs
 from ._sketch import sketch_directions as sketch_directions
 from ._support import mask_support as mask_support, refresh_support as refresh_support
+from ._tiles import ntk_tiles as ntk_tiles

@@ -1,50 +1,47 @@
 """Contract the factors of two batches to a kernel, layer by layer."""
 
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._types import widen
+from .._types import wide_dtype, widen
 from ..kernels import (
     GatheredMetric,
     masked_ntk,
     masked_ntk_diagonal_reference,
     masked_tangent_ntk,
 )
-from ._factors import Factors, LayerFactors, Tangents
+from ._execute import Factors, LayerFactors, Tangents
 from ._layers import Layer
 from ._metric import DenseMetric, LayerMetric
-
-Outputs: TypeAlias = Literal["full", "diagonal", "trace"]
+from ._plan import Operands, Outputs, Plan
 
 
 def contract(
-    layers: list[Layer],
-    metrics: list[LayerMetric],
-    rest: Sequence[Array | None],
-    first: Factors,
-    second: Factors,
-    outputs: Outputs = "full",
+    plan: Plan, operands: Operands, first: Factors, second: Factors
 ) -> Float[Array, "n m *outputs"]:
     """Sum over all parameters of `c_p df_k(x_n)/dp df_l(x'_m)/dp`.
 
     **Arguments:**
 
-    - `outputs`: all pairs k, l; the `"diagonal"` k = l; or the `"trace"`, its mean over k.
-    - `metrics`: for each layer its metric.
-    - `rest`: for each parameter that is in no layer its metric, or `None` for 1.
     - `first`, `second`: the factors of the two batches.
+
+    **Returns:**
+
+    All pairs k, l, the diagonal k = l, or the trace, its mean over k, as the plan says.
     """
-    terms = []
-    for layer, metric, one, two in zip(layers, metrics, first.layers, second.layers, strict=True):
+    outputs, terms = plan.outputs, []
+    layers = zip(plan.layers, operands.layers, first.layers, second.layers, strict=True)
+    for planned, metric, one, two in layers:
         if isinstance(one, Tangents) and isinstance(two, Tangents):
-            terms.append(_gram(one.t, two.t, _flat(layer, metric), outputs))
+            terms.append(_gram(one.t, two.t, _flat(planned.layer, metric), outputs))
         elif isinstance(one, LayerFactors) and isinstance(two, LayerFactors):
-            terms.append(_layer_kernel(layer, metric, one, two, outputs))
-    for c, one, two in zip(rest, first.jacobians, second.jacobians, strict=True):
+            terms.append(_layer_kernel(planned.layer, metric, one, two, outputs))
+    for c, one, two in zip(operands.jacobians, first.jacobians, second.jacobians, strict=True):
         terms.append(_gram(one.t, two.t, None if c is None else c.reshape(-1), outputs))
+    if not terms:  # the outputs depend on no parameter
+        r, shape = plan.sizes.directions, (len(first.outputs), len(second.outputs))
+        shape += {"full": (r, r), "diagonal": (r,), "trace": ()}[outputs]
+        return jnp.zeros(shape, wide_dtype(plan.traced.output_aval.dtype))
     # A bfloat16 parameter beside float64 ones gives a float32 term.
     widest = jnp.float64 if any(t.dtype == jnp.float64 for t in terms) else jnp.float32
     terms = [t.astype(widest) for t in terms]

@@ -4,8 +4,9 @@
 """
 
 import dataclasses
+from collections.abc import Mapping
 
-import jax
+from ..kernels import Device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +34,12 @@ class Costs:
 
 # On a CPU the intermediates of a block should stay in a core's cache. An accelerator wants large
 # blocks; nothing has been measured on one yet.
-COSTS = {
+COSTS: Mapping[str, Costs] = {
     "cpu": Costs(0.06, 4, 100, 4 * 2**20, 64 * 2**20),
     "accelerator": Costs(0.06, 4, 0, 2**30, 2**30),
 }
 
 
-def costs() -> Costs:
-    """Those of the default device's platform."""
-    return COSTS["cpu" if jax.default_backend() == "cpu" else "accelerator"]
+def costs_on(device: Device) -> Costs:
+    """Those of a device's platform."""
+    return COSTS["cpu" if device.platform == "cpu" else "accelerator"]

@@ -2,21 +2,17 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
 
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
-from ..kernels import GatheredMetric
-from ._contract import Outputs
-from ._engine import Engine, KernelKind
-from ._factors import choose_form
-from ._layers import Layer
+from ..kernels import GatheredMetric, target_device
+from ._costs import costs_on
+from ._forms import Cost, Path
+from ._kernel import known_support
 from ._metric import LayerMetric
-from ._support import support_of
-
-Path = Literal["factors", "gathered factors", "tangents", "gathered tangents", "jacobian"]
+from ._plan import KernelKind, Outputs, Plan, aligned, make_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +25,8 @@ class ParameterCost:
         kept: how many of its entries count (all, or those under the mask).
         path: `"factors"` (activations and cotangents of a dense layer), `"tangents"` (per-sample
             derivatives of a layer at many positions), either of them `gathered` at the mask's
-            kept entries, or `"jacobian"`: the explicit per-sample Jacobian of this parameter, the
-            slow path for large ones.
+            kept entries, `"jacobian"`: the explicit per-sample Jacobian of this parameter, the slow
+            path for large ones, or `"unused"`: the outputs do not depend on it.
         flops: floating-point operations of this parameter's part of the contraction; factors
             themselves, which all parameters share, are not counted.
         layer_flops: what the layer itself costs to evaluate once for one sample; 0 for others.
@@ -54,7 +50,7 @@ class Explanation:
         n: samples of the first batch.
         m: samples of the second.
         num_outputs: outputs K of a sample.
-        parameters: one entry for each parameter, layers first.
+        parameters: one entry for each parameter, in the model's order.
     """
 
     n: int
@@ -128,66 +124,60 @@ def explain(
     An `Explanation`; `print(explain(model, x))` shows its table, `.slow` the parameters that take
     the slow path.
     """
-    engine = Engine(model, x1, kernel, None, support_of(model, kernel), outputs)
-    n, m = len(x1), len(x1 if x2 is None else x2)
-    k, size = engine.program.num_outputs, engine.program.output_aval.dtype.itemsize
-    pairs = k * k if outputs == "full" else k
-    found = []
-    for layer, metric in zip(engine.layers, engine.metrics, strict=True):
-        form = choose_form(layer, metric, k, outputs == "full")
-        found.append((layer.weight, _layer_cost(engine, layer, metric, form, n, m, k, pairs, size)))
-    for p in engine.rest:
-        aval = engine.program.params[p]
-        count = math.prod(aval.shape)
-        flops = 2 * n * m * pairs * count
-        cost = ParameterCost(
-            engine.program.paths[p],
-            aval.shape,
-            count,
-            "jacobian",
-            flops,
-            0,
-            (n + m) * k * count * size,
-        )
-        found.append((p, cost))
-    ordered = tuple(cost for _, cost in sorted(found, key=lambda pair: pair[0]))
-    return Explanation(n, m, k, ordered)
+    m = len(x1 if x2 is None else x2)
+    support, device = known_support(model, kernel), target_device()
+    plan, operands = make_plan(
+        model,
+        x1,
+        m=m,
+        kernel=kernel,
+        metric=None,
+        support=None if support is None else aligned(model, support),
+        outputs=outputs,
+        directions=None,
+        device=device,
+        costs=costs_on(device),
+    )
+    found = {}
+    for n, (layer, metric) in enumerate(zip(plan.layers, operands.layers, strict=True)):
+        found[layer.layer.weight] = _of_layer(plan, n, metric)
+    for p, c in zip(plan.jacobians, operands.jacobians, strict=True):
+        found[p] = _of_parameter(plan, p, c)
+    for p in plan.unused:
+        found[p] = _of_parameter(plan, p, None)
+    return Explanation(len(x1), m, plan.traced.num_outputs, tuple(found[p] for p in sorted(found)))
 
 
-def _layer_cost(
-    engine: Engine,
-    layer: Layer,
-    metric: LayerMetric,
-    form: str,
-    n: int,
-    m: int,
-    k: int,
-    pairs: int,
-    size: int,
-) -> ParameterCost:
-    rows, width, s = layer.groups * layer.features, layer.inputs, layer.positions
-    name, aval = engine.program.paths[layer.weight], engine.program.params[layer.weight]
-    total = kept = rows * width
-    gathered = isinstance(metric, GatheredMetric)
+def _of_layer(plan: Plan, number: int, metric: LayerMetric) -> ParameterCost:
+    planned = plan.layers[number]
+    layer, parameters = planned.layer, plan.traced.parameters
+    kept = layer.groups * layer.features * layer.inputs
     if metric is not None:
-        values = metric.values if gathered else metric.values[..., :width]
+        gathered = isinstance(metric, GatheredMetric)
+        values = metric.values if gathered else metric.values[..., : layer.inputs]
         kept = int(np.count_nonzero(jax.device_get(values)))
-    work = kept if gathered else total
+    name = parameters[layer.weight].path
     if layer.bias is not None:
-        name += " + " + engine.program.paths[layer.bias]
-    stored = (n + m) * s * (k * rows + layer.groups * width)
-    if form == "tangents":
-        # T of both sides, and their product
-        entries = metric.values.size if gathered else total
-        entries += 0 if layer.bias is None else rows
-        flops = 2 * (n + m) * k * entries * s + 2 * n * m * pairs * entries
-        stored = (n + m) * k * entries
-    elif s > 1:
-        flops = 2 * (n + m) * k * total * s + 2 * n * m * pairs * total
-    elif metric is None:
-        flops = 2 * n * m * (width + pairs * rows)
-    else:
-        flops = 2 * n * m * (work + pairs * rows)
-    path: Any = ("gathered " if gathered else "") + ("tangents" if s > 1 else "factors")
-    once = 2 * total * s
-    return ParameterCost(name, aval.shape, kept, path, flops, once, stored * size)
+        name += " + " + parameters[layer.bias].path
+    cost = plan.cost_of_layer(number, kept)
+    return _parameter_cost(plan, name, parameters[layer.weight].shape, kept, planned.path, cost)
+
+
+def _of_parameter(plan: Plan, number: int, metric: Array | None) -> ParameterCost:
+    parameter = plan.traced.parameters[number]
+    used = number in plan.jacobians
+    cost = plan.cost_of_jacobian(number) if used else Cost(0, 0, 0, 0, 0, 0, 0)
+    kept = math.prod(parameter.shape)
+    if metric is not None:
+        kept = int(np.count_nonzero(jax.device_get(metric))) // (1 + parameter.is_complex)
+    path: Path = "jacobian" if used else "unused"
+    return _parameter_cost(plan, parameter.path, parameter.shape, kept, path, cost)
+
+
+def _parameter_cost(
+    plan: Plan, name: str, shape: tuple[int, ...], kept: int, path: Path, cost: Cost
+) -> ParameterCost:
+    samples = plan.sizes.n + plan.sizes.m
+    return ParameterCost(
+        name, shape, kept, path, cost.flops, cost.layer_flops, samples * cost.stored
+    )

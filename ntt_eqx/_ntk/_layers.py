@@ -1,16 +1,14 @@
 """Find how a program uses each parameter: as weight or bias of a linear layer, or otherwise.
 
-A linear layer computes `y[g,i,s] = sum_j W[g,i,j] a[g,j,s]`: groups g, output features i, input
-features j, positions s. A dense layer has one group and one position, a dense layer that `vmap`
-applies along a sequence has many positions, a convolution has its patches as input features, and an
-embedding's input is 1 at one feature.
 A parameter that reaches the layer through operations that only rearrange its entries (a reshape, a
-transpose, a change of dtype) still counts: the metric `c` is rearranged with it.
+transpose, a change of dtype) still counts: the metric `c` is rearranged with it. So does one that
+enters the body of a `scan`: as a constant it is the weight of one layer at more positions, one
+iteration's after the other's; as rows that the scan walks over, of as many groups as iterations.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -18,114 +16,230 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._primitives import apply_primitive, patches
-from ._program import Const, Program, Step
+from .._program import Const, Loop, Program, Site, Step, slots_of
+from ._linear import AbstractLinearUse, linear_use
+from ._primitives import apply_primitive
 
-_REARRANGING = ("reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p")
+_REARRANGING = (
+    "reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p", "broadcast_in_dim",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A linear layer, and the parameters that are its weight and, if it has one, its bias."""
+    """A linear layer, and the parameters that are its weight and, if it has one, its bias.
 
-    kind: str
-    weight: int
-    bias: int | None
-    step: int
-    operand: int
-    groups: int
-    features: int
-    inputs: int
-    positions: int
-    keeps_order: bool
-    _weight_view: Callable[[Array], Array]
-    _bias_order: np.ndarray | None
-    _activations: Callable[[Array], Array]
-    _cotangents: Callable[[Array], Array]
+    Attributes:
+        view: the parameter that is its weight, and what the program does to it before.
+        use: the equation that is linear in it.
+        site: where that equation stands.
+        loops: lengths of the loops around the site.
+        bias: number of the parameter that is its bias, if there is one.
+        bias_order: the entry of the bias that each output feature gets, `[G I]`.
+    """
 
-    def metric(self, c: Array) -> Array:
-        """The metric of the weight, `[G, I, J]`."""
-        return self._weight_view(c)
+    view: "View"
+    use: AbstractLinearUse
+    site: Site
+    loops: tuple[int, ...]
+    bias: int | None = None
+    bias_order: np.ndarray | None = None
+
+    @property
+    def weight(self) -> int:
+        """Number of the parameter that is its weight."""
+        return self.view.param
+
+    @property
+    def kind(self) -> str:
+        """What the layer is: that of its use."""
+        return self.use.kind
+
+    @property
+    def groups(self) -> int:
+        """G, those of all iterations that have weights of their own."""
+        return self.use.groups * math.prod(self.loops[axis] for axis in self.view.walks)
+
+    @property
+    def features(self) -> int:
+        """I, output features of a group."""
+        return self.use.features
+
+    @property
+    def inputs(self) -> int:
+        """J, input features of a group, the bias not counted."""
+        return self.use.inputs
+
+    @property
+    def positions(self) -> int:
+        """S, those of all iterations that share the weight."""
+        return self.use.positions * math.prod(self.loops[axis] for axis in self._shared)
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether `[G, I, J]` holds the parameter's entries in the parameter's own order."""
+        places = np.arange(math.prod(self.view.shape)).reshape(self.view.shape)
+        return np.array_equal(self.metric(places).ravel(), np.arange(places.size))
+
+    def metric(self, c: Any) -> Any:
+        """The metric of the weight, `[G, I, J]`, from one of the parameter's shape."""
+        found = _each(self.use.weight, self.view.apply(c), len(self.view.walks))
+        return found.reshape(self.groups, self.features, self.inputs)
 
     def bias_metric(self, c: Array) -> Array:
         """The metric of the bias, `[G, I]`."""
-        assert self._bias_order is not None
-        return c.reshape(-1)[self._bias_order].reshape(self.groups, self.features)
+        assert self.bias_order is not None
+        return c.reshape(-1)[self.bias_order].reshape(self.groups, self.features)
 
     def activations(self, operand: Array) -> Array:
         """What comes into the layer, `[G, J, S]`, from the operand of its step.
 
         A bias is one more input feature that is always 1.
         """
-        a = self._activations(operand)
+        a = self._joined(_each(self.use.activations, operand, len(self.loops)))
         return a if self.bias is None else jnp.concatenate([a, jnp.ones_like(a[:, :1])], axis=1)
 
-    def cotangents(self, d: Any) -> Any:
+    def cotangents(self, d: Array) -> Array:
         """What flows back to its output, `[G, I, S]`, from the cotangent of its step's output."""
-        return self._cotangents(d)
+        return self._joined(_each(self.use.cotangents, d, len(self.loops)))
 
+    @property
+    def _shared(self) -> list[int]:
+        return [axis for axis in range(len(self.loops)) if axis not in self.view.walks]
 
-def find_layers(program: Program) -> tuple[list[Layer], list[int]]:
-    """The linear layers of `program`, and the parameters that are in none of them."""
-    views, uses = _follow(program)
-    layers = []
-    for index, step in enumerate(program.steps):
-        found = _linear_layer(program, index, step, views, uses)
-        if found is not None:
-            layers.append(found)
-    layers = [_with_bias(program, layer, views, uses) for layer in layers]
-    covered = {p for layer in layers for p in (layer.weight, layer.bias)}
-    return layers, [p for p in range(len(program.params)) if p not in covered]
+    def _joined(self, each: Array) -> Array:
+        """`[G, X, S]` of the whole layer from those of each iteration, `[*loops, G, X, S]`."""
+        if not self.loops:
+            return each
+        g = len(self.loops)
+        each = each.transpose(*self.view.walks, g, g + 1, *self._shared, g + 2)
+        return each.reshape(self.groups, -1, self.positions)
 
 
 @dataclasses.dataclass(frozen=True)
-class _View:
-    """A value that holds the entries of one parameter in another order, or repeated."""
+class View:
+    """A value that holds the entries of one parameter in another order, or repeated.
+
+    Attributes:
+        param: the parameter's number.
+        shape: its shape.
+        chain: the steps that rearrange it, and `None` where a loop walks over its rows.
+        walks: which of the loops around walk over its rows, the outermost being 0.
+        repeats: whether an entry stands in it more than once.
+    """
 
     param: int
-    steps: tuple[Step, ...]
-    repeats: bool
+    shape: tuple[int, ...]
+    chain: tuple[Step | None, ...] = ()
+    walks: tuple[int, ...] = ()
+    repeats: bool = False
+
+    def rearranged(self, step: Step) -> "View":
+        """The view after one more step."""
+        repeats = math.prod(step.shape) != math.prod(step.eqn.invars[0].aval.shape)
+        return dataclasses.replace(self, chain=(*self.chain, step), repeats=self.repeats or repeats)
+
+    def walked(self, loop: int) -> "View":
+        """The row of it that an iteration of a loop gets."""
+        return dataclasses.replace(self, chain=(*self.chain, None), walks=(*self.walks, loop))
 
     def apply(self, array: Any) -> Any:
-        for step in self.steps:
-            array = _rearrange(step, array)
-        return array
+        """Rearrange an array of the parameter's shape; rows walked over are leading axes."""
+        return _apply(self.chain, array)
+
+
+def _each(function: Callable[[Any], Any], array: Any, axes: int) -> Any:
+    """`function` of every row along some leading axes."""
+    if axes == 0:
+        return function(array)
+    if isinstance(array, np.ndarray):
+        return np.stack([_each(function, row, axes - 1) for row in array])
+    return jax.vmap(lambda row: _each(function, row, axes - 1))(array)
+
+
+def find_layers(program: Program, shapes: list[tuple[int, ...]]) -> tuple[list[Layer], list[int]]:
+    """The linear layers of `program`, and the parameters that are in none of them.
+
+    **Arguments:**
+
+    - `shapes`: those of the parameters, which hold its first slots.
+    """
+    views = {p: View(p, shape) for p, shape in enumerate(shapes)}
+    uses: dict[int, list[_Use]] = {p: [] for p in views}
+    for use in _follow(program, views, (), ()):
+        uses[use.view.param].append(use)
+    once = {p: found[0] for p, found in uses.items() if len(found) == 1}
+    layers = [layer for use in once.values() if (layer := _layer(use)) is not None]
+    layers = [_with_bias(layer, once) for layer in sorted(layers, key=lambda layer: layer.site)]
+    covered = {p for layer in layers for p in (layer.weight, layer.bias)}
+    return layers, [p for p in range(len(shapes)) if p not in covered]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Use:
-    step: int  # -1: the program's output
+    """One use of a view that is no view itself; `site` is `None` for an output."""
+
+    view: View
+    site: Site | None
     operand: int
-    view: _View
+    program: Program  # the one that the step stands in: a loop's body, for example
+    loops: tuple[int, ...]
+
+    @property
+    def step(self) -> Step:
+        assert self.site is not None
+        return self.program.steps[self.site[-1]]
 
 
-def _follow(program: Program) -> tuple[dict[int, _View], list[list[_Use]]]:
-    """Views of the parameters by slot, and every use of each parameter that is not a view."""
-    views = {p: _View(p, (), False) for p in range(len(program.params))}
-    uses: list[list[_Use]] = [[] for _ in program.params]
+def _follow(
+    program: Program, views: dict[int, View], prefix: Site, loops: tuple[int, ...]
+) -> Iterable[_Use]:
+    """Every use of each parameter that is not a view, those in the bodies of loops included."""
+    views = dict(views)
     for index, step in enumerate(program.steps):
         seen = [(n, views[s]) for n, s in enumerate(step.inputs) if _is_view(s, views)]
-        if len(seen) == 1 and len(step.inputs) == 1 and _rearranges(step):
-            view = seen[0][1]
-            repeats = math.prod(step.shape) != math.prod(program.params[view.param].shape)
-            views[step.outputs[0]] = _View(view.param, (*view.steps, step), repeats)
-        else:
-            for n, view in seen:
-                uses[view.param].append(_Use(index, n, view))
-    if _is_view(program.output, views):
-        view = views[program.output]
-        uses[view.param].append(_Use(-1, 0, view))
-    return views, uses
+        if len(step.inputs) == 1 and seen and _rearranges(step):
+            views[step.outputs[0]] = seen[0][1].rearranged(step)
+            continue
+        inner: dict[int, View] = {}
+        for n, view in seen:
+            place = None if step.loop is None else _place(step.loop, n)
+            if place is None:
+                yield _Use(view, (*prefix, index), n, program, loops)
+            else:
+                inner[n] = view if place == "constant" else view.walked(len(loops))
+        if inner:
+            assert step.loop is not None
+            around = (*loops, step.loop.length)
+            yield from _follow(step.loop.body, inner, (*prefix, index), around)
+    for n, slot in enumerate(program.outputs):
+        if _is_view(slot, views):
+            yield _Use(views[slot], None, n, program, loops)
 
 
-def _is_view(slot: Any, views: dict[int, _View]) -> bool:
+def _place(loop: Loop, n: int) -> str | None:
+    """What input n of a loop is to its body; `None` for what it carries."""
+    if n < loop.consts:
+        return "constant"
+    return "row" if n >= loop.consts + loop.carry else None
+
+
+def _is_view(slot: Any, views: dict[int, View]) -> bool:
     return not isinstance(slot, Const) and slot in views
 
 
 def _rearranges(step: Step) -> bool:
     if step.name == "convert_element_type":
         return jnp.issubdtype(step.eqn.params["new_dtype"], jnp.floating)
-    return step.name in _REARRANGING or step.name == "broadcast_in_dim"
+    return step.name in _REARRANGING
+
+
+def _apply(chain: tuple[Step | None, ...], array: Any) -> Any:
+    for n, step in enumerate(chain):
+        if step is None:
+            return _each(lambda row, rest=chain[n + 1 :]: _apply(rest, row), array, 1)
+        array = _rearrange(step, array)
+    return array
 
 
 def _rearrange(step: Step, array: Any) -> Any:
@@ -147,211 +261,94 @@ def _rearrange(step: Step, array: Any) -> Any:
     return array.reshape(step.shape)  # reshape, squeeze, expand_dims
 
 
-def _linear_layer(
-    program: Program, index: int, step: Step, views: dict[int, _View], uses: list[list[_Use]]
-) -> Layer | None:
-    candidates = [
-        (n, views[s])
-        for n, s in enumerate(step.inputs)
-        if _is_view(s, views) and not views[s].repeats and len(uses[views[s].param]) == 1
-    ]
-    if len(candidates) != 1:
+def _layer(use: _Use) -> Layer | None:
+    if use.site is None or use.view.repeats:
         return None
-    operand, view = candidates[0]
-    if step.name == "dot_general":
-        return _dense(step, index, operand, view)
-    if step.name == "conv_general_dilated" and operand == 1:
-        return _convolution(step, index, view)
-    if step.name in ("gather", "dynamic_slice") and operand == 0:
-        return _embedding(step, index, view)
-    return None
+    linear = linear_use(use.step.eqn, use.operand)
+    return None if linear is None else Layer(use.view, linear, use.site, use.loops)
 
 
-def _dense(step: Step, index: int, operand: int, view: _View) -> Layer:
-    (contract, batch) = step.eqn.params["dimension_numbers"]
-    shapes = [v.aval.shape for v in step.eqn.invars]
-    mine, other = operand, 1 - operand
-    free = [
-        [ax for ax in range(len(shapes[n])) if ax not in (*contract[n], *batch[n])] for n in (0, 1)
-    ]
-    size = lambda n, axes: math.prod(shapes[n][ax] for ax in axes)
-    groups, features = size(mine, batch[mine]), size(mine, free[mine])
-    inputs, positions = size(mine, contract[mine]), size(other, free[other])
-
-    def weight_view(c: Any) -> Any:
-        c = view.apply(c).transpose(*batch[mine], *free[mine], *contract[mine])
-        return c.reshape(groups, features, inputs)
-
-    def activations(a: Array) -> Array:
-        a = a.transpose(*batch[other], *contract[other], *free[other])
-        return a.reshape(groups, inputs, positions)
-
-    def cotangents(d: Any) -> Any:
-        # a dot_general's output axes: batch, then the left operand's free axes, then the right's
-        first, second = (features, positions) if mine == 0 else (positions, features)
-        d = d.reshape(groups, first, second)
-        return d if mine == 0 else d.swapaxes(1, 2)
-
-    return Layer(
-        "dense", view.param, None, index, other, groups, features, inputs, positions,
-        _keeps_order(weight_view, view, step, mine), weight_view, None, activations, cotangents,
-    )  # fmt: skip
-
-
-def _convolution(step: Step, index: int, view: _View) -> Layer | None:
-    p = step.eqn.params
-    if p["batch_group_count"] != 1:
-        return None
-    numbers, groups = p["dimension_numbers"], p["feature_group_count"]
-    rhs = step.eqn.invars[1].aval.shape
-    kernel = [rhs[ax] for ax in numbers.rhs_spec]  # (O, C / G, *spatial)
-    features, inputs = kernel[0] // groups, math.prod(kernel[1:])
-    out_spec = numbers.out_spec  # where (batch, features, *spatial) stand in the output
-    positions = math.prod(step.shape) // kernel[0]
-
-    def weight_view(c: Any) -> Any:
-        c = view.apply(c).transpose(numbers.rhs_spec)
-        return c.reshape(groups, features, inputs)
-
-    def activations(a: Array) -> Array:
-        seen = patches(step.eqn, a)  # [B, *out, taps, C]
-        taps, channels = seen.shape[-2:]
-        seen = seen.reshape(positions, taps, groups, channels // groups)
-        return seen.transpose(2, 3, 1, 0).reshape(groups, inputs, positions)
-
-    def cotangents(d: Any) -> Any:
-        d = d.transpose(out_spec)  # (B, O, *out)
-        d = d.reshape(d.shape[0], groups, features, -1)
-        return d.transpose(1, 2, 0, 3).reshape(groups, features, positions)
-
-    return Layer(
-        "convolution", view.param, None, index, 0, groups, features, inputs, positions,
-        _keeps_order(weight_view, view, step, 1), weight_view, None, activations, cotangents,
-    )  # fmt: skip
-
-
-def _embedding(step: Step, index: int, view: _View) -> Layer | None:
-    """Rows of a table: a dense layer whose input is 1 at the row's number and 0 elsewhere."""
-    p, (table, *places) = step.eqn.params, [v.aval.shape for v in step.eqn.invars]
-    count, *row = table
-    if tuple(p["slice_sizes"]) != (1, *row):
-        return None
-    column, clips, offsets = 0, True, tuple(range(len(step.shape)))  # dynamic_slice: one row
-    if step.name == "gather":
-        numbers, offsets = p["dimension_numbers"], tuple(p["dimension_numbers"].offset_dims)
-        clips = p["mode"] == jax.lax.GatherScatterMode.CLIP
-        starts = tuple(numbers.start_index_map)
-        # Other starts can only be 0, and are made so where places are clipped.
-        if starts != (0,) and not (clips and 0 in starts) or numbers.operand_batching_dims:
-            return None
-        column = starts.index(0)
-    positions = math.prod(places[0][:-1]) if step.name == "gather" else 1
-    features, order = math.prod(row), [n for n in range(len(step.shape)) if n not in offsets]
-
-    def weight_view(c: Any) -> Any:
-        return view.apply(c).reshape(1, count, features).swapaxes(1, 2)
-
-    def activations(places: Array) -> Array:
-        places = jnp.reshape(places, (positions, -1))[:, column]
-        places = jnp.clip(places, 0, count - 1) if clips else places  # else: as no row at all
-        rows = jax.nn.one_hot(places, count, dtype=step.eqn.outvars[0].aval.dtype)
-        return rows.T[None]
-
-    def cotangents(d: Any) -> Any:
-        return d.transpose(*offsets, *order).reshape(1, features, positions)
-
-    return Layer(
-        "embedding", view.param, None, index, 1, 1, features, count, positions,
-        _keeps_order(weight_view, view, step, 0), weight_view, None, activations, cotangents,
-    )  # fmt: skip
-
-
-def _keeps_order(
-    weight_view: Callable[[Array], Array], view: _View, step: Step, operand: int
-) -> bool:
-    """Whether `[G, I, J]` holds the parameter's entries in the parameter's own order."""
-    shape = view.steps[0].eqn.invars[0].aval.shape if view.steps else None
-    shape = step.eqn.invars[operand].aval.shape if shape is None else shape
-    places: Any = weight_view(np.arange(math.prod(shape)).reshape(shape))  # pyright: ignore
-    return np.array_equal(places.ravel(), np.arange(math.prod(shape)))
-
-
-def _with_bias(
-    program: Program, layer: Layer, views: dict[int, _View], uses: list[list[_Use]]
-) -> Layer:
+def _with_bias(layer: Layer, once: dict[int, _Use]) -> Layer:
     """Fold the bias into the layer where the very next thing done to its output is to add one."""
-    chain: list[Step] = []
-    slot = program.steps[layer.step].outputs[0]
-    for index in range(layer.step + 1, len(program.steps)):
-        step = program.steps[index]
-        if slot not in [s for s in step.inputs if not isinstance(s, Const)]:
-            continue
-        if len(step.inputs) == 1 and _rearranges(step):
-            chain.append(step)
-            slot = step.outputs[0]
-            continue
-        if step.name not in ("add", "add_any"):
-            return layer
-        other = step.inputs[1 - list(step.inputs).index(slot)]
-        if not _is_view(other, views):
-            return layer
-        view = views[other]
-        if len(uses[view.param]) != 1 or _is_read_elsewhere(program, layer, slot, chain, index):
-            return layer
-        order = _bias_order(program, layer, view, chain, step)
-        if order is None:
-            return layer
-        return dataclasses.replace(layer, bias=view.param, _bias_order=order)
+    weight = once[layer.weight]
+    found = _next_addition(weight.program, weight.step)
+    if found is None:
+        return layer
+    add, operand, chain = found
+    for use in once.values():
+        there = use.site == (*layer.site[:-1], add) and use.operand == operand
+        if there and use.view.walks == layer.view.walks:
+            order = _bias_order(layer, use, chain, weight.step)
+            if order is not None:
+                return dataclasses.replace(layer, bias=use.view.param, bias_order=order)
     return layer
 
 
-def _is_read_elsewhere(
-    program: Program, layer: Layer, slot: int, chain: list[Step], add: int
-) -> bool:
-    """Whether the layer's output is also used without its bias."""
-    inner = {program.steps[layer.step].outputs[0], slot, *(s.outputs[0] for s in chain)}
-    allowed = {id(program.steps[add]), *map(id, chain)}
-    if not isinstance(program.output, Const) and program.output in inner:
-        return True
-    return any(
-        id(step) not in allowed and any(s in inner for s in step.inputs if not isinstance(s, Const))
-        for step in program.steps
-    )
+def _next_addition(program: Program, layer: Step) -> tuple[int, int, list[Step]] | None:
+    """The addition that alone reads a layer's output, rearranged or not.
+
+    **Returns:**
+
+    The number of its step, that of its other operand, and the steps that rearrange.
+    """
+    chain: list[Step] = []
+    slot = layer.outputs[0]
+    outputs = set(slots_of(program.outputs))
+    while True:
+        readers = [n for n, step in enumerate(program.steps) if slot in step.reads]
+        if len(readers) != 1 or slot in outputs:
+            return None
+        step = program.steps[readers[0]]
+        if len(step.inputs) == 1 and _rearranges(step):
+            chain.append(step)
+            slot = step.outputs[0]
+        elif step.name in ("add", "add_any") and step.reads.count(slot) == 1:
+            return readers[0], 1 - list(step.inputs).index(slot), chain
+        else:
+            return None
 
 
-def _bias_order(
-    program: Program, layer: Layer, view: _View, chain: list[Step], add: Step
-) -> np.ndarray | None:
+def _bias_order(layer: Layer, bias: _Use, chain: list[Step], step: Step) -> np.ndarray | None:
     """Which bias entry is added to each output feature, `[G I]`; `None` if it is no plain bias.
 
     Feature numbers, and the numbers of the bias's entries, go through the very operations that
     the program applies; the bias is plain if they meet one to one, each as often as the others.
     """
-    total = layer.groups * layer.features
-    if math.prod(program.params[view.param].shape) != total:
+    use, view = layer.use, bias.view
+    total = math.prod(view.shape)
+    if total != layer.groups * layer.features:
         return None
-    numbers = np.arange(total).reshape(layer.groups, layer.features, 1)
-    numbers = np.broadcast_to(numbers, (layer.groups, layer.features, layer.positions))
-    features = _transpose_of(layer, numbers, program.steps[layer.step].shape)
+    numbers = np.arange(use.groups * use.features).reshape(use.groups, use.features, 1)
+    numbers = np.broadcast_to(numbers, (use.groups, use.features, use.positions))
+    features = _transpose_of(use, numbers, step.shape)
     for rearrangement in chain:
         features = _rearrange(rearrangement, features)
-    entries: Any = np.arange(total).reshape(program.params[view.param].shape)
-    try:
-        features, entries = np.broadcast_arrays(features, view.apply(entries))
-    except ValueError:
+    entries: Any = view.apply(np.arange(total).reshape(view.shape))
+    walked = len(view.walks)
+    order = []  # of one iteration after the other, where each has weights of its own
+    for row in entries.reshape(math.prod(entries.shape[:walked]), *entries.shape[walked:]):
+        try:
+            seen, added = np.broadcast_arrays(features, row)
+        except ValueError:
+            return None
+        if seen.shape != bias.step.shape or seen.size != numbers.size:
+            return None
+        pairs = np.unique(np.stack([seen.ravel(), added.ravel()], 1), axis=0)
+        if len(pairs) != use.groups * use.features:
+            return None
+        order.append(pairs[:, 1])
+    if not order:
         return None
-    if features.shape != add.shape or features.size != total * layer.positions:
-        return None
-    pairs = np.unique(np.stack([features.ravel(), entries.ravel()], 1), axis=0)
-    if len(pairs) != total or not np.array_equal(np.sort(pairs[:, 1]), np.arange(total)):
-        return None
-    return pairs[:, 1]
+    order = np.concatenate(order)
+    return order if np.array_equal(np.sort(order), np.arange(total)) else None
 
 
-def _transpose_of(layer: Layer, numbers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _transpose_of(
+    use: AbstractLinearUse, numbers: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
     """Send `[G, I, S]` back to the shape of the step's output: the inverse of `cotangents`."""
     places: Any = np.arange(math.prod(shape)).reshape(shape)
-    order = np.asarray(layer.cotangents(places)).ravel()
+    order = np.asarray(use.cotangents(places)).ravel()
     out = np.empty(math.prod(shape), numbers.dtype)
     out[order] = numbers.ravel()
     return out.reshape(shape)

@@ -7,8 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..kernels import GatheredMetric, gather_rows, gathered_entries
-from ._costs import costs
+from ..kernels import GatheredMetric, gather_rows
+from ._forms import LayerPlan
 from ._layers import Layer
 
 
@@ -26,9 +26,9 @@ LayerMetric = DenseMetric | GatheredMetric | None
 
 
 def layer_metric(
-    layer: Layer, metric: Sequence[Array | None], support: Sequence[Array | None], dtype: Any
+    plan: LayerPlan, metric: Sequence[Array | None], support: Sequence[Array | None], dtype: Any
 ) -> LayerMetric:
-    """The metric of one layer; `None` where it is 1 throughout.
+    """The metric of one layer in the form that its plan asks for; `None` where it is 1 throughout.
 
     **Arguments:**
 
@@ -36,27 +36,20 @@ def layer_metric(
     - `support`: for each parameter the flat indices of all its non-zero `c` where they are known
       (ascending, filled up with one past the end), else `None`.
     """
+    layer = plan.layer
     weight = metric[layer.weight]
     bias = None if layer.bias is None else metric[layer.bias]
-    if weight is None and bias is None:
+    if not plan.masked:
         return None
+    if plan.gathered is None:
+        return DenseMetric(_dense(layer, weight, bias, dtype))
     indices = support[layer.weight]
-    if weight is not None and indices is not None and _gathers(layer, len(indices)):
-        offset = jnp.zeros(layer.groups * layer.features, dtype)
-        if layer.bias is not None:
-            ones = jnp.ones_like(offset)
-            offset = ones if bias is None else layer.bias_metric(bias).reshape(-1).astype(dtype)
-        return gather_rows(indices, layer.metric(weight).reshape(-1, layer.inputs), offset)
-    return DenseMetric(_dense(layer, weight, bias, dtype))
-
-
-def _gathers(layer: Layer, nonzeros: int) -> bool:
-    """Whether a layer's non-zeros can be gathered, and are worth it."""
-    if layer.positions == 1:
-        return layer.keeps_order and layer.groups == 1
-    rows = layer.groups * layer.features
-    entries = gathered_entries(nonzeros, rows)
-    return layer.keeps_order and costs().gathered_entry * entries < rows * layer.inputs
+    assert weight is not None and indices is not None
+    offset = jnp.zeros(layer.groups * layer.features, dtype)
+    if layer.bias is not None:
+        ones = jnp.ones_like(offset)
+        offset = ones if bias is None else layer.bias_metric(bias).reshape(-1).astype(dtype)
+    return gather_rows(indices, layer.metric(weight).reshape(-1, layer.inputs), offset)
 
 
 def _dense(layer: Layer, weight: Array | None, bias: Array | None, dtype: Any) -> Array:

@@ -6,10 +6,11 @@ import equinox as eqx
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._checks import check_batch, is_count
-from ._contract import Outputs
-from ._engine import ORACLES, Engine, Implementation, KernelKind, oracle
-from ._pairs import default_budget, kernel_in_blocks
-from ._support import support_of
+from ..kernels import target_device
+from ._costs import costs_on
+from ._kernel import ORACLES, Implementation, kernel_between, known_support, oracle
+from ._pairs import default_budget
+from ._plan import KernelKind, Outputs
 
 
 def ntk(
@@ -45,9 +46,10 @@ def ntk(
       outputs; see `sketch_directions`.
     - `implementation`: `"factors"` (the default), or one of the oracles `"jacobian"` and
       `"ntk_vector_products"`, which take neither `directions` nor `max_bytes`.
-    - `max_bytes`: bytes that intermediates may take beside the result; pairs of samples are taken
-      in blocks to keep to it, roughly. By default an eighth of the memory, at most 1 GiB (of an
-      accelerator's, a quarter). Results do not depend on it beyond rounding.
+    - `max_bytes`: bytes that intermediates may take beside inputs and result; pairs of samples are
+      taken in blocks to keep to it, down to a block of one pair. By default an eighth of the
+      memory, at most 256 MiB (of an accelerator's, a quarter). Results do not depend on it beyond
+      rounding.
 
     **Returns:**
 
@@ -63,28 +65,54 @@ def ntk(
     if implementation in ORACLES:
         x2 = x1 if x2 is None else x2
         return _ntk_oracle(model, x1, x2, kernel, metric, outputs, implementation)
-    support = support_of(model, kernel)
-    budget = default_budget() if max_bytes is None else max_bytes
-    return _ntk_factors(model, x1, x2, metric, kernel, outputs, directions, support, budget)
+    how = _decided(model, kernel, max_bytes)
+    return _kernel(model, x1, x2, metric, kernel, outputs, directions, *how)
+
+
+def ntk_and_outputs(
+    model: PyTree,
+    x1: Shaped[Array, "n ..."],
+    x2: Shaped[Array, "m ..."] | None = None,
+    *,
+    kernel: KernelKind = "active",
+    metric: PyTree | None = None,
+    outputs: Outputs = "full",
+    directions: tuple[Float[Array, "r k"], Float[Array, "s k"]] | None = None,
+    max_bytes: int | None = None,
+) -> tuple[Float[Array, "n m *outputs"], Float[Array, "n k"], Float[Array, "m k"]]:
+    """`ntk`, and the outputs of the model for both batches, which come out on the way.
+
+    **Arguments:**
+
+    - `model`, `x1`, `x2`, `kernel`, `metric`, `outputs`, `directions`, `max_bytes`: those of `ntk`.
+
+    **Returns:**
+
+    The kernel as `ntk` gives it, and the outputs `[N, K]` and `[M, K]`, flattened, in the dtype of
+    the model.
+
+    **Raises:**
+
+    What `ntk` raises.
+    """
+    _check(x1, x2, kernel, outputs, directions, None, max_bytes)
+    how = _decided(model, kernel, max_bytes)
+    return _both(model, x1, x2, metric, kernel, outputs, directions, *how)
+
+
+def _decided(model: PyTree, kernel: KernelKind, max_bytes: int | None) -> tuple[Any, ...]:
+    """What decides how a kernel is computed beside its arguments; part of the jitted call's key."""
+    device = target_device()
+    budget = default_budget(device) if max_bytes is None else max_bytes
+    return known_support(model, kernel), budget, device, costs_on(device)
 
 
 @eqx.filter_jit
-def _ntk_factors(model, x1, x2, metric, kernel, outputs, directions, support, budget):
-    engine = Engine(model, x1, kernel, metric, support, outputs)
-    sides = (None, None) if directions is None else directions
-    count = engine.program.num_outputs if directions is None else len(directions[0])
-    if directions is not None and x2 is None:
-        x2 = x1  # other directions on the other side: not symmetric
-    return kernel_in_blocks(
-        lambda x, side: engine.factorise(x, sides[side]),
-        engine.contract,
-        x1,
-        x2,
-        engine.pair_bytes(count),
-        budget,
-    )
+def _kernel(*arguments: Any) -> Array:
+    return kernel_between(*arguments)[0]
 
 
+_both = eqx.filter_jit(kernel_between)
 _ntk_oracle = eqx.filter_jit(oracle)
 
 

@@ -1,5 +1,6 @@
 """Take the kernel of two batches block by block, within a budget of bytes."""
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -10,100 +11,177 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ..kernels import Device
+from ._forms import Cost
+
 # A symmetric kernel is cut into at least this many blocks a side, so that only 5 of 8 are computed,
 # if the blocks keep this many samples.
 _SYMMETRIC_BLOCKS, _SYMMETRIC_ROWS = 4, 32
 
 
-def default_budget() -> int:
-    """Bytes for intermediates: a quarter of an accelerator's memory; else an eighth, at most 1 GiB.
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How the pairs of samples are cut into blocks.
 
-    What is left is for the result, the model and other programs.
+    Attributes:
+        rows: samples of the first batch in a block.
+        columns: samples of the second.
+        counts: blocks along each side.
+        keeps: whether the factors of all samples are kept, or made again for each block.
+        symmetric: whether both sides are the same, so that half of the blocks is enough.
+        bytes: what they are expected to take beside inputs and result.
     """
-    stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"]) // 4
+
+    rows: int
+    columns: int
+    counts: tuple[int, int]
+    keeps: bool
+    symmetric: bool
+    bytes: int
+
+
+def default_budget(device: Device) -> int:
+    """Bytes for intermediates: a quarter of an accelerator's memory; else an eighth.
+
+    What is left is for the result, the model and other programs. Of a CPU's memory at most 256
+    MiB: more is not faster there.
+    """
+    if device.platform != "cpu":
+        return _memory_of(device) // 4
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         memory = 8 * 2**30
-    return min(2**30, memory // 8)
+    return min(2**28, memory // 8)
+
+
+def plan_blocks(
+    costs: list[Cost],
+    stored: int,
+    entries: int,
+    lengths: tuple[int, int],
+    budget: int,
+    *,
+    symmetric: bool,
+    keeps: bool | None = None,
+) -> Blocks:
+    """Blocks that keep to a budget, as large as it allows.
+
+    **Arguments:**
+
+    - `costs`: those of each term of the sum over parameters; terms are computed one after another.
+    - `stored`: bytes of the factors of a sample.
+    - `entries`: bytes of the kernel of a pair of samples.
+    - `lengths`: samples N and M of both batches.
+    - `keeps`: whether to keep the factors of all samples; by default where they fit into half.
+    """
+    n, m = lengths
+    most = lambda name: max((getattr(cost, name) for cost in costs), default=0)
+    per_row, per_column, per_pair = most("per_row"), most("per_column"), most("per_pair") + entries
+    once = sum(cost.once for cost in costs)
+    whole = stored * (n if symmetric else n + m)
+    if keeps is None:
+        keeps = whole <= (budget - once) // 2
+    if keeps:
+        left = max(budget - once - whole, budget // 4)
+    else:
+        left, per_row, per_column = budget - once, per_row + stored, per_column + stored
+    rows, columns = _fitting(n, m, per_row, per_column, per_pair, left)
+    if symmetric:
+        rows = columns = min(rows, columns)
+        if keeps and n >= _SYMMETRIC_BLOCKS * _SYMMETRIC_ROWS:
+            rows = columns = min(rows, -(-n // _SYMMETRIC_BLOCKS))
+    rows, columns = _even(n, rows), _even(m, columns)
+    counts = (-(-n // rows), -(-m // columns))
+    used = once + (whole if keeps else 0)
+    used += rows * per_row + columns * per_column + rows * columns * per_pair
+    return Blocks(rows, columns, counts, keeps, symmetric, used)
 
 
 def kernel_in_blocks(
+    blocks: Blocks,
     factorise: Callable[[Array, int], Any],
     contract: Callable[[Any, Any], Array],
     x1: Array,
-    x2: Array | None,
-    pair_bytes: int,
-    budget: int,
+    x2: Array,
+    factors: tuple[Any, Any] | None = None,
 ) -> Array:
-    """The kernel between `x1` and `x2`; `None` is `x1` again, at about half of the work.
+    """The kernel between `x1` and `x2`.
+
+    Blocks are taken in a loop and written into the result where they belong. A last block that
+    would not be full starts earlier: its first rows are computed twice, to the same numbers.
 
     **Arguments:**
 
     - `factorise`: `(samples, side) -> factors`; side 0 is the kernel's rows, 1 its columns.
     - `contract`: `(factors, factors) -> kernel[n, m, ...]`.
-    - `pair_bytes`: bytes of intermediates that a pair of samples needs in `contract`.
-    - `budget`: bytes that intermediates may take. The result does not count.
+    - `factors`: those of both batches, if the blocks keep them; otherwise they are made for each.
     """
-    symmetric = x2 is None
-    x2 = x1 if x2 is None else x2
-    sample_bytes = max(_bytes(jax.eval_shape(lambda x: factorise(x, 0), x1[:1])), 1)
-    rows = max(1, math.isqrt(budget // 2 // max(1, pair_bytes)))
-    fits = sample_bytes * (len(x1) + len(x2)) <= budget // 2
-    if fits:
-        first = factorise(x1, 0)
-        second = first if symmetric else factorise(x2, 1)
-        take = lambda i, side, size: _rows((first, second)[side], i * size, size)
-        if symmetric:
-            many = len(x1) >= _SYMMETRIC_BLOCKS * _SYMMETRIC_ROWS
-            rows = min(rows, -(-len(x1) // _SYMMETRIC_BLOCKS) if many else len(x1))
-        if rows >= max(len(x1), len(x2)):
-            return contract(first, second)
-    else:
-        rows = max(1, min(rows, budget // 4 // sample_bytes, max(len(x1), len(x2))))
-        take = lambda i, side, size: factorise(_rows((x1, x2)[side], i * size, size), side)
+    if factors is not None and blocks.counts == (1, 1):
+        return contract(*factors)
+    sizes, lengths = (blocks.rows, blocks.columns), (len(x1), len(x2))
+    starts = [
+        [min(c * size, length - size) for c in range(count)]
+        for size, length, count in zip(sizes, lengths, blocks.counts, strict=True)
+    ]
 
-    sizes = (_even(len(x1), rows), _even(len(x2), rows))
-    counts = (-(-len(x1) // sizes[0]), -(-len(x2) // sizes[1]))
-    pairs = [(i, j) for i in range(counts[0]) for j in range(counts[1]) if i <= j or not symmetric]
+    def side(number: int, start: Array) -> Any:
+        if factors is not None:
+            return _rows(factors[number], start, sizes[number])
+        return factorise(_rows((x1, x2)[number], start, sizes[number]), number)
+
+    def put(theta: Array, found: Array, *place: Array) -> Array:
+        zeros = (np.int32(0),) * (theta.ndim - 2)
+        theta = jax.lax.dynamic_update_slice(theta, found, (*place, *zeros))
+        if blocks.symmetric:
+            theta = jax.lax.dynamic_update_slice(theta, _mirror(found), (*place[::-1], *zeros))
+        return theta
+
+    example = jax.eval_shape(lambda: contract(side(0, jnp.int32(0)), side(1, jnp.int32(0))))
+    empty = jnp.zeros((*lengths, *example.shape[2:]), example.dtype)
+    if factors is not None or blocks.symmetric:
+        block = jax.checkpoint(lambda i, j: contract(side(0, i), side(1, j)))
+        pairs = [
+            (i, j)
+            for p, i in enumerate(starts[0])
+            for q, j in enumerate(starts[1])
+            if p <= q or not blocks.symmetric
+        ]
+        one = lambda theta, pair: (put(theta, block(*pair), *pair), None)
+        return jax.lax.scan(one, empty, tuple(jnp.asarray(pairs, jnp.int32).T))[0]
 
     @jax.checkpoint
-    def block(pair: Array) -> Array:
-        return contract(take(pair[0], 0, sizes[0]), take(pair[1], 1, sizes[1]))
+    def row(theta: Array, i: Array) -> tuple[Array, None]:
+        mine = side(0, i)
+        block = jax.checkpoint(lambda j: contract(mine, side(1, j)))
+        one = lambda theta, j: (put(theta, block(j), i, j), None)
+        return jax.lax.scan(one, theta, jnp.asarray(starts[1], jnp.int32))[0], None
 
-    # A last block that is not full starts earlier (`_rows`): its first rows are there already.
-    blocks = jax.lax.map(block, jnp.asarray(pairs, jnp.int32))
-    return _assemble(blocks, pairs, counts, (len(x1), len(x2)), symmetric)
+    return jax.lax.scan(row, empty, jnp.asarray(starts[0], jnp.int32))[0]
 
 
-def _assemble(
-    blocks: Array,
-    pairs: list[tuple[int, int]],
-    counts: tuple[int, int],
-    lengths: tuple[int, int],
-    symmetric: bool,
-) -> Array:
-    """Join `blocks[pair, n, m, ...]` to one kernel; mirror the half that was left out."""
-    place = {pair: p for p, pair in enumerate(pairs)}
-    size = blocks.shape[1:3]
-    keep = [
-        [np.arange(c * s, min((c + 1) * s, n)) - min(c * s, n - s) for c in range(count)]
-        for count, s, n in zip(counts, size, lengths, strict=True)
-    ]
-    rows = []
-    for i in range(counts[0]):
-        row = []
-        for j in range(counts[1]):
-            if (i, j) in place:
-                found = blocks[place[i, j]]
-            else:
-                assert symmetric
-                found = _mirror(blocks[place[j, i]])
-            row.append(found[keep[0][i][0] :, keep[1][j][0] :])
-        rows.append(jnp.concatenate(row, axis=1))
-    return jnp.concatenate(rows, axis=0)
+def _memory_of(device: Device) -> int:
+    """Bytes of an accelerator's memory; 8 GiB where it is not known."""
+    for local in jax.local_devices():
+        stats = local.memory_stats() if local.device_kind == device.kind else None
+        if stats and "bytes_limit" in stats:
+            return int(stats["bytes_limit"])
+    return 8 * 2**30
+
+
+def _fitting(
+    n: int, m: int, per_row: int, per_column: int, per_pair: int, budget: int
+) -> tuple[int, int]:
+    """The largest block, as square as possible, with r per_row + c per_column + r c per_pair."""
+    linear = per_row + per_column
+    root = math.isqrt(max(linear**2 + 4 * per_pair * max(budget, 0), 0))
+    side = max(1, (root - linear) // max(1, 2 * per_pair))
+    rows, columns = min(side, n), min(side, m)
+    if columns == m:
+        rows = min(n, max(1, (budget - m * per_column) // max(1, per_row + m * per_pair)))
+    if rows == n:
+        columns = min(m, max(1, (budget - n * per_row) // max(1, per_column + n * per_pair)))
+    return rows, columns
 
 
 def _mirror(block: Array) -> Array:
@@ -120,7 +198,3 @@ def _even(length: int, rows: int) -> int:
     """Rows per block when `length` is spread evenly over as few blocks as `rows` allows."""
     rows = min(rows, length)
     return -(-length // -(-length // rows))
-
-
-def _bytes(tree: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -10,22 +10,23 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from .._program import bind
+from ..kernels import target_device
+
 
 def apply_primitive(eqn: Any, inputs: Sequence[Any]) -> list[Array]:
     """The outputs of `eqn` for concrete or traced `inputs`."""
-    if jax.default_backend() == "cpu":
+    if target_device().platform == "cpu":
         if eqn.primitive.name == "conv_general_dilated" and eqn.params["batch_group_count"] == 1:
             return [_convolution(eqn, *inputs)]
         if eqn.primitive.name == "reduce_window_max" and _tiles(eqn, inputs[0]):
             return [_max_over_tiles(eqn, inputs[0])]
-    out = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-    return list(out) if eqn.primitive.multiple_results else [out]
+    return bind(eqn, inputs)
 
 
 def patches(eqn: Any, a: Array) -> Array:
@@ -49,7 +50,7 @@ def patches(eqn: Any, a: Array) -> Array:
         size, stride, dilation = window[axis], p["window_strides"][axis], p["rhs_dilation"][axis]
         count = (a.shape[axis + 1] - (size - 1) * dilation - 1) // stride + 1
         starts = np.arange(size) * dilation
-        if axis == len(window) - 1 and stride == 1 and jax.default_backend() == "cpu":
+        if axis == len(window) - 1 and stride == 1 and target_device().platform == "cpu":
             a = _windows_in_a_loop(a, starts, count, axis + 1, len(window) + 1)
             continue
         span = (count - 1) * stride + 1

@@ -1,22 +1,22 @@
-"""Where a mask's kept weights are: found once a mask, used by every kernel under it."""
+"""Where a mask's kept weights are: what makes the kernel of a sparse model cheap.
+
+Shapes must be static, so that a program which is compiled for masks that change holds the indices
+of their entries in arrays of a fixed length. Such a support is only ever a cache: whoever uses it
+checks it against the mask in use (`checked_support`), and no kernel is of another mask.
+"""
 
 import math
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Int, PyTree
 
-from .._masks._collapse import is_traced
-from .._sparse import SparseModel
-from ._costs import costs
-
-
-def support_of(model: PyTree, kernel: str) -> PyTree | None:
-    """The support that `ntk` uses: that of a concrete mask, for the active kernel."""
-    if not isinstance(model, SparseModel) or kernel != "active" or is_traced(model.mask):
-        return None
-    return mask_support(model.mask, bucketed=True)
+from ..kernels import target_device
+from ._costs import costs_on
 
 
 def mask_support(mask: PyTree, *, bucketed: bool = False) -> PyTree:
@@ -27,10 +27,11 @@ def mask_support(mask: PyTree, *, bucketed: bool = False) -> PyTree:
     - `bucketed`: fill up to one of few lengths (by an index one past the end), so that masks with
       about as many entries compile only once.
     """
+    few = costs_on(target_device()).gathered_density
 
     def indices(m):
         found = np.flatnonzero(np.asarray(m)).astype(np.int32)
-        if len(found) > costs().gathered_density * m.size:
+        if len(found) > few * m.size:
             return None
         length = len(found)
         if bucketed:
@@ -42,10 +43,48 @@ def mask_support(mask: PyTree, *, bucketed: bool = False) -> PyTree:
 
 def refresh_support(mask: PyTree, support: PyTree) -> PyTree:
     """The support of a new mask with as many `True` entries as the old one; works under `jit`."""
+    refreshed = lambda m, old: None if old is None else _found(m, old)
+    return jax.tree.map(refreshed, mask, support, is_leaf=lambda leaf: leaf is None)
 
-    def indices(m, old):
-        if old is None:
-            return None
-        return jnp.nonzero(m.reshape(-1), size=len(old), fill_value=m.size)[0].astype(old.dtype)
 
-    return jax.tree.map(indices, mask, support, is_leaf=lambda leaf: leaf is None)
+def checked_support(masks: list[Any], support: list[Any]) -> list[Any]:
+    """A support of exactly the masks in use, from one that may be out of date.
+
+    **Arguments:**
+
+    - `masks`: boolean arrays, or `None`.
+    - `support`: for each of them its `mask_support` or that of another mask, or `None`.
+
+    **Returns:**
+
+    What was given where it is right, and otherwise the indices found anew; it raises at run time
+    where the mask has more entries than there is room for.
+    """
+    pairs = zip(masks, support, strict=True)
+    return [None if m is None or s is None else _checked(m, s) for m, s in pairs]
+
+
+def is_traced(tree: PyTree) -> bool:
+    """Whether a leaf has no value yet."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _checked(mask: Bool[Array, "..."], indices: Int[Array, " nonzeros"]) -> Array:
+    flat, size = mask.reshape(-1), mask.size
+    inside = indices < size
+    held = flat.at[jnp.minimum(indices, size - 1)].get(mode="promise_in_bounds")
+    ascends = jnp.all(indices[1:] > indices[:-1], where=inside[1:])
+    count = jnp.sum(flat, dtype=jnp.int32)
+    right = jnp.all(held | ~inside) & ascends & (count == jnp.sum(inside, dtype=jnp.int32))
+    found = jax.lax.cond(right, lambda: indices, lambda: _found(mask, indices))
+    return eqx.error_if(
+        found,
+        count > len(indices),
+        "the mask keeps more weights than the one that this state was made for: put a mask into an "
+        "NTTState by state.with_mask(mask), outside jit.",
+    )
+
+
+def _found(mask: Bool[Array, "..."], like: Int[Array, " nonzeros"]) -> Array:
+    (places,) = jnp.nonzero(mask.reshape(-1), size=len(like), fill_value=mask.size)
+    return places.astype(like.dtype)

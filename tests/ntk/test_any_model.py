@@ -18,10 +18,9 @@ from zoo import ZOO, Half
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk._layers import find_layers
-from ntt_eqx._ntk._metric import layer_metric
-from ntt_eqx._ntk._program import trace
+from ntt_eqx._ntk._plan import aligned
 from ntt_eqx._ntk._support import mask_support
-from ntt_eqx.kernels import GatheredMetric
+from ntt_eqx._ntk._trace import trace
 
 EXACT = 1e-10  # float64
 
@@ -35,20 +34,21 @@ def built(name):
 
 
 def analysed(model, x):
-    program, _ = trace(model, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
-    return program, *find_layers(program)
+    """The model's layers, and its parameters that are in none, by path."""
+    traced, arrays = trace(model, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+    layers, rest = find_layers(traced.program, [a.shape for a in arrays])
+    return traced, layers, [traced.parameters[p].path for p in rest]
 
 
 @every_model
 def test_path_of_each_parameter(name):
     case = ZOO[name]
-    model = built(name)
-    program, layers, rest = analysed(model, case.samples(1))
-    found = dict.fromkeys((program.paths[p] for p in rest), "rest")
+    traced, layers, rest = analysed(built(name), case.samples(1))
+    found = dict.fromkeys(rest, "rest")
     for layer in layers:
-        found[program.paths[layer.weight]] = layer.kind
+        found[traced.parameters[layer.weight].path] = layer.kind
         if layer.bias is not None:
-            found[program.paths[layer.bias]] = "bias"
+            found[traced.parameters[layer.bias].path] = "bias"
     assert found == case.paths
 
 
@@ -162,15 +162,17 @@ def test_gathered_paths_are_taken(gathers):
         case = ZOO[name]
         sparse = ntt.sparsify(built(name), every_array)
         mask = random_mask(sparse.mask, 0.02, seed=3)
-        program, layers, _ = analysed(sparse.to_dense(), case.samples(1))
-        support = jax.tree.leaves(mask_support(mask), is_leaf=lambda s: s is None)
+        traced, layers, _ = analysed(sparse.to_dense(), case.samples(1))
+        paths = {p.name.split(" ")[0]: p.path for p in
+                 ntt.explain(sparse.with_mask(mask), case.samples(2)).parameters}  # fmt: skip
+        support = aligned(sparse, mask_support(mask))
         for layer in layers:
-            metric = layer_metric(layer, jax.tree.leaves(mask), support, jnp.float64)
+            gathered = paths[traced.parameters[layer.weight].path].startswith("gathered")
             many = layer.positions > 1
             plain = layer.keeps_order and (many or layer.groups == 1)
             few = support[layer.weight] is not None
-            assert isinstance(metric, GatheredMetric) == (plain and few)
-            taken.add((many, isinstance(metric, GatheredMetric)))
+            assert gathered == (plain and few)
+            taken.add((many, gathered))
     assert taken == {(many, gathered) for many in (False, True) for gathered in (False, True)}
 
 

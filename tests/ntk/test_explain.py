@@ -73,7 +73,7 @@ def test_a_dense_layer_by_hand(model, options, expected):
     assert (cost.path, cost.kept, cost.flops) == expected
     assert cost.name.endswith(".weight + .bias") and cost.shape == (4, 20)
     assert cost.layer_flops == 2 * 80
-    assert cost.bytes == (2 + 3) * (4 * 4 + 20) * 4  # cotangents and activations, float32
+    assert cost.bytes == (2 + 3) * (4 * 4 + 21) * 4  # cotangents, activations and a 1, float32
     assert found.slow == ()
 
 

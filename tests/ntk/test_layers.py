@@ -70,24 +70,3 @@ def test_a_convolution_in_groups_of_samples_is_no_layer(getkey):
     assert [p.path for p in ntt.explain(model, x).parameters] == ["jacobian", "jacobian"]
     expected = ntt.ntk(model, x, implementation="jacobian")
     assert relative_error(ntt.ntk(model, x), expected) < 1e-5
-
-
-def test_the_budget_is_a_share_of_the_memory_even_where_nobody_knows_it(monkeypatch):
-    from ntt_eqx._ntk import _pairs
-
-    assert 0 < _pairs.default_budget() <= 2**30
-
-    def refuse(name):
-        raise OSError(name)
-
-    monkeypatch.setattr(_pairs.os, "sysconf", refuse)
-    assert _pairs.default_budget() == 2**30
-
-    class Accelerator:
-        memory_stats = staticmethod(lambda: {"bytes_limit": 80 * 2**30})
-
-    monkeypatch.setattr(_pairs.jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(_pairs.jax, "devices", lambda: [Accelerator])
-    assert _pairs.default_budget() == 20 * 2**30
-    monkeypatch.setattr(Accelerator, "memory_stats", staticmethod(lambda: None))
-    assert _pairs.default_budget() == 2**30

@@ -7,9 +7,10 @@ import pytest
 from comparison import relative_error
 
 import ntt_eqx as ntt
-from ntt_eqx._ntk import _factors, _parts
-from ntt_eqx._ntk._layers import find_layers
-from ntt_eqx._ntk._program import trace
+from ntt_eqx._ntk import _execute
+from ntt_eqx._ntk._costs import costs_on
+from ntt_eqx._ntk._plan import make_plan
+from ntt_eqx.kernels import target_device
 
 
 class Crossing(eqx.Module):
@@ -38,17 +39,22 @@ class Crossing(eqx.Module):
         return scale * self.head(h) + turned @ h + x[0, 0] * places.astype(x.dtype)
 
 
-def cut_of(model, shape):
+def parts_of(model, shape):
+    """The parts of a model's program by name, and the kinds of the layers in each."""
     dtype = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))[0].dtype
-    program, _ = trace(model, jax.ShapeDtypeStruct(shape, dtype))
-    layers, _ = find_layers(program)
-    return program, layers, _parts.split(program, layers)
+    x, device = jax.ShapeDtypeStruct((2, *shape), dtype), target_device()
+    plan, _ = make_plan(
+        model, x, m=2, kernel="active", metric=None, support=None, outputs="full",
+        directions=None, device=device, costs=costs_on(device),
+    )  # fmt: skip
+    kinds = {p.name: [plan.layers[n].layer.kind for n in p.layers] for p in plan.parts}
+    return {part.name: part for part in plan.parts}, kinds
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_kernel_and_gradient_across_the_cut(size, monkeypatch, x64):
     """In blocks of one sample, of two (which do not divide five), and all at once."""
-    monkeypatch.setattr(_factors, "block_size", lambda rows, *_: min(rows, size))
+    monkeypatch.setattr(_execute, "block_size", lambda rows, *_: min(rows, size))
     model = Crossing(jax.random.key(0))
     model = jax.tree.map(lambda w: w.astype(jnp.float64), model)
     sparse = ntt.sparsify(model)
@@ -56,7 +62,7 @@ def test_kernel_and_gradient_across_the_cut(size, monkeypatch, x64):
     sparse = sparse.with_mask(mask)
     x1 = jax.random.normal(jax.random.key(1), (5, 2, 5), jnp.float64)
     x2 = jax.random.normal(jax.random.key(2), (5, 2, 5), jnp.float64)
-    assert cut_of(model, (2, 5))[2].head
+    assert "head" in parts_of(model, (2, 5))[0]
     params, rest = eqx.partition(sparse, eqx.is_inexact_array)
 
     def loss(params, implementation):
@@ -72,15 +78,26 @@ def test_kernel_and_gradient_across_the_cut(size, monkeypatch, x64):
 def test_where_programs_are_cut():
     """LeNet-5 in front of its dense layers; ResNet-20, whose last layer is small, nowhere."""
     lenet = ntt.models.make_model("lenet-5", (1, 28, 28), 10, key=jax.random.key(0))
-    program, layers, parts = cut_of(lenet, (1, 28, 28))
-    inside = [layer.kind for layer in layers if layer.step in parts.head]
-    assert inside == ["convolution", "convolution"]
-    assert [layer.kind for layer in layers if layer.step not in parts.head] == ["dense"] * 2
-    assert len(parts.carried) == 1 and set(parts.head).isdisjoint(
-        layer.step for layer in layers if layer.kind == "dense"
-    )
+    parts, kinds = parts_of(lenet, (1, 28, 28))
+    assert kinds == {"once": [], "head": ["convolution"] * 2, "tail": ["dense"] * 2}
+    assert len(parts["head"].writes) == 1 == len(parts["tail"].carried)
     resnet = ntt.models.make_model("resnet-20", (3, 8, 8), 10, key=jax.random.key(0))
-    program, _, parts = cut_of(resnet, (3, 8, 8))
-    assert parts.head == () and len(parts.tail) == len(program.steps)
+    assert set(parts_of(resnet, (3, 8, 8))[0]) == {"once", "tail"}
     mlp = eqx.nn.MLP(3, 2, 4, 2, key=jax.random.key(0))
-    assert cut_of(mlp, (3,))[2].head == ()
+    assert set(parts_of(mlp, (3,))[0]) == {"once", "tail"}
+
+
+@pytest.mark.parametrize("model", ["crossing", "lenet-5"])
+def test_every_step_has_one_part_and_what_crosses_is_read_and_written(model):
+    if model == "crossing":
+        parts, _ = parts_of(Crossing(jax.random.key(0)), (2, 5))
+    else:
+        lenet = ntt.models.make_model("lenet-5", (1, 28, 28), 10, key=jax.random.key(0))
+        parts, _ = parts_of(lenet, (1, 28, 28))
+    steps = [step for part in parts.values() for step in part.steps]
+    assert len(set(steps)) == len(steps)
+    once, head, tail = (parts[name] for name in ("once", "head", "tail"))
+    assert set(tail.shared) & set(once.writes) <= set(once.writes)
+    assert set(head.writes) == set(tail.carried) & set(head.writes)
+    assert set(tail.pulled) & set(head.writes) == set(head.pushed)
+    assert not set(head.writes) & set(tail.shared) and not set(once.writes) & set(tail.carried)

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from pytest import mark
 
 import ntt_eqx as ntt
-from ntt_eqx._ntk._engine import Engine
+from ntt_eqx._ntk import outputs_and_ntk
 from ntt_eqx._ntk._support import mask_support
 
 pytestmark = mark.usefixtures("gathers")
@@ -193,13 +193,13 @@ def compiled(kind, gathered):
         keys = jax.random.split(key, 2)
         layers = [eqx.nn.Linear(20, 9, key=keys[0])]
         model = Stack(layers, eqx.nn.Linear(9, 3, key=keys[1]), "tanh")
-        x = jax.random.normal(data, (5, 20))
+        x = jax.random.normal(data, (6, 20))
     else:
         keys = jax.random.split(key, 2)
         groups = 2 if kind == "groups" else 1
         layers = [eqx.nn.Conv2d(2, 4, 3, padding=1, groups=groups, key=keys[0])]
         model = Stack(layers, eqx.nn.Linear(64, 2, key=keys[1]), "tanh")
-        x = jax.random.normal(data, (5, 2, 4, 4))
+        x = jax.random.normal(data, (6, 2, 4, 4))
     sparse = ntt.sparsify(model)
     params, static = eqx.partition(sparse, eqx.is_inexact_array)
 
@@ -207,8 +207,7 @@ def compiled(kind, gathered):
     def run(params, mask, support, x):
         def ours(params):
             pruned = eqx.combine(params, static).with_mask(mask)
-            engine = Engine(pruned, x, "active", None, support if gathered else None)
-            theta = engine.contract(engine.factorise(x[:3]), engine.factorise(x[3:]))
+            _, theta = outputs_and_ntk(pruned, x, "active", support=support if gathered else None)
             return weighted_sum(theta), theta
 
         def oracle(params):

@@ -345,7 +345,8 @@ ZOO = {
         Recurrent,
         (3, 2),
         _of(("saved", "compiled"), "dense")
-        | _rest(".cell.weight_ih", ".cell.weight_hh", ".cell.bias", ".cell.bias_n", ".branch"),
+        | {".cell.weight_ih": "dense", ".cell.weight_hh": "dense", ".cell.bias": "bias"}
+        | _rest(".cell.bias_n", ".branch"),
     ),
     "raw": Case(
         Raw,

@@ -1,0 +1,257 @@
+"""Carry out a plan for one batch: per sample, what comes into each layer and what flows back to it.
+
+The parts run forwards, one after the other; then backwards, each with the cotangents of what it
+wrote, of which those of its layers' outputs and of what it read come out.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._program import Const, Site, read, run, slots_of
+from .._types import widen
+from ..kernels import GatheredMetric, block_size, gathered_tangents, map_blocks
+from ._forms import LayerPlan
+from ._layers import Layer
+from ._metric import LayerMetric
+from ._parts import Part
+from ._plan import Operands, Plan
+from ._primitives import apply_primitive
+
+
+class LayerFactors(eqx.Module):
+    """`a[N, G, J, S]` and `d[N, R, G, I, S]` of a layer: its tangents are their products."""
+
+    a: Array
+    d: Array
+
+
+class Tangents(eqx.Module):
+    """The derivative of R output directions by P parameters or entries of a layer: `t[N, R, P]`."""
+
+    t: Array
+
+
+class Factors(eqx.Module):
+    """Everything that the kernel of a batch of N samples and R output directions is made of.
+
+    Attributes:
+        outputs: model outputs, `[N, K]`.
+        layers: for each layer its factors, or its tangents where these are smaller.
+        jacobians: for each parameter that is in no layer, its Jacobian.
+    """
+
+    outputs: Array
+    layers: list[LayerFactors | Tangents]
+    jacobians: list[Tangents]
+
+
+def factorise(
+    plan: Plan,
+    operands: Operands,
+    x: Array,
+    directions: Float[Array, "r classes"] | None = None,
+    budget: int | None = None,
+) -> Factors:
+    """Evaluate the model on `x[N, ...]` and differentiate it along output directions.
+
+    Samples are taken in blocks that fit the cache; the gradient then runs each block again instead
+    of keeping what it computed.
+
+    **Arguments:**
+
+    - `directions`: rows are directions in output space; `None` takes the K outputs themselves.
+    - `budget`: bytes that a block's intermediates may take, if fewer than the device's costs say.
+    """
+    traced = plan.traced
+    if directions is None:
+        directions = jnp.eye(traced.num_outputs, dtype=traced.output_aval.dtype)
+    rows = directions.astype(traced.output_aval.dtype)
+    seed = rows.reshape(len(rows), *traced.output_aval.shape)
+    once, *mapped = plan.parts
+    shared = dict(enumerate(operands.parameters))
+    shared |= _written(plan, once, shared)
+    carried: dict[int, Array] = {traced.sample_slot: x}
+    bars: dict[int, Array] = {}  # the cotangent of each slot, [N, R, ...]
+    layers: dict[int, LayerFactors | Tangents] = {}
+
+    def blocks(part: Part, function: Callable[[Any], Any], arrays: Any) -> Any:
+        size = _block_rows(plan, part, len(x), len(rows), budget)
+        run_all = jax.vmap(function)
+        run_all = run_all if size >= len(x) else jax.checkpoint(run_all)
+        return map_blocks(run_all, arrays, len(x), size)
+
+    def ahead(part: Part, mine: dict[int, Array]) -> dict[int, Array]:
+        return _written(plan, part, shared | mine)
+
+    def back(part: Part, arguments: Any) -> tuple[Any, Any, Any]:
+        mine, incoming = arguments
+        return _pull(plan, operands, part, shared | mine, incoming, seed)
+
+    for part in mapped[:-1]:
+        mine = {slot: carried[slot] for slot in part.carried}
+        carried |= blocks(part, functools.partial(ahead, part), mine)
+    last = {}
+    for part in reversed(mapped):
+        mine = {slot: carried[slot] for slot in part.carried}
+        incoming = {slot: bars[slot] for slot in part.pushed if slot in bars}
+        found, flowing, written = blocks(part, functools.partial(back, part), (mine, incoming))
+        layers |= found
+        bars = _sum(bars, flowing)
+        last = last or written
+    every = lambda array: jnp.broadcast_to(array[None], (len(x), *array.shape))
+    if once.layers or once.pulled:
+        incoming = {slot: bars[slot] for slot in once.pushed if slot in bars}
+        if traced.output in once.pushed:
+            incoming = _sum(incoming, {traced.output: every(seed)})
+        found, flowing = _pull_once(plan, operands, once, shared, incoming)
+        layers |= found
+        bars = _sum(bars, flowing)
+    if traced.output in plan.jacobians:  # a parameter is the output
+        bars = _sum(bars, {traced.output: every(seed)})
+
+    outputs = read({**shared, **carried, **last}, traced.output)
+    if isinstance(traced.output, Const) or traced.output in shared:
+        outputs = every(jnp.asarray(outputs))
+    return Factors(
+        jnp.reshape(outputs, (len(x), -1)),
+        [layers[n] for n in range(len(plan.layers))],
+        [Tangents(bars[p].reshape(len(x), len(rows), -1)) for p in plan.jacobians],
+    )
+
+
+def evaluate(plan: Plan, operands: Operands, x: Array, budget: int | None = None) -> Array:
+    """The outputs for a batch alone, `[N, K]`."""
+    program, slot = plan.traced.program, plan.traced.sample_slot
+    steps = range(len(program.steps))
+
+    def one(sample: Array) -> Array:
+        values, _ = run(
+            program, {**dict(enumerate(operands.parameters)), slot: sample}, steps, apply_primitive
+        )
+        return jnp.reshape(read(values, plan.traced.output), (-1,))
+
+    size = min((_block_rows(plan, part, len(x), 1, budget) for part in plan.parts), default=len(x))
+    return map_blocks(jax.vmap(one), x, len(x), size)
+
+
+def _written(plan: Plan, part: Part, values: Mapping[int, Any]) -> dict[int, Any]:
+    """What a part writes for others, from the values of what it reads."""
+    found, _ = run(plan.traced.program, values, part.steps, apply_primitive)
+    return {slot: found[slot] for slot in part.writes}
+
+
+def _pull(
+    plan: Plan,
+    operands: Operands,
+    part: Part,
+    values: Mapping[int, Any],
+    bars: dict[int, Array],
+    seed: Array,
+) -> tuple[dict[int, Any], dict[int, Array], dict[int, Array]]:
+    """One part backwards, for one sample.
+
+    **Returns:**
+
+    Its layers in the form that is kept, the cotangents `[R, ...]` of the slots that it read, and
+    the output if it wrote it.
+    """
+    output = plan.traced.output
+    if output in part.pushed:
+        bars = _sum(bars, {output: seed})
+    pull, tapped, written = _linearise(plan, part, values, tuple(bars))
+    d, back = jax.vmap(pull)(bars) if bars else ({}, {})
+    found = {}
+    for n in part.layers:
+        layer = plan.layers[n]
+        site = layer.layer.site
+        found[n] = _kept(layer, operands.layers[n], tapped[site], d[site])
+    return found, back, written
+
+
+def _pull_once(
+    plan: Plan,
+    operands: Operands,
+    part: Part,
+    values: Mapping[int, Any],
+    bars: dict[int, Array],
+) -> tuple[dict[int, Any], dict[int, Array]]:
+    """The part that is the same for every sample backwards, for the cotangents of all of them."""
+    pull, tapped, _ = _linearise(plan, part, values, tuple(bars))
+    d, back = jax.vmap(jax.vmap(pull))(bars)
+    found = {}
+    for n in part.layers:
+        layer = plan.layers[n]
+        site = layer.layer.site
+        keep = functools.partial(_kept, layer, operands.layers[n], tapped[site])
+        found[n] = jax.vmap(keep)(d[site])
+    return found, back
+
+
+def _linearise(
+    plan: Plan, part: Part, values: Mapping[int, Any], wanted: tuple[int, ...]
+) -> tuple[Callable[..., Any], dict[Site, Array], dict[int, Array]]:
+    """The derivative of what a part writes by its layers' outputs and by what flows into it."""
+    program = plan.traced.program
+    layers = [plan.layers[n].layer for n in part.layers]
+    taps = {layer.site: layer.use.operand for layer in layers}
+    zeros = {}
+    for layer in layers:
+        aval = program.step_at(layer.site).avals[0]
+        zeros[layer.site] = jnp.zeros((*layer.loops, *aval.shape), aval.dtype)
+
+    def perturbed(zeros, flowing):
+        given = {**values, **flowing}
+        found, tapped = run(program, given, part.steps, apply_primitive, zeros, taps)
+        last = {slot: found[slot] for slot in slots_of([plan.traced.output]) if slot in part.writes}
+        return {slot: found[slot] for slot in wanted}, (tapped, last)
+
+    flowing = {slot: values[slot] for slot in part.pulled}
+    _, pull, (tapped, last) = jax.vjp(perturbed, zeros, flowing, has_aux=True)
+    return pull, tapped, last
+
+
+def _kept(
+    plan: LayerPlan, metric: LayerMetric, operand: Array, d: Array
+) -> LayerFactors | Tangents:
+    """What is kept of a layer for one sample."""
+    layer = plan.layer
+    a, d = layer.activations(operand), jax.vmap(layer.cotangents)(d)
+    if plan.form == "factors":
+        return LayerFactors(a, d)
+    a, d = widen(a), widen(d)
+    if not isinstance(metric, GatheredMetric):
+        return Tangents(jnp.einsum("kgis,gjs->kgij", d, a).reshape(len(d), -1))
+    flat = d.reshape(len(d), -1, layer.positions)
+    seen = a[:, : layer.inputs].reshape(-1, layer.positions)
+    t = [gathered_tangents(seen, flat, _in_group(layer, metric))]
+    if layer.bias is not None:
+        t.append(jnp.sum(flat, axis=2))
+    return Tangents(jnp.concatenate(t, axis=1))
+
+
+def _in_group(layer: Layer, metric: GatheredMetric) -> GatheredMetric:
+    """The metric with its columns counted over the input features of all groups."""
+    if layer.groups == 1:
+        return metric
+    first = metric.rows // layer.features * layer.inputs
+    columns = jnp.minimum(metric.columns + first[:, None], layer.groups * layer.inputs - 1)
+    return dataclasses.replace(metric, columns=columns)
+
+
+def _block_rows(plan: Plan, part: Part, samples: int, directions: int, budget: int | None) -> int:
+    """Samples that a part takes together."""
+    after_a_head = part.name == "tail" and len(plan.parts) > 2
+    limit = plan.costs.tail_bytes if after_a_head else plan.costs.block_bytes
+    limit = limit if budget is None else min(limit, budget)
+    return block_size(samples, part.sample_bytes * directions, limit)
+
+
+def _sum(bars: dict[int, Array], more: Mapping[int, Array]) -> dict[int, Array]:
+    return bars | {slot: bars[slot] + v if slot in bars else v for slot, v in more.items()}

@@ -1,0 +1,174 @@
+"""The forms in which a parameter enters the kernel, which one is taken, and what each one costs."""
+
+import dataclasses
+import math
+from typing import Literal, TypeAlias
+
+from ..kernels import BLOCK_BYTES, gathered_entries
+from ._costs import Costs
+from ._layers import Layer
+
+Form: TypeAlias = Literal["factors", "tangents"]
+Path: TypeAlias = Literal[
+    "factors", "gathered factors", "tangents", "gathered tangents", "jacobian", "unused"
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What the size of a kernel depends on.
+
+    Attributes:
+        n: samples of the first batch.
+        m: samples of the second.
+        directions: output directions R a sample; K where none are given.
+        all_pairs: whether all R^2 pairs of them are wanted, or only those of k = l.
+        itemsize: bytes of a number.
+    """
+
+    n: int
+    m: int
+    directions: int
+    all_pairs: bool
+    itemsize: int
+
+    @property
+    def entries(self) -> int:
+        """Entries of the kernel of a pair of samples."""
+        return self.directions**2 if self.all_pairs else self.directions
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one parameter's part of the contraction takes.
+
+    Attributes:
+        flops: floating-point operations; factors themselves, which all parameters share, are not
+            counted.
+        layer_flops: what the layer costs to evaluate once for one sample; 0 for others.
+        stored: bytes kept for a sample between the passes and the contraction.
+        per_row: further bytes that the contraction takes for a sample of the first batch.
+        per_column: the same for the second.
+        per_pair: the same for a pair of samples, the result not counted.
+        once: bytes that it takes however few the samples.
+    """
+
+    flops: int
+    layer_flops: int
+    stored: int
+    per_row: int
+    per_column: int
+    per_pair: int
+    once: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """How a layer enters the kernel.
+
+    Attributes:
+        layer: the layer.
+        form: whether its factors are kept, or its tangents.
+        masked: whether it has a metric; otherwise that is 1 throughout.
+        gathered: number of entries that its metric is gathered to, those that are not in use
+            included; `None` where the metric is taken as a whole.
+    """
+
+    layer: Layer
+    form: Form
+    masked: bool
+    gathered: int | None
+
+    @property
+    def path(self) -> Path:
+        """The form's name."""
+        if self.layer.positions == 1:
+            return "factors" if self.gathered is None else "gathered factors"
+        return "tangents" if self.gathered is None else "gathered tangents"
+
+    def cost(self, sizes: Sizes, kept: int) -> Cost:
+        """What it takes where `kept` of the weights count."""
+        layer, n, m, r = self.layer, sizes.n, sizes.m, sizes.directions
+        rows, width, s = layer.groups * layer.features, layer.inputs, layer.positions
+        biases = 0 if layer.bias is None else rows
+        pairs, numbers = n * m * sizes.entries, sizes.itemsize
+        gathered, once = self.gathered, 0
+        stored = s * (r * rows + layer.groups * (width + (layer.bias is not None)))
+        per_row, per_column, per_pair = 0, 0, 2 * sizes.entries
+        if self.form == "tangents":
+            entries = (rows * width if gathered is None else gathered) + biases
+            flops = 2 * (n + m) * r * entries * s + 2 * pairs * entries
+            stored, per_row = r * entries, r * entries if self.masked else 0
+        elif s > 1:
+            flops = 2 * (n + m) * r * rows * width * s + 2 * pairs * rows * width
+            # Tangents of some features at a time, and the cotangents in another order.
+            per_row = per_column = r * rows * s + 2 * r * width
+        elif not self.masked:
+            flops = 2 * n * m * (width + sizes.entries * rows)
+            per_pair += 1
+        else:
+            work = rows * width if gathered is None else kept
+            flops = 2 * n * m * (work + sizes.entries * rows)
+            per_pair += 2 * rows
+            per_column = r * rows  # u d2, for one row at a time
+            if gathered is not None:
+                per_row, per_column = gathered, gathered + per_column
+                per_pair += gathered // gathered_entries(0, 1)  # a small product for each chunk
+            else:
+                per_column += width
+        if self.masked:
+            once = rows * width if gathered is None else 2 * gathered
+        if self.form == "factors" and gathered is None and (self.masked or s > 1):
+            # The product works on some rows, or some features, at a time.
+            whole = n * m * width if s == 1 else (n + m) * r * rows * width
+            once += min(whole, BLOCK_BYTES // numbers)
+        scaled = (numbers * amount for amount in (stored, per_row, per_column, per_pair, once))
+        return Cost(flops, 2 * rows * width * s, *scaled)
+
+
+def plan_layer(
+    layer: Layer, masked: bool, nonzeros: int | None, sizes: Sizes, costs: Costs
+) -> LayerPlan:
+    """The cheapest form of a layer.
+
+    **Arguments:**
+
+    - `masked`: whether its weight or its bias has a metric.
+    - `nonzeros`: how many indices cover the non-zeros of the weight's metric, where that is known.
+    """
+    gathered = None if nonzeros is None else _gathered(layer, nonzeros, costs)
+    return LayerPlan(layer, _form(layer, gathered, sizes), masked, gathered)
+
+
+def jacobian_cost(count: int, sizes: Sizes) -> Cost:
+    """What the explicit Jacobian of a parameter with that many entries takes."""
+    stored = sizes.directions * count * sizes.itemsize
+    flops = 2 * sizes.n * sizes.m * sizes.entries * count
+    return Cost(flops, 0, stored, stored, 0, 2 * sizes.entries * sizes.itemsize, 0)
+
+
+def _gathered(layer: Layer, nonzeros: int, costs: Costs) -> int | None:
+    """Entries of a gathered metric, where that is possible and worth it."""
+    rows = layer.groups * layer.features
+    if not layer.keeps_order or rows == 0:
+        return None
+    entries = gathered_entries(nonzeros, rows)
+    if layer.positions == 1:
+        return entries if layer.groups == 1 else None
+    return entries if costs.gathered_entry * entries < rows * layer.inputs else None
+
+
+def _form(layer: Layer, gathered: int | None, sizes: Sizes) -> Form:
+    """Which of factors and tangents to keep: for many positions, the smaller of the two."""
+    if layer.positions == 1:
+        return "factors"
+    rows, width = layer.groups * layer.features, layer.inputs + (layer.bias is not None)
+    if layer.groups > 1 or not sizes.all_pairs or gathered is not None:
+        return "tangents"
+    factors = layer.positions * (sizes.directions * rows + layer.groups * width)
+    return "tangents" if sizes.directions * rows * width <= factors else "factors"
+
+
+def parameter_count(shape: tuple[int, ...], is_complex: bool) -> int:
+    """Real numbers that a parameter consists of."""
+    return math.prod(shape) * (2 if is_complex else 1)

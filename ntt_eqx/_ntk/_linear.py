@@ -1,0 +1,252 @@
+"""Primitives that are linear in a weight: what comes in, what flows back, and where each entry is.
+
+A linear use of a weight W computes `y[g,i,s] = sum_j W[g,i,j] a[g,j,s]`: groups g, output features
+i, input features j, positions s. A dense layer has one group and one position, a dense layer that
+`vmap` applies along a sequence has many positions, a convolution has its patches as input features,
+and an embedding's input is 1 at one feature.
+"""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._primitives import patches
+
+
+class AbstractLinearUse(eqx.Module):
+    """One equation that is linear in a weight, brought into the form of this module.
+
+    Attributes:
+        kind: what `explain` calls it.
+        operand: number of the equation's operand that comes into the layer.
+        groups: G.
+        features: I, output features of a group.
+        inputs: J, input features of a group.
+        positions: S.
+    """
+
+    kind: eqx.AbstractClassVar[str]
+    operand: eqx.AbstractVar[int]
+    groups: eqx.AbstractVar[int]
+    features: eqx.AbstractVar[int]
+    inputs: eqx.AbstractVar[int]
+    positions: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def weight(self, w: Any) -> Any:
+        """`[G, I, J]` from an array of the weight operand's shape; jax or NumPy, no arithmetic."""
+
+    @abc.abstractmethod
+    def activations(self, operand: Array) -> Array:
+        """`[G, J, S]` from the operand that comes into the layer."""
+
+    @abc.abstractmethod
+    def cotangents(self, d: Any) -> Any:
+        """`[G, I, S]` from an array of the output's shape; jax or NumPy, no arithmetic."""
+
+
+Rule: TypeAlias = Callable[[Any, int], AbstractLinearUse | None]
+"""From an equation and the number of its operand that is the weight to its linear use, or `None`
+where this equation is not linear in it, or not in this form."""
+
+_RULES: dict[str, Rule] = {}
+
+
+def register_linear_use(primitive: str, rule: Rule) -> None:
+    """Tell the engine how a primitive uses a weight, so that its kernel is made of factors.
+
+    Without a rule, what a primitive does with a parameter is differentiated explicitly: exact,
+    and slower.
+
+    **Arguments:**
+
+    - `primitive`: the primitive's name, such as `"dot_general"`.
+    - `rule`: `(equation, operand number of the weight) -> AbstractLinearUse | None`.
+
+    **Raises:**
+
+    `ValueError` where the primitive has a rule already.
+    """
+    if primitive in _RULES:
+        raise ValueError(f"register_linear_use: {primitive!r} has a rule already.")
+    _RULES[primitive] = rule
+
+
+def linear_use(eqn: Any, weight: int) -> AbstractLinearUse | None:
+    """How an equation uses its operand `weight`, where it is linear in it and has real entries."""
+    rule = _RULES.get(eqn.primitive.name)
+    dtypes = (eqn.invars[weight].aval.dtype, eqn.outvars[0].aval.dtype)
+    if rule is None or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
+        return None
+    return rule(eqn, weight)
+
+
+class Dense(AbstractLinearUse):
+    """A `dot_general`; its batch axes are groups, its free axes positions and features."""
+
+    kind: ClassVar[str] = "dense"
+    operand: int
+    groups: int
+    features: int
+    inputs: int
+    positions: int
+    weight_axes: tuple[int, ...]
+    operand_axes: tuple[int, ...]
+
+    def weight(self, w: Any) -> Any:
+        """See `AbstractLinearUse`."""
+        return w.transpose(*self.weight_axes).reshape(self.groups, self.features, self.inputs)
+
+    def activations(self, operand: Array) -> Array:
+        """See `AbstractLinearUse`."""
+        a = operand.transpose(*self.operand_axes)
+        return a.reshape(self.groups, self.inputs, self.positions)
+
+    def cotangents(self, d: Any) -> Any:
+        """See `AbstractLinearUse`; the left operand's free axes come before the right's."""
+        if self.operand == 1:
+            return d.reshape(self.groups, self.features, self.positions)
+        return d.reshape(self.groups, self.positions, self.features).swapaxes(1, 2)
+
+
+def _dense(eqn: Any, weight: int) -> Dense | None:
+    contract, batch = eqn.params["dimension_numbers"]
+    shapes = [v.aval.shape for v in eqn.invars]
+    other = 1 - weight
+    free = [
+        [ax for ax in range(len(shapes[n])) if ax not in (*contract[n], *batch[n])] for n in (0, 1)
+    ]
+    size = lambda n, axes: math.prod(shapes[n][ax] for ax in axes)
+    return Dense(
+        operand=other,
+        groups=size(weight, batch[weight]),
+        features=size(weight, free[weight]),
+        inputs=size(weight, contract[weight]),
+        positions=size(other, free[other]),
+        weight_axes=(*batch[weight], *free[weight], *contract[weight]),
+        operand_axes=(*batch[other], *contract[other], *free[other]),
+    )
+
+
+class Convolution(AbstractLinearUse):
+    """A `conv_general_dilated`; its patches are the input features."""
+
+    kind: ClassVar[str] = "convolution"
+    operand: int
+    groups: int
+    features: int
+    inputs: int
+    positions: int
+    eqn: Any = eqx.field(static=True)
+
+    def weight(self, w: Any) -> Any:
+        """See `AbstractLinearUse`."""
+        w = w.transpose(self._numbers.rhs_spec)  # (O, C / G, *spatial)
+        return w.reshape(self.groups, self.features, self.inputs)
+
+    def activations(self, operand: Array) -> Array:
+        """See `AbstractLinearUse`."""
+        seen = patches(self.eqn, operand)  # [B, *out, taps, C]
+        taps, channels = seen.shape[-2:]
+        seen = seen.reshape(self.positions, taps, self.groups, channels // self.groups)
+        return seen.transpose(2, 3, 1, 0).reshape(self.groups, self.inputs, self.positions)
+
+    def cotangents(self, d: Any) -> Any:
+        """See `AbstractLinearUse`."""
+        d = d.transpose(self._numbers.out_spec)  # (B, O, *out)
+        d = d.reshape(d.shape[0], self.groups, self.features, -1)
+        return d.transpose(1, 2, 0, 3).reshape(self.groups, self.features, self.positions)
+
+    @property
+    def _numbers(self) -> Any:
+        return self.eqn.params["dimension_numbers"]
+
+
+def _convolution(eqn: Any, weight: int) -> Convolution | None:
+    p = eqn.params
+    if weight != 1 or p["batch_group_count"] != 1:
+        return None
+    shape = eqn.invars[1].aval.shape
+    features, *inputs = (shape[axis] for axis in p["dimension_numbers"].rhs_spec)
+    groups = p["feature_group_count"]
+    return Convolution(
+        operand=0,
+        groups=groups,
+        features=features // groups,
+        inputs=math.prod(inputs),
+        positions=math.prod(eqn.outvars[0].aval.shape) // features,
+        eqn=eqn,
+    )
+
+
+class LookUp(AbstractLinearUse):
+    """Rows of a table: a dense layer whose input is 1 at the row's number and 0 elsewhere."""
+
+    kind: ClassVar[str] = "embedding"
+    operand: int
+    groups: int
+    features: int
+    inputs: int
+    positions: int
+    column: int
+    clips: bool
+    offsets: tuple[int, ...]
+    dtype: Any = eqx.field(static=True)
+
+    def weight(self, w: Any) -> Any:
+        """See `AbstractLinearUse`."""
+        return w.reshape(1, self.inputs, self.features).swapaxes(1, 2)
+
+    def activations(self, operand: Array) -> Array:
+        """See `AbstractLinearUse`."""
+        places = jnp.reshape(operand, (self.positions, -1))[:, self.column]
+        if self.clips:  # else a place outside is no row at all
+            places = jnp.clip(places, 0, self.inputs - 1)
+        return jax.nn.one_hot(places, self.inputs, dtype=self.dtype).T[None]
+
+    def cotangents(self, d: Any) -> Any:
+        """See `AbstractLinearUse`."""
+        order = [axis for axis in range(d.ndim) if axis not in self.offsets]
+        return d.transpose(*self.offsets, *order).reshape(1, self.features, self.positions)
+
+
+def _look_up(eqn: Any, weight: int) -> LookUp | None:
+    p, (table, *places) = eqn.params, [v.aval.shape for v in eqn.invars]
+    if weight != 0:
+        return None
+    count, *row = table
+    if tuple(p["slice_sizes"]) != (1, *row):
+        return None
+    out = eqn.outvars[0].aval
+    column, clips, offsets, positions = 0, True, tuple(range(len(out.shape))), 1
+    if eqn.primitive.name == "gather":
+        numbers, offsets = p["dimension_numbers"], tuple(p["dimension_numbers"].offset_dims)
+        clips = p["mode"] == jax.lax.GatherScatterMode.CLIP
+        starts = tuple(numbers.start_index_map)
+        # Other starts can only be 0, and are made so where places are clipped.
+        if starts != (0,) and not (clips and 0 in starts) or numbers.operand_batching_dims:
+            return None
+        column, positions = starts.index(0), math.prod(places[0][:-1])
+    return LookUp(
+        operand=1,
+        groups=1,
+        features=math.prod(row),
+        inputs=count,
+        positions=positions,
+        column=column,
+        clips=clips,
+        offsets=offsets,
+        dtype=out.dtype,
+    )
+
+
+register_linear_use("dot_general", _dense)
+register_linear_use("conv_general_dilated", _convolution)
+register_linear_use("gather", _look_up)
+register_linear_use("dynamic_slice", _look_up)

@@ -1,0 +1,200 @@
+"""The plan of a kernel: how each parameter enters it, how the program is cut, and in which blocks.
+
+A plan is made once from the traced model, the structure of the metric, the outputs that are wanted,
+the device and the bytes that may be used. It holds no numbers of the model. `explain` prints it,
+and `_execute` and `_contract` do nothing that it does not say.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._sparse import SparseModel
+from .._types import wide_dtype
+from ..kernels import Device
+from ._costs import Costs
+from ._forms import Cost, LayerPlan, Sizes, jacobian_cost, parameter_count, plan_layer
+from ._layers import find_layers
+from ._metric import LayerMetric, layer_metric
+from ._parts import Part, derivative_flow, split
+from ._trace import Traced, trace
+
+KernelKind: TypeAlias = Literal["active", "ambient"]
+Outputs: TypeAlias = Literal["full", "diagonal", "trace"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How one kernel is computed.
+
+    Attributes:
+        traced: the model's program.
+        parts: its steps, cut into what is run together.
+        layers: the layers that the outputs depend on, and the form of each.
+        jacobians: parameters in no layer, by their explicit Jacobians.
+        unused: parameters that the outputs do not depend on.
+        outputs: which pairs of outputs are wanted.
+        sizes: samples, directions and the size of a number.
+        device: the device that it is made for.
+        costs: that device's.
+    """
+
+    traced: Traced
+    parts: tuple[Part, ...]
+    layers: tuple[LayerPlan, ...]
+    jacobians: tuple[int, ...]
+    unused: tuple[int, ...]
+    outputs: Outputs
+    sizes: Sizes
+    device: Device
+    costs: Costs
+
+    def cost_of_layer(self, number: int, kept: int = 0) -> Cost:
+        """What layer `number` takes where `kept` of its weights count."""
+        return self.layers[number].cost(self.sizes, kept)
+
+    def cost_of_jacobian(self, parameter: int) -> Cost:
+        """What a parameter in no layer takes."""
+        p = self.traced.parameters[parameter]
+        return jacobian_cost(parameter_count(p.shape, p.is_complex), self.sizes)
+
+    @property
+    def costs_of_all(self) -> list[Cost]:
+        """The costs of all terms of the sum."""
+        layers = [self.cost_of_layer(n) for n in range(len(self.layers))]
+        return layers + [self.cost_of_jacobian(p) for p in self.jacobians]
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the factors of one sample, its outputs included."""
+        outputs = self.traced.num_outputs * self.sizes.itemsize
+        return outputs + sum(cost.stored for cost in self.costs_of_all)
+
+
+class Operands(eqx.Module):
+    """The arrays that a plan is carried out with.
+
+    Attributes:
+        parameters: the model's, as real arrays.
+        layers: the metric of each layer.
+        jacobians: that of each parameter in no layer, `None` for 1.
+    """
+
+    parameters: list[Array]
+    layers: list[LayerMetric]
+    jacobians: list[Array | None]
+
+
+def make_plan(
+    model: PyTree,
+    x: Any,
+    *,
+    m: int,
+    kernel: KernelKind,
+    metric: PyTree | None,
+    support: Sequence[Array | None] | None,
+    outputs: Outputs,
+    directions: int | None,
+    device: Device,
+    costs: Costs,
+) -> tuple[Plan, Operands]:
+    """Plan the kernel of `model` between two batches.
+
+    **Arguments:**
+
+    - `x`, `m`: the first batch (or its shape), and the number of samples of the second.
+    - `kernel`, `metric`, `outputs`: as for `ntk`.
+    - `support`: for each parameter the flat indices of its mask's entries, where they are known.
+    - `directions`: number of output directions; `None` for all outputs themselves.
+    - `device`, `costs`: what to plan for.
+    """
+    dense, weights = dense_and_metric(model, kernel, metric)
+    traced, arrays = trace(dense, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+    weights = [p.spread(c) for p, c in zip(traced.parameters, weights, strict=True)]
+    found: Sequence[Any] = [None] * len(weights) if support is None else support
+    dtype = wide_dtype(traced.output_aval.dtype)
+    sizes = Sizes(
+        n=x.shape[0],
+        m=m,
+        directions=traced.num_outputs if directions is None else directions,
+        all_pairs=outputs == "full",
+        itemsize=jnp.dtype(dtype).itemsize,
+    )
+    layers, rest = find_layers(traced.program, [a.shape for a in arrays])
+    flow = derivative_flow(traced, layers, rest)
+    planned = []
+    for number in flow.layers:
+        layer = layers[number]
+        weight = weights[layer.weight]
+        masked = weight is not None or layer.bias is not None and weights[layer.bias] is not None
+        indices = found[layer.weight]
+        nonzeros = None if weight is None or indices is None else len(indices)
+        planned.append(plan_layer(layer, masked, nonzeros, sizes, costs))
+    kept = [plan.layer for plan in planned]
+    flow = derivative_flow(traced, kept, flow.parameters)
+    covered = {p for layer in kept for p in (layer.weight, layer.bias)} | set(flow.parameters)
+    plan = Plan(
+        traced=traced,
+        parts=split(traced, kept, flow, costs),
+        layers=tuple(planned),
+        jacobians=flow.parameters,
+        unused=tuple(p for p in range(len(arrays)) if p not in covered),
+        outputs=outputs,
+        sizes=sizes,
+        device=device,
+        costs=costs,
+    )
+    metrics = [layer_metric(layer, weights, found, dtype) for layer in planned]
+    return plan, Operands(arrays, metrics, [weights[p] for p in flow.parameters])
+
+
+def dense_and_metric(
+    model: PyTree, kernel: KernelKind, metric: PyTree | None
+) -> tuple[PyTree, list[Any]]:
+    """The model with zeros put in, and `c` for each inexact leaf (`None` for c = 1)."""
+    dense = model.to_dense() if isinstance(model, SparseModel) else model
+    params = eqx.filter(dense, eqx.is_inexact_array)
+    count = len(jax.tree.leaves(params))
+    if not count:
+        raise ValueError("ntk: the model has no floating-point parameters.")
+    masks: list[Any] = [None] * count
+    if isinstance(model, SparseModel) and kernel == "active":
+        masks = aligned(model, model.mask)
+    if metric is None:
+        return dense, masks
+    _check_metric(params, metric)
+    metric = jax.lax.stop_gradient(metric)  # a constant of the sum, like a mask
+    weights = [
+        m if c is None else c if m is None else jnp.where(m, c, jnp.zeros_like(c))
+        for m, c in zip(masks, jax.tree.structure(params).flatten_up_to(metric), strict=True)
+    ]
+    return dense, weights
+
+
+def aligned(model: SparseModel, tree: PyTree) -> list[Any]:
+    """Leaves of a tree like the mask (arrays or `None`) in the order of the model's parameters."""
+    is_none = lambda leaf: leaf is None
+    marks = jax.tree.leaves(jax.tree.map(eqx.is_inexact_array, model.model, is_leaf=is_none))
+    leaves = jax.tree.leaves(tree, is_leaf=is_none)
+    return [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]
+
+
+def _check_metric(params: PyTree, metric: PyTree) -> None:
+    named, treedef = jax.tree_util.tree_flatten_with_path(params)
+    try:
+        found = treedef.flatten_up_to(metric)
+    except ValueError as error:
+        raise ValueError(
+            f"ntk: the metric does not have the structure of {type(params).__name__}: {error}"
+        ) from error
+    for (path, p), c in zip(named, found, strict=True):
+        if c is not None and jnp.shape(c) != p.shape:
+            raise ValueError(
+                f"ntk: metric{jax.tree_util.keystr(path)} has shape {jnp.shape(c)} but the "
+                f"parameter has shape {p.shape}."
+            )

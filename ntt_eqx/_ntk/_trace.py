@@ -1,0 +1,116 @@
+"""A model as a program of its parameters and one sample."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._checks import calling_model, checked_output
+from .._program import Program, unfold, without_dead_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One inexact leaf of a model.
+
+    Attributes:
+        path: its key string, such as `".layers[0].weight"`.
+        shape: its shape in the model.
+        dtype: its dtype in the model.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether it is handled as pairs of real numbers, `[*shape, 2]`."""
+        return bool(jnp.issubdtype(self.dtype, jnp.complexfloating))
+
+    def spread(self, c: Array | None) -> Array | None:
+        """A metric of the parameter's shape for each of its real numbers."""
+        if c is None or not self.is_complex:
+            return c
+        return jnp.broadcast_to(c[..., None], (*self.shape, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A traced model: its parameters hold slots 0 .. P - 1 of the program, the sample slot P."""
+
+    program: Program
+    parameters: tuple[Parameter, ...]
+    output_aval: jax.ShapeDtypeStruct
+
+    @property
+    def sample_slot(self) -> int:
+        """The slot of the sample."""
+        return len(self.parameters)
+
+    @property
+    def output(self) -> Any:
+        """The slot of the outputs, or a constant."""
+        return self.program.outputs[0]
+
+    @property
+    def num_outputs(self) -> int:
+        """K, the number of outputs (logits) of one sample."""
+        return self.output_aval.size
+
+
+def real_parameters(
+    model: PyTree,
+) -> tuple[list[Array], tuple[Parameter, ...], Callable[[list[Array]], PyTree]]:
+    """The inexact leaves of a model as real arrays, and the way back.
+
+    The kernel is a sum over real parameters: a complex one is a pair of them, so that its share is
+    `Re(df/dz conj(df'/dz))`, and stands here as a real array with one more axis of size 2.
+
+    **Returns:**
+
+    The arrays, what they are in the model, and the function that makes a model of such arrays.
+    """
+    dynamic, static = eqx.partition(model, eqx.is_inexact_array)
+    named, treedef = jax.tree_util.tree_flatten_with_path(dynamic)
+    parameters = tuple(
+        Parameter(jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in named
+    )
+
+    def rebuild(arrays: list[Array]) -> PyTree:
+        leaves = [
+            jax.lax.complex(a[..., 0], a[..., 1]) if p.is_complex else a
+            for a, p in zip(arrays, parameters, strict=True)
+        ]
+        return eqx.combine(jax.tree_util.tree_unflatten(treedef, leaves), static)
+
+    arrays = [
+        jnp.stack([leaf.real, leaf.imag], axis=-1) if p.is_complex else leaf
+        for (_, leaf), p in zip(named, parameters, strict=True)
+    ]
+    return arrays, parameters, rebuild
+
+
+def trace(model: PyTree, sample: jax.ShapeDtypeStruct) -> tuple[Traced, list[Array]]:
+    """Trace `model` on one sample.
+
+    **Returns:**
+
+    The traced model, and its parameters as real arrays.
+    """
+    arrays, parameters, rebuild = real_parameters(model)
+
+    def call(arrays: list[Array], x: Array) -> Any:
+        return rebuild(arrays)(x)
+
+    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
+    with calling_model("ntk", model, sample):
+        closed, out = jax.make_jaxpr(call, return_shape=True)(avals, sample)
+    checked_output("ntk", out)
+    (aval,) = closed.out_avals
+    program = without_dead_steps(unfold(closed))
+    return Traced(program, parameters, jax.ShapeDtypeStruct(aval.shape, aval.dtype)), arrays
