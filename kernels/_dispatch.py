@@ -30,7 +30,12 @@ DEFAULTS: Mapping[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What decides between implementations: the platform and the kind of the device."""
+    """What decides between implementations.
+
+    Attributes:
+        platform: `"cpu"`, `"gpu"` or `"tpu"`.
+        kind: what the device calls itself, such as `"NVIDIA H100 80GB HBM3"`.
+    """
 
     platform: str
     kind: str
@@ -148,6 +153,10 @@ def target_device() -> Device:
 
     That is the abstract device of the mesh in use (`jax.sharding.use_abstract_mesh`), if it has
     one, else `jax.default_device`, else the first device of the default backend.
+
+    **Returns:**
+
+    The `Device`; everything that is chosen by device asks for it here.
     """
     abstract = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     if abstract is not None:
