@@ -95,7 +95,7 @@ def test_the_rooms_are_the_public_ones():
         and not name.startswith("_")
         and value.__name__.startswith("ntt_eqx.")  # the tests' type checker adds one of its own
     }
-    assert rooms - {"experiment"} == {"data", "kernels", "models", "scores"}
+    assert rooms - {"experiment", "export"} == {"data", "kernels", "models", "scores"}
 
 
 def test_names_that_users_type():
