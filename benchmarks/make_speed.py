@@ -1,0 +1,130 @@
+"""Make docs/speed.md from the raw timings.
+
+python benchmarks/make_speed.py
+"""
+
+import json
+import pathlib
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+RAW = ROOT / "benchmarks" / "results"
+TEXT = ROOT / "benchmarks" / "pages" / "speed.md"
+PAGE = ROOT / "docs" / "speed.md"
+
+CASES = {
+    "lenet300100": "LeNet-300-100",
+    "lenet5": "LeNet-5",
+    "conv4": "Conv-4",
+    "resnet": "ResNet-20",
+}
+PASSES = ("forward", "gradient", "step")
+BASELINE = "ntk_vector_products"
+
+Row = dict[str, Any]
+
+
+def load(name: str) -> dict[str, Any]:
+    """The raw timings of one file."""
+    return json.loads((RAW / f"{name}.json").read_text())
+
+
+def find(rows: list[Row], **where: Any) -> Row | None:
+    """The row that has all of `where`, if there is one."""
+    found = [row for row in rows if all(row.get(name) == value for name, value in where.items())]
+    assert len(found) <= 1, where
+    return found[0] if found else None
+
+
+def milliseconds(row: Row | None, *, tenths: bool = True) -> str:
+    if row is None:
+        return "–"
+    value = 1000 * row["median_s"]
+    return f"{value:.1f}" if tenths and value < 100 else f"{value:,.0f}"
+
+
+def line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def main_table(rows: list[Row]) -> str:
+    lines = [
+        line(
+            ["case", "kernel", "pass", "by factors (ms)", "Jacobian contraction (ms)"]
+            + ["NTK-vector products (ms)", "speed-up", "GFLOP/s"]
+        ),
+        line(["---"] * 3 + ["---:"] * 5),
+    ]
+    for case, name in CASES.items():
+        for kernel in ("active", "ambient"):
+            for step in PASSES:
+                where = {"case": case, "kernel": kernel, "pass": step}
+                of = lambda what, where=where: find(rows, implementation=what, **where)
+                ours, contraction, products = of("factors"), of("jacobian"), of(BASELINE)
+                assert ours is not None, where
+                ratio = f"{products['median_s'] / ours['median_s']:.0f}x" if products else "–"
+                times = map(milliseconds, (ours, contraction, products))
+                lines.append(
+                    line([name, kernel, step, *times, ratio, f"{ours['gflops_per_s']:.0f}"])
+                )
+    return "\n".join(lines)
+
+
+def sketch_table(rows: list[Row]) -> str:
+    names = {row["outputs"] for row in rows} - {"full"}  # "sketch:R"
+    sizes = sorted(int(name.split(":")[1]) for name in names)
+    first, *others = map(str, sizes)
+    lines = [
+        line(["K", "pass", "all outputs", f"R = {first}", *others]),
+        line(["---:", "---"] + ["---:"] * (1 + len(sizes))),
+    ]
+    for count in sorted({row["num_outputs"] for row in rows}):
+        for step in PASSES:
+            where = {"num_outputs": count, "pass": step}
+            found = [find(rows, outputs="full", **where)]
+            found += [find(rows, outputs=f"sketch:{size}", **where) for size in sizes]
+            cells = [milliseconds(row, tenths=False) for row in found]
+            lines.append(line([f"{count:,}", step, *cells]))
+    return "\n".join(lines)
+
+
+def speedups() -> tuple[int, int]:
+    """The smallest and the largest speed-up of all rows with the baseline, rounded."""
+    found = [
+        row["speedup"]
+        for name in ("cpu", "cpu_lenet5_step")
+        for row in load(name)["rows"]
+        if row["implementation"] == "factors" and row["speedup"]
+    ]
+    return round(min(found)), round(max(found))
+
+
+def facts() -> dict[str, str]:
+    """What the page is filled with."""
+    cpu, alone, sketch = load("cpu"), load("cpu_lenet5_step"), load("cpu_sketch")
+    products = lambda found: " and ".join(f"{rate:.0f}" for rate in found.values())
+    ours, theirs = (find(alone["rows"], implementation=what) for what in ("factors", BASELINE))
+    assert ours is not None and theirs is not None
+    return {
+        "jax": cpu["versions"]["jax"],
+        "main_table": main_table(cpu["rows"]),
+        "matmul": products(cpu["matmul_gflops_per_s"]),
+        "alone": milliseconds(ours),
+        "alone_baseline": milliseconds(theirs),
+        "alone_ratio": f"{theirs['median_s'] / ours['median_s']:.0f}x",
+        "alone_matmul": products(alone["matmul_gflops_per_s"]),
+        "sketch_table": sketch_table(sketch["rows"]),
+        "sketch_matmul": " and ".join(
+            f"{run['1024']:.0f}" for run in sketch["matmul_gflops_per_s"]
+        ),
+    }
+
+
+def page() -> str:
+    """The text of docs/speed.md."""
+    return TEXT.read_text().format(**facts())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(f"wrote {PAGE}")

@@ -1,0 +1,64 @@
+"""Pages with numbers are what their scripts make of the raw results; the README is short."""
+
+import importlib.util
+import json
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["make_results", "make_speed"])
+def test_a_page_is_what_its_script_makes(name):
+    module = script(name)
+    assert module.PAGE.read_text() == module.page(), f"run python benchmarks/{name}.py"
+
+
+def test_the_table_of_the_readme_is_made_from_the_results():
+    module = script("make_results")
+    assert module.readme() == README, "run python benchmarks/make_results.py"
+    assert module.facts()["readme_table"] in README
+
+
+def test_the_speed_of_the_readme_is_that_of_the_timings():
+    least, most = script("make_speed").speedups()
+    assert f"{least} to {most} times as fast" in README
+
+
+def test_other_results_give_another_page_or_are_refused(tmp_path, monkeypatch):
+    """The page follows the data, and a sentence that they contradict stops the script."""
+    for path in (ROOT / "benchmarks" / "results").glob("fashion_mnist*.json"):
+        (tmp_path / path.name).write_text(path.read_text())
+    module = script("make_results")
+    monkeypatch.setattr(module, "RAW", tmp_path)
+    assert module.page() == module.PAGE.read_text()
+    path = tmp_path / "fashion_mnist_lenet300100.json"
+    results = json.loads(path.read_text())
+    for result in results:
+        if result["method"] == "dense":
+            result["test_accuracy"] = 0.5
+    path.write_text(json.dumps(results))
+    assert "| 50.00 ± 0.00 | 50.00, 50.00, 50.00 |" in module.page()
+    for result in results:
+        if result["method"] == "ntt":
+            result["test_accuracy"] = 0.8
+    path.write_text(json.dumps(results))
+    with pytest.raises(SystemExit, match="no longer say: A random mask"):
+        module.page()
+
+
+def test_the_readme_is_short():
+    assert len(README.split()) <= 500
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    assert README.count("![") == 1
