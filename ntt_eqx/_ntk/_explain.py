@@ -3,10 +3,12 @@
 import dataclasses
 import math
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
+from .._sparse import SparseModel, prunable_weights
 from ..kernels import GatheredMetric, target_device
 from ._costs import costs_on
 from ._forms import Cost, Path
@@ -22,6 +24,8 @@ class ParameterCost:
     Attributes:
         name: its path in the model; a bias that is folded into its layer is named after it.
         shape: its shape.
+        prunable: whether it has a mask (of a model without one: whether `sparsify` would give it
+            one).
         kept: how many of its entries count (all, or those under the mask).
         path: `"factors"` (activations and cotangents of a dense layer), `"tangents"` (per-sample
             derivatives of a layer at many positions), either of them `gathered` at the mask's
@@ -35,6 +39,7 @@ class ParameterCost:
 
     name: str
     shape: tuple[int, ...]
+    prunable: bool
     kept: int
     path: Path
     flops: int
@@ -61,19 +66,21 @@ class Explanation:
     @property
     def slow(self) -> tuple[ParameterCost, ...]:
         """Matrices and larger that take the explicit Jacobian: what to look at first."""
-        return tuple(
-            p
-            for p in self.parameters
-            if p.path == "jacobian" and sum(size > 1 for size in p.shape) > 1
-        )
+        return tuple(p for p in self.parameters if p.path == "jacobian" and _is_matrix(p.shape))
+
+    @property
+    def not_prunable(self) -> tuple[ParameterCost, ...]:
+        """Matrices and larger without a mask: what `sparsify(model, where=...)` may choose, too."""
+        return tuple(p for p in self.parameters if not p.prunable and _is_matrix(p.shape))
 
     def __str__(self) -> str:
         """A table with one line a parameter."""
-        head = ("parameter", "shape", "kept", "path", "MFLOP", "MB")
+        head = ("parameter", "shape", "pruned", "kept", "path", "MFLOP", "MB")
         rows = [
             (
                 p.name,
                 "x".join(map(str, p.shape)) or "scalar",
+                "yes" if p.prunable else "no",
                 f"{p.kept:,}",
                 p.path,
                 f"{p.flops / 1e6:,.1f}",
@@ -82,13 +89,13 @@ class Explanation:
             for p in self.parameters
         ]
         total = (
-            "all", "", f"{sum(p.kept for p in self.parameters):,}", "",
+            "all", "", "", f"{sum(p.kept for p in self.parameters):,}", "",
             f"{sum(p.flops for p in self.parameters) / 1e6:,.1f}",
             f"{sum(p.bytes for p in self.parameters) / 1e6:,.2f}",
         )  # fmt: skip
         table = [head, *rows, total]
         widths = [max(len(row[c]) for row in table) for c in range(len(head))]
-        left = (0, 1, 3)
+        left = (0, 1, 2, 4)
         lines = [
             "  ".join(
                 cell.ljust(w) if c in left else cell.rjust(w)
@@ -102,6 +109,9 @@ class Explanation:
         if self.slow:
             names = ", ".join(p.name for p in self.slow)
             lines.append(f"slow path (explicit Jacobian of a matrix): {names}")
+        if self.not_prunable:
+            names = ", ".join(p.name for p in self.not_prunable)
+            lines.append(f"not pruned (choose by `where=` of sparsify or ntt_init): {names}")
         return "\n".join(lines)
 
 
@@ -138,17 +148,18 @@ def explain(
         device=device,
         costs=costs_on(device),
     )
+    marks = _prunable(model)
     found = {}
     for n, (layer, metric) in enumerate(zip(plan.layers, operands.layers, strict=True)):
-        found[layer.layer.weight] = _of_layer(plan, n, metric)
+        found[layer.layer.weight] = _of_layer(plan, n, metric, marks)
     for p, c in zip(plan.jacobians, operands.jacobians, strict=True):
-        found[p] = _of_parameter(plan, p, c)
+        found[p] = _of_parameter(plan, p, c, marks)
     for p in plan.unused:
-        found[p] = _of_parameter(plan, p, None)
+        found[p] = _of_parameter(plan, p, None, marks)
     return Explanation(len(x1), m, plan.traced.num_outputs, tuple(found[p] for p in sorted(found)))
 
 
-def _of_layer(plan: Plan, number: int, metric: LayerMetric) -> ParameterCost:
+def _of_layer(plan: Plan, number: int, metric: LayerMetric, marks: list[bool]) -> ParameterCost:
     planned = plan.layers[number]
     layer, parameters = planned.layer, plan.traced.parameters
     kept = layer.groups * layer.features * layer.inputs
@@ -160,10 +171,13 @@ def _of_layer(plan: Plan, number: int, metric: LayerMetric) -> ParameterCost:
     if layer.bias is not None:
         name += " + " + parameters[layer.bias].path
     cost = plan.cost_of_layer(number, kept)
-    return _parameter_cost(plan, name, parameters[layer.weight].shape, kept, planned.path, cost)
+    shape, marked = parameters[layer.weight].shape, marks[layer.weight]
+    return _parameter_cost(plan, name, shape, marked, kept, planned.path, cost)
 
 
-def _of_parameter(plan: Plan, number: int, metric: Array | None) -> ParameterCost:
+def _of_parameter(
+    plan: Plan, number: int, metric: Array | None, marks: list[bool]
+) -> ParameterCost:
     parameter = plan.traced.parameters[number]
     used = number in plan.jacobians
     cost = plan.cost_of_jacobian(number) if used else Cost(0, 0, 0, 0, 0, 0, 0)
@@ -171,13 +185,35 @@ def _of_parameter(plan: Plan, number: int, metric: Array | None) -> ParameterCos
     if metric is not None:
         kept = int(np.count_nonzero(jax.device_get(metric))) // (1 + parameter.is_complex)
     path: Path = "jacobian" if used else "unused"
-    return _parameter_cost(plan, parameter.path, parameter.shape, kept, path, cost)
+    marked = marks[number]
+    return _parameter_cost(plan, parameter.path, parameter.shape, marked, kept, path, cost)
 
 
 def _parameter_cost(
-    plan: Plan, name: str, shape: tuple[int, ...], kept: int, path: Path, cost: Cost
+    plan: Plan,
+    name: str,
+    shape: tuple[int, ...],
+    marked: bool,
+    kept: int,
+    path: Path,
+    cost: Cost,
 ) -> ParameterCost:
-    samples = plan.sizes.n + plan.sizes.m
-    return ParameterCost(
-        name, shape, kept, path, cost.flops, cost.layer_flops, samples * cost.stored
-    )
+    stored = (plan.sizes.n + plan.sizes.m) * cost.stored
+    return ParameterCost(name, shape, marked, kept, path, cost.flops, cost.layer_flops, stored)
+
+
+def _prunable(model: PyTree) -> list[bool]:
+    """For each parameter whether it has a mask, or would get one."""
+    if isinstance(model, SparseModel):
+        return [m is not None for m in aligned(model, model.mask)]
+    inexact = jax.tree.map(eqx.is_inexact_array, model)
+    try:
+        marks = prunable_weights(model)
+    except ValueError:  # none of them
+        marks = jax.tree.map(lambda leaf: False, model)
+    pairs = zip(jax.tree.leaves(marks), jax.tree.leaves(inexact), strict=True)
+    return [bool(mark) for mark, is_parameter in pairs if is_parameter]
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    return sum(size > 1 for size in shape) > 1

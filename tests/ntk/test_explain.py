@@ -129,15 +129,16 @@ def test_many_outputs_keep_factors_of_a_layer_at_many_positions():
 def test_the_table():
     lines = str(ntt.explain(Mixed(), X1, X2)).splitlines()
     assert lines[0] == "kernel between 2 and 3 samples, 3 outputs"
-    assert lines[1].split() == ["parameter", "shape", "kept", "path", "MFLOP", "MB"]
-    assert set(lines[2]) == set(lines[-3]) == {"-"}
-    assert lines[3].split() == [".layer.weight", "+", ".layer.bias", "4x20", "80", "factors",
+    assert lines[1].split() == ["parameter", "shape", "pruned", "kept", "path", "MFLOP", "MB"]
+    assert set(lines[2]) == set(lines[-4]) == {"-"}
+    assert lines[3].split() == [".layer.weight", "+", ".layer.bias", "4x20", "yes", "80", "factors",
                                 "0.0", "0.00"]  # fmt: skip
-    assert lines[5].split()[:4] == [".scale", "scalar", "1", "jacobian"]
-    assert lines[-2].split()[:2] == ["all", "93"]
-    assert lines[-1] == "slow path (explicit Jacobian of a matrix): .bent"
+    assert lines[5].split()[:5] == [".scale", "scalar", "no", "1", "jacobian"]
+    assert lines[-3].split()[:2] == ["all", "93"]
+    assert lines[-2] == "slow path (explicit Jacobian of a matrix): .bent"
+    assert lines[-1] == "not pruned (choose by `where=` of sparsify or ntt_init): .bent"
     large = eqx.nn.Linear(1000, 50, key=jax.random.key(0))
     text = str(ntt.explain(large, jnp.ones((10, 1000)))).splitlines()
-    assert text[3].split() == [".weight", "+", ".bias", "50x1000", "50,000", "factors", "25.2",
-                               "0.28"]  # fmt: skip
+    row = [".weight", "+", ".bias", "50x1000", "yes", "50,000", "factors", "25.2", "0.28"]
+    assert text[3].split() == row
     assert not text[-1].startswith("slow")
