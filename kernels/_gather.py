@@ -138,6 +138,26 @@ def gathered_u_backward(
     return one("cnm,cwm->cwn", a2, a1), one("cnm,cwn->cwm", a1, a2)
 
 
+def entries_of(a: Float[Array, "n j"], c: GatheredMetric) -> Float[Array, "chunks width n"]:
+    """`a[n, j]` at the column of every entry."""
+    return _take(a.T, c.columns)
+
+
+def row_starts(c: GatheredMetric) -> Int[Array, " rows_and_one"]:
+    """The first chunk of every row, and one past the last: the chunks of a row are side by side."""
+    rows = jnp.arange(c.shape[0] + 1, dtype=c.rows.dtype)
+    found = jnp.searchsorted(c.rows, rows, method="scan_unrolled")
+    return found.astype(jnp.int32)
+
+
+def sum_columns(
+    entries: Float[Array, "chunks width n"], c: GatheredMetric, columns: int
+) -> Float[Array, "n j"]:
+    """The sums over all entries of one column."""
+    zeros = jnp.zeros((columns, entries.shape[2]), entries.dtype)
+    return zeros.at[c.columns].add(entries).T
+
+
 def _take(x, places):
     """Rows of `x`; all places are inside, which spares XLA a pass over the result."""
     return x.at[places].get(mode="promise_in_bounds")

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ._dispatch import Choice, Device, Request, choose, target_device
+from ._gather import GatheredMetric
 from ._manual_axes import like_varying, varying_alike
 from ._precision import MATMUL, Precision, accumulator_dtype, resolve
 
@@ -54,6 +55,8 @@ class Implementation:
         forward: `(plan, a1, d1, a2, d2, c) -> Theta`.
         backward: `(plan, a1, d1, a2, d2, c, g) -> (a1_bar, d1_bar)`, or `None` where the gradient
             of the pure-JAX version is taken.
+        backward_gathered: `(plan, a1, d1, a2, d2, c, g, sides)`, the cotangents of the four factors
+            where the mask is gathered; `sides` says which of the two are asked for.
         maps: whether `jax.vmap` is right for it as it is; otherwise a batch runs one by one.
     """
 
@@ -61,6 +64,7 @@ class Implementation:
     forward: Callable[..., jax.Array]
     backward: Callable[..., tuple[jax.Array, jax.Array]] | None
     maps: bool = False
+    backward_gathered: Callable[..., list[jax.Array | None]] | None = None
 
 
 def plan_call(
@@ -168,6 +172,11 @@ def _backward(plan, reference, residuals, g):
         return None, None, None, None, None
     if plan.implementation.backward is None:
         bars = _reference_backward(plan, reference, a1, d1, a2, d2, c, g, (first, second))
+    elif isinstance(c, GatheredMetric):
+        both = plan.implementation.backward_gathered
+        assert both is not None  # it refuses gathered masks otherwise
+        one = lambda plan, *args: both(plan, *args, (first, second))
+        bars = _call(plan, one, a1, d1, a2, d2, c, g)
     else:
         one = plan.implementation.backward
         bars = [None] * 4

@@ -1,5 +1,6 @@
 """The masked NTK product of a dense layer: the entry that validates and dispatches."""
 
+import functools
 from typing import Any
 
 from jaxtyping import Array, Bool, Float
@@ -9,7 +10,7 @@ from .._gather import GatheredMetric
 from .._implementations import implementations
 from .._operation import Plan, case_of, check_factors, check_shapes, plan_call, run
 from .._precision import Precision
-from . import pallas_gpu, pallas_tpu
+from . import gathered, gathered_gpu, gathered_tpu, pallas_gpu, pallas_tpu
 from .reference import masked_ntk_reference
 
 OPERATION = "masked_ntk"
@@ -36,8 +37,8 @@ def masked_ntk(
     - `a1`, `a2`: activations that came into the layer, for both batches of samples.
     - `d1`, `d2`: cotangents `df_k/dy_i` of its output, of the same dtype as the activations.
     - `mask`: the 0/1 mask of the weight, or any weights `c >= 0` of the sum over parameters;
-      `None` for all ones. A `GatheredMetric` holds its non-zeros alone, which
-      the pure-JAX version takes.
+      `None` for all ones. A `GatheredMetric` holds its non-zeros alone: the work for them falls
+      with their number.
     - `precision`: `"float32"`, `"tf32"` or `"bfloat16"`, with errors below 1e-5, 1e-3 and 1e-2 of
       the largest entry; by default `"bfloat16"` for bfloat16 inputs and `"float32"` for others.
       An implementation may be more exact than asked.
@@ -113,5 +114,16 @@ def _tpu_config(plan: Plan, *args):
 
 
 IMPLEMENTATIONS = implementations(
-    masked_ntk_reference, pallas_gpu, _gpu_config, pallas_tpu, _tpu_config
+    masked_ntk_reference,
+    pallas_gpu,
+    _gpu_config,
+    pallas_tpu,
+    _tpu_config,
+    gathered=tuple(
+        (
+            functools.partial(gathered.forward, kernels),
+            functools.partial(gathered.backward, kernels),
+        )
+        for kernels in (gathered_gpu, gathered_tpu)
+    ),
 )

@@ -85,7 +85,7 @@ def _ambient(a1, d1, a2, d2):
 
 @jax.custom_vjp
 def _masked(a1, d1, a2, d2, c):
-    return _epilogue(_u(a1, a2, c), d1, d2)
+    return epilogue(_u(a1, a2, c), d1, d2)
 
 
 def _masked_forward(a1, d1, a2, d2, c):
@@ -95,7 +95,7 @@ def _masked_forward(a1, d1, a2, d2, c):
 def _masked_backward(residuals, g):
     """The cotangents of both factors of both sides, with u made again."""
     a1, d1, a2, d2, c = residuals
-    d1_bar, d2_bar, u_bar = _epilogue_backward(g, _u(a1, a2, c), d1, d2)
+    d1_bar, d2_bar, u_bar = epilogue_backward(g, _u(a1, a2, c), d1, d2)
     a1_bar, a2_bar = _u_backward(u_bar, a1, a2, c)
     return a1_bar, d1_bar, a2_bar, d2_bar, None
 
@@ -125,7 +125,7 @@ def _u_backward(u_bar, a1, a2, c):
     return a1_bar, a2_bar
 
 
-def _epilogue(u, d1, d2):
+def epilogue(u, d1, d2):
     """Theta[n,m,k,l] from u: the columns (m, l) side by side, one matrix product per n."""
 
     def one(row):
@@ -136,7 +136,7 @@ def _epilogue(u, d1, d2):
     return _over_samples(one, (u, d1), d2)
 
 
-def _epilogue_backward(g, u, d1, d2):
+def epilogue_backward(g, u, d1, d2):
     """A few n at a time, so that few intermediates of size M L I are alive.
 
     With g = dL/dTheta:

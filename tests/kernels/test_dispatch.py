@@ -80,16 +80,22 @@ def test_case_decides(operation, name):
         choice_of(operation, masked=False, implementation=name)
 
 
-def test_gathered_masks_are_for_the_reference():
-    sizes = Sizes()
-    args, mask = oracle.factors(sizes), oracle.random_mask(sizes)
-    indices = jnp.flatnonzero(mask)
-    gathered = kernels.gather_rows(indices, mask, jnp.zeros(sizes.i))
-    assert jnp.allclose(
-        kernels.masked_ntk(*args, gathered), kernels.masked_ntk(*args, mask), atol=1e-5
-    )
-    with pytest.raises(NotImplementedError, match="takes the whole mask"):
-        kernels.masked_ntk(*args, gathered, implementation="pallas_tpu_interpret")
+def test_gathered_masks_at_many_positions_are_refused():
+    sizes = OPERATIONS["masked_tangent_ntk"]
+    mask = oracle.random_mask(sizes)
+    gathered = kernels.gather_rows(jnp.flatnonzero(mask), mask, jnp.zeros(sizes.i))
+    factors = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in sizes.shapes]
+    for name in oracle.INTERPRETED:
+        assert (
+            kernels.masked_ntk_choice(
+                *(jax.ShapeDtypeStruct(x.shape[:-1], x.dtype) for x in factors),
+                gathered,
+                implementation=name,
+            ).implementation
+            == name
+        )
+        with pytest.raises(NotImplementedError, match="takes the whole mask"):
+            kernels.masked_tangent_ntk_choice(*factors, gathered, implementation=name)
 
 
 def test_refusals_are_kept_in_order():
