@@ -8,6 +8,7 @@ from . import (
     models as models,
 )
 from ._errors import DivergenceError as DivergenceError
+from ._fit import Progress as Progress, fit as fit
 from ._kernel_regression import (
     KernelRidge as KernelRidge,
     fit_kernel_ridge as fit_kernel_ridge,
@@ -45,7 +46,10 @@ from ._sparse import (
     prunable_weights as prunable_weights,
     sparsify as sparsify,
 )
-from ._training import (
+from ._supervised import (
+    AbstractObjective as AbstractObjective,
+    CrossEntropy as CrossEntropy,
+    SquaredError as SquaredError,
     TrainConfig as TrainConfig,
     TrainMetrics as TrainMetrics,
     TrainState as TrainState,

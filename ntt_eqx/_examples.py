@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from ._batch import pair
 from ._checks import check_batch, check_finite, sample_of, sample_output
 from ._sparse import SparseModel
 
@@ -43,7 +44,10 @@ def check_samples(caller: str, x: Any) -> Array:
     """
     check_batch(caller, x)
     if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.signedinteger):
-        raise ValueError(f"{caller}: x must be floats, got {x.dtype}; standardise it first.")
+        raise ValueError(
+            f"{caller}: x must be floats, got {x.dtype}; standardise it first, a split "
+            "of pixels by ntt.data.as_batch(split, mean=data.mean, std=data.std)."
+        )
     check_finite(caller, "x", x)
     return jnp.asarray(x)
 
@@ -55,9 +59,8 @@ def check_examples(caller: str, model: PyTree, batch: Any) -> tuple[Array, Array
 
     `ValueError` when they do not; labels are looked at where their values are known.
     """
-    if not isinstance(batch, tuple) or len(batch) != 2:
-        raise ValueError(f"{caller}: needs labelled examples, a tuple (x, y).")
-    x, y = check_samples(caller, batch[0]), batch[1]
+    x, y = pair(caller, batch)
+    x = check_samples(caller, x)
     dtype, shape = getattr(y, "dtype", type(y)), tuple(getattr(y, "shape", ()))
     if shape != x.shape[:1] or not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(

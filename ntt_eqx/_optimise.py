@@ -1,7 +1,7 @@
 """One update by any optax transformation: what the transfer and the supervised phase share."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,8 +11,6 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from ._checks import check_optimizer, is_finite
-
-Params = TypeVar("Params")
 
 
 def init_optimizer(caller: str, optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
@@ -34,11 +32,11 @@ def optimise(
     optimizer: optax.GradientTransformation,
     gradient: PyTree,
     opt_state: PyTree,
-    params: Params,
+    params: PyTree,
     *,
     value: Float[Array, ""],
-    value_fn: Callable[[Params], Float[Array, ""]] | None = None,
-) -> tuple[Params, PyTree]:
+    value_fn: Callable[[PyTree], Float[Array, ""]] | None = None,
+) -> tuple[PyTree, PyTree]:
     """One step of `optimizer`, to be called under `jit`.
 
     What an optimiser may ask for beside the gradient is handed to it by optax's own names: the
@@ -65,7 +63,7 @@ def optimise(
     # optax mixes dtypes and ranks within itself
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         updates, after = update(gradient, opt_state, params, **extra)
-        params = optax.apply_updates(params, updates)  # pyright: ignore[reportArgumentType]
+        params = optax.apply_updates(params, updates)
     # The state keeps its dtypes, so that a step compiles once, whatever the loss computes in.
     after = jax.tree.map(
         lambda new, old: new.astype(old.dtype) if eqx.is_array(old) else new, after, opt_state

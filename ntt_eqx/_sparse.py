@@ -98,18 +98,19 @@ def prunable_weights(model: PyTree, where: Where | None = None) -> PyTree[bool]:
 
     `ValueError` when no leaf is prunable.
     """
-    rule = _is_layer_weight if where is None else where
-    leaves, treedef = jtu.tree_flatten_with_path(model)
-    marks = [
-        eqx.is_inexact_array(leaf) and bool(rule(jtu.keystr(path), _owner(model, path), leaf))
-        for path, leaf in leaves
-    ]
-    if not any(marks):
+    marks = _marks(model, where)
+    if not any(jax.tree.leaves(marks)):
         raise ValueError(
             f"prunable_weights: no prunable weight in {type(model).__name__}; "
             "pass `where=` to choose leaves."
         )
-    return jtu.tree_unflatten(treedef, marks)
+    return marks
+
+
+def prunable_leaves(model: PyTree) -> list[Array]:
+    """The weights that `sparsify` would mask; none where a model has none."""
+    marked = zip(jax.tree.leaves(_marks(model, None)), jax.tree.leaves(model), strict=True)
+    return [leaf for mark, leaf in marked if mark]
 
 
 def sparsify(model: PyTree, where: Where | None = None) -> SparseModel:
@@ -164,6 +165,16 @@ def masked_weights(sparse: SparseModel) -> list[Array]:
     dense = sparse.to_dense()
     only = jax.tree.map(lambda m, w: None if m is None else w, sparse.mask, dense, is_leaf=_is_none)
     return jax.tree.leaves(only)
+
+
+def _marks(model: PyTree, where: Where | None) -> PyTree[bool]:
+    rule = _is_layer_weight if where is None else where
+    leaves, treedef = jtu.tree_flatten_with_path(model)
+    marks = [
+        eqx.is_inexact_array(leaf) and bool(rule(jtu.keystr(path), _owner(model, path), leaf))
+        for path, leaf in leaves
+    ]
+    return jtu.tree_unflatten(treedef, marks)
 
 
 def _with_zeros(weight: Array, mask: Bool[Array, "..."]) -> Array:

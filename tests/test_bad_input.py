@@ -287,7 +287,10 @@ CASES = {
         "a sketch needs implementation='factors'",
     ),
     "config: unknown choice": (lambda: ntt.NTTConfig(0.5, kernel=None), "kernel must be one of"),
-    "train config: text": (lambda: ntt.TrainConfig(l2="1e-8"), "l2 must be finite and >= 0"),
+    "train config: text": (
+        lambda: ntt.TrainConfig(l2_weight="1e-8"),
+        "l2_weight must be finite and >= 0",
+    ),
     # labelled data
     "train: features": (lambda: learn((X[:, :2], Y)), ASKS_FOR_ONE),
     "train: key": (lambda: learn((X, Y), NeedsKey()), HOLDS_THEM),
@@ -296,10 +299,15 @@ CASES = {
     "train: batches": (lambda: learn((X, Y), Batched()), ASKS_FOR_ONE),
     "train: labels of rank 2": (lambda: learn((X, Y[:, None])), "need integer labels of shape"),
     "train: one-hot labels": (lambda: learn((X, np.eye(2)[Y])), "need integer labels of shape"),
-    "train: a list": (lambda: learn([X, Y]), r"a tuple \(x, y\)"),
+    "train: objective": (
+        lambda: learn((X, Y), objective="cross-entropy"),
+        "TrainConfig: the objective must be a function .model, batch, key. -> loss",
+    ),
+    "train: three parts": (lambda: learn([X, Y, Y]), r"a tuple \(x, y\)"),
+    "train: words": (lambda: learn((X, ["a"])), r"batch\[1\]\[0\] must be an array, got str"),
     "train: steps": (
         lambda: ntt.train(linear(), iter([(X, Y)]), SGD, num_steps=1.5),
-        "num_steps must not be negative nor a fraction, got 1.5",
+        "num_steps must be at least 0, got 1.5",
     ),
     "evaluate: label": (lambda: test_with((X, Y + 1)), r"evaluate: labels must lie in \[0, 2\)"),
     "evaluate: negative label": (lambda: test_with((X, -Y)), r"labels must lie in .*got -1 to 0"),
@@ -307,10 +315,15 @@ CASES = {
     "evaluate: features": (lambda: test_with((X[:, :2], Y)), ASKS_FOR_ONE),
     "evaluate: not logits": (lambda: test_with((X, Y), Grid()), "to a vector of logits"),
     "evaluate: key": (lambda: test_with((X, Y), NeedsKey()), HOLDS_THEM),
-    "evaluate: no data": (lambda: test_with(None), r"needs arrays of inputs and labels, \(x, y\)"),
-    "evaluate: lists": (lambda: test_with(([[1.0]], [0])), "needs arrays of inputs and labels"),
-    "evaluate: three parts": (lambda: test_with((X, Y, Y)), "needs arrays of inputs and labels"),
-    "evaluate: no axis": (lambda: test_with((X[0, 0], Y)), r"inputs \[batch, ...\], got a scalar"),
+    "evaluate: no data": (lambda: test_with(None), "evaluate: all arrays of a batch must have"),
+    "evaluate: no batches": (lambda: test_with(iter([])), "evaluate: there is no batch"),
+    "evaluate: lists": (lambda: test_with(([[1.0]], [0])), "all arrays of a batch must have"),
+    "evaluate: three parts": (lambda: test_with((X, Y, Y)), r"evaluate: needs .* a tuple \(x, y\)"),
+    "evaluate: no axis": (lambda: test_with((X[0, 0], Y)), "all arrays of a batch must have"),
+    "evaluate: pixels": (
+        lambda: test_with((np.zeros((4, 3), np.uint8), Y)),
+        r"got uint8; standardise it first, .*ntt\.data\.as_batch",
+    ),
     "evaluate: batch size": (lambda: test_with((X, Y), batch_size=2.0), "batch_size must be at"),
 }  # fmt: skip
 

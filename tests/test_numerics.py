@@ -82,7 +82,7 @@ def test_a_transfer_keeps_the_dtype_of_the_model(dtype, wide):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_training_keeps_the_dtype_of_the_model(dtype, wide):
-    state = ntt.train_init(Net(dtype), ntt.TrainConfig(l2=1e-3, dropout=True), ADAM, key=KEY)
+    state = ntt.train_init(Net(dtype), ntt.TrainConfig(1e-3), ADAM, key=KEY)
     state, metrics = eqx.filter_jit(ntt.train_step)(state, examples(dtype))
     assert float_dtypes(state.model) == {dtype}
     assert float_dtypes(metrics) == {"float32"} and finite(metrics)
@@ -208,7 +208,7 @@ def test_activations_at_their_kinks(activation):
 @pytest.mark.parametrize("name", POINTS)
 def test_supervised_gradients_are_finite(name):
     student, x = POINTS[name]()
-    state = ntt.train_init(student, ntt.TrainConfig(l2=1e-3), optax.sgd(0.1))
+    state = ntt.train_init(student, ntt.TrainConfig(1e-3), optax.sgd(0.1))
     state, metrics = eqx.filter_jit(ntt.train_step)(state, (x, examples()[1]))
     assert finite(metrics) and finite(eqx.filter(state.model, eqx.is_inexact_array))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._training import evaluate
+from .._supervised import evaluate
 from ..data import Batch, BatchIterator, Dataset, Split, as_batch, batches, hold_out, load_dataset
 from ._errors import ExperimentError
 

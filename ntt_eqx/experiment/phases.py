@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array
 
 from .._sparse import SparseModel
-from .._training import TrainConfig, evaluate, rescale_by_density, train_init, train_step
+from .._supervised import TrainConfig, evaluate, rescale_by_density, train_init, train_step
 from .._transfer import NTTConfig, NTTState, ntt_init, ntt_loss, ntt_step
 from .cells import Cell
 from .images import Images
@@ -86,7 +86,7 @@ def training_phase(cell: Cell, start: SparseModel, images: Images, title: str) -
 
     def step(state: Any, batch: Any) -> tuple[Any, Mapping[str, Array]]:
         state, metrics = _training_step((jnp.asarray(batch.x), jnp.asarray(batch.y)), state)
-        return state, {"loss": metrics.loss, "accuracy": metrics.accuracy}
+        return state, {"loss": metrics.loss, "accuracy": metrics.metrics["accuracy"]}
 
     def observe(state: Any, at: int) -> dict[str, Any]:
         return {"test": evaluate(state.model, images.test.first(_CURVE_IMAGES))}
@@ -98,7 +98,7 @@ def training_phase(cell: Cell, start: SparseModel, images: Images, title: str) -
         log_every=min(each, steps),
         state=train_init(
             model,
-            TrainConfig(settings.l2, dropout),
+            TrainConfig(settings.l2),
             _adam(settings.learning_rate),
             key=key if dropout else None,
         ),

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from .._sparse import SparseModel
-from .._training import TrainConfig, TrainState, train_init, train_step
+from .._supervised import TrainConfig, TrainState, train_init, train_step
 from ._errors import ExperimentError
 from ._files import write_bytes
 from .images import Images
@@ -62,7 +62,7 @@ def side_by_side(
     optimizer = _optimizer(settings.optimizer, settings.learning_rate)
     copy = lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf
     states = [
-        train_init(jax.tree.map(copy, network), TrainConfig(l2=0.0), optimizer)
+        train_init(jax.tree.map(copy, network), TrainConfig(l2_weight=0.0), optimizer)
         for network in networks.values()
     ]
     places = {int(step): place for place, step in enumerate(_steps(settings))}

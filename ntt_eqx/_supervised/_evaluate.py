@@ -1,0 +1,88 @@
+"""A model judged by an objective, over all samples."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._batch import as_arrays, batch_size as size_of, opened
+from .._checks import is_count
+from ._objective import CROSS_ENTROPY, Objective, check_start, judge
+
+
+def evaluate(
+    model: PyTree,
+    data: Any,
+    objective: Objective = CROSS_ENTROPY,
+    *,
+    batch_size: int = 1000,
+) -> dict[str, float]:
+    """Mean loss and metrics of a model over all samples, in inference mode.
+
+    **Arguments:**
+
+    - `model`: any Equinox model of one sample, or a `SparseModel`.
+    - `data`: all samples as one batch, in a form that `objective` reads: for `CrossEntropy` and
+      `SquaredError` a pair `(x [N, ...], y [N, ...])` or what has them as `x` and `y`, such as
+      `ntt.data.as_batch(data.test, mean=data.mean, std=data.std)`, which standardises pixels. Or an
+      iterable of batches, which may differ in size, such as a torch `DataLoader`.
+    - `objective`: `CrossEntropy()`, `SquaredError()`, or your own; see `AbstractObjective`. With
+      `key=None`.
+    - `batch_size`: samples of one batch per call of the compiled model.
+
+    **Returns:**
+
+    `{"loss": mean of the objective, "accuracy": share classified correctly}` with `CrossEntropy`;
+    for others the loss and their own metrics. Every sample counts once, whatever the batches.
+
+    **Raises:**
+
+    `ValueError` when there is no sample, samples do not suit the objective and the model, or one is
+    NaN or infinite.
+    """
+    if not is_count(batch_size):
+        raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}.")
+    sums: list[dict[str, Array]] = []
+    total = 0
+    for part in _parts(data, batch_size):
+        check_start("evaluate", objective, model, part)
+        total += size_of("evaluate", part)
+        sums.append(_sums(objective, model, part))
+    if total == 0:
+        raise ValueError("evaluate: there is no batch in the data.")
+    found = jax.device_get(sums)
+    return {
+        name: float(np.sum([s[name] for s in found], dtype=np.float64) / total) for name in found[0]
+    }
+
+
+def _parts(data: Any, batch_size: int) -> Iterator[PyTree]:
+    """The batches of a stream, or the pieces of one batch; only a piece is on the device."""
+    if _is_stream(data):
+        for batch in data:
+            yield as_arrays("evaluate", batch)
+        return
+    whole = opened(data)
+    for start in range(0, size_of("evaluate", whole), batch_size):
+        piece = jax.tree.map(lambda leaf, start=start: leaf[start : start + batch_size], whole)
+        yield as_arrays("evaluate", piece)
+
+
+def _is_stream(data: Any) -> bool:
+    """Whether `data` yields batches: it can be gone through, and is none itself."""
+    is_batch = isinstance(data, tuple | list | Mapping) or dataclasses.is_dataclass(data)
+    is_batch = is_batch or hasattr(data, "shape") or (hasattr(data, "x") and hasattr(data, "y"))
+    return hasattr(data, "__iter__") and not is_batch
+
+
+@eqx.filter_jit
+def _sums(objective: Objective, model: PyTree, batch: PyTree) -> dict[str, Array]:
+    """The sum of each value over the samples; what is a mean already counts for each."""
+    size = size_of("evaluate", batch)
+    values = judge(objective, model, batch, None)
+    return {name: v * size if v.ndim == 0 else jnp.sum(v) for name, v in values.items()}

@@ -1,0 +1,145 @@
+"""What a model is trained for and judged by."""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from .._batch import pair
+from .._checks import check_finite, sample_of, sample_output
+from .._examples import as_inference, check_examples, check_samples, softmax_cross_entropy
+from .._sparse import SparseModel
+from .._types import widen
+
+Values: TypeAlias = Float[Array, ""] | Float[Array, " batch"]
+"""A mean over the batch, or one value per sample."""
+
+Objective: TypeAlias = Callable[[Any, Any, PRNGKeyArray | None], Any]
+"""`(model, batch, key) -> loss` or `-> (loss, {name: metric})`; see `AbstractObjective`."""
+
+
+class AbstractObjective(eqx.Module):
+    """What a model is trained for and judged by, with a check of the data.
+
+    `train` and `evaluate` take any function of the form of `__call__` as well; a Module is for what
+    holds arrays of its own (the weights of classes, a teacher), which are not trained.
+    """
+
+    @abc.abstractmethod
+    def __call__(
+        self, model: PyTree, batch: PyTree, key: PRNGKeyArray | None
+    ) -> Values | tuple[Values, Mapping[str, Any]]:
+        """The loss of a batch, and what else is worth to know of it.
+
+        **Arguments:**
+
+        - `model`: the plain model of one sample, with exact zeros where a `SparseModel` has them.
+          In inference mode where there is no `key`.
+        - `batch`: of the form in which the data yields it, with JAX arrays at its leaves.
+        - `key`: another one at every step of a run that has one; `None` in all others and in
+          `evaluate`.
+
+        **Returns:**
+
+        The loss, and metrics by name if there are any. Each is one value per sample, `[batch]`,
+        whose mean is taken, or a scalar that is the mean over the batch already.
+        """
+
+    @abc.abstractmethod
+    def check(self, caller: str, model: PyTree, batch: PyTree) -> None:
+        """Raise `ValueError` when the batch and the model do not fit; called once a run."""
+
+
+class CrossEntropy(AbstractObjective):
+    """Softmax cross-entropy of logits `[classes]` against integer labels, and the accuracy."""
+
+    def __call__(
+        self, model: PyTree, batch: PyTree, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, " batch"], dict[str, Bool[Array, " batch"]]]:
+        """Cross-entropy in nats, and whether the largest logit is that of the label."""
+        x, y = pair("CrossEntropy", batch)
+        logits = outputs(model, x, key)
+        y = y.astype(jnp.int32)
+        hits = jnp.argmax(logits, axis=1).astype(y.dtype) == y
+        return softmax_cross_entropy(logits, y), {"accuracy": hits}
+
+    def check(self, caller: str, model: PyTree, batch: PyTree) -> None:
+        """Raise `ValueError` unless the labels are those of the model's classes."""
+        check_examples(caller, model, batch)
+
+
+CROSS_ENTROPY = CrossEntropy()
+"""The one that is meant where nothing else is said."""
+
+
+class SquaredError(AbstractObjective):
+    """Squared error of the outputs against targets of the same shape, mean over their entries."""
+
+    def __call__(
+        self, model: PyTree, batch: PyTree, key: PRNGKeyArray | None
+    ) -> Float[Array, " batch"]:
+        """The mean squared error of each sample."""
+        x, y = pair("SquaredError", batch)
+        error = jnp.square(outputs(model, x, key) - widen(y))
+        return jnp.mean(error, axis=tuple(range(1, error.ndim)))
+
+    def check(self, caller: str, model: PyTree, batch: PyTree) -> None:
+        """Raise `ValueError` unless the targets are floats of the shape of the outputs."""
+        x, y = pair(caller, batch)
+        x = check_samples(caller, x)
+        out = (x.shape[0], *sample_output(caller, as_inference(model), sample_of(x)).shape)
+        if tuple(y.shape) != out or not jnp.issubdtype(y.dtype, jnp.floating):
+            raise ValueError(
+                f"{caller}: the model's outputs for this batch have the shape {out}; the targets "
+                f"must be floats of that shape, got {y.dtype} of shape {tuple(y.shape)}."
+            )
+        check_finite(caller, "y", y)
+
+
+def outputs(model: PyTree, x: Array, key: PRNGKeyArray | None) -> Float[Array, "batch ..."]:
+    """What the model makes of each sample, in the dtype of sums; `model(x, key=)` with a key."""
+    if key is None:
+        return widen(jax.vmap(model)(x))
+    keys = jax.random.split(key, x.shape[0])
+    return widen(jax.vmap(lambda x, key: model(x, key=key))(x, keys))
+
+
+def judge(
+    objective: Objective, model: PyTree, batch: PyTree, key: PRNGKeyArray | None
+) -> dict[str, Values]:
+    """The loss, under that name, and the metrics of a batch, in the dtype of sums.
+
+    **Raises:**
+
+    `ValueError` when `objective` returns something else.
+    """
+    plain = model.to_dense() if isinstance(model, SparseModel) else model
+    found = objective(plain if key is not None else eqx.nn.inference_mode(plain), batch, key)
+    loss, metrics = found if isinstance(found, tuple) else (found, {})
+    if not isinstance(metrics, Mapping) or "loss" in metrics:
+        raise ValueError(
+            "objective: must return a loss, or a loss and a mapping of metrics with other names "
+            f"than 'loss', got {found}."
+        )
+    values = {"loss": jnp.asarray(loss), **{k: jnp.asarray(v) for k, v in metrics.items()}}
+    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(batch)}
+    for name, value in values.items():
+        real = name != "loss" or jnp.issubdtype(value.dtype, jnp.floating)
+        if value.shape not in {(), *sizes} or not real:
+            raise ValueError(
+                f"objective: {name} must be a {'real ' if name == 'loss' else ''}scalar or one "
+                f"value per sample, got {value.dtype} of shape {value.shape}."
+            )
+    return {name: widen(value) for name, value in values.items()}
+
+
+def check_start(caller: str, objective: Objective, model: PyTree, batch: PyTree) -> None:
+    """Raise `ValueError` when the first batch does not suit the objective, or is not finite."""
+    if isinstance(objective, AbstractObjective):
+        objective.check(caller, model, batch)
+    for leaf in jax.tree.leaves(batch):
+        check_finite(caller, "the batch", leaf)

@@ -1,0 +1,166 @@
+"""The supervised loss and one step of it."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from .._checks import check_weight, check_weights
+from .._optimise import init_optimizer, optimise
+from .._sparse import SparseModel, masked_weights, prunable_leaves
+from ._objective import CROSS_ENTROPY, Objective, judge
+
+
+class TrainConfig(eqx.Module):
+    """What is minimised: the mean of the objective, and L2.
+
+    Attributes:
+        l2_weight: coefficient of the sum of squared prunable weights, masked ones left out
+            (published: 1e-8). A model without prunable weights has no such sum.
+        objective: `CrossEntropy()`, `SquaredError()`, or your own `(model, batch, key) -> loss`;
+            see `AbstractObjective`.
+    """
+
+    l2_weight: float = eqx.field(static=True, default=1e-8)
+    objective: Objective = CROSS_ENTROPY
+
+    def __check_init__(self) -> None:
+        check_weight("TrainConfig: l2_weight", self.l2_weight)
+        if not callable(self.objective):
+            raise ValueError(
+                "TrainConfig: the objective must be a function (model, batch, key) -> loss, got "
+                f"{self.objective!r}."
+            )
+
+
+class TrainMetrics(eqx.Module):
+    """What one step saw, before its update: scalars, float32.
+
+    Attributes:
+        loss: what is minimised, L2 included.
+        objective: mean of the objective over the batch.
+        metrics: means of the objective's own metrics by name; `CrossEntropy` has the `accuracy`.
+    """
+
+    loss: Float[Array, ""]
+    objective: Float[Array, ""]
+    metrics: dict[str, Float[Array, ""]]
+
+
+class TrainState(eqx.Module):
+    """All that a run carries from step to step; saving it is enough to resume bit for bit.
+
+    Attributes:
+        model: the model, dense or a `SparseModel`.
+        opt_state: the optimiser's state.
+        step: number of steps made.
+        key: source of the keys of the steps, or `None`.
+        config: what is minimised.
+        optimizer: the optax optimiser.
+    """
+
+    model: Any
+    opt_state: PyTree
+    step: Int[Array, ""]
+    key: PRNGKeyArray | None
+    config: TrainConfig
+    optimizer: optax.GradientTransformation = eqx.field(static=True)
+
+
+def train_init(
+    model: PyTree,
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    key: PRNGKeyArray | None = None,
+) -> TrainState:
+    """The state before the first step.
+
+    **Arguments:**
+
+    - `model`: any Equinox model of one sample, or a `SparseModel`.
+    - `config`: what is minimised.
+    - `optimizer`: any optax transformation.
+    - `key`: where dropout or the objective needs one; the model is called as `model(x, key=key)`
+      then, and without one as `model(x)` in inference mode.
+
+    **Returns:**
+
+    A `TrainState` at step 0.
+
+    **Raises:**
+
+    `ValueError` when a weight is NaN or infinite, or `optimizer` is no optax transformation.
+    """
+    check_weights("train_init", model)
+    params = eqx.filter(_with_zeros(model), eqx.is_inexact_array)
+    opt_state = init_optimizer("train_init", optimizer, params)
+    return TrainState(model, opt_state, jnp.zeros((), jnp.int32), key, config, optimizer)
+
+
+def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:
+    """One optimiser step, to be used as `eqx.filter_jit(train_step)`.
+
+    Pruned weights stay out of it, whatever the optimiser: it sees zeros in their places, as the
+    model does, and what it makes of them is dropped, so that they keep their value under the mask.
+
+    **Arguments:**
+
+    - `state`: from `train_init` or the step before.
+    - `batch`: arrays in the form that the objective reads, such as `(x [batch, ...], y [batch])`.
+
+    **Returns:**
+
+    The next state and the metrics of this batch.
+    """
+    batch = jax.tree.map(jnp.asarray, batch)
+    key = None if state.key is None else jax.random.fold_in(state.key, state.step)
+    params, rest = eqx.partition(_with_zeros(state.model), eqx.is_inexact_array)
+
+    def loss(params: PyTree) -> tuple[Float[Array, ""], TrainMetrics]:
+        metrics = _loss(eqx.combine(params, rest), batch, key, state.config)
+        return metrics.loss, metrics
+
+    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    value_fn = lambda params: loss(params)[0]
+    params, opt_state = optimise(
+        state.optimizer, gradient, state.opt_state, params, value=value, value_fn=value_fn
+    )
+    model = _keep_pruned(eqx.combine(params, rest), state.model)
+    step = state.step + 1
+    return TrainState(model, opt_state, step, state.key, state.config, state.optimizer), metrics
+
+
+def _loss(
+    model: PyTree, batch: PyTree, key: PRNGKeyArray | None, config: TrainConfig
+) -> TrainMetrics:
+    means = {k: jnp.mean(v) for k, v in judge(config.objective, model, batch, key).items()}
+    objective = means.pop("loss")
+    penalty = sum(
+        (jnp.sum(jnp.square(w), dtype=objective.dtype) for w in _penalised(model)),
+        start=jnp.zeros((), objective.dtype),
+    )
+    return TrainMetrics(objective + config.l2_weight * penalty, objective, means)
+
+
+def _penalised(model: PyTree) -> list[Array]:
+    return masked_weights(model) if isinstance(model, SparseModel) else prunable_leaves(model)
+
+
+def _with_zeros(model: PyTree) -> PyTree:
+    """The model with zeros stored where weights are pruned."""
+    return SparseModel(model.to_dense(), model.mask) if isinstance(model, SparseModel) else model
+
+
+def _keep_pruned(after: PyTree, before: PyTree) -> PyTree:
+    """`after`, with the pruned weights of `before` under the mask."""
+    if not isinstance(before, SparseModel):
+        return after
+    keep = lambda m, new, old: new if m is None else jnp.where(m, new, old)
+    weights = jax.tree.map(
+        keep, before.mask, after.model, before.model, is_leaf=lambda leaf: leaf is None
+    )
+    return SparseModel(weights, before.mask)

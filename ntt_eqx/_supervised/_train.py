@@ -1,0 +1,150 @@
+"""Runs of supervised steps."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from .._batch import as_arrays
+from .._fit import History, Progress, Row, fit
+from .._optimise import check_first_update
+from ._evaluate import evaluate
+from ._objective import CROSS_ENTROPY, Objective, check_start
+from ._step import TrainConfig, TrainMetrics, TrainState, train_init, train_step
+
+Model = TypeVar("Model")
+
+
+def train(
+    model: Model,
+    batches: Iterable[Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    num_steps: int,
+    objective: Objective = CROSS_ENTROPY,
+    l2_weight: float = 1e-8,
+    key: PRNGKeyArray | None = None,
+    log_every: int | None = 100,
+    test_set: Any = None,
+    observe: Mapping[str, Callable[[TrainState], Mapping[str, Any]]] | None = None,
+    on_log: Callable[[TrainState, Row], None] | None = None,
+) -> tuple[Model, History]:
+    """Train a model on batches: on labels with softmax cross-entropy, or on what you like.
+
+    The zeros of a `SparseModel` stay exactly zero: its mask is no weight, so no step changes it,
+    and pruned weights keep the value that they have under it. For runs that are saved and resumed
+    see `train_init` and `train_steps`, of which this is the short form.
+
+    **Arguments:**
+
+    - `model`: any Equinox model of one sample, or a `SparseModel`.
+    - `batches`: yields batches of one shape, arrays in whatever form the objective reads: tuples,
+      lists, dicts, dataclasses or Modules of jax or numpy arrays or torch tensors. `CrossEntropy`
+      and `SquaredError` read pairs `(x [batch, ...], y [batch, ...])`. See `fit` for their number.
+    - `optimizer`: any optax transformation (published: Adam, 1e-3).
+    - `num_steps`: number of steps.
+    - `objective`, `l2_weight`: what is minimised; see `TrainConfig`.
+    - `key`: for dropout or an objective that needs one; see `train_init`.
+    - `log_every`: steps between two rows of the history; `None` for the last row only.
+    - `test_set`: evaluated for a row's part `"test"`; see `evaluate`.
+    - `observe`: more parts of a row, `name -> (state -> values)`.
+    - `on_log`: called with the state and each new row; the state may be kept.
+
+    **Returns:**
+
+    The trained model and the history, see `train_steps`.
+
+    **Raises:**
+
+    `ValueError` for batches that do not suit the objective or that run out, and when the
+    optimizer's first step is not finite; `DivergenceError` when the loss is not finite.
+    """
+    state = train_init(model, TrainConfig(l2_weight, objective), optimizer, key=key)
+    state, history = train_steps(
+        state,
+        batches,
+        num_steps=num_steps,
+        log_every=log_every,
+        test_set=test_set,
+        observe=observe,
+        on_log=on_log,
+    )
+    return state.model, history
+
+
+def train_steps(
+    state: TrainState,
+    batches: Iterable[Any],
+    *,
+    num_steps: int,
+    log_every: int | None = 100,
+    test_set: Any = None,
+    observe: Mapping[str, Callable[[TrainState], Mapping[str, Any]]] | None = None,
+    on_log: Callable[[TrainState, Row], None] | None = None,
+    on_step: Callable[[Progress[TrainState]], None] | None = None,
+    window: Mapping[str, Sequence[float]] | None = None,
+) -> tuple[TrainState, History]:
+    """Run until `num_steps` steps have been made in all, those before this call included.
+
+    A run cut in two, with the state and the iterator carried over, gives the bits of an uncut one.
+
+    **Arguments:**
+
+    - `state`: from `train_init`, an earlier `train_steps`, or a checkpoint; it is left as it is.
+    - `batches`, `log_every`, `test_set`, `observe`, `on_log`: see `train`.
+    - `num_steps`: the step to run to.
+    - `on_step`, `window`: see `fit`. Each step reuses the memory of the state before it: copy what
+      `on_step` shall keep.
+
+    **Returns:**
+
+    The state after the last step, and rows
+    `{"step": int, "train": {"loss", "objective", "accuracy"}, "test": {"loss", "accuracy"}}` (with
+    `CrossEntropy`), `"train"` being means over the steps since the row before; see `fit`. The test
+    loss is the objective alone, without L2.
+
+    **Raises:**
+
+    See `train`.
+    """
+    objective, first = state.config.objective, True
+    parts = dict(observe or {})
+    if test_set is not None:
+        parts["test"] = lambda state: evaluate(state.model, test_set, objective)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, TrainMetrics]:
+        nonlocal first
+        batch = as_arrays("train", batch)
+        if first:
+            check_start("train", objective, state.model, batch)
+        state, metrics = _step(batch, state)
+        if first and bool(jnp.isfinite(metrics.loss)):
+            check_first_update("train", state.model)
+        first = False
+        return state, metrics
+
+    return fit(
+        step,
+        _copy(state),  # the steps reuse its memory
+        batches,
+        num_steps=num_steps,
+        log_every=log_every,
+        observe=parts,
+        on_log=None if on_log is None else lambda state, row: on_log(_copy(state), row),
+        on_step=on_step,
+        window=window,
+        name="train",
+    )
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _step(batch: PyTree, state: TrainState) -> tuple[TrainState, TrainMetrics]:
+    return train_step(state, batch)
+
+
+def _copy(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, state)

@@ -1,0 +1,12 @@
+"""A sparse network for the tests of the supervised phase."""
+
+import pytest
+from clusters import Net
+
+from ntt_eqx import make_mask, scores, sparsify
+
+
+@pytest.fixture
+def sparse(getkey):
+    model = Net(getkey())
+    return sparsify(model).with_mask(make_mask(scores.Random(getkey())(model), 0.4))
