@@ -165,7 +165,7 @@ def target_device() -> Device:
     default: Any = jax.config.jax_default_device
     if isinstance(default, str):
         default = jax.devices(default)[0]
-    device = jax.devices()[0] if default is None else default
+    device = jax.local_devices()[0] if default is None else default
     return Device(_common_name(device.platform), device.device_kind)
 
 

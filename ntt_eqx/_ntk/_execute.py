@@ -142,9 +142,12 @@ def evaluate(plan: Plan, operands: Operands, x: Array, budget: int | None = None
 
 
 def _written(plan: Plan, part: Part, values: Mapping[int, Any]) -> dict[int, Any]:
-    """What a part writes for others, from the values of what it reads."""
-    found, _ = run(plan.traced.program, values, part.steps, apply_primitive)
-    return {slot: found[slot] for slot in part.writes}
+    """What a part writes for others, from the values of what it reads.
+
+    Run as the forward pass of a derivative, so that a function with a derivative of its own is, in
+    a gradient of the kernel, what it is on the way back.
+    """
+    return _linearise(plan, part, values, part.writes)[0]
 
 
 def _pull(
@@ -165,7 +168,7 @@ def _pull(
     output = plan.traced.output
     if output in part.pushed:
         bars = _sum(bars, {output: seed})
-    pull, tapped, written = _linearise(plan, part, values, tuple(bars))
+    _, pull, tapped, written = _linearise(plan, part, values, tuple(bars))
     d, back = jax.vmap(pull)(bars) if bars else ({}, {})
     found = {}
     for n in part.layers:
@@ -183,7 +186,7 @@ def _pull_once(
     bars: dict[int, Array],
 ) -> tuple[dict[int, Any], dict[int, Array]]:
     """The part that is the same for every sample backwards, for the cotangents of all of them."""
-    pull, tapped, _ = _linearise(plan, part, values, tuple(bars))
+    _, pull, tapped, _ = _linearise(plan, part, values, tuple(bars))
     d, back = jax.vmap(jax.vmap(pull))(bars)
     found = {}
     for n in part.layers:
@@ -196,8 +199,8 @@ def _pull_once(
 
 def _linearise(
     plan: Plan, part: Part, values: Mapping[int, Any], wanted: tuple[int, ...]
-) -> tuple[Callable[..., Any], dict[Site, Array], dict[int, Array]]:
-    """The derivative of what a part writes by its layers' outputs and by what flows into it."""
+) -> tuple[dict[int, Any], Callable[..., Any], dict[Site, Array], dict[int, Array]]:
+    """What a part writes, and its derivative by its layers' outputs and by what flows into it."""
     program = plan.traced.program
     layers = [plan.layers[n].layer for n in part.layers]
     taps = {layer.site: layer.use.operand for layer in layers}
@@ -213,8 +216,8 @@ def _linearise(
         return {slot: found[slot] for slot in wanted}, (tapped, last)
 
     flowing = {slot: values[slot] for slot in part.pulled}
-    _, pull, (tapped, last) = jax.vjp(perturbed, zeros, flowing, has_aux=True)
-    return pull, tapped, last
+    found, pull, (tapped, last) = jax.vjp(perturbed, zeros, flowing, has_aux=True)
+    return found, pull, tapped, last
 
 
 def _kept(

@@ -169,8 +169,13 @@ def find_layers(program: Program, shapes: list[tuple[int, ...]]) -> tuple[list[L
     for use in _follow(program, views, (), ()):
         uses[use.view.param].append(use)
     once = {p: found[0] for p, found in uses.items() if len(found) == 1}
-    layers = [layer for use in once.values() if (layer := _layer(use)) is not None]
-    layers = [_with_bias(layer, once) for layer in sorted(layers, key=lambda layer: layer.site)]
+    at: dict[Site, Layer] = {}
+    for use in once.values():
+        layer = _layer(use)
+        if layer is not None:  # of a product of two parameters the larger is the weight
+            other = at.get(layer.site, layer)
+            at[layer.site] = max(other, layer, key=lambda layer: math.prod(layer.view.shape))
+    layers = [_with_bias(at[site], once) for site in sorted(at)]
     covered = {p for layer in layers for p in (layer.weight, layer.bias)}
     return layers, [p for p in range(len(shapes)) if p not in covered]
 
