@@ -17,10 +17,12 @@ from ._kernel_regression import (
 )
 from ._masks import (
     NM as NM,
+    AbstractPattern as AbstractPattern,
     Block as Block,
     Channels as Channels,
+    GradualDensity as GradualDensity,
     LayerCollapseWarning as LayerCollapseWarning,
-    Pattern as Pattern,
+    Sparsity as Sparsity,
     allocate as allocate,
     check_collapse as check_collapse,
     invert_scores as invert_scores,
@@ -39,11 +41,16 @@ from ._ntk import (
     register_linear_use as register_linear_use,
     sketch_directions as sketch_directions,
 )
+from ._prunable import (
+    LeftOutWarning as LeftOutWarning,
+    Prunable as Prunable,
+    prunable_weights as prunable_weights,
+)
 from ._scores import prune as prune
 from ._sparse import (
     SparseModel as SparseModel,
     apply_mask as apply_mask,
-    prunable_weights as prunable_weights,
+    describe_prunable as describe_prunable,
     sparsify as sparsify,
 )
 from ._supervised import (
@@ -61,12 +68,33 @@ from ._supervised import (
     train_steps as train_steps,
 )
 from ._transfer import (
+    AbstractProbe as AbstractProbe,
+    AbstractRefresh as AbstractRefresh,
+    AbstractTransferLoss as AbstractTransferLoss,
+    Diagonal as Diagonal,
+    Full as Full,
+    KernelAlignment as KernelAlignment,
+    KernelMatching as KernelMatching,
+    MagnitudeRefresh as MagnitudeRefresh,
+    Moment as Moment,
+    NeuralTangentTransfer as NeuralTangentTransfer,
+    NoRefresh as NoRefresh,
     NTTConfig as NTTConfig,
     NTTMetrics as NTTMetrics,
     NTTState as NTTState,
+    OutputsAndKernels as OutputsAndKernels,
+    PatternWarning as PatternWarning,
+    RefreshView as RefreshView,
+    RigLRefresh as RigLRefresh,
+    ScoreRefresh as ScoreRefresh,
+    Sketch as Sketch,
+    Trace as Trace,
+    l2_penalty as l2_penalty,
+    ntt_evaluate as ntt_evaluate,
     ntt_init as ntt_init,
     ntt_loss as ntt_loss,
     ntt_step as ntt_step,
+    outputs_and_kernels as outputs_and_kernels,
     transfer as transfer,
 )
 

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ._types import MaskTree, Where
-
-_NORMALISATIONS = (
-    eqx.nn.BatchNorm,
-    eqx.nn.GroupNorm,
-    eqx.nn.LayerNorm,
-    eqx.nn.RMSNorm,
+from ._prunable import (
+    _NORMALISATIONS as _NORMALISATIONS,
+    Prunable,
+    marks_of,
+    prunable_weights as prunable_weights,
+    sorted_arrays,
+    warn_of_left_out,
 )
+from ._types import MaskTree, Where
 
 
 class SparseModel(eqx.Module):
@@ -76,40 +77,9 @@ class SparseModel(eqx.Module):
         return {jtu.keystr(path): jnp.mean(m, dtype=jnp.float32) for path, m in named}
 
 
-def prunable_weights(model: PyTree, where: Where | None = None) -> PyTree[bool]:
-    """Mark the leaves of `model` that pruning may set to zero.
-
-    By default these are the floating-point leaves called `weight` or `weight_*` of every layer
-    but the normalisations (`LayerNorm`, `GroupNorm`, `RMSNorm`, `BatchNorm`): the weights of dense,
-    convolutional, embedding and recurrent layers, never a bias.
-
-    **Arguments:**
-
-    - `model`: any Equinox model.
-    - `where`: another rule, `(path, owner, leaf) -> bool`, called for every floating-point array;
-      `path` is the key string of the leaf (`".layers[0].weight"`), `owner` the module that holds
-      it.
-
-    **Returns:**
-
-    The structure of `model` with a Python `bool` at every leaf.
-
-    **Raises:**
-
-    `ValueError` when no leaf is prunable.
-    """
-    marks = _marks(model, where)
-    if not any(jax.tree.leaves(marks)):
-        raise ValueError(
-            f"prunable_weights: no prunable weight in {type(model).__name__}; "
-            "pass `where=` to choose leaves."
-        )
-    return marks
-
-
 def prunable_leaves(model: PyTree) -> list[Array]:
     """The weights that `sparsify` would mask; none where a model has none."""
-    marked = zip(jax.tree.leaves(_marks(model, None)), jax.tree.leaves(model), strict=True)
+    marked = zip(jax.tree.leaves(marks_of(model, None)), jax.tree.leaves(model), strict=True)
     return [leaf for mark, leaf in marked if mark]
 
 
@@ -124,12 +94,41 @@ def sparsify(model: PyTree, where: Where | None = None) -> SparseModel:
     **Returns:**
 
     A `SparseModel` of density 1, with the weights of `model`.
+
+    **Warns:**
+
+    `LeftOutWarning`, once for a type of model, where the default rule leaves out arrays that may
+    have been meant: see `describe_prunable`.
     """
     if isinstance(model, SparseModel):
         return model
     marks = prunable_weights(model, where)
+    if where is None:
+        warn_of_left_out(model, marks)
     mask = jax.tree.map(lambda p, w: jnp.ones(w.shape, bool) if p else None, marks, model)
     return SparseModel(model, mask)
+
+
+def describe_prunable(model: PyTree, where: Where | None = None) -> Prunable:
+    """Which arrays of a model are pruned and which are not.
+
+    **Arguments:**
+
+    - `model`: any Equinox model; of a `SparseModel` its mask says what is pruned.
+    - `where`: the choice; see `prunable_weights`.
+
+    **Returns:**
+
+    A `Prunable`; `print(describe_prunable(model))` shows its table.
+
+    **Raises:**
+
+    `ValueError` when nothing is pruned.
+    """
+    if not isinstance(model, SparseModel):
+        return sorted_arrays(model, prunable_weights(model, where))
+    marks = jax.tree.map(lambda m: m is not None, model.mask, is_leaf=_is_none)
+    return sorted_arrays(model.model, marks)
 
 
 def apply_mask(model: PyTree, mask: MaskTree) -> PyTree:
@@ -167,38 +166,8 @@ def masked_weights(sparse: SparseModel) -> list[Array]:
     return jax.tree.leaves(only)
 
 
-def _marks(model: PyTree, where: Where | None) -> PyTree[bool]:
-    rule = _is_layer_weight if where is None else where
-    leaves, treedef = jtu.tree_flatten_with_path(model)
-    marks = [
-        eqx.is_inexact_array(leaf) and bool(rule(jtu.keystr(path), _owner(model, path), leaf))
-        for path, leaf in leaves
-    ]
-    return jtu.tree_unflatten(treedef, marks)
-
-
 def _with_zeros(weight: Array, mask: Bool[Array, "..."]) -> Array:
     return jnp.where(mask, weight, jnp.zeros_like(weight))
-
-
-def _is_layer_weight(path: str, owner: Any, leaf: Array) -> bool:
-    name = path.rsplit(".", 1)[-1]
-    named = name == "weight" or name.startswith("weight_")
-    return named and leaf.ndim >= 2 and not isinstance(owner, _NORMALISATIONS)
-
-
-def _owner(model: PyTree, path: jtu.KeyPath) -> Any:
-    node = model
-    for key in path[:-1]:
-        if isinstance(key, jtu.GetAttrKey):
-            node = getattr(node, key.name)
-        elif isinstance(key, jtu.SequenceKey):
-            node = node[key.idx]
-        elif isinstance(key, jtu.DictKey):
-            node = node[key.key]
-        else:  # a node registered without keys: its children have no attribute names
-            return None
-    return node
 
 
 def _mask_of_each_leaf(model: PyTree, mask: MaskTree) -> tuple[Any, ...]:

@@ -167,13 +167,20 @@ def test_a_sketch_has_other_directions_at_every_step():
     """The directions belong to the step: a resumed run draws those of the run it goes on from."""
     config = ntt.NTTConfig(0.5, outputs="sketch", sketch_size=1, mask_every=None)
     x = next(stream(0)).x
-    state = ntt.ntt_init(Net(0), config, ADAM)
-    loss = eqx.filter_jit(ntt.ntt_loss)
-    at = lambda step: float(
-        loss(state.student, state.teacher, x, config, step=jnp.int32(step))[1].kernel_distance
+    evaluated = eqx.filter_jit(ntt.ntt_evaluate)
+    at = lambda step, key=0: float(
+        evaluated(
+            eqx.tree_at(
+                lambda s: s.step,
+                ntt.ntt_init(Net(0), config, ADAM, key=jax.random.key(key)),
+                jnp.int32(step),
+            ),
+            x,
+        ).kernel_distance
     )
     assert len({at(step) for step in range(4)}) == 4
     assert at(2) == at(2)
+    assert len({at(2, key) for key in range(3)}) == 3
 
 
 def test_dropout_differs_from_step_to_step_and_from_sample_to_sample():

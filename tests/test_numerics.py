@@ -118,7 +118,7 @@ SCORES = {
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_of_float32_models_are_float32(name, x64):
     batch = examples()
-    seen = batch if isinstance(SCORES[name], scores.SupervisedScore) else batch[0]
+    seen = batch if isinstance(SCORES[name], scores.AbstractSupervisedScore) else batch[0]
     found = SCORES[name](Net(), seen)
     assert float_dtypes(found) == {"float32"}
     sparse = ntt.sparsify(Net()).with_mask(ntt.make_mask(found, 0.5))

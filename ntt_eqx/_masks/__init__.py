@@ -10,5 +10,11 @@ from ._collapse import (
     LayerCollapseWarning as LayerCollapseWarning,
     check_collapse as check_collapse,
 )
-from ._make import make_mask as make_mask
-from ._pattern import NM as NM, Block as Block, Channels as Channels, Pattern as Pattern
+from ._make_mask import make_mask as make_mask
+from ._pattern import (
+    NM as NM,
+    AbstractPattern as AbstractPattern,
+    Block as Block,
+    Channels as Channels,
+)
+from ._sparsity import GradualDensity as GradualDensity, Sparsity as Sparsity

@@ -1,91 +1,50 @@
-"""`make_mask`: scores to masks with exact counts."""
+"""Scores to masks with exact counts."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from .._types import MaskTree, ScoreTree
-from ._allocation import Allocation, Density, allocate, check_density, round_together
-from ._collapse import check_collapse, is_traced
-from ._pattern import NM, Pattern, pool, spread
+from ._allocation import (
+    Allocation,
+    Share,
+    check_density,
+    densities_of,
+    whole_counts,
+)
+from ._collapse import is_traced
+from ._pattern import AbstractPattern
 from ._select import keep_highest
-
-
-def make_mask(
-    scores: ScoreTree,
-    density: Density,
-    *,
-    scope: Literal["layer", "global"] = "layer",
-    allocation: Allocation | None = None,
-    pattern: Pattern | None = None,
-) -> MaskTree:
-    """Keep the weights with the highest scores.
-
-    Counts are exact: `round(density * size)` of every layer, or of all layers together. Ties go
-    to the lowest index: row-major within a leaf, leaves in tree order. Deterministic, and fast
-    enough for the inside of a training step (`scores` may be traced; `density` is static).
-
-    **Arguments:**
-
-    - `scores`: the structure of a model with a float array at every prunable weight and `None`
-      elsewhere; the highest are kept.
-    - `density`: share of weights to keep, in `(0, 1]`; or, with `scope="layer"`, a mapping from
-      the path of every layer (`".layers[0].weight"`) to its own density.
-    - `scope`: `"layer"` takes the highest of each layer, `"global"` of all of them together.
-    - `allocation`: with `scope="layer"`, how the density is shared out over the layers:
-      `"uniform"` (the default) or `"erk"`, see `allocate`. The counts of `"erk"` add up to
-      `round(density * size)` of the whole network.
-    - `pattern`: keep or drop weights together: `NM`, `Block` or `Channels`. `Block` and `Channels`
-      count groups instead of weights. `NM` fixes the density: it must be `n / m`, or 1 in layers
-      that are to stay dense.
-
-    **Returns:**
-
-    The structure of `scores` with boolean arrays, `True` where a weight is kept.
-
-    **Raises:**
-
-    `ValueError` for a density that is NaN, not above 0 or above 1, one that leaves a layer without
-    a weight (it names the layer), a pattern that does not fit a layer, options that contradict
-    each other, scores that are not floating point, and, when they are concrete, scores that are
-    NaN. Traced NaN scores rank below all others.
-
-    **Warns:**
-
-    `LayerCollapseWarning` when `scope="global"` empties a layer, if the scores are concrete.
-    """
-    mask = build_mask(scores, density, scope=scope, allocation=allocation, pattern=pattern)
-    if scope == "global" and not is_traced(mask):
-        check_collapse(mask, caller="make_mask")
-    return mask
 
 
 def build_mask(
     scores: ScoreTree,
-    density: Density,
+    density: Any,
     *,
     scope: Literal["layer", "global"],
     allocation: Allocation | None,
-    pattern: Pattern | None,
+    pattern: AbstractPattern | None,
 ) -> MaskTree:
-    """`make_mask` without the warning."""
+    """The mask of the highest scores; `make_mask` says what the arguments mean.
+
+    One density may also be traced, as a schedule gives it. No warning about empty layers.
+    """
     named, treedef = jtu.tree_flatten_with_path(scores)
     layers = {jtu.keystr(path): leaf for path, leaf in named}
     if scope not in ("layer", "global"):
         raise ValueError(f"make_mask: scope must be 'layer' or 'global', got {scope!r}.")
+    if not isinstance(pattern, AbstractPattern | None):
+        raise ValueError(f"make_mask: pattern must be an AbstractPattern, got {pattern!r}.")
     _check_scores(layers)
     if scope == "layer":
-        densities = allocate(scores, density, allocation or "uniform")
-        if isinstance(pattern, NM):
-            masks = [_keep_nm(pattern, n, s, densities[n]) for n, s in layers.items()]
-        else:
-            masks = _keep_by_layer(layers, densities, allocation, pattern)
+        masks = _keep_by_layer(layers, density, allocation or "uniform", pattern)
         return jtu.tree_unflatten(treedef, masks)
-    if isinstance(density, Mapping) or allocation is not None or isinstance(pattern, NM):
+    if isinstance(density, Mapping) or allocation is not None:
         raise ValueError(
             "make_mask: scope='global' takes one density, no allocation and no N:M pattern; "
             "these set the densities of layers, which only scope='layer' keeps."
@@ -95,32 +54,34 @@ def build_mask(
 
 def _keep_by_layer(
     layers: Mapping[str, Array],
-    densities: Mapping[str, float],
-    allocation: Allocation | None,
-    pattern: Pattern | None,
+    density: Any,
+    allocation: Allocation,
+    pattern: AbstractPattern | None,
 ) -> list[Bool[Array, "..."]]:
-    groups = {name: _groups(name, leaf, pattern) for name, leaf in layers.items()}
-    amounts = [densities[name] * leaf.size for name, leaf in groups.items()]
-    if allocation == "erk":
-        counts = round_together(amounts, round(sum(amounts)))
-    else:
-        counts = [round(amount) for amount in amounts]
+    shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
+    shares = densities_of(shapes, density, allocation)
+    groups = {n: _groups(n, leaf, pattern, shares[n]) for n, leaf in layers.items()}
+    counts = whole_counts(shares, [leaf.size for leaf in groups.values()], allocation == "erk")
     masks = []
     for (name, leaf), count in zip(groups.items(), counts, strict=True):
-        _check_count(count, densities[name], leaf.size, f"layer {name}")
+        if isinstance(count, int):
+            _check_count(count, float(shares[name]), leaf.size, f"layer {name}")
         marks = keep_highest(leaf.reshape(-1), jnp.asarray(count, jnp.int32)).reshape(leaf.shape)
-        masks.append(_ungroup(name, marks, layers[name].shape, pattern))
+        masks.append(_ungroup(name, marks, shapes[name], pattern))
     return masks
 
 
 def _keep_of_all(
-    layers: Mapping[str, Array], density: float | int, pattern: Pattern | None
+    layers: Mapping[str, Array], density: Any, pattern: AbstractPattern | None
 ) -> list[Bool[Array, "..."]]:
-    density = check_density(density, "make_mask")
-    groups = {name: _groups(name, leaf, pattern) for name, leaf in layers.items()}
+    groups = {name: _groups(name, leaf, pattern, None) for name, leaf in layers.items()}
     size = sum(leaf.size for leaf in groups.values())
-    count = round(density * size)
-    _check_count(count, density, size, "the network")
+    if isinstance(density, Tracer):
+        (count,) = whole_counts({"": density.astype(jnp.float32)}, [size], together=False)
+    else:
+        density = check_density(density, "make_mask")
+        count = round(density * size)
+        _check_count(count, density, size, "the network")
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*groups.values())
     flat = jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in groups.values()])
@@ -128,34 +89,24 @@ def _keep_of_all(
     masks, start = [], 0
     for name, leaf in groups.items():
         part = marks[start : start + leaf.size].reshape(leaf.shape)
-        masks.append(_ungroup(name, part, layers[name].shape, pattern))
+        masks.append(_ungroup(name, part, tuple(layers[name].shape), pattern))
         start += leaf.size
     return masks
 
 
-def _keep_nm(pattern: NM, name: str, scores: Array, density: float) -> Bool[Array, "..."]:
-    if density == 1.0:
-        return jnp.ones(scores.shape, bool)
-    if round(density * pattern.m, 9) != pattern.n:
-        raise ValueError(
-            f"make_mask: the pattern {pattern.n}:{pattern.m} has density "
-            f"{pattern.n / pattern.m:g}, but {name} was given {density:g}."
-        )
-    return pattern.keep(scores, name)
-
-
-def _groups(name: str, scores: Float[Array, "..."], pattern: Pattern | None) -> Array:
-    if pattern is None or isinstance(pattern, NM):
-        return scores
-    return pool(scores, pattern.sizes(scores.shape, name))
+def _groups(
+    name: str, scores: Float[Array, "..."], pattern: AbstractPattern | None, density: Share | None
+) -> Array:
+    return scores if pattern is None else pattern.groups(scores, name, density)
 
 
 def _ungroup(
-    name: str, marks: Bool[Array, "..."], shape: tuple[int, ...], pattern: Pattern | None
+    name: str,
+    marks: Bool[Array, "..."],
+    shape: tuple[int, ...],
+    pattern: AbstractPattern | None,
 ) -> Bool[Array, "..."]:
-    if pattern is None or isinstance(pattern, NM):
-        return marks
-    return spread(marks, pattern.sizes(shape, name), shape)
+    return marks if pattern is None else pattern.spread(marks, shape, name)
 
 
 def _check_count(count: int, density: float, size: int, what: str) -> None:

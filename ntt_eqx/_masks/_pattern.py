@@ -1,19 +1,48 @@
-"""Patterns: which weights a mask keeps or drops together."""
+"""Patterns: which weights of a layer a mask keeps or drops together."""
 
-import dataclasses
+import abc
 import functools
 import math
-from typing import TypeAlias
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from ._select import order_keys
 
 
-@dataclasses.dataclass(frozen=True)
-class NM:
+class AbstractPattern(eqx.Module):
+    """Which weights of a layer are kept or dropped together.
+
+    A pattern says what a layer's choices are, and what a choice means for its weights; how many are
+    kept, and which, is the business of whoever makes the mask. An own pattern is a subclass with
+    these two methods.
+    """
+
+    @abc.abstractmethod
+    def groups(
+        self, scores: Float[Array, "..."], name: str, density: float | Array | None
+    ) -> Float[Array, "..."]:
+        """One score for each group of weights; groups with the highest are kept.
+
+        **Arguments:**
+
+        - `scores`: those of a layer, one a weight.
+        - `name`: the layer's path, for errors.
+        - `density`: what the layer is to keep; `None` where all layers compete for one density
+          (`scope="global"`), an array where it follows a schedule inside `jit`.
+        """
+
+    @abc.abstractmethod
+    def spread(
+        self, marks: Bool[Array, "..."], shape: tuple[int, ...], name: str
+    ) -> Bool[Array, "..."]:
+        """The mask of a weight of this `shape` whose kept groups are marked."""
+
+
+class NM(AbstractPattern):
     """N of every M consecutive inputs of an output are kept (2:4 is what sparse tensor cores take).
 
     Groups run along a weight's second axis, the one that the layer's sum runs over, which M must
@@ -24,25 +53,46 @@ class NM:
         m: size of a group.
     """
 
-    n: int = 2
-    m: int = 4
+    n: int = eqx.field(static=True, default=2)
+    m: int = eqx.field(static=True, default=4)
 
-    def __post_init__(self) -> None:
+    def __check_init__(self) -> None:
+        """Reject a pattern that there is not."""
         if not 0 < self.n <= self.m:
             raise ValueError(f"NM: needs 0 < n <= m, got n={self.n} and m={self.m}.")
 
-    def keep(self, scores: Float[Array, "..."], name: str) -> Bool[Array, "..."]:
-        """Mark the `n` highest of every group of `m` along the second axis."""
+    def groups(
+        self, scores: Float[Array, "..."], name: str, density: float | Array | None
+    ) -> Float[Array, "..."]:
+        """1 for the `n` highest of every group of `m` along the second axis, 0 for the others."""
+        if density is None:
+            raise ValueError(
+                "make_mask: scope='global' takes one density, no allocation and no N:M pattern; "
+                "these set the densities of layers, which only scope='layer' keeps."
+            )
+        if not isinstance(density, Tracer) and density == 1.0:
+            return scores
+        if isinstance(density, Tracer) or round(float(density) * self.m, 9) != self.n:
+            given = "a schedule" if isinstance(density, Tracer) else f"{float(density):g}"
+            raise ValueError(
+                f"make_mask: the pattern {self.n}:{self.m} has density {self.n / self.m:g}, but "
+                f"{name} was given {given}; an N:M pattern has one density, so it takes one step."
+            )
         if scores.ndim < 2 or scores.shape[1] % self.m:
             raise ValueError(
                 f"make_mask: {self.n}:{self.m} needs a multiple of {self.m} inputs, but {name} has "
                 f"shape {scores.shape}; give it density 1 or leave it out with `where=`."
             )
-        return _keep_in_groups(scores, self.n, self.m)
+        return _keep_in_groups(scores, self.n, self.m).astype(scores.dtype)
+
+    def spread(
+        self, marks: Bool[Array, "..."], shape: tuple[int, ...], name: str
+    ) -> Bool[Array, "..."]:
+        """The marks themselves."""
+        return marks
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
+class Block(AbstractPattern):
     """Whole blocks are kept or dropped, by the mean of their scores.
 
     Blocks tile a weight's first axes from index 0; axes that `shape` does not reach (a
@@ -53,14 +103,26 @@ class Block:
         shape: sizes of a block along the first axes (outputs, inputs).
     """
 
-    shape: tuple[int, ...] = (4, 4)
+    shape: tuple[int, ...] = eqx.field(static=True, default=(4, 4))
 
-    def __post_init__(self) -> None:
+    def __check_init__(self) -> None:
+        """Reject blocks without entries."""
         if not self.shape or any(size < 1 for size in self.shape):
             raise ValueError(f"Block: sizes must be at least 1, got {self.shape}.")
 
-    def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
-        """The block's size along every axis of a weight of this shape."""
+    def groups(
+        self, scores: Float[Array, "..."], name: str, density: float | Array | None
+    ) -> Float[Array, "..."]:
+        """The mean score of every block."""
+        return pool(scores, self._sizes(scores.shape, name))
+
+    def spread(
+        self, marks: Bool[Array, "..."], shape: tuple[int, ...], name: str
+    ) -> Bool[Array, "..."]:
+        """Every weight of a block gets the block's mark."""
+        return spread(marks, self._sizes(shape, name), shape)
+
+    def _sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
         if len(shape) < len(self.shape):
             raise ValueError(
                 f"make_mask: blocks {self.shape} have more axes than {name} of shape {shape}."
@@ -69,28 +131,36 @@ class Block:
         return given + shape[len(given) :]
 
 
-@dataclasses.dataclass(frozen=True)
-class Channels:
+class Channels(AbstractPattern):
     """Whole channels are kept or dropped, by the mean of their scores. A density counts channels.
 
     Attributes:
         axis: 0 for filters (all that feeds one output), 1 for input channels.
     """
 
-    axis: int = 0
+    axis: int = eqx.field(static=True, default=0)
 
-    def __post_init__(self) -> None:
+    def __check_init__(self) -> None:
+        """Reject other axes."""
         if self.axis not in (0, 1):
             raise ValueError(f"Channels: axis must be 0 (outputs) or 1 (inputs), got {self.axis}.")
 
-    def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
-        """The extent of one channel along every axis of a weight of this shape."""
+    def groups(
+        self, scores: Float[Array, "..."], name: str, density: float | Array | None
+    ) -> Float[Array, "..."]:
+        """The mean score of every channel."""
+        return pool(scores, self._sizes(scores.shape, name))
+
+    def spread(
+        self, marks: Bool[Array, "..."], shape: tuple[int, ...], name: str
+    ) -> Bool[Array, "..."]:
+        """Every weight of a channel gets the channel's mark."""
+        return spread(marks, self._sizes(shape, name), shape)
+
+    def _sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
         if len(shape) <= self.axis:
             raise ValueError(f"make_mask: {name} of shape {shape} has no axis {self.axis}.")
         return tuple(1 if axis == self.axis else size for axis, size in enumerate(shape))
-
-
-Pattern: TypeAlias = NM | Block | Channels
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -1,6 +1,14 @@
 """Scores of prunable weights: the higher, the more a weight is worth keeping."""
 
-from ._base import LabelFreeScore as LabelFreeScore, SupervisedScore as SupervisedScore
+from ._base import (
+    AbstractDrawingScore as AbstractDrawingScore,
+    AbstractLabelFreeScore as AbstractLabelFreeScore,
+    AbstractSupervisedScore as AbstractSupervisedScore,
+    mask_derivative as mask_derivative,
+    read_examples as read_examples,
+    read_inputs as read_inputs,
+    split_weights as split_weights,
+)
 from ._grasp import GraSP as GraSP
 from ._logit_snip import LogitSnip as LogitSnip
 from ._loss_gradient import LossGradient as LossGradient

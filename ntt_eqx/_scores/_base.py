@@ -6,7 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._checks import sample_of, sample_output
 from .._examples import Examples, Samples, as_inference, check_examples, check_samples
@@ -14,7 +14,7 @@ from .._sparse import SparseModel, sparsify
 from .._types import ScoreTree
 
 
-class LabelFreeScore(eqx.Module):
+class AbstractLabelFreeScore(eqx.Module):
     """A score that never sees a label: `score(model, x)`."""
 
     @abc.abstractmethod
@@ -22,12 +22,30 @@ class LabelFreeScore(eqx.Module):
         """Score the prunable weights of `model` on inputs `x` of shape `[batch, ...]`."""
 
 
-class SupervisedScore(eqx.Module):
+class AbstractSupervisedScore(eqx.Module):
     """A score that needs labels: `score(model, (x, y))`."""
 
     @abc.abstractmethod
     def __call__(self, model: PyTree, batch: Examples) -> ScoreTree:
         """Score the prunable weights of `model` on inputs `[batch, ...]` with labels `[batch]`."""
+
+
+class AbstractDrawingScore(eqx.Module):
+    """A score that draws: what iterates one gives it a fresh key each time.
+
+    Inherit from this beside `AbstractLabelFreeScore` or `AbstractSupervisedScore`.
+    """
+
+    key: eqx.AbstractVar[PRNGKeyArray]
+
+    def redrawn(self, step: Int[Array, ""] | int) -> Any:
+        """The score with another key, that of round `step`."""
+        return eqx.tree_at(lambda s: s.key, self, jax.random.fold_in(self.key, step))
+
+
+def fresh(score: Any, step: Int[Array, ""] | int) -> Any:
+    """The score for round `step` of an iteration: with draws of its own, if it draws."""
+    return score.redrawn(step) if isinstance(score, AbstractDrawingScore) else score
 
 
 def mask_derivative(sparse: SparseModel, objective: Callable[[Any], Array]) -> ScoreTree:
@@ -43,6 +61,10 @@ def mask_derivative(sparse: SparseModel, objective: Callable[[Any], Array]) -> S
 
     - `sparse`: the point at which to differentiate.
     - `objective`: a scalar function of the plain masked model, in inference mode.
+
+    **Returns:**
+
+    An array for every prunable weight, `None` elsewhere.
     """
     stored, _ = split_weights(sparse.model, sparse.mask)
     effective, rest = split_weights(as_inference(sparse), sparse.mask)
@@ -51,7 +73,17 @@ def mask_derivative(sparse: SparseModel, objective: Callable[[Any], Array]) -> S
 
 
 def split_weights(model: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
-    """The prunable weights of `model` and all else, each with `None` in the other's places."""
+    """The prunable weights of a model and all else, each with `None` in the other's places.
+
+    **Arguments:**
+
+    - `model`: any model.
+    - `mask`: its mask; where it has an array there is a prunable weight.
+
+    **Returns:**
+
+    Two trees of the structure of `model`; `eqx.combine` of both is the model.
+    """
     is_none = lambda leaf: leaf is None
     weights = jax.tree.map(lambda m, w: None if m is None else w, mask, model, is_leaf=is_none)
     rest = jax.tree.map(lambda m, w: w if m is None else None, mask, model, is_leaf=is_none)
@@ -74,7 +106,22 @@ def sample_shape(caller: str, x: Any) -> tuple[int, ...]:
 
 
 def read_inputs(caller: str, model: PyTree, x: Any) -> tuple[SparseModel, Array]:
-    """The model with a mask, and its inputs as a checked array that it takes."""
+    """The model with a mask, and its inputs as a checked array that it takes.
+
+    **Arguments:**
+
+    - `caller`: the name that errors begin with.
+    - `model`: any model; without a mask it gets one that keeps everything.
+    - `x`: inputs `[batch, ...]`.
+
+    **Returns:**
+
+    The `SparseModel` and the inputs.
+
+    **Raises:**
+
+    `ValueError` for inputs that are none, hold NaN or do not suit the model.
+    """
     sparse, x = sparsify(model), check_samples(caller, x)
     sample_output(caller, as_inference(sparse), sample_of(x))
     return sparse, x
@@ -83,6 +130,21 @@ def read_inputs(caller: str, model: PyTree, x: Any) -> tuple[SparseModel, Array]
 def read_examples(
     caller: str, model: PyTree, batch: Any
 ) -> tuple[SparseModel, Array, Int[Array, " batch"]]:
-    """The model with a mask, its inputs and their labels, checked."""
+    """The model with a mask, its inputs and their labels, checked.
+
+    **Arguments:**
+
+    - `caller`: the name that errors begin with.
+    - `model`: any model; without a mask it gets one that keeps everything.
+    - `batch`: `(x, y)`, inputs `[batch, ...]` and integer labels `[batch]`.
+
+    **Returns:**
+
+    The `SparseModel`, the inputs and the labels.
+
+    **Raises:**
+
+    `ValueError` for inputs or labels that are none or do not suit the model.
+    """
     sparse = sparsify(model)
     return sparse, *check_examples(caller, sparse, batch)

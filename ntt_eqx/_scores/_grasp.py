@@ -8,10 +8,10 @@ from jaxtyping import Array, Int, PyTree
 from .._examples import Examples, as_inference, softmax_cross_entropy
 from .._sparse import SparseModel
 from .._types import ScoreTree
-from ._base import SupervisedScore, read_examples, split_weights
+from ._base import AbstractSupervisedScore, read_examples, split_weights
 
 
-class GraSP(SupervisedScore):
+class GraSP(AbstractSupervisedScore):
     """Gradient signal preservation w ⊙ Hg (Wang et al., ICLR 2020, arXiv 2002.07376, eq. 8).
 
     The paper's S(-w) = -w ⊙ Hg estimates how much the squared norm of the gradient gains when a

@@ -8,10 +8,10 @@ from jaxtyping import Array, PyTree
 from .._examples import Samples
 from .._sparse import SparseModel
 from .._types import ScoreTree
-from ._base import LabelFreeScore, mask_derivative, read_inputs
+from ._base import AbstractLabelFreeScore, mask_derivative, read_inputs
 
 
-class LogitSnip(LabelFreeScore):
+class LogitSnip(AbstractLabelFreeScore):
     """The sensitivity |w · ∂/∂w Σ f_k(x_n)²| of the logits (Liu & Zenke, 2020, arXiv 2006.08228).
 
     The squared norm of the logits, summed over the batch and the classes, takes the place of

@@ -10,10 +10,10 @@ from jaxtyping import Array, PyTree
 from .._examples import Samples
 from .._sparse import SparseModel
 from .._types import ScoreTree
-from ._base import LabelFreeScore, read_inputs, split_weights
+from ._base import AbstractLabelFreeScore, read_inputs, split_weights
 
 
-class LossGradient(LabelFreeScore):
+class LossGradient(AbstractLabelFreeScore):
     """Sensitivity |w ⊙ ∂L/∂w| of any label-free loss, such as the NTT loss.
 
     A loss that compares a network with its unpruned self is flat at the unpruned network, so

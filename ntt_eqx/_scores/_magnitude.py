@@ -7,10 +7,10 @@ from jaxtyping import PyTree
 from .._examples import Samples
 from .._sparse import sparsify
 from .._types import ScoreTree
-from ._base import LabelFreeScore, split_weights
+from ._base import AbstractLabelFreeScore, split_weights
 
 
-class Magnitude(LabelFreeScore):
+class Magnitude(AbstractLabelFreeScore):
     """The absolute value of each weight, |w| (Han et al., NeurIPS 2015, arXiv 1506.02626).
 
     Of a `SparseModel` it scores the dense weights that are kept under the mask, so that a pruned

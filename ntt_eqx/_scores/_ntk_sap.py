@@ -1,4 +1,4 @@
-"""NTK-SAP: keep what the spectrum of the neural tangent kernel hangs on."""
+"""NTK-SAP: keep what the spectrum of the neural tangent kernel depends on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +11,15 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from .._examples import Samples
 from .._sparse import SparseModel, map_masked, sparsify
 from .._types import ScoreTree
-from ._base import LabelFreeScore, sample_shape, split_weights
+from ._base import AbstractDrawingScore, AbstractLabelFreeScore, sample_shape, split_weights
 
 
-class NTKSAP(LabelFreeScore):
+class NTKSAP(AbstractLabelFreeScore, AbstractDrawingScore):
     """|∂/∂m E ‖f(x; m ⊙ θ) - f(x; m ⊙ (θ + Δθ))‖²| (Wang et al., ICLR 2023, arXiv 2304.02840).
 
     With Δθ ~ N(0, ε² I) the expectation is, up to ε², the trace of the neural tangent kernel,
     the sum of its eigenvalues. Each round draws new inputs from N(0, I) and new weights θ, so
-    that the score hangs neither on the data nor on the initial weights; the absolute value is
+    that the score depends neither on the data nor on the initial weights; the absolute value is
     taken of the sum over rounds. Only the shape of `x` is used. Meant to be iterated: 20 rounds
     of pruning on the exponential schedule in the paper, see `prune`.
 

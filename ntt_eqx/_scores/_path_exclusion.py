@@ -8,11 +8,11 @@ from jaxtyping import Array, PyTree
 from .._examples import Samples, as_inference
 from .._sparse import SparseModel
 from .._types import ScoreTree
-from ._base import LabelFreeScore, read_inputs, split_weights
+from ._base import AbstractLabelFreeScore, read_inputs, split_weights
 from ._paths import activation_pattern, apply_gated, path_network, without_normalisation
 
 
-class PathExclusion(LabelFreeScore):
+class PathExclusion(AbstractLabelFreeScore):
     """θ² ⊙ ∂R/∂θ² (PX; Iurada et al., CVPR 2024, arXiv 2406.01820).
 
     An upper bound of the trace of the neural tangent kernel splits into what the data do and what

@@ -3,28 +3,27 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._masks import NM, Pattern, check_collapse, invert_scores
+from .._masks import AbstractPattern, Sparsity, check_collapse, invert_scores
 from .._masks._allocation import Allocation, Density, check_density
 from .._masks._make import build_mask
 from .._sparse import SparseModel, sparsify
 from .._types import ScoreTree
-from ._base import LabelFreeScore, SupervisedScore
+from ._base import AbstractLabelFreeScore, AbstractSupervisedScore, fresh
 
 
 def prune(
     model: PyTree,
-    score: LabelFreeScore | SupervisedScore,
-    density: Density,
+    score: AbstractLabelFreeScore | AbstractSupervisedScore,
+    density: Density | Sparsity,
     batch: Any = None,
     *,
     scope: Literal["layer", "global"] = "layer",
     allocation: Allocation | None = None,
-    pattern: Pattern | None = None,
+    pattern: AbstractPattern | None = None,
     steps: int = 1,
     schedule: Literal["exponential", "linear"] = "exponential",
     regrow: bool = False,
@@ -36,7 +35,8 @@ def prune(
 
     - `model`: any Equinox model, or a `SparseModel` to be pruned further.
     - `score`: what to keep, from `ntt_eqx.scores`.
-    - `density`: share of weights to keep in the end, or one for every layer; see `make_mask`.
+    - `density`: share of weights to keep in the end, or one for every layer, or a `Sparsity`; see
+      `make_mask`.
     - `batch`: what the score needs: inputs `[batch, ...]`, or `(x, y)` with labels. A label-free
       score is given `x` alone, also when `batch` has labels.
     - `scope`, `allocation`, `pattern`: see `make_mask`.
@@ -62,29 +62,33 @@ def prune(
         raise ValueError(f"prune: steps must be at least 1, got {steps}.")
     if schedule not in ("exponential", "linear"):
         raise ValueError(f"prune: schedule must be 'exponential' or 'linear', got {schedule!r}.")
-    if steps > 1 and isinstance(pattern, NM):
-        raise ValueError("prune: an N:M pattern has one density, so it takes one step.")
+    if isinstance(density, Sparsity):
+        if scope != "layer" or allocation is not None or pattern is not None:
+            raise ValueError(
+                "prune: a Sparsity says scope, allocation and pattern; give these to Sparsity."
+            )
+        scope, allocation, pattern = density.scope, density.allocation, density.pattern
+        final: Any = density.at(0)
+    else:
+        final = density
     sparse = sparsify(model)
-    given = batch[0] if isinstance(score, LabelFreeScore) and isinstance(batch, tuple) else batch
+    given = (
+        batch[0]
+        if isinstance(score, AbstractLabelFreeScore) and isinstance(batch, tuple)
+        else batch
+    )
     for step in range(1, steps + 1):
-        scores = _of_step(score, step)(sparse, given)
+        scores = (score if step == 1 else fresh(score, step))(sparse, given)
         scores = invert_scores(scores) if invert else scores
         if not regrow:
             scores = _bar_pruned(scores, sparse)
-        target = _scheduled(density, step / steps, schedule)
+        target = _scheduled(final, step / steps, schedule)
         sparse = sparse.with_mask(
             build_mask(scores, target, scope=scope, allocation=allocation, pattern=pattern)
         )
     if scope == "global":
         check_collapse(sparse.mask, caller="prune")
     return sparse
-
-
-def _of_step(score: Any, step: int) -> Any:
-    """The score with fresh randomness, if it has any; the first step is the score itself."""
-    if step == 1 or not hasattr(score, "key"):
-        return score
-    return eqx.tree_at(lambda s: s.key, score, jax.random.fold_in(score.key, step))
 
 
 def _bar_pruned(scores: ScoreTree, sparse: SparseModel) -> ScoreTree:

@@ -7,10 +7,10 @@ from jaxtyping import PRNGKeyArray, PyTree
 from .._examples import Samples
 from .._sparse import sparsify
 from .._types import ScoreTree
-from ._base import LabelFreeScore
+from ._base import AbstractDrawingScore, AbstractLabelFreeScore
 
 
-class Random(LabelFreeScore):
+class Random(AbstractLabelFreeScore, AbstractDrawingScore):
     """Independent uniform scores in `[0, 1)`, of `key` alone. Inputs and weights are not used.
 
     Attributes:

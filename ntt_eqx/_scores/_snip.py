@@ -8,10 +8,10 @@ from jaxtyping import Array, Int, PyTree
 from .._examples import Examples, softmax_cross_entropy
 from .._sparse import SparseModel
 from .._types import ScoreTree
-from ._base import SupervisedScore, mask_derivative, read_examples
+from ._base import AbstractSupervisedScore, mask_derivative, read_examples
 
 
-class Snip(SupervisedScore):
+class Snip(AbstractSupervisedScore):
     """Connection sensitivity |w · ∂L/∂w| (Lee et al., ICLR 2019, arXiv 1810.02340, eq. 6).
 
     `L` is the softmax cross-entropy, averaged over one batch of labelled examples; the paper

@@ -10,14 +10,14 @@ from .._examples import Samples
 from .._masks._collapse import is_traced
 from .._sparse import SparseModel, sparsify
 from .._types import ScoreTree, widen
-from ._base import LabelFreeScore, sample_shape, split_weights
+from ._base import AbstractLabelFreeScore, sample_shape, split_weights
 from ._paths import path_network, without_normalisation
 
 _SHRINK = 2.0**-20
 _SMALLEST = 2.0**-120
 
 
-class SynFlow(LabelFreeScore):
+class SynFlow(AbstractLabelFreeScore):
     """Synaptic flow |w| ⊙ ∂R/∂|w| (Tanaka et al., NeurIPS 2020, arXiv 2006.05467, eq. 4).
 
     R = 1ᵀ (Π |W_l|) 1 is the sum of the outputs for an all-ones input when every weight has its

@@ -13,7 +13,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import _scores
 from .._masks import NM, LayerCollapseWarning, make_mask, reinitialise, shuffle_mask
-from .._scores import LabelFreeScore, SupervisedScore, prune
+from .._scores import AbstractLabelFreeScore, AbstractSupervisedScore, prune
 from .._sparse import SparseModel, sparsify
 from .._transfer import NTTConfig, ntt_loss
 from ._errors import ExperimentError
@@ -21,7 +21,7 @@ from .cells import Cell
 from .settings import METHODS, MaskSettings, parse_pattern
 
 _RAY = (0.25, 0.5, 0.75, 1.0)
-_SCORES: dict[str, Callable[[PRNGKeyArray], LabelFreeScore | SupervisedScore]] = {
+_SCORES: dict[str, Callable[[PRNGKeyArray], AbstractLabelFreeScore | AbstractSupervisedScore]] = {
     "random": lambda key: _scores.Random(key),
     "magnitude": lambda key: _scores.Magnitude(),
     "snip": lambda key: _scores.Snip(),
@@ -63,7 +63,7 @@ def pruned_at_start(
     name = cell.method if cell.transfer is None else cell.transfer.initial_mask
     score = _ntt_gradient(cell, teacher) if name == "ntt-gradient" else _SCORES[name](key)
     inputs = examples
-    if examples is not None and isinstance(score, LabelFreeScore):
+    if examples is not None and isinstance(score, AbstractLabelFreeScore):
         inputs = examples[0]
     if name == "ntt-gradient" and inputs is not None:
         inputs = inputs[: len(inputs) // 2 * 2]
@@ -140,7 +140,7 @@ def collapse_told(say: Callable[[str], None], title: str) -> Iterator[None]:
         told.add(text)
 
 
-def _ntt_gradient(cell: Cell, teacher: Any) -> LabelFreeScore:
+def _ntt_gradient(cell: Cell, teacher: Any) -> AbstractLabelFreeScore:
     config = NTTConfig(density=cell.density, l2_weight=0.0)
     return _scores.LossGradient(lambda student, x: ntt_loss(student, teacher, x, config)[0], _RAY)
 

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from .._sparse import SparseModel
 from .._supervised import TrainConfig, evaluate, rescale_by_density, train_init, train_step
-from .._transfer import NTTConfig, NTTState, ntt_init, ntt_loss, ntt_step
+from .._transfer import NTTConfig, NTTState, ntt_evaluate, ntt_init, ntt_step
 from .cells import Cell
 from .images import Images
 from .methods import SUPERVISED, pruned_at_start
@@ -55,8 +55,7 @@ def transfer_phase(cell: Cell, teacher: Any, images: Images, title: str) -> Phas
     def observe(state: NTTState, at: int) -> dict[str, Any]:
         if seen is None:
             return {}
-        _, metrics = _transfer_loss(state.student, state.teacher, seen, config)
-        return {"validation": _floats(_fields(metrics))}
+        return {"validation": _floats(_fields(_evaluated(state, seen)))}
 
     return Phase(
         name="transfer",
@@ -132,7 +131,7 @@ def final_accuracies(cell: Cell, model: SparseModel, images: Images) -> dict[str
 
 
 _transfer_step = eqx.filter_jit(ntt_step)
-_transfer_loss = eqx.filter_jit(ntt_loss)
+_evaluated = eqx.filter_jit(ntt_evaluate)
 
 
 @eqx.filter_jit(donate="all-except-first")

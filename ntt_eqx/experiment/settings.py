@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .._masks import NM, Block, Channels, Pattern
+from .._masks import NM, AbstractPattern, Block, Channels
 from ._errors import ExperimentError
 from ._files import read_json
 
@@ -267,7 +267,7 @@ def check_evolution(settings: EvolutionSettings) -> EvolutionSettings:
     return settings
 
 
-def parse_pattern(text: str | None) -> Pattern | None:
+def parse_pattern(text: str | None) -> AbstractPattern | None:
     """The pattern that `text` names.
 
     **Raises:**

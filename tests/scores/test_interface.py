@@ -47,8 +47,8 @@ def test_structure_type_and_determinism(name, normalised, batch):
             assert (np.asarray(leaf) >= 0).all()
     assert eqx.tree_equal(tree, score(normalised, seen))
     assert eqx.tree_equal(tree, score(sparsify(normalised), seen))
-    assert isinstance(score, scores.SupervisedScore) == (name in SUPERVISED)
-    assert isinstance(score, scores.LabelFreeScore) == (name in LABEL_FREE)
+    assert isinstance(score, scores.AbstractSupervisedScore) == (name in SUPERVISED)
+    assert isinstance(score, scores.AbstractLabelFreeScore) == (name in LABEL_FREE)
 
 
 @pytest.mark.parametrize("name", sorted(LABEL_FREE))

@@ -11,7 +11,7 @@ import pytest
 from ntt_eqx import _masks as masks, make_mask, scores, sparsify
 
 
-class Spy(scores.LabelFreeScore):
+class Spy(scores.AbstractLabelFreeScore):
     """The magnitude, and a record of the densities that it was asked at."""
 
     seen: list = eqx.field(static=True)
@@ -64,7 +64,7 @@ def test_steps_keep_exact_counts_and_never_regrow(options, model, getkey):
     score = scores.Random(getkey())
     masks_seen = []
 
-    class Watched(scores.LabelFreeScore):
+    class Watched(scores.AbstractLabelFreeScore, scores.AbstractDrawingScore):
         key: jax.Array
 
         def __call__(self, model, x=None):

@@ -17,6 +17,18 @@ CONFIG = ntt.NTTConfig(density=DENSITY, num_steps=12, mask_every=3, kernel_weigh
 
 loss_of = eqx.filter_jit(ntt.ntt_loss)
 step = eqx.filter_jit(ntt.ntt_step)
+evaluated = eqx.filter_jit(ntt.ntt_evaluate)
+
+
+@eqx.filter_jit
+def loss_in(state, student, x):
+    """The loss as a step of `state` takes it, with all that the state knows of its mask."""
+    return state.method.loss(student, state.teacher, x, state.moment())
+
+
+def key_of(number):
+    """The key of a step of a state that was started without one."""
+    return jax.random.fold_in(jax.random.key(0), number)
 
 
 class Tiny(eqx.Module):

@@ -115,3 +115,33 @@ def test_the_state_is_a_tree_of_arrays(getkey):
     assert ".student.masks[0]" in paths and ".step" in paths
     masks = [leaf for _, leaf in named if leaf.dtype == bool]
     assert [m.shape for m in masks] == [(5, 6), (3, 5)]
+
+
+def sizes(*counts):
+    """Batches of these numbers of samples."""
+    return (next(batches((size, 6), seed=size)) for size in counts)
+
+
+def test_an_odd_batch_does_not_stop_a_run(getkey):
+    """The last batch of an epoch may be odd: one sample is left out, and said once."""
+    with pytest.warns(UserWarning, match="batch of step 2 has 5 samples.*one sample is left out"):
+        state, _ = ntt.transfer(start(getkey), sizes(4, 5, 4, 5), num_steps=4, log_every=9)
+    data = list(sizes(4, 5, 4, 5))
+    expected = start(getkey)
+    with pytest.warns(UserWarning) as told:
+        again, _ = ntt.transfer(expected, data, num_steps=4, log_every=9)
+    even, _ = ntt.transfer(expected, [x[:4] for x in data], num_steps=4, log_every=9)
+    assert same(again, even) and len(told) == 1 and int(state.step) == 4
+
+
+def test_a_single_sample_is_passed_over(getkey):
+    state = start(getkey)
+    with pytest.warns(UserWarning, match="batch of step 2 has 1 samples"):
+        one, _ = ntt.transfer(state, sizes(4, 1, 4), num_steps=2)
+    two, _ = ntt.transfer(state, sizes(4, 4), num_steps=2)
+    assert same(one, two)
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match="even number of samples, got 1"),
+    ):
+        ntt.transfer(state, sizes(4, 1, 1), num_steps=2)

@@ -1,0 +1,258 @@
+"""`Sparsity`: how many weights are kept, where, and in which pattern."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Int, PyTree
+
+from .._types import MaskTree, ScoreTree
+from ._allocation import Allocation, Density, check_density
+from ._collapse import check_collapse, is_traced
+from ._make import build_mask
+from ._pattern import AbstractPattern
+
+Schedule: TypeAlias = Callable[[Any], Any]
+"""The density after a number of steps: `step -> density`, as optax writes schedules."""
+
+
+class Sparsity(eqx.Module):
+    """How many weights are kept, where, and in which pattern: one description for every mask.
+
+    `make_mask`, `prune`, the first mask of a transfer and all of its refreshes take it, so that
+    what it says holds throughout.
+
+    Attributes:
+        density: share of prunable weights to keep, in `(0, 1]`; or, with `scope="layer"`, a mapping
+            from the path of every layer to its own; or a schedule `step -> density`, such as
+            `GradualDensity`, of which `step` is the number of steps done. Under a schedule every
+            layer keeps at least one weight.
+        scope: `"layer"` keeps the density in every layer, `"global"` in all of them together.
+        allocation: with `scope="layer"`, how one density is shared out: `"uniform"` (the default)
+            or `"erk"`; see `allocate`.
+        pattern: which weights are kept or dropped together: `NM`, `Block`, `Channels`, or an
+            `AbstractPattern` of your own.
+    """
+
+    density: Any = eqx.field(static=True)
+    scope: Literal["layer", "global"] = eqx.field(static=True)
+    allocation: Allocation | None = eqx.field(static=True)
+    pattern: AbstractPattern | None
+
+    def __init__(
+        self,
+        density: Density | Schedule,
+        scope: Literal["layer", "global"] = "layer",
+        allocation: Allocation | None = None,
+        pattern: AbstractPattern | None = None,
+    ):
+        """Keep what the arguments say.
+
+        Raises:
+            ValueError: a value is outside its range, or two contradict each other.
+        """
+        given: Any = density
+        if isinstance(given, Mapping):
+            given = LayerDensities(given)
+        elif not callable(given):
+            given = check_density(density, "Sparsity")
+        if scope not in ("layer", "global"):
+            raise ValueError(f"Sparsity: scope must be 'layer' or 'global', got {scope!r}.")
+        if allocation not in (None, "uniform", "erk"):
+            raise ValueError(
+                f"Sparsity: allocation must be 'uniform' or 'erk', got {allocation!r}."
+            )
+        if scope == "global" and (isinstance(given, Mapping) or allocation is not None):
+            raise ValueError(
+                "Sparsity: scope='global' takes one density and no allocation; these set the "
+                "densities of layers, which only scope='layer' keeps."
+            )
+        if not isinstance(pattern, AbstractPattern | None):
+            raise ValueError(f"Sparsity: pattern must be an AbstractPattern, got {pattern!r}.")
+        self.density = given
+        self.scope = scope
+        self.allocation = allocation
+        self.pattern = pattern
+
+    def at(self, step: Int[Array, ""] | int = 0) -> Any:
+        """The density, or densities by layer, after `step` steps; an array inside `jit`.
+
+        Raises:
+            ValueError: the schedule gives no number in (0, 1], and its value is known.
+        """
+        if not callable(self.density):
+            return self.density
+        if isinstance(step, Tracer):
+            with jax.numpy_dtype_promotion("standard"):  # as optax's own schedules need
+                return jnp.asarray(self.density(step), jnp.float32)
+        with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
+            return check_density(self.density(step), f"Sparsity: the schedule at step {step}")
+
+    def overall(self, mask: MaskTree, step: Int[Array, ""] | int = 0) -> Any:
+        """One number for the whole network after `step` steps.
+
+        What is asked for, where that is one density, and the share that `mask` keeps, where each
+        layer has its own.
+        """
+        density = self.at(step)
+        if not isinstance(density, Mapping):
+            return density
+        leaves = jax.tree.leaves(mask)
+        kept = sum(jnp.sum(m, dtype=jnp.int32) for m in leaves)
+        return kept.astype(jnp.float32) / sum(m.size for m in leaves)  # pyright: ignore
+
+    def mask(self, scores: ScoreTree, step: Int[Array, ""] | int = 0) -> MaskTree:
+        """The mask of the highest `scores` after `step` steps.
+
+        Raises:
+            ValueError: as `make_mask` does.
+        """
+        mask = self.quiet_mask(scores, step)
+        if self.scope == "global" and not is_traced(mask):
+            check_collapse(mask, caller="make_mask")
+        return mask
+
+    def quiet_mask(self, scores: ScoreTree, step: Int[Array, ""] | int = 0) -> MaskTree:
+        """`mask` without the warning about layers that are left empty."""
+        return build_mask(
+            scores,
+            self.at(step),
+            scope=self.scope,
+            allocation=self.allocation,
+            pattern=self.pattern,
+        )
+
+    def holds(self, mask: MaskTree, step: Int[Array, ""] | int = 0) -> Bool[Array, ""]:
+        """Whether `mask` is one that this sparsity makes: its counts and its pattern.
+
+        Of such a mask, taken as scores, the highest are the mask itself.
+        """
+        again = self.quiet_mask(_as_scores(mask), step)
+        same = jax.tree.map(lambda a, b: jnp.all(a == b), again, mask)
+        return jnp.stack(jax.tree.leaves(same)).all()
+
+    def of_mask(self, mask: MaskTree) -> "Sparsity":
+        """The sparsity that keeps every layer's counts under a concrete `mask`, in its pattern.
+
+        Raises:
+            ValueError: a layer is empty, or the mask does not have the pattern.
+        """
+        densities = {}
+        for path, leaf in jtu.tree_leaves_with_path(mask):
+            name = jtu.keystr(path)
+            if not bool(leaf.any()):
+                raise ValueError(
+                    f"Sparsity: the given mask keeps no weight of layer {name}; a mask of which a "
+                    "layer is empty can be kept as it is (no refresh) or held to scope='global'."
+                )
+            chosen, share = leaf, int(leaf.sum()) / leaf.size
+            if self.pattern is not None:
+                chosen = self.pattern.groups(leaf.astype(jnp.float32), name, share) > 0.5
+                if not bool(jnp.all(self.pattern.spread(chosen, leaf.shape, name) == leaf)):
+                    raise ValueError(
+                        f"Sparsity: in layer {name} the given mask does not have the pattern "
+                        f"{self.pattern}; make it with the same `pattern`, or leave that out."
+                    )
+            densities[name] = int(chosen.sum()) / chosen.size
+        return Sparsity(densities, "layer", None, self.pattern)
+
+
+class GradualDensity(eqx.Module):
+    """The density of gradual pruning after a number of steps (Zhu & Gupta, 2017, arXiv 1710.01878).
+
+        d_t = d_final + (d_initial - d_final) (1 - (t - begin) / (end - begin))³
+
+    within `[begin, end]`, `initial` before and `final` after it.
+
+    Attributes:
+        final: the density in the end.
+        end: the step at which it is reached.
+        initial: the density at the start.
+        begin: the step until which it stays.
+    """
+
+    final: float = eqx.field(static=True)
+    end: int = eqx.field(static=True)
+    initial: float = eqx.field(static=True, default=1.0)
+    begin: int = eqx.field(static=True, default=0)
+
+    def __check_init__(self) -> None:
+        """Reject densities outside of (0, 1], and an end that is not after the beginning."""
+        check_density(self.final, "GradualDensity: final")
+        check_density(self.initial, "GradualDensity: initial")
+        if not 0 <= self.begin < self.end:
+            raise ValueError(
+                f"GradualDensity: needs 0 <= begin < end, got begin={self.begin}, end={self.end}."
+            )
+
+    def __call__(self, step: Int[Array, ""] | int) -> Any:
+        """The density after `step` steps."""
+        share = (jnp.asarray(step, jnp.float32) - self.begin) / (self.end - self.begin)
+        left = (1.0 - jnp.clip(share, 0.0, 1.0)) ** 3
+        return self.final + (self.initial - self.final) * left
+
+
+class LayerDensities(Mapping):
+    """Densities by layer that cannot change, so that settings which hold them can be compared."""
+
+    def __init__(self, densities: Mapping[str, float | int]):
+        """Keep the items of `densities`."""
+        self._items = {
+            str(name): check_density(share, f"Sparsity: {name}")
+            for name, share in densities.items()
+        }
+
+    def __getitem__(self, name: str) -> float:
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+def looks_like(mask: MaskTree) -> str | None:
+    """The pattern that a concrete mask seems to have: `"2:4"`, `"filters"`, `"blocks"`, or `None`.
+
+    All layers but those that are dense must show it, in groups enough that it is no accident.
+    """
+    leaves = [m for m in jax.device_get(jax.tree.leaves(mask)) if not m.all()]
+    if not leaves or any(m.ndim < 2 for m in leaves):
+        return None
+    for axis, name in ((0, "filters"), (1, "inputs")):
+        along = [m.all(axis=tuple(a for a in range(m.ndim) if a != axis)) for m in leaves]
+        some = [m.any(axis=tuple(a for a in range(m.ndim) if a != axis)) for m in leaves]
+        wide = all(m.size // m.shape[axis] >= 4 for m in leaves)
+        if wide and all((a == s).all() and s.any() for a, s in zip(along, some, strict=True)):
+            return name
+    for size in (4, 2, 8, 16):
+        if any(m.shape[1] % size for m in leaves):
+            continue
+        split = [m.swapaxes(1, -1).reshape(-1, size).sum(axis=1) for m in leaves]
+        kept = {int(n) for counts in split for n in (counts.min(), counts.max())}
+        if len(kept) == 1 and 0 < min(kept) < size and sum(map(len, split)) >= 16:
+            return f"{min(kept)}:{size}"
+    for size in (8, 4, 2):
+        if any(m.shape[0] % size or m.shape[1] % size for m in leaves):
+            continue
+        tiles = [m.reshape(m.shape[0] // size, size, m.shape[1] // size, size, -1) for m in leaves]
+        constant = all((t.all(axis=(1, 3, 4)) == t.any(axis=(1, 3, 4))).all() for t in tiles)
+        if constant and sum(math.prod((t.shape[0], t.shape[2])) for t in tiles) >= 4:
+            return f"blocks of {size}x{size}"
+    return None
+
+
+def _as_scores(mask: PyTree) -> PyTree:
+    return jax.tree.map(lambda m: m.astype(jnp.float32), mask)

@@ -1,0 +1,133 @@
+"""`NTTConfig`: the published recipe as a record of settings."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import optax
+
+from .._checks import check_weight, is_count
+from .._masks import AbstractPattern, Sparsity
+from .._masks._allocation import Allocation, check_density
+from .._masks._sparsity import LayerDensities
+from .._scores import LogitSnip, Magnitude
+from ._losses import KernelMatching
+from ._method import NeuralTangentTransfer, Pruned
+from ._probes import AbstractProbe, Diagonal, Full, Sketch, Trace
+from ._refreshes import MagnitudeRefresh, NoRefresh
+
+
+@dataclasses.dataclass(frozen=True)
+class NTTConfig:
+    """Settings of a transfer; the defaults are the published ones for LeNet-300-100.
+
+    With an optimiser they make a `NeuralTangentTransfer`, which takes parts of your own.
+
+    Attributes:
+        density: share of prunable weights that are kept, in (0, 1]; or one for each layer, or a
+            schedule of the step: see `Sparsity`.
+        num_steps: length of the whole transfer; the mask is left alone within its last
+            `mask_every` steps. `None`: no end is known, the mask is refreshed throughout.
+        scope: `"layer"` keeps this share in every layer, `"global"` in all layers together.
+        initial_mask: `"magnitude"` of the teacher's weights, or `"logit_snip"`.
+        mask_every: steps between two refreshes of the mask from the magnitudes of the dense student
+            weights; `None` keeps the initial mask.
+        kernel: `"active"` (the paper's definition) or `"ambient"` (what its published code runs).
+        kernel_weight: lambda_K.
+        l2_weight: lambda_2; divided by the density.
+        outputs: the kernels' outputs that are compared: `"full"` (all pairs, the paper's), the
+            `"diagonal"`, the `"trace"`, or a `"sketch"` by `sketch_size` random directions a side,
+            drawn anew at every step, whose squared distance is right on average: for many
+            outputs, where all pairs cost too much.
+        sketch_size: R, at most the number of outputs.
+        implementation: of the kernels; see `ntk`.
+        allocation: how the density is shared out over the layers; see `Sparsity`.
+        pattern: which weights are kept or dropped together; see `Sparsity`.
+        pruned: what becomes of weights under the mask; see `NeuralTangentTransfer`.
+    """
+
+    density: Any
+    num_steps: int | None = None
+    scope: Literal["layer", "global"] = "layer"
+    initial_mask: Literal["magnitude", "logit_snip"] = "magnitude"
+    mask_every: int | None = 100
+    kernel: Literal["active", "ambient"] = "active"
+    kernel_weight: float = 1e-3
+    l2_weight: float = 1e-4
+    outputs: Literal["full", "diagonal", "trace", "sketch"] = "full"
+    sketch_size: int = 8
+    implementation: Literal["factors", "jacobian", "ntk_vector_products"] = "factors"
+    allocation: Allocation | None = None
+    pattern: AbstractPattern | None = None
+    pruned: Pruned = "free"
+
+    def __post_init__(self) -> None:
+        """Reject settings that cannot work.
+
+        Raises:
+            ValueError: a value is outside its range.
+        """
+        density = self.density
+        if isinstance(density, Mapping):
+            density = LayerDensities(density)
+        elif not callable(density):
+            density = check_density(density, "NTTConfig")
+        object.__setattr__(self, "density", density)
+        for name, allowed in (
+            ("scope", ("layer", "global")),
+            ("initial_mask", ("magnitude", "logit_snip")),
+            ("kernel", ("active", "ambient")),
+            ("outputs", ("full", "diagonal", "trace", "sketch")),
+            ("implementation", ("factors", "jacobian", "ntk_vector_products")),
+            ("pruned", ("free", "frozen", "zero")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"NTTConfig: {name} must be one of {allowed}, got {getattr(self, name)!r}."
+                )
+        for name in ("kernel_weight", "l2_weight"):
+            check_weight(f"NTTConfig: {name}", getattr(self, name))
+        if self.outputs == "sketch" and self.implementation != "factors":
+            raise ValueError("NTTConfig: a sketch needs implementation='factors'.")
+        for name in ("mask_every", "num_steps", "sketch_size"):
+            value = getattr(self, name)
+            if not (is_count(value) or value is None and name != "sketch_size"):
+                raise ValueError(
+                    f"NTTConfig: {name} must be an integer of at least 1"
+                    f"{'' if name == 'sketch_size' else ' or None'}, got {value!r}."
+                )
+        self.sparsity()
+
+    def sparsity(self) -> Sparsity:
+        """How many weights are kept, where, and in which pattern."""
+        return Sparsity(self.density, self.scope, self.allocation, self.pattern)
+
+    def loss(self) -> KernelMatching:
+        """The loss of the paper with these settings."""
+        probes: dict[str, AbstractProbe] = {
+            "full": Full(),
+            "diagonal": Diagonal(),
+            "trace": Trace(),
+            "sketch": Sketch(self.sketch_size),
+        }
+        return KernelMatching(
+            self.kernel,
+            probes[self.outputs],
+            self.kernel_weight,
+            self.l2_weight,
+            implementation=self.implementation,
+        )
+
+    def method(self, optimizer: optax.GradientTransformation) -> NeuralTangentTransfer:
+        """The method that these settings are, with an optimiser."""
+        every, end = self.mask_every, self.num_steps
+        until = None if end is None or every is None else end - every
+        return NeuralTangentTransfer(
+            sparsity=self.sparsity(),
+            loss=self.loss(),
+            refresh=NoRefresh() if every is None else MagnitudeRefresh(every, until),
+            optimizer=optimizer,
+            initial=LogitSnip() if self.initial_mask == "logit_snip" else Magnitude(),
+            num_steps=self.num_steps,
+            pruned=self.pruned,
+        )

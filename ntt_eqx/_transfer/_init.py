@@ -1,0 +1,118 @@
+"""`ntt_init`: the state before the first step."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
+
+from .._checks import check_optimizer, check_weights
+from .._optimise import init_optimizer
+from .._sparse import SparseModel, sparsify
+from .._types import MaskTree, ScoreTree, Where
+from ._config import NTTConfig
+from ._given import hold_mask
+from ._method import NeuralTangentTransfer
+from ._state import NTTState, key_words, support_for
+
+
+def ntt_init(
+    teacher: PyTree,
+    config: NTTConfig | NeuralTangentTransfer,
+    optimizer: optax.GradientTransformation | None = None,
+    *,
+    where: Where | None = None,
+    x: Shaped[Array, "batch ..."] | None = None,
+    mask: PyTree | None = None,
+    key: PRNGKeyArray | None = None,
+) -> NTTState:
+    """The state before the first step: the student is the teacher under its initial mask.
+
+    **Arguments:**
+
+    - `teacher`: any Equinox model that maps one sample to its outputs.
+    - `config`: the settings, or a method of parts of your own.
+    - `optimizer`: any optax transformation, such as `optax.adam(5e-4)`; a `NeuralTangentTransfer`
+      brings its own.
+    - `where`: which leaves are prunable; see `prunable_weights`.
+    - `x`: unlabelled samples `[batch, ...]`, needed where the first mask's score looks at them
+      (`initial_mask="logit_snip"`).
+    - `mask`: an initial mask from elsewhere, instead of the initial score's. Refreshes keep what it
+      is: it goes on as any mask where it has the counts and the pattern of the method's sparsity,
+      and with the number of weights that it keeps in each layer where it has not.
+    - `key`: what the steps' draws come from, such as a sketch's directions; `jax.random.key(0)`
+      without.
+
+    **Returns:**
+
+    An `NTTState` at step 0.
+
+    **Raises:**
+
+    `ValueError` if the density leaves a layer empty (`scope="layer"`), `x` is missing, the
+    teacher's weights are NaN or infinite, or the refreshes cannot keep the given mask.
+
+    **Warns:**
+
+    When a given mask seems to have a pattern that the refreshes do not keep.
+    """
+    check_weights("ntt_init", teacher)
+    method = _method(config, optimizer)
+    full = sparsify(teacher, where)
+    _check_schedule(method, full.mask)
+    if mask is None:
+        mask = method.sparsity.mask(_initial_scores(method, full, x))
+    else:
+        full.with_mask(mask)
+        method, mask = hold_mask("ntt_init", method, mask, 0)
+    # The student must not share buffers with the teacher: users may donate the state.
+    student = jax.tree.map(lambda l: jnp.copy(l) if eqx.is_array(l) else l, full.with_mask(mask))
+    params = eqx.filter(student, eqx.is_inexact_array)
+    return NTTState(
+        teacher=full.model,
+        student=student,
+        opt_state=init_optimizer("ntt_init", method.optimizer, params),
+        step=jnp.zeros((), jnp.int32),
+        key=key_words(key),
+        support=support_for(method, mask),
+        method=method,
+    )
+
+
+def _method(
+    config: NTTConfig | NeuralTangentTransfer, optimizer: optax.GradientTransformation | None
+) -> NeuralTangentTransfer:
+    if isinstance(config, NeuralTangentTransfer):
+        if optimizer is not None:
+            raise ValueError("ntt_init: the method has an optimizer; leave `optimizer` out.")
+        return config
+    if optimizer is None:
+        raise ValueError(
+            "ntt_init: give an optimizer, an optax transformation such as optax.adam(5e-4)."
+        )
+    check_optimizer("ntt_init", optimizer)
+    return config.method(optimizer)
+
+
+def _initial_scores(method: NeuralTangentTransfer, full: SparseModel, x: Array | None) -> ScoreTree:
+    try:
+        return method.initial(full, x)
+    except ValueError as error:
+        if x is not None:
+            raise
+        name = type(method.initial).__name__
+        raise ValueError(
+            f"ntt_init: the initial mask's score {name} needs samples: pass `x=`."
+        ) from error
+
+
+def _check_schedule(method: NeuralTangentTransfer, mask: MaskTree) -> None:
+    """Raise what a refresh under a schedule would raise, before the first step."""
+    if not (method.refreshes and callable(method.sparsity.density)):
+        return
+    scores = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, jnp.float32), mask)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    jax.eval_shape(method.sparsity.quiet_mask, scores, step)
+    if method.num_steps is not None:
+        for share in range(5):
+            method.sparsity.at(method.num_steps * share // 4)

@@ -1,0 +1,82 @@
+"""Outputs and kernels of student and teacher on one batch: what every loss compares."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from .._checks import sample_of, sample_output
+from .._examples import as_inference
+from .._ntk import outputs_and_ntk
+from .._ntk._kernel import Implementation
+from .._ntk._plan import KernelKind
+from .._sparse import SparseModel
+from ._moment import Moment
+from ._probes import AbstractProbe, Full
+
+
+class OutputsAndKernels(NamedTuple):
+    """Two models on one batch of samples.
+
+    Attributes:
+        student: the student's outputs `[batch, K]`.
+        teacher: the teacher's, without a gradient.
+        student_kernel: the student's kernel between the halves of the batch, `[N, M, ...]`.
+        teacher_kernel: the teacher's, without a gradient.
+    """
+
+    student: Float[Array, "batch outputs"]
+    teacher: Float[Array, "batch outputs"]
+    student_kernel: Float[Array, "n m *outputs"]
+    teacher_kernel: Float[Array, "n m *outputs"]
+
+
+def outputs_and_kernels(
+    student: SparseModel,
+    teacher: PyTree,
+    x: Shaped[Array, "batch ..."],
+    moment: Moment,
+    *,
+    kernel: KernelKind = "active",
+    probe: AbstractProbe | None = None,
+    metric: PyTree | None = None,
+    implementation: Implementation = "factors",
+) -> OutputsAndKernels:
+    """Outputs and kernels of student and teacher, each from one pass over the batch.
+
+    **Arguments:**
+
+    - `student`, `teacher`: models of one sample, in inference mode.
+    - `x`: `[batch, ...]`, an even number of samples: kernels are taken between its halves.
+    - `moment`: what the step tells its loss.
+    - `kernel`: `"active"` or `"ambient"`, see `ntk`.
+    - `probe`: which pairs of outputs; all of them without.
+    - `metric`: weights of the parameters in both kernels, see `ntk`; for all 1, `None`.
+    - `implementation`: of the kernels; see `ntk`.
+
+    **Returns:**
+
+    `OutputsAndKernels`; those of the teacher carry no gradient.
+    """
+    num_outputs = math.prod(sample_output("ntt_loss", teacher, sample_of(x)).shape)
+    outputs, directions = (Full() if probe is None else probe).view(moment.key, num_outputs)
+    how: dict[str, Any] = dict(
+        outputs=outputs, directions=directions, implementation=implementation
+    )
+    f_t, theta_t = jax.lax.stop_gradient(outputs_and_ntk(teacher, x, kernel, metric=metric, **how))
+    support = moment.support
+    if kernel == "active" and moment.metric_mask is not None:
+        # the active kernel of a student whose mask is open: its sum counts by another mask
+        student, kernel, support = as_inference(student), "ambient", None
+        metric = _masked(metric, moment.metric_mask)
+    f_s, theta_s = outputs_and_ntk(student, x, kernel, support=support, metric=metric, **how)
+    return OutputsAndKernels(f_s, f_t, theta_s, theta_t)
+
+
+def _masked(metric: PyTree | None, mask: PyTree) -> PyTree:
+    if metric is None:
+        return mask
+    one = lambda m, c: c if m is None else m if c is None else jnp.where(m, c, jnp.zeros_like(c))
+    return jax.tree.map(one, mask, metric, is_leaf=lambda leaf: leaf is None)

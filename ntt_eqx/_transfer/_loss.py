@@ -1,0 +1,60 @@
+"""What a transfer loss is."""
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from .._sparse import SparseModel, masked_weights
+from .._types import widen
+from ._moment import Moment
+
+
+class AbstractTransferLoss(eqx.Module):
+    """What makes a student like its teacher: a scalar function of both on an unlabelled batch."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        student: SparseModel,
+        teacher: PyTree,
+        x: Shaped[Array, "batch ..."],
+        moment: Moment,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The loss, and its terms by name.
+
+        **Arguments:**
+
+        - `student`, `teacher`: models of one sample, in inference mode; gradients flow through the
+          kept weights and all else of the student.
+        - `x`: `[batch, ...]`, an even number of samples.
+        - `moment`: what the step tells: its number, its key, the density.
+
+        **Returns:**
+
+        The loss and its terms, all scalars. Terms that `NTTMetrics` has a field for fill it, the
+        others are its `terms`.
+        """
+
+
+def l2_penalty(
+    weight: float, student: SparseModel, moment: Moment
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The L2 term of a loss, `weight / density · Σ ‖m ⊙ W‖²`, and the sum in it.
+
+    **Arguments:**
+
+    - `weight`: lambda_2.
+    - `student`: its kept prunable weights are summed.
+    - `moment`: tells the density of the step.
+
+    **Returns:**
+
+    The term and the sum of squares, both scalars.
+    """
+    norm = jnp.asarray(sum(jnp.sum(jnp.square(widen(w))) for w in masked_weights(student)))
+    scale = weight / moment.density
+    if not isinstance(scale, float):  # the density of a schedule
+        scale = scale.astype(norm.dtype)
+    return scale * norm, norm

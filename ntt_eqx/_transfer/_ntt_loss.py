@@ -1,0 +1,112 @@
+"""`ntt_loss`: the transfer loss of any two models, and what it says of a batch."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
+
+from .._checks import check_batch, sample_of, sample_output
+from .._sparse import SparseModel, masked_weights
+from .._types import widen
+from ._config import NTTConfig
+from ._loss import AbstractTransferLoss
+from ._method import NeuralTangentTransfer
+from ._moment import Moment
+
+
+class NTTMetrics(eqx.Module):
+    """What one batch says of the student; all are float32 scalars.
+
+    Attributes:
+        loss: the transfer loss L.
+        kernel_distance: mean squared difference of the kernels' entries; NaN where the loss looks
+            at no kernel.
+        target_distance: mean squared difference of the outputs; NaN where the loss has no such.
+        weight_norm: sum of squares of the kept weights.
+        density: share of prunable weights kept.
+        learning_rate: of the optimiser, where it keeps one in its state
+            (`optax.inject_hyperparams`); NaN otherwise.
+        terms: further terms of the loss, by name.
+    """
+
+    loss: Float[Array, ""]
+    kernel_distance: Float[Array, ""]
+    target_distance: Float[Array, ""]
+    weight_norm: Float[Array, ""]
+    density: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+    terms: dict[str, Float[Array, ""]]
+
+
+def ntt_loss(
+    student: SparseModel,
+    teacher: PyTree,
+    x: Shaped[Array, "batch ..."],
+    config: NTTConfig | NeuralTangentTransfer,
+    *,
+    key: PRNGKeyArray | None = None,
+) -> tuple[Float[Array, ""], NTTMetrics]:
+    """The transfer loss of two models on an unlabelled batch.
+
+    Of a state at hand, `ntt_evaluate` is faster and knows its step.
+
+    **Arguments:**
+
+    - `student`, `teacher`: models of one sample; dropout is off in both.
+    - `x`: `[batch, ...]`, an even number of samples: the kernel is taken between its halves.
+    - `config`: the loss and the density; a schedule's is the one at step 0.
+    - `key`: what a sketch's directions are drawn from; the same ones at every call without.
+
+    **Returns:**
+
+    The loss, and all its terms as `NTTMetrics`.
+
+    **Raises:**
+
+    `ValueError` for a batch of odd size or of fewer than two samples, and for models that do not
+    suit it or each other.
+    """
+    sparsity = config.sparsity if isinstance(config, NeuralTangentTransfer) else config.sparsity()
+    loss = config.loss if isinstance(config, NeuralTangentTransfer) else config.loss()
+    key = jax.random.fold_in(jax.random.key(0), 0) if key is None else key
+    moment = Moment(jnp.zeros((), jnp.int32), key, sparsity.overall(student.mask))
+    return loss_at(loss, student, teacher, x, moment)
+
+
+def loss_at(
+    loss: AbstractTransferLoss, student: SparseModel, teacher: PyTree, x: Any, moment: Moment
+) -> tuple[Float[Array, ""], NTTMetrics]:
+    """The loss at a moment of a transfer, and what it says."""
+    check_halves("ntt_loss", x)
+    student, teacher = eqx.nn.inference_mode(student), eqx.nn.inference_mode(teacher)
+    one, two = (sample_output("ntt_loss", m, sample_of(x)).shape for m in (student, teacher))
+    if one != two:
+        raise ValueError(
+            f"ntt_loss: the student's outputs have the shape {one}, the teacher's {two}."
+        )
+    value, terms = loss(student, teacher, x, moment)
+    if "weight_norm" not in terms:
+        squares = [jnp.sum(jnp.square(widen(w))) for w in masked_weights(student)]
+        terms = {**terms, "weight_norm": sum(squares)}
+    known = ("kernel_distance", "target_distance", "weight_norm")
+    scalar = lambda v: jnp.asarray(v, jnp.float32)
+    metrics = NTTMetrics(
+        scalar(value),
+        *(scalar(terms.get(name, jnp.nan)) for name in known),
+        density=scalar(student.density()),
+        learning_rate=scalar(jnp.nan),
+        terms={name: scalar(v) for name, v in terms.items() if name not in known},
+    )
+    return value, metrics
+
+
+def check_halves(caller: str, x: Any) -> None:
+    """Raise `ValueError` unless `x` holds an even number of samples, two at least."""
+    if len(getattr(x, "shape", ())) < 1:
+        check_batch(caller, x)
+    if x.shape[0] < 2 or x.shape[0] % 2:
+        raise ValueError(
+            f"{caller}: the batch must hold an even number of samples, got {x.shape[0]}."
+        )

@@ -1,0 +1,209 @@
+"""Refreshes: when the mask of a student is taken again, and from which scores."""
+
+import abc
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, PyTree
+
+from .._checks import is_count
+from .._masks._select import keep_highest
+from .._scores import AbstractLabelFreeScore, split_weights
+from .._scores._base import fresh
+from .._sparse import SparseModel
+from .._types import ScoreTree, widen
+from ._loss import AbstractTransferLoss
+from ._moment import Moment
+
+
+class RefreshView(eqx.Module):
+    """What a refresh may look at.
+
+    Attributes:
+        student: the student after the step; dense weights live on under its mask.
+        teacher: the dense model, fixed.
+        x: the step's batch `[batch, ...]`.
+        moment: number of steps done, a key of this refresh's own, the density.
+        loss: the transfer loss.
+    """
+
+    student: SparseModel
+    teacher: Any
+    x: Array
+    moment: Moment
+    loss: AbstractTransferLoss
+
+    def weights(self) -> PyTree:
+        """The prunable weights, those under the mask too; `None` elsewhere."""
+        return split_weights(self.student.model, self.student.mask)[0]
+
+    def dense_gradient(self) -> PyTree:
+        """The gradient of the transfer loss by every prunable weight, kept or not.
+
+        It is taken at the masked network, where pruned weights are zero. The active kernel goes on
+        counting by the student's mask, so that this is what changes when a pruned weight leaves
+        zero; an own loss has that from `outputs_and_kernels`.
+        """
+        student = eqx.nn.inference_mode(self.student)
+        weights, rest = split_weights(student.to_dense(), student.mask)
+        ones = jax.tree.map(jnp.ones_like, student.mask)
+        teacher = eqx.nn.inference_mode(self.teacher)
+        moment = Moment(
+            self.moment.step, self.moment.key, self.moment.density, metric_mask=student.mask
+        )
+
+        def value(weights: PyTree) -> Array:
+            opened = SparseModel(eqx.combine(weights, rest), ones)
+            return self.loss(opened, teacher, self.x, moment)[0]
+
+        return jax.grad(value)(weights)
+
+
+class AbstractRefresh(eqx.Module):
+    """When a mask is taken again, and from which scores.
+
+    A refresh gives scores, and the transfer's `Sparsity` makes the mask of the highest: its counts,
+    its allocation and its pattern hold whatever the refresh.
+    """
+
+    @abc.abstractmethod
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
+        """Whether the mask is taken again after `step` steps; `False` itself means never."""
+
+    @abc.abstractmethod
+    def scores(self, view: RefreshView) -> ScoreTree:
+        """A score for each prunable weight, `None` elsewhere; the highest are kept."""
+
+
+class MagnitudeRefresh(AbstractRefresh):
+    """From the magnitudes of the dense weights, as published: a pruned weight may come back.
+
+    Under a density schedule this is gradual magnitude pruning.
+
+    Attributes:
+        every: steps between two refreshes.
+        until: the last ones are before this step; `None` for no end.
+    """
+
+    every: int = eqx.field(static=True, default=100)
+    until: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        """Reject steps that are none."""
+        _check_steps(self)
+
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
+        """After each `every` steps, before `until`."""
+        return _at_each(step, self.every, self.until)
+
+    def scores(self, view: RefreshView) -> ScoreTree:
+        """The absolute value of each weight."""
+        return jax.tree.map(jnp.abs, view.weights())
+
+
+class ScoreRefresh(AbstractRefresh):
+    """From any score without labels, of the sparse student on the batch of the step.
+
+    Attributes:
+        score: the score.
+        every: steps between two refreshes.
+        until: the last ones are before this step; `None` for no end.
+    """
+
+    score: AbstractLabelFreeScore
+    every: int = eqx.field(static=True, default=100)
+    until: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        """Reject steps that are none."""
+        _check_steps(self)
+
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
+        """After each `every` steps, before `until`."""
+        return _at_each(step, self.every, self.until)
+
+    def scores(self, view: RefreshView) -> ScoreTree:
+        """Those of the score, which draws anew where it draws."""
+        return fresh(self.score, view.moment.step)(view.student, view.x)
+
+
+class RigLRefresh(AbstractRefresh):
+    """Drop kept weights of small magnitude, grow pruned ones of large gradient (RigL).
+
+    Evci et al., ICML 2020, arXiv 1911.11134, with the transfer loss in place of the supervised one.
+    Of each layer's kept weights the share `f_t = fraction / 2 · (1 + cos(π t / until))` with the
+    smallest magnitude is dropped (`fraction` throughout where `until` is `None`); as many as the
+    sparsity lacks then come in by the size of the gradient, the dropped ones among them. In the
+    paper grown weights start at zero: `NeuralTangentTransfer(pruned="zero")`.
+
+    Attributes:
+        every: steps between two refreshes.
+        until: T_end; `None` for no end.
+        fraction: share of kept weights that the first refresh drops, in (0, 1).
+    """
+
+    every: int = eqx.field(static=True, default=100)
+    until: int | None = eqx.field(static=True, default=None)
+    fraction: float = eqx.field(static=True, default=0.3)
+
+    def __check_init__(self) -> None:
+        """Reject steps that are none, and a fraction that is none."""
+        _check_steps(self)
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"RigLRefresh: fraction must be in (0, 1), got {self.fraction!r}.")
+
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
+        """After each `every` steps, before `until`."""
+        return _at_each(step, self.every, self.until)
+
+    def scores(self, view: RefreshView) -> ScoreTree:
+        """In [2, 3] for weights that stay, in [0, 1] for all others."""
+        slopes = jax.tree.map(lambda g: jnp.abs(widen(g)), view.dense_gradient())
+        steepest = jnp.stack(
+            [jnp.max(g).astype(jnp.float32) for g in jax.tree.leaves(slopes)]
+        ).max()
+        share = jnp.asarray(self.fraction, jnp.float32)
+        if self.until is not None:
+            time = view.moment.step.astype(jnp.float32) / self.until
+            share = share / 2 * (1 + jnp.cos(math.pi * time))
+
+        def one(mask: Array, weight: Array, slope: Array) -> Array:
+            size = jnp.abs(weight).astype(jnp.float32)
+            kept = jnp.sum(mask, dtype=jnp.int32)
+            dropped = jnp.round(share * kept.astype(jnp.float32)).astype(jnp.int32)
+            ranked = jnp.where(mask, size, -jnp.inf).reshape(-1)
+            stays = keep_highest(ranked, kept - dropped).reshape(mask.shape)
+            unit = lambda a, top: a / jnp.maximum(top, jnp.finfo(jnp.float32).tiny)
+            grown = unit(slope.astype(jnp.float32), steepest)
+            return jnp.where(stays, 2.0 + unit(size, jnp.max(size)), grown)
+
+        return jax.tree.map(one, view.student.mask, view.weights(), slopes)
+
+
+class NoRefresh(AbstractRefresh):
+    """The first mask stays."""
+
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
+        """Never."""
+        return False
+
+    def scores(self, view: RefreshView) -> ScoreTree:
+        """The mask itself."""
+        return jax.tree.map(lambda m: m.astype(jnp.float32), view.student.mask)
+
+
+def _at_each(step: Int[Array, ""], every: int, until: int | None) -> Bool[Array, ""]:
+    due = step % every == 0
+    return due if until is None else due & (step < until)
+
+
+def _check_steps(refresh: Any) -> None:
+    name = type(refresh).__name__
+    if not is_count(refresh.every):
+        raise ValueError(f"{name}: every must be an integer of at least 1, got {refresh.every!r}.")
+    until = refresh.until
+    if until is not None and not isinstance(until, int):
+        raise ValueError(f"{name}: until must be an integer or None, got {until!r}.")

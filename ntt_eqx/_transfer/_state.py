@@ -1,0 +1,84 @@
+"""`NTTState`: everything that a step needs and returns."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray, UInt32
+
+from .._masks._collapse import is_traced
+from .._ntk import mask_support, refresh_support
+from .._sparse import SparseModel
+from .._types import MaskTree
+from ._given import hold_mask
+from ._method import NeuralTangentTransfer
+from ._moment import Moment
+
+
+class NTTState(eqx.Module):
+    """Everything that `ntt_step` needs and returns: a PyTree of arrays with static settings.
+
+    Another mask comes in by `with_mask`, which makes anew what is derived from it. A student whose
+    mask was replaced in another way is seen by the next step: it computes with the mask that is
+    there, or says that it cannot.
+
+    Attributes:
+        teacher: the dense model, fixed.
+        student: the sparse model that is being fitted; dense weights live on under its mask.
+        opt_state: the optimiser's state for the student's floating-point leaves.
+        step: number of steps done, int32.
+        key: two words, from which every step draws its own PRNG key.
+        support: flat indices of the mask's kept weights, for layers with a fixed number of them;
+            derived from the mask, to make the kernel faster, and checked at every step.
+        method: the loss, the sparsity, the refresh and the optimiser.
+    """
+
+    teacher: Any
+    student: SparseModel
+    opt_state: Any
+    step: Int[Array, ""]
+    key: UInt32[Array, "2"]
+    support: Any
+    method: NeuralTangentTransfer
+
+    def with_mask(self, mask: MaskTree) -> "NTTState":
+        """The state with another mask, and everything that is derived from it.
+
+        A mask that the method's sparsity makes leaves the method as it is. Any other keeps the
+        counts of its layers at refreshes, as one given to `ntt_init` does; inside `jit`, where
+        counts are not known, it is an error when it runs.
+
+        Raises:
+            ValueError: the mask does not fit the student, or the refreshes cannot keep it.
+        """
+        student = self.student.with_mask(mask)
+        method, mask = hold_mask("with_mask", self.method, mask, self.step)
+        student = student.with_mask(mask)
+        support = support_for(method, mask)
+        if is_traced(mask):
+            support = refresh_support(mask, self.support)
+        return NTTState(self.teacher, student, self.opt_state, self.step, self.key, support, method)
+
+    def moment(self) -> Moment:
+        """What the next step tells its loss."""
+        key = jax.random.fold_in(jax.random.wrap_key_data(self.key, impl="threefry2x32"), self.step)
+        density = self.method.sparsity.overall(self.student.mask, self.step)
+        return Moment(self.step, key, density, self.support)
+
+
+def support_for(method: NeuralTangentTransfer, mask: MaskTree) -> Any:
+    """The support of a concrete mask, where every layer keeps its number of weights."""
+    if is_traced(mask) or not method.keeps_counts:
+        return jax.tree.map(lambda _: None, mask)
+    return mask_support(mask)
+
+
+def key_words(key: PRNGKeyArray | None) -> UInt32[Array, "2"]:
+    """Two words that stand for `key`; arrays of plain numbers can be stored in any file."""
+    given: Any = jax.random.key(0) if key is None else key
+    if not jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
+        given = jax.random.wrap_key_data(given)
+    if str(jax.random.key_impl(given)) == "threefry2x32":
+        return jax.random.key_data(given)
+    return jax.random.bits(given, (2,), jnp.uint32)

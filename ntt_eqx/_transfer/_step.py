@@ -1,0 +1,113 @@
+"""`ntt_step`: one step of a transfer; `ntt_evaluate`: what a batch says of a state."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Shaped
+
+from .._ntk import refresh_support
+from .._optimise import learning_rate, optimise
+from .._sparse import SparseModel, map_masked
+from ._moment import Moment
+from ._ntt_loss import NTTMetrics, loss_at
+from ._refreshes import RefreshView
+from ._state import NTTState
+
+
+def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, NTTMetrics]:
+    """One step of the optimiser on an unlabelled batch; use it as `eqx.filter_jit(ntt_step)`.
+
+    When its refresh is due the mask is taken again: in the published recipe from the magnitudes of
+    the dense student weights, after every `mask_every` steps, except within the last `mask_every`
+    of `num_steps`. Shapes never change, so nothing is compiled again.
+
+    **Arguments:**
+
+    - `state`: from `ntt_init` or the step before.
+    - `x`: `[batch, ...]`, an even number of samples.
+
+    **Returns:**
+
+    The next state, and the metrics of the batch before the update.
+    """
+    method, moment = state.method, state.moment()
+    params, static = eqx.partition(state.student, eqx.is_inexact_array)
+
+    def loss(params: Any) -> tuple[Array, NTTMetrics]:
+        student = eqx.combine(params, static)
+        return loss_at(method.loss, student, state.teacher, x, moment)
+
+    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    params, opt_state = optimise(
+        method.optimizer,
+        gradient,
+        state.opt_state,
+        params,
+        value=value,
+        value_fn=lambda params: loss(params)[0],
+    )
+    student = _settled(eqx.combine(params, static), state.student, method.pruned)
+    step = state.step + 1
+    student, support = _refreshed(state, student, step, x)
+    metrics = eqx.tree_at(lambda m: m.learning_rate, metrics, learning_rate(opt_state))
+    state = NTTState(state.teacher, student, opt_state, step, state.key, support, method)
+    return state, metrics
+
+
+def ntt_evaluate(state: NTTState, x: Shaped[Array, "batch ..."]) -> NTTMetrics:
+    """What an unlabelled batch says of a state; nothing is changed. Use it under `eqx.filter_jit`.
+
+    **Arguments:**
+
+    - `state`: from `ntt_init` or a step.
+    - `x`: `[batch, ...]`, an even number of samples.
+
+    **Returns:**
+
+    The `NTTMetrics` that `ntt_step` would give for this batch.
+    """
+    loss = state.method.loss
+    _, metrics = loss_at(loss, state.student, state.teacher, x, state.moment())
+    return eqx.tree_at(lambda m: m.learning_rate, metrics, learning_rate(state.opt_state))
+
+
+def _settled(student: SparseModel, before: SparseModel, pruned: str) -> SparseModel:
+    """The student with what `pruned` says under its mask."""
+    if pruned == "free":
+        return student
+    old = iter([w for w, m in _masked_pairs(before)])
+
+    def one(weight: Array, mask: Array) -> Array:
+        hidden = next(old)
+        return jnp.where(mask, weight, hidden if pruned == "frozen" else jnp.zeros_like(weight))
+
+    return SparseModel(map_masked(one, student.model, student.mask), student.mask)
+
+
+def _masked_pairs(sparse: SparseModel) -> list[tuple[Array, Array]]:
+    pairs: list[tuple[Array, Array]] = []
+    map_masked(lambda w, m: pairs.append((w, m)), sparse.model, sparse.mask)
+    return pairs
+
+
+def _refreshed(
+    state: NTTState, student: SparseModel, step: Int[Array, ""], x: Array
+) -> tuple[SparseModel, Any]:
+    """The student and its support after the refresh, if one is due."""
+    method = state.method
+    due = method.refresh.due(step)
+    if due is False:
+        return student, state.support
+    sparsity = method.sparsity
+
+    def again() -> tuple[Any, Any]:
+        density = sparsity.overall(student.mask, step)
+        key = jax.random.fold_in(state.moment().key, 1)
+        view = RefreshView(student, state.teacher, x, Moment(step, key, density), method.loss)
+        mask = sparsity.quiet_mask(method.refresh.scores(view), step)
+        return mask, refresh_support(mask, state.support)
+
+    mask, support = jax.lax.cond(due, again, lambda: (student.mask, state.support))
+    return student.with_mask(mask), support

@@ -1,0 +1,112 @@
+"""Losses against their equations, with metrics, sketches and the gradient of pruned weights."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from students import ADAM, Tiny, moved
+
+import ntt_eqx as ntt
+
+
+@pytest.fixture
+def pair(getkey, x64):
+    """A student that has moved, in float64, its teacher and a batch."""
+    state = ntt.ntt_init(Tiny(getkey()), ntt.NTTConfig(0.3), ADAM)
+    return moved(state.student, getkey()), state.teacher, jax.random.normal(getkey(), (6, 6))
+
+
+def moment(student):
+    return ntt.Moment(jnp.int32(3), jax.random.key(5), 0.3)
+
+
+def theta(model, x, **options):
+    return np.asarray(ntt.ntk(model, x[:3], x[3:], implementation="jacobian", **options))
+
+
+@pytest.mark.parametrize("kernel", ["active", "ambient"])
+def test_alignment_is_its_equation(pair, kernel):
+    student, teacher, x = pair
+    loss = ntt.KernelAlignment(kernel=kernel, kernel_weight=0.7, l2_weight=0.1)
+    found, terms = eqx.filter_jit(loss)(student, teacher, x, moment(student))
+    one, two = (theta(m, x, kernel=kernel) for m in (student, teacher))
+    C = np.eye(3) - 1 / 3
+    one, two = (np.einsum("an,nmkl,mb->abkl", C, t, C) for t in (one, two))
+    alignment = np.sum(one * two) / np.linalg.norm(one.ravel()) / np.linalg.norm(two.ravel())
+    np.testing.assert_allclose(terms["kernel_alignment"], alignment, rtol=1e-10)
+    rest = terms["target_distance"] + 0.1 / 0.3 * terms["weight_norm"]
+    np.testing.assert_allclose(found, rest + 0.7 * (1 - alignment), rtol=1e-10)
+
+
+def test_alignment_does_not_see_the_scale(pair):
+    student, teacher, x = pair
+    full = ntt.sparsify(jax.tree.map(lambda w: 1.0 * w, teacher))
+    twice = eqx.tree_at(lambda s: s.model.second, full, replace_fn=lambda layer: layer)
+    loss = ntt.KernelAlignment()
+    assert float(loss(twice, teacher, x, moment(twice))[1]["kernel_alignment"]) == pytest.approx(1)
+    assert abs(float(loss(student, teacher, x, moment(student))[1]["kernel_alignment"])) < 0.999
+
+
+@pytest.mark.parametrize("probe", [ntt.Full(), ntt.Diagonal(), ntt.Sketch(2)])
+def test_a_metric_weighs_the_parameters_of_both_kernels(pair, probe):
+    student, teacher, x = pair
+    draw = lambda w: jnp.abs(jnp.sin(3 * w)) if eqx.is_inexact_array(w) else None
+    metric = jax.tree.map(draw, teacher)
+    loss = ntt.KernelMatching(metric=metric, probe=probe)
+    _, terms = eqx.filter_jit(loss)(student, teacher, x, moment(student))
+    outputs, directions = probe.view(moment(student).key, 3)
+    views = [theta(m, x, metric=metric, outputs=outputs) for m in (student, teacher)]
+    if directions is not None:
+        V, W = map(np.asarray, directions)
+        views = [V @ t @ W.T for t in views]
+    expected = np.mean((views[0] - views[1]) ** 2)
+    np.testing.assert_allclose(terms["kernel_distance"], expected, rtol=1e-6)
+    plain = ntt.KernelMatching(probe=probe)(student, teacher, x, moment(student))[1]
+    assert abs(float(plain["kernel_distance"]) / expected - 1) > 0.01
+
+
+@pytest.mark.parametrize("kernel", ["active", "ambient"])
+def test_the_dense_gradient_is_the_slope_by_weights_that_are_pruned(pair, kernel):
+    """By finite differences of the definition, whose active kernel counts by a mask that stays."""
+    student, teacher, x = pair
+    loss = ntt.KernelMatching(kernel=kernel, kernel_weight=0.3, l2_weight=0.05)
+    view = ntt.RefreshView(student, teacher, x, moment(student), loss)
+    slopes = eqx.filter_jit(lambda view: view.dense_gradient())(view)
+    metric = student.mask if kernel == "active" else None
+
+    def definition(dense):
+        target = np.mean((np.asarray(jax.vmap(dense)(x)) - np.asarray(jax.vmap(teacher)(x))) ** 2)
+        one = theta(dense, x, kernel="ambient", metric=metric)
+        distance = np.mean((one - theta(teacher, x)) ** 2)
+        weights = (dense.first.weight, dense.second.weight)
+        return target + 0.3 * distance + 0.05 / 0.3 * sum(float(jnp.sum(w**2)) for w in weights)
+
+    dense = student.to_dense()
+    for at in (lambda m: m.first.weight, lambda m: m.second.weight):
+        mask = np.asarray(at(student.mask))
+        for index in (tuple(np.argwhere(~mask)[1]), tuple(np.argwhere(mask)[0])):
+            ahead, behind = (
+                definition(eqx.tree_at(at, dense, at(dense).at[index].add(e)))
+                for e in (1e-5, -1e-5)
+            )
+            slope = float(at(slopes)[index])
+            assert slope == pytest.approx((ahead - behind) / 2e-5, rel=1e-5, abs=1e-9)
+        assert (np.abs(np.asarray(at(slopes))[~mask]) > 1e-6).any()
+    assert slopes.first.bias is None
+
+
+def test_settings_that_cannot_work_are_refused():
+    for make, message in (
+        (lambda: ntt.KernelMatching(kernel_weight=-1.0), "kernel_weight must be finite and >= 0"),
+        (lambda: ntt.KernelAlignment(l2_weight=float("nan")), "l2_weight must be finite"),
+        (
+            lambda: ntt.KernelMatching(probe=ntt.Sketch(2), implementation="jacobian"),
+            "a sketch needs implementation='factors'",
+        ),
+        (lambda: ntt.Sketch(0), "size must be an integer of at least 1"),
+        (lambda: ntt.MagnitudeRefresh(every=0), "MagnitudeRefresh: every must be an integer"),
+        (lambda: ntt.RigLRefresh(fraction=1.0), r"fraction must be in \(0, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
