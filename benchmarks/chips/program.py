@@ -46,6 +46,7 @@ class Instruction:
     operands: tuple[str, ...]
     attributes: str
     root: bool
+    literal: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -120,7 +121,7 @@ class Program:
             if x.opcode == "while":
                 body = self._of_computation(_called(x, "body"), min)
                 source = re.search(r'op_name="([^"]*)"', x.attributes)
-                found.append(Loop(_trips(x), body.launches, source[1] if source else ""))
+                found.append(Loop(self._trips(x), body.launches, source[1] if source else ""))
         return sorted(found, key=lambda loop: -loop.trips * loop.launches)
 
     def custom_calls(self) -> list[str]:
@@ -138,7 +139,7 @@ class Program:
         for x in self.computations[name].values():
             if x.opcode == "while":
                 total.add(Counts(launches=1, seconds=self.chip.launch_us * 1e-6))
-                total.add(self._of_computation(_called(x, "body"), branch), _trips(x))
+                total.add(self._of_computation(_called(x, "body"), branch), self._trips(x))
             elif x.opcode == "conditional":
                 branches = [self._of_computation(b, branch) for b in _branches(x)]
                 total.add(Counts(launches=1, seconds=self.chip.launch_us * 1e-6))
@@ -148,6 +149,16 @@ class Program:
             elif x.opcode not in FREE and not x.opcode.endswith(("-done", "-update")):
                 total.add(self._of_launch(name, x))
         return total
+
+    def _trips(self, x: Instruction) -> int:
+        """How often a loop turns; 1 where nothing in the text says so: its counts are too low."""
+        found = re.search(r'"known_trip_count":\{"n":"(\d+)"', x.attributes)
+        if found:
+            return int(found[1])
+        condition = self.computations[_called(x, "condition")].values()
+        bounds = [c.literal for c in condition if c.opcode == "constant" and c.type[0] in "su"]
+        compares = [c for c in condition if "direction=LT" in c.attributes]
+        return int(bounds[0]) if len(bounds) == 1 and len(compares) == 1 else 1
 
     def _of_launch(self, computation: str, x: Instruction) -> Counts:
         inside = [(self.computations[computation], x)]
@@ -230,7 +241,9 @@ def _parse(line: str) -> Instruction:
     opcode, rest = rest.split("(", 1)
     close = _closing("(" + rest) - 1
     names = tuple(_NAME.findall(rest[:close]))
-    return Instruction(head[2], type_, opcode, names, rest[close:], bool(head[1]))
+    return Instruction(
+        head[2], type_, opcode, names, rest[close:], bool(head[1]), rest[: close - 1]
+    )
 
 
 def _closing(text: str) -> int:
@@ -267,12 +280,6 @@ def _branches(x: Instruction) -> list[str]:
     if listed:
         return _NAME.findall(listed[1])
     return [_called(x, "true_computation"), _called(x, "false_computation")]
-
-
-def _trips(x: Instruction) -> int:
-    """How often a loop turns; 1 where the compiler does not know."""
-    found = re.search(r'"known_trip_count":\{"n":"(\d+)"', x.attributes)
-    return int(found[1]) if found else 1
 
 
 def _behind(scope: dict[str, Instruction], name: str) -> str:

@@ -114,7 +114,10 @@ def config_for(
     """The tiles for `shape = (N, M, K, L, I, J)`: the tuned ones, cut down to sizes and memory."""
     _, m, k, l, i, _ = shape  # noqa: E741
     t = TUNED.get(kind, Config())
-    t = dataclasses.replace(t, m=min(t.m, m), k=min(t.k, k), l=min(max(t.l, 64), ceil_to(l, 16)))
+    # The pieces of float32 operands take registers, too: with 4 samples m ptxas spills and
+    # serialises the products (`benchmarks/compile_for.py`), with 2 it does neither.
+    most = t.m if precision == "bfloat16" else min(t.m, 2)
+    t = dataclasses.replace(t, m=min(most, m), k=min(t.k, k), l=min(max(t.l, 64), ceil_to(l, 16)))
     pieces = PIECES[precision]
 
     def fit(config):

@@ -1,0 +1,107 @@
+"""What `benchmarks/compile_for.py` counts, and what the chips' compilers make of the defaults."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+# Of a step at batch 64, 3 %, on an H100: launches, and megabytes of temporaries.
+LIMITS = {"lenet300100": (180, 40)}
+
+TEXT = """
+%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %p = (s32[], f32[8,4]{1,0}) parameter(0)
+  %x = f32[8,4]{1,0} get-tuple-element(%p), index=1
+  %y = f32[8,4]{1,0} fusion(%x), kind=kLoop, calls=%double
+  ROOT %t = (s32[], f32[8,4]{1,0}) tuple(%x, %y)
+}
+
+%condition (q: (s32[], f32[8,4])) -> pred[] {
+  %q = (s32[], f32[8,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%q), index=0
+  %n = s32[] constant(5)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+%double (z: f32[8,4]) -> f32[8,4] {
+  %z = f32[8,4]{1,0} parameter(0)
+  ROOT %w = f32[8,4]{1,0} add(%z, %z)
+}
+
+ENTRY %main (a: f32[8,4], b: f32[4,16]) -> f32[8,16] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %b = f32[4,16]{1,0} parameter(1)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[8,4]{1,0}) tuple(%zero, %a)
+  %loop = (s32[], f32[8,4]{1,0}) while(%start), condition=%condition, body=%body, TRIPS
+  %r = f32[8,4]{1,0} get-tuple-element(%loop), index=1
+  ROOT %c = f32[8,16]{1,0} dot(%r, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("trips", "expected"),
+    [('backend_config={"known_trip_count":{"n":"7"}}', 7), ("metadata={}", 5)],
+    ids=("told", "from the condition"),
+)
+def test_launches_flops_and_bytes_of_a_program(trips, expected, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from chips import CHIPS
+    from chips.program import Program
+
+    counts = Program(TEXT.replace("TRIPS", trips), CHIPS["h100"]).counts()
+    assert counts.launches == 1 + expected + 1  # the loop, its turns, the product
+    assert counts.flops == 2 * 8 * 4 * 16
+    assert counts.bytes == expected * 2 * 8 * 4 * 4 + 4 * (8 * 4 + 4 * 16 + 8 * 16)
+    assert counts.seconds == pytest.approx((expected + 2) * 2e-6)
+
+
+def compile_for(chip, folder, *arguments):
+    """The rows of `compile_for.py`, which needs a process of its own for its environment."""
+    out = folder / f"{chip}.json"
+    command = [sys.executable, str(BENCHMARKS / "compile_for.py"), chip, *arguments]
+    done = subprocess.run(
+        [*command, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return json.loads(out.read_text())["rows"]
+
+
+@pytest.mark.chip
+def test_a_step_on_an_h100_keeps_to_its_limits(tmp_path):
+    for row in compile_for("h100", tmp_path, *LIMITS):
+        launches, megabytes = LIMITS[row["case"]]
+        assert 0 < row["launches"] <= launches
+        assert row["loops"] == []
+        assert 0 < row["temporary_bytes"] <= megabytes * 2**20
+
+
+@pytest.mark.chip
+def test_default_gpu_kernels_keep_to_their_registers(tmp_path):
+    options = ("--implementation", "pallas_gpu", "--precision", "float32", "bfloat16")
+    rows = compile_for("h100", tmp_path, "masked_ntk:lenet_300", "--batch", "64", *options)
+    kernels = [kernel for row in rows for kernel in row["kernels"]]
+    assert len(kernels) == 6  # the product and two of its gradient, in each precision
+    for kernel in kernels:
+        assert not kernel["serialised"], kernel
+        assert kernel["spilled_bytes"] == 0, kernel
+
+
+@pytest.mark.chip
+@pytest.mark.parametrize("chip", ("tpu-v5e", "tpu-v5p"))
+def test_tpu_kernels_compile_forward_and_backward(chip, tmp_path):
+    rows = compile_for(
+        chip, tmp_path, "masked_ntk:lenet_300", "--batch", "32", "--implementation", "pallas_tpu"
+    )
+    assert [row["direction"] for row in rows] == ["forward", "gradient"]
