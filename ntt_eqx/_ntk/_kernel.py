@@ -127,17 +127,16 @@ def outputs_and_ntk(
     _check_directions(plan, directions)
     if directions is None:
         factors = factorise(plan, operands, x)
-        both = tuple(
+        first, second = (
             jax.tree.map(lambda leaf, p=part: leaf[p], factors)
             for part in (slice(None, half), slice(half, None))
         )
         f = factors.outputs
     else:
-        both = tuple(
-            factorise(plan, operands, part, v)
-            for part, v in zip((x[:half], x[half:]), directions, strict=True)
-        )
-        f = jnp.concatenate([part.outputs for part in both])
+        first = factorise(plan, operands, x[:half], directions[0])
+        second = factorise(plan, operands, x[half:], directions[1])
+        f = jnp.concatenate([first.outputs, second.outputs])
+    both = (first, second)
     theta = kernel_in_blocks(
         blocks_of(plan, default_budget(device), symmetric=False, keeps=True),
         lambda x, side: both[side],
