@@ -258,7 +258,7 @@ def test_bfloat16_models_keep_their_dtype_and_lose_no_sums(getkey):
     )
     state = ntt.ntt_init(model, ntt.NTTConfig(DENSITY), ADAM)
     x = next(batches()).astype(jnp.bfloat16)
-    loss, _ = loss_of(state.student, state.teacher, x, state.config)
+    loss, _ = loss_of(state.student, state.teacher, x, state.method)
     assert loss.dtype == jnp.float32
     state, metrics = step(state, x)
     floats = jax.tree.leaves(eqx.filter(state.student, eqx.is_inexact_array))
