@@ -85,7 +85,9 @@ def plan_blocks(
     if keeps:
         left = max(budget - once - whole, budget // 4)
     else:
-        left, per_row, per_column = budget - once, per_row + stored, per_column + stored
+        # Blocks of samples are joined on the way, which copies some of the factors.
+        made = stored + stored // 2
+        left, per_row, per_column = budget - once, per_row + made, per_column + made
     rows, columns = _fitting(n, m, per_row, per_column, per_pair, left)
     if symmetric:
         rows = columns = min(rows, columns)

@@ -57,6 +57,26 @@ def test_memory_is_what_was_allowed(density, n, m, outputs, budget):
     assert 0 < analysis.temp_size_in_bytes <= 1.25 * budget
 
 
+class Convolution(eqx.Module):
+    conv: eqx.nn.Conv2d
+    head: eqx.nn.Linear
+
+    def __init__(self):
+        a, b = jax.random.split(jax.random.key(0))
+        self.conv = eqx.nn.Conv2d(3, 16, 5, key=a)
+        self.head = eqx.nn.Linear(16 * 16, 6, key=b)
+
+    def __call__(self, x):
+        return self.head(eqx.nn.AvgPool2d(2, 2)(jnp.tanh(self.conv(x))).reshape(-1))
+
+
+@pytest.mark.parametrize(("outputs", "budget"), [("full", 4 * MiB), ("trace", 16 * MiB)])
+def test_memory_of_tangents(outputs, budget):
+    """Tangents of all samples do not fit, and are made for each block."""
+    analysis = compiled(Convolution(), (3, 12, 12), 300, None, outputs, budget).memory_analysis()
+    assert 0 < analysis.temp_size_in_bytes <= 1.25 * budget
+
+
 def test_more_blocks_take_no_longer_to_compile():
     """1,225 blocks as 3, and the program is as long."""
     model = masked(None, width=16)
