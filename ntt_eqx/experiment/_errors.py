@@ -33,12 +33,7 @@ class Interrupted(Exception):
 
 
 def require(module: str) -> Any:
-    """Import `module`, which only the `cli` extra brings.
-
-    **Raises:**
-
-    `MissingExtra`: with the command that installs it.
-    """
+    """Import `module`, which only the `cli` extra brings; `MissingExtra` says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -52,16 +47,11 @@ def require(module: str) -> Any:
         ) from None
 
 
-def check_choice(what: str, value: str, allowed: Iterable[str]) -> str:
-    """Return `value` if it is one of `allowed`.
-
-    **Raises:**
-
-    `ExperimentError`: naming `value`, the nearest allowed name and all of them.
-    """
+def check_choice(what: str, value: str, allowed: Iterable[str], several: str = "Allowed") -> str:
+    """Return `value` if it is one of `allowed`; `ExperimentError` names the nearest and all."""
     names = list(allowed)
     if value in names:
         return value
     near = get_close_matches(str(value), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ExperimentError(f"unknown {what} {value!r}.{hint} Allowed: {', '.join(names)}.")
+    raise ExperimentError(f"unknown {what} {value!r}.{hint} {several}: {', '.join(names)}.")

@@ -49,9 +49,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_bytes(path: Path) -> bytes:
     """The content of a file; never of a pipe or a device, which may have no end.
 
-    **Raises:**
-
-    `ExperimentError`: naming the file, when it is missing or unreadable.
+    Raises `ExperimentError` naming the file, when it is missing or unreadable.
     """
     try:
         if path.exists() and not path.is_file():
@@ -66,9 +64,7 @@ def read_bytes(path: Path) -> bytes:
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
-    **Raises:**
-
-    `ExperimentError`: naming the file, when it is missing, unreadable or not JSON.
+    Raises `ExperimentError` naming the file, when it is missing, unreadable or not JSON.
     """
     content = read_bytes(path)
     try:
@@ -101,9 +97,7 @@ def sync_folder(folder: Path) -> None:
 def check_folder(folder: Path) -> None:
     """Check that `folder` is one, or can become one, without making it.
 
-    **Raises:**
-
-    `ExperimentError`: when it cannot be written.
+    Raises `ExperimentError` when it cannot be written.
     """
     with contextlib.suppress(OSError):  # a part of the path that is no folder
         place = next(part for part in (folder, *folder.absolute().parents) if part.exists())
@@ -118,9 +112,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     The lock dies with the process, so that a killed run leaves nothing to clean up.
 
-    **Raises:**
-
-    `ExperimentError`: when another process holds it, or `folder` cannot be written.
+    Raises `ExperimentError` when another process holds it, or `folder` cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

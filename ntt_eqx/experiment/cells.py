@@ -7,12 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
+from jaxtyping import PRNGKeyArray
+
 from ._errors import ExperimentError
 from ._files import read_json, write_json
+from .methods import METHODS
 from .settings import (
     CompareSettings,
     MaskSettings,
-    Method,
     Scope,
     ScoringSettings,
     TrainingSettings,
@@ -21,40 +24,26 @@ from .settings import (
 )
 
 FORMAT = 1
-NTT_METHODS = ("ntt", "ntt-ambient")
-_UNSCORED = ("dense", "random", "magnitude")
-_ITERATIONS = {"synflow": 100, "px": 100, "ntk-sap": 20}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One network to make: the unit that is run, skipped when done, resumed and retried.
+    """One network to make: the unit that is run, skipped when done, resumed and retried."""
 
-    Attributes:
-        dataset: images that the network is trained and tested on.
-        model: name of the architecture.
-        method: how its mask is chosen.
-        scope: whether weights are ranked per layer or over all layers; `None` for a dense network.
-        density: share of weights kept.
-        seed: decides the dense initialisation, the mask's randomness and the order of the data.
-        transfer: settings of the label-free phase, `None` for methods without one.
-        scoring: settings of the score, `None` for methods that need no data.
-        training: settings of the supervised phase, `None` to stop before it.
-        start: SHA-256 of the model file that training starts from, `None` to start from `method`.
-        mask: settings of the mask, `None` for plain ones.
-    """
-
-    dataset: str
-    model: str
-    method: Method
+    dataset: str  # images that the network is trained and tested on
+    model: str  # name of the architecture
+    method: str  # how its mask is chosen
+    # whether weights are ranked per layer or over all layers; `None` for a dense network
     scope: Scope | None
-    density: float
-    seed: int
+    density: float  # share of weights kept
+    seed: int  # decides the dense initialisation, the mask's randomness and the order of the data
+    # settings of the label-free phase, `None` for methods without one
     transfer: TransferSettings | None
-    scoring: ScoringSettings | None
-    training: TrainingSettings | None
+    scoring: ScoringSettings | None  # settings of the score, `None` for methods that need no data
+    training: TrainingSettings | None  # settings of the supervised phase, `None` to stop before it
+    # SHA-256 of the model file that training starts from, `None` to start from `method`
     start: str | None = None
-    mask: MaskSettings | None = None
+    mask: MaskSettings | None = None  # settings of the mask, `None` for plain ones
 
     @property
     def name(self) -> str:
@@ -63,6 +52,10 @@ class Cell:
             return f"{self.method} seed {self.seed}"
         mask = f" ({self.mask.label})" if self.mask is not None else ""
         return f"{self.method} {self.scope} {self.density:g}{mask} seed {self.seed}"
+
+    def key(self, purpose: int) -> PRNGKeyArray:
+        """A random key: 0 for the dense network, 1 for its mask, 2 for dropout, 3 for ablation."""
+        return jax.random.fold_in(jax.random.key(self.seed), purpose)
 
     @property
     def folder(self) -> str:
@@ -105,10 +98,10 @@ def plan(settings: CompareSettings) -> list[Cell]:
 
     A dense network has no density and no scope, so there is one for each seed. Settings that a
     method does not use are left out of its cells: a change of the transfer settings keeps the
-    results of every other method.
+    results of every other method. The published values stand where settings were left out.
     """
     cells = [
-        make_cell(settings, dataset, model, method, scope, density, seed)
+        _cell(settings, dataset, model, method, scope, density, seed)
         for dataset in settings.datasets
         for model in settings.models
         for seed in settings.seeds
@@ -119,46 +112,43 @@ def plan(settings: CompareSettings) -> list[Cell]:
     return list(dict.fromkeys(cells))
 
 
-def make_cell(
+def _cell(
     settings: CompareSettings,
     dataset: str,
     model: str,
-    method: Method,
+    method: str,
     scope: Scope,
     density: float,
     seed: int,
 ) -> Cell:
-    """One cell of a comparison, with the published values put in where settings were left out."""
-    transfer = scoring = None
-    if method in NTT_METHODS:
+    dense, transfer, scoring = method == "dense", None, None
+    if METHODS[method].kernel:
         transfer = settings.transfer
         if transfer.l2_weight is None:
-            transfer = dataclasses.replace(
-                transfer, l2_weight=1e-5 if model.startswith("lenet-5") else 1e-4
-            )
+            published = 1e-5 if model.startswith("lenet-5") else 1e-4
+            transfer = dataclasses.replace(transfer, l2_weight=published)
         if transfer.dataset == dataset:
             transfer = dataclasses.replace(transfer, dataset=None)
-    score = transfer.initial_mask if transfer is not None else method
-    if score not in _UNSCORED:
+    record = METHODS[method if transfer is None else transfer.initial_mask]
+    if record.score is not None and record.examples:
         scoring = settings.scoring
         if scoring.examples is None:
             examples = 128 if dataset.startswith("cifar") else 100
             scoring = dataclasses.replace(scoring, examples=examples)
         if scoring.iterations is None:
-            scoring = dataclasses.replace(scoring, iterations=_ITERATIONS.get(score, 1))
+            scoring = dataclasses.replace(scoring, iterations=record.rounds)
         if scoring.iterations == 1:
             scoring = dataclasses.replace(scoring, schedule="exponential")
-    dense = method == "dense"
     return Cell(
-        dataset=dataset,
-        model=model,
-        method=method,
-        scope=None if dense else scope,
-        density=1.0 if dense else density,
-        seed=seed,
-        transfer=transfer,
-        scoring=scoring,
-        training=settings.training,
+        dataset,
+        model,
+        method,
+        None if dense else scope,
+        1.0 if dense else density,
+        seed,
+        transfer,
+        scoring,
+        settings.training,
         mask=None if dense or settings.mask == MaskSettings() else settings.mask,
     )
 
@@ -166,9 +156,7 @@ def make_cell(
 def claim(cell: Cell, directory: Path) -> None:
     """Write the cell's configuration into its directory, or check the one that is there.
 
-    **Raises:**
-
-    `ExperimentError`: when the directory belongs to another configuration or a newer version.
+    Raises `ExperimentError` when the directory belongs to another configuration or a newer version.
     """
     path = directory / "config.json"
     if not path.exists():

@@ -19,16 +19,11 @@ KEPT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a phase needs to go on exactly where it was.
+    """Everything that a phase needs to go on exactly where it was."""
 
-    Attributes:
-        step: steps done.
-        state: model, mask, optimiser state and random keys; its JAX arrays are what is stored.
-        record: what is not an array: phase, iterator state, rows written, seconds used.
-    """
-
-    step: int
-    state: PyTree
+    step: int  # steps done
+    state: PyTree  # model, mask, optimiser state and random keys; its JAX arrays are what is stored
+    # what is not an array: phase, iterator state, rows written, seconds used
     record: dict[str, Any]
 
 
@@ -55,9 +50,7 @@ class CheckpointStore:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint; one that is already there for this step stays.
 
-        **Raises:**
-
-        `ExperimentError`: when it cannot be written; the older ones stay.
+        Raises `ExperimentError` when it cannot be written; the older ones stay.
         """
         if checkpoint.step in self._manager.all_steps():
             return
@@ -79,13 +72,7 @@ class CheckpointStore:
     def latest(self, like: PyTree) -> Checkpoint | None:
         """The newest whole checkpoint, or `None`.
 
-        **Arguments:**
-
-        - `like`: a state with the structure, shapes and dtypes that are expected.
-
-        **Raises:**
-
-        `ExperimentError`: when there are checkpoints and none can be read.
+        Raises `ExperimentError` when there are checkpoints and none can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _named_arrays(like))

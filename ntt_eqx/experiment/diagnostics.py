@@ -16,20 +16,14 @@ from .._sparse import SparseModel
 
 @dataclasses.dataclass(frozen=True)
 class KernelComparison:
-    """The tangent kernel of a sparse network beside that of a dense one, on the same inputs.
+    """The tangent kernel of a sparse network beside that of a dense one, on the same inputs."""
 
-    Attributes:
-        distance: mean squared difference of the kernels' entries, all outputs against all.
-        alignment: centred kernel alignment (CKA; Cortes et al., JMLR 2012) of the kernels between
-            inputs, summed over the outputs; 1 for kernels that are the same up to scale.
-        spectrum: eigenvalues of the sparse network's kernel, falling.
-        dense_spectrum: likewise of the dense one's.
-    """
-
-    distance: float
+    distance: float  # mean squared difference of the kernels' entries, all outputs against all
+    # centred kernel alignment (CKA; Cortes et al., JMLR 2012) of the kernels between inputs, summed
+    # over the outputs; 1 for kernels that are the same up to scale
     alignment: float
-    spectrum: np.ndarray
-    dense_spectrum: np.ndarray
+    spectrum: np.ndarray  # eigenvalues of the sparse network's kernel, falling
+    dense_spectrum: np.ndarray  # likewise of the dense one's
 
     @property
     def trace_ratio(self) -> float:
@@ -44,21 +38,13 @@ class KernelComparison:
 
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
-    """What a layer costs for one sample.
+    """What a layer costs for one sample."""
 
-    Attributes:
-        name: path of its weight.
-        weights: number of its weights.
-        kept: number that are kept.
-        flops: multiply-adds of the dense layer.
-        kept_flops: multiply-adds of the kept weights.
-    """
-
-    name: str
-    weights: int
-    kept: int
-    flops: int
-    kept_flops: int
+    name: str  # path of its weight
+    weights: int  # number of its weights
+    kept: int  # number that are kept
+    flops: int  # multiply-adds of the dense layer
+    kept_flops: int  # multiply-adds of the kept weights
 
 
 def compare_kernels(
@@ -95,11 +81,6 @@ def layer_costs(sparse: SparseModel, input_shape: Sequence[int]) -> list[LayerCo
     A weight of a convolution is used at every position of its output, so that the early layers,
     which have few weights, may hold most of the FLOPs. Masks that keep filters whole save them on
     any machine; scattered ones where sparse products are fast.
-
-    **Arguments:**
-
-    - `sparse`: the network.
-    - `input_shape`: shape of one sample.
     """
     x = jnp.zeros((1, *input_shape))
     shares, costs = jax.device_get(sparse.densities()), []

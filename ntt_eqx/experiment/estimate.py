@@ -3,38 +3,33 @@
 import dataclasses
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
-from .._sparse import sparsify
+from .. import sparsify
 from .cells import Cell
 from .images import ImageShelf
-from .phase import Phase, epochs_to_steps
-from .phases import training_phase, transfer_phase
+from .loop import Phase
+from .methods import METHODS
+from .phases import planned_steps, training_phase, transfer_phase
 from .progress import Display, duration
 from .results import CELLS
-from .run_cell import Surroundings, dense_initialisation
+from .running import RunContext, dense_initialisation
 
 _TIMED_STEPS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one kind of phase costs on this machine.
+    """What one kind of phase costs on this machine."""
 
-    Attributes:
-        first: seconds of the first step, compilation included.
-        step: seconds of a later step.
-        look: seconds of a look at the held-out or test images.
-        log_every: steps between two looks.
-    """
-
-    first: float
-    step: float
-    look: float
-    log_every: int
+    first: float  # seconds of the first step, compilation included
+    step: float  # seconds of a later step
+    look: float  # seconds of a look at the held-out or test images
+    log_every: int  # steps between two looks
 
     def seconds(self, steps: int) -> float:
         """Time of a phase of so many steps, without compilation."""
@@ -43,20 +38,14 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Time and memory of what is left to do.
+    """Time and memory of what is left to do."""
 
-    Attributes:
-        seconds: all of it.
-        steps: seconds of a step, by kind of phase.
-        memory: bytes that this process has needed so far, `None` where that is not known.
-    """
-
-    seconds: float
-    steps: dict[str, float]
-    memory: int | None
+    seconds: float  # all of it
+    steps: dict[str, float]  # seconds of a step, by kind of phase
+    memory: int | None  # bytes that this process has needed so far, `None` where that is not known
 
 
-def estimate(cells: Sequence[Cell], out: Path, around: Surroundings) -> Costs:
+def estimate(cells: Sequence[Cell], out: Path, context: RunContext) -> Costs:
     """Time a few steps of every kind that `cells` still need.
 
     The steps compile what the run compiles anyway; their results are thrown away.
@@ -67,20 +56,20 @@ def estimate(cells: Sequence[Cell], out: Path, around: Surroundings) -> Costs:
     for cell in cells:
         if _done(cell, out):
             continue
-        for phase_name, count in _phases(cell, around.shelf):
-            around.stop.check()
-            kernel = cell.method if phase_name == "transfer" else ""
-            kind = (cell.dataset, cell.model, phase_name, kernel)
-            variant = (*kind, cell.transfer, cell.density, cell.scope) if kernel else kind
+        for name, count in planned_steps(cell, context.shelf).items():
+            context.stop.check()
+            method = cell.method if name == "transfer" else ""
+            kind = (cell.dataset, cell.model, name, method)
+            variant = (*kind, cell.transfer, cell.density, cell.scope) if method else kind
             if kind not in known:
-                known[kind] = _measure(_build(cell, phase_name, around.shelf))
+                known[kind] = _measure(_build(cell, name, context.shelf))
                 compiled.add(variant)
             cost = known[kind]
             if variant not in compiled:
                 compiled.add(variant)
                 total += cost.first
             total += cost.seconds(count)
-            steps[f"{kernel or 'training'} step"] = cost.step
+            steps[f"{METHODS[method].label if method else 'training'} step"] = cost.step
     return Costs(total, steps, _memory())
 
 
@@ -103,30 +92,13 @@ def show_plan(
     for name, values in facts.items():
         if values:
             display.say(f"  {name + ':':10}{', '.join(dict.fromkeys(values))}")
-    counts: dict[tuple[str, int], int] = {}
-    for cell in todo:
-        for name, steps in _phases(cell, shelf):
-            counts[name, steps] = counts.get((name, steps), 0) + 1
+    counts = Counter(phase for cell in todo for phase in planned_steps(cell, shelf).items())
     for (name, steps), times in counts.items():
         display.say(f"  {name + ':':10}{times} x {steps} steps")
     if costs is not None and todo:
         rates = ", ".join(f"{name} {1000 * s:.3g} ms" for name, s in costs.steps.items())
         memory = "" if costs.memory is None else f"; memory about {costs.memory / 1e6:.0f} MB"
         display.say(f"  time:     about {duration(costs.seconds)} ({rates}){memory}")
-
-
-def _phases(cell: Cell, shelf: ImageShelf) -> list[tuple[str, int]]:
-    found = []
-    if cell.transfer is not None:
-        images = shelf.load(cell.transfer.dataset or cell.dataset)
-        used, _ = images.parts(cell.transfer.held_out, cell.seed)
-        count = epochs_to_steps(cell.transfer.epochs, used.size, cell.transfer.batch_size)
-        found.append(("transfer", count))
-    if cell.training is not None:
-        used, _ = shelf.load(cell.dataset).parts(cell.training.held_out, cell.seed)
-        count = epochs_to_steps(cell.training.epochs, used.size, cell.training.batch_size)
-        found.append(("train", count))
-    return found
 
 
 def _build(cell: Cell, name: str, shelf: ImageShelf) -> Phase:
@@ -140,8 +112,12 @@ def _build(cell: Cell, name: str, shelf: ImageShelf) -> Phase:
 
 
 def _measure(phase: Phase) -> Cost:
+    def look(state: object) -> None:
+        for observe in phase.observe.values():
+            observe(state)
+
     started = time.perf_counter()
-    phase.observe(phase.state, 0)
+    look(phase.state)
     state, values = phase.step(phase.state, next(phase.batches))
     jax.block_until_ready(values)
     first = time.perf_counter() - started
@@ -151,7 +127,7 @@ def _measure(phase: Phase) -> Cost:
     jax.block_until_ready(values)
     step = (time.perf_counter() - started) / _TIMED_STEPS
     started = time.perf_counter()
-    phase.observe(state, 0)
+    look(state)
     return Cost(first, step, time.perf_counter() - started, phase.log_every)
 
 

@@ -6,11 +6,33 @@ from typing import Any
 
 import numpy as np
 
-from .._supervised import evaluate
-from ..data import Batch, BatchIterator, Dataset, Split, as_batch, batches, hold_out, load_dataset
-from ._errors import ExperimentError
+from .. import evaluate
+from ..data import (
+    DATASETS,
+    Batch,
+    BatchIterator,
+    Dataset,
+    DatasetError,
+    Split,
+    as_batch,
+    batches,
+    check_dataset_name,
+    hold_out,
+    load_dataset,
+)
+from ._errors import ExperimentError, check_choice
 
 _CHUNK = 10_000
+
+
+def check_dataset(name: str) -> None:
+    """Raise `ExperimentError` unless `name` is a dataset, some of its classes, two, or a folder."""
+    for part in [] if name.startswith("npy:") else name.split("+"):
+        check_choice("dataset", part.partition(":")[0], DATASETS)
+    try:
+        check_dataset_name(name)
+    except DatasetError as error:
+        raise ExperimentError(str(error)) from error
 
 
 class ImageShelf:
@@ -44,20 +66,8 @@ class Images:
         self.name = dataset.name
         self.input_shape = dataset.input_shape
         self.num_classes = dataset.num_classes
-        self.mean = dataset.mean
-        self.std = dataset.std
-        self.labelled = dataset.labelled
+        self.mean, self.std = dataset.mean, dataset.std
         self.test = Part(dataset, dataset.test)
-
-    @property
-    def train_size(self) -> int:
-        """Number of training images, held-out ones included."""
-        return len(self._dataset.train)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the images take."""
-        return self._dataset.train.x.nbytes + self._dataset.test.x.nbytes
 
     def parts(self, held_out: float, seed: int) -> tuple["Part", "Part"]:
         """The training images to use and those to hold out: a random share, the same per seed."""
@@ -69,7 +79,7 @@ class Images:
 
     def check_labelled(self) -> None:
         """Raise `ExperimentError` for a set without labels, which cannot be trained on."""
-        if not self.labelled:
+        if not self._dataset.labelled:
             raise ExperimentError(
                 f"dataset {self.name!r} has no labels; it serves --transfer.dataset only."
             )
@@ -107,12 +117,7 @@ class Part:
         return len(self._split)
 
     def batches(self, batch_size: int, *, seed: int) -> BatchIterator:
-        """Endless shuffled batches.
-
-        **Raises:**
-
-        `ExperimentError`: when a batch would need more images than there are.
-        """
+        """Endless shuffled batches; `ExperimentError` if one needs more images than there are."""
         if batch_size > self.size:
             raise ExperimentError(
                 f"{self._name}: a batch of {batch_size} images does not fit into {self.size}."

@@ -1,170 +1,93 @@
-"""The pruning methods by name, and the sparse network that each starts training from."""
+"""The ways to choose a sparse network: one record each, from which all that names them follows."""
 
-import functools
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
-import jax
-import jax.tree_util as jtu
-import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from .. import _scores
-from .._masks import NM, LayerCollapseWarning, make_mask, reinitialise, shuffle_mask
-from .._scores import AbstractLabelFreeScore, AbstractSupervisedScore, prune
-from .._sparse import SparseModel, sparsify
-from .._transfer import NTTConfig, ntt_loss
-from ._errors import ExperimentError
-from .cells import Cell
-from .settings import METHODS, MaskSettings, parse_pattern
+from .. import NTTConfig, ntt_loss, scores
 
 _RAY = (0.25, 0.5, 0.75, 1.0)
-_SCORES: dict[str, Callable[[PRNGKeyArray], AbstractLabelFreeScore | AbstractSupervisedScore]] = {
-    "random": lambda key: _scores.Random(key),
-    "magnitude": lambda key: _scores.Magnitude(),
-    "snip": lambda key: _scores.Snip(),
-    "logit-snip": lambda key: _scores.LogitSnip(),
-    "grasp": lambda key: _scores.GraSP(),
-    "synflow": lambda key: _scores.SynFlow(),
-    "ntk-sap": lambda key: _scores.NTKSAP(key),
-    "px": lambda key: _scores.PathExclusion(),
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way to choose a sparse network."""
+
+    label: str  # what tables and figures call it
+    colour: str  # of its lines
+    marker: str  # of its points, by which grey prints tell it from others
+    dashes: Any = "-"  # of its lines, likewise
+    # the kernel that it transfers, `active` or `ambient`; empty for a method that scores
+    kernel: str = ""
+    # makes its score from a random key, the dense network and the density; `None` for dense
+    # networks and for transfers, which start from the mask of another method
+    score: Callable[[PRNGKeyArray, Any, float], Any] | None = None
+    examples: bool = True  # whether the score looks at training images
+    labels: bool = False  # whether it looks at their labels
+    rounds: int = 1  # published number of rounds of scoring and pruning
+
+
+def _ntt_gradient(key: PRNGKeyArray, teacher: Any, density: float) -> Any:
+    config = NTTConfig(density=density, l2_weight=0.0)
+    return scores.LossGradient(lambda student, x: ntt_loss(student, teacher, x, config)[0], _RAY)
+
+
+def _plain(kind: Any) -> Callable[[PRNGKeyArray, Any, float], Any]:
+    return lambda key, teacher, density: kind()
+
+
+def _drawn(kind: Any) -> Callable[[PRNGKeyArray, Any, float], Any]:
+    return lambda key, teacher, density: kind(key)
+
+
+# Okabe and Ito's palette, which readers with any colour vision can tell apart, and three more from
+# Tol's muted palette; markers and dashes repeat what the colours say.
+METHODS: dict[str, Method] = {
+    "dense": Method("dense", "#000000", "_", (0, (1, 1))),
+    "ntt": Method("NTT (active)", "#0072B2", "o", kernel="active"),
+    "ntt-ambient": Method("NTT (ambient)", "#56B4E9", "s", (0, (4, 1.5)), kernel="ambient"),
+    "random": Method(
+        "random", "#8A8A8A", "X", (0, (1, 1.2)), score=_drawn(scores.Random), examples=False
+    ),
+    "magnitude": Method(
+        "magnitude", "#7A5230", "v", (0, (5, 1)), score=_plain(scores.Magnitude), examples=False
+    ),
+    "snip": Method(
+        "SNIP", "#D55E00", "^", (0, (6, 1, 1, 1)), score=_plain(scores.Snip), labels=True
+    ),
+    "logit-snip": Method(
+        "logit-SNIP", "#E69F00", "D", (0, (3, 1, 1, 1, 1, 1)), score=_plain(scores.LogitSnip)
+    ),
+    "grasp": Method(
+        "GraSP", "#009E73", "P", (0, (5, 1.5, 1.5, 1.5)), score=_plain(scores.GraSP), labels=True
+    ),
+    "synflow": Method(
+        "SynFlow", "#CC79A7", "<", (0, (2, 1)), score=_plain(scores.SynFlow), rounds=100
+    ),
+    "ntk-sap": Method(
+        "NTK-SAP", "#882255", ">", (0, (7, 2)), score=_drawn(scores.NTKSAP), rounds=20
+    ),
+    "px": Method(
+        "PX", "#117733", "h", (0, (4, 1, 2, 1)), score=_plain(scores.PathExclusion), rounds=100
+    ),
+    "ntt-gradient": Method("NTT gradient", "#332288", "p", (0, (3, 2)), score=_ntt_gradient),
 }
-SUPERVISED = ("snip", "grasp")
-"""Methods whose scores look at labels."""
+
+if TYPE_CHECKING:
+    MethodName = FirstMask = TransferName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
+    FirstMask = Literal[tuple(name for name, method in METHODS.items() if method.score)]
+    TransferName = Literal[tuple(name for name, method in METHODS.items() if method.kernel)]
 
 
-def pruned_at_start(
-    cell: Cell, teacher: Any, examples: tuple[Array, Array] | None, key: PRNGKeyArray
-) -> SparseModel:
-    """The dense initialisation `teacher` with the mask that the cell's score gives it.
-
-    For NTT this is the score of its first mask, for any other method its own.
-
-    **Arguments:**
-
-    - `cell`: which method, scope, density and kind of mask.
-    - `teacher`: the dense network at its initialisation; its weights are kept.
-    - `examples`: inputs `[batch, ...]` and labels `[batch]` for methods that look at data.
-    - `key`: for methods that draw.
-
-    **Raises:**
-
-    `ExperimentError`: for scores that are not finite, or a mask that does not fit the network.
-
-    **Warns:**
-
-    `LayerCollapseWarning` when a layer is left empty.
-    """
-    sparse = sparsify(teacher)
-    if cell.method == "dense":
-        return sparse
-    name = cell.method if cell.transfer is None else cell.transfer.initial_mask
-    score = _ntt_gradient(cell, teacher) if name == "ntt-gradient" else _SCORES[name](key)
-    inputs = examples
-    if examples is not None and isinstance(score, AbstractLabelFreeScore):
-        inputs = examples[0]
-    if name == "ntt-gradient" and inputs is not None:
-        inputs = inputs[: len(inputs) // 2 * 2]
-    mask = cell.mask or MaskSettings()
-    scoring = cell.scoring
-    try:
-        return prune(
-            sparse,
-            score,
-            _density(cell, sparse.mask),
-            inputs,
-            **_shape_options(cell),
-            steps=(scoring.iterations or 1) if scoring is not None else 1,
-            schedule=scoring.schedule if scoring is not None else "exponential",
-            invert=mask.ablation == "invert",
-        )
-    except (ValueError, RuntimeError) as error:
-        raise ExperimentError(f"{cell.name}: {_plain(error)}") from error
+def method(name: str) -> Method:
+    """The record of `name`; an unknown one, from a newer version's files, is grey."""
+    return METHODS.get(name) or Method(name, "#555555", "*")
 
 
-def ablated(cell: Cell, sparse: SparseModel, key: PRNGKeyArray) -> SparseModel:
-    """`sparse` with its mask shuffled or its weights drawn again, if the cell asks for it."""
-    ablation = cell.mask.ablation if cell.mask is not None else None
-    if ablation == "shuffle":
-        return sparse.with_mask(shuffle_mask(sparse.mask, key))
-    return reinitialise(sparse, key) if ablation == "reinitialise" else sparse
-
-
-def check_fits(cell: Cell, teacher: Any) -> None:
-    """Check that the mask which `cell` asks for can be made, without computing anything.
-
-    **Raises:**
-
-    `ExperimentError`: for a density that leaves a layer empty, or a pattern that does not fit.
-    """
-    if cell.method == "dense":
-        return
-    ones = sparsify(teacher).mask
-    shapes = lambda dtype: jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, dtype), ones)
-    make = functools.partial(make_mask, density=_density(cell, ones), **_shape_options(cell))
-    try:
-        jax.eval_shape(make, shapes(np.float32))
-    except ValueError as error:
-        raise ExperimentError(f"{cell.name}, {cell.model}: {_plain(error)}") from error
-
-
-def available_methods() -> list[str]:
-    """The methods that there are."""
-    return list(METHODS)
-
-
-def kept_weights(sparse: SparseModel) -> dict[str, float]:
-    """Share of weights kept in every prunable layer, by its path."""
-    found = jax.device_get(sparse.densities())
-    return {name.strip("."): float(share) for name, share in found.items()}
-
-
-@contextmanager
-def collapse_told(say: Callable[[str], None], title: str) -> Iterator[None]:
-    """Tell `LayerCollapseWarning`s of the body as one plain line each; leave others as they are."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", LayerCollapseWarning)
-        yield
-    told = set()
-    for warning in caught:
-        if not issubclass(warning.category, LayerCollapseWarning):
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
-            continue
-        text = str(warning.message).partition(": ")[2]
-        if text not in told:
-            say(f"{title}: {text}")
-        told.add(text)
-
-
-def _ntt_gradient(cell: Cell, teacher: Any) -> AbstractLabelFreeScore:
-    config = NTTConfig(density=cell.density, l2_weight=0.0)
-    return _scores.LossGradient(lambda student, x: ntt_loss(student, teacher, x, config)[0], _RAY)
-
-
-def _density(cell: Cell, mask: Any) -> float | Mapping[str, float]:
-    """The density; for N:M one for each layer, 1 where the inputs do not divide into groups."""
-    pattern = parse_pattern(cell.mask.pattern) if cell.mask is not None else None
-    if not isinstance(pattern, NM):
-        return cell.density
-    whole = lambda m: m.ndim < 2 or m.shape[1] % pattern.m
-    named = jtu.tree_leaves_with_path(mask)
-    return {jtu.keystr(path): 1.0 if whole(m) else cell.density for path, m in named}
-
-
-def _shape_options(cell: Cell) -> dict[str, Any]:
-    mask = cell.mask or MaskSettings()
-    return {
-        "scope": cell.scope or "layer",
-        "allocation": mask.allocation if mask.allocation != "uniform" else None,
-        "pattern": parse_pattern(mask.pattern),
-    }
-
-
-def _plain(error: Exception) -> str:
-    """The first line of a message, without the name of the function that it starts with."""
-    line = str(error).strip().split("\n")[0]
-    return line.removeprefix("make_mask: ").removeprefix("prune: ")
+def method_order(name: str) -> int:
+    """Where `name` stands in tables and legends."""
+    return list(METHODS).index(name) if name in METHODS else len(METHODS)

@@ -23,9 +23,7 @@ class MetricsFile:
     def rewind(self, rows: int) -> None:
         """Keep the first `rows` rows.
 
-        **Raises:**
-
-        `ExperimentError`: when the file has fewer whole rows than that.
+        Raises `ExperimentError` when the file has fewer whole rows than that.
         """
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]
@@ -54,9 +52,7 @@ class MetricsFile:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file; an unfinished last line of a running process is left out.
 
-    **Raises:**
-
-    `ExperimentError`: naming the file and the line that is not a JSON object.
+    Raises `ExperimentError` naming the file and the line that is not a JSON object.
     """
     rows = []
     if not path.exists():

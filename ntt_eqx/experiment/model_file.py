@@ -30,15 +30,10 @@ _FIELDS = {
 
 
 class LoadedModel(NamedTuple):
-    """A network from a file.
+    """A network from a file."""
 
-    Attributes:
-        model: the network, dense weights and mask.
-        header: what the file says of it: `model`, `arguments`, `trained_on` and more.
-    """
-
-    model: SparseModel
-    header: dict[str, Any]
+    model: SparseModel  # the network, dense weights and mask
+    header: dict[str, Any]  # what the file says of it: `model`, `arguments`, `trained_on` and more
 
 
 def save_model(path: Path, model: SparseModel, header: dict[str, Any]) -> None:
@@ -46,13 +41,6 @@ def save_model(path: Path, model: SparseModel, header: dict[str, Any]) -> None:
 
     The file is the line `ntt-eqx model`, the length of the header (8 bytes, little-endian), the
     header (JSON), and the arrays as `eqx.tree_serialise_leaves` writes them.
-
-    **Arguments:**
-
-    - `path`: the file to write.
-    - `model`: the network.
-    - `header`: must hold `model` (the architecture's name) and `arguments` (`input_shape`,
-      `num_classes`), from which `load_model` builds it again; other entries are kept.
     """
     buffer = io.BytesIO()
     eqx.tree_serialise_leaves(buffer, model)
@@ -70,10 +58,8 @@ def save_model(path: Path, model: SparseModel, header: dict[str, Any]) -> None:
 def load_model(path: Path) -> LoadedModel:
     """Read a file that `save_model` wrote. Nothing in the file is executed.
 
-    **Raises:**
-
-    `ExperimentError`: naming the file, when it is missing, not a model file, truncated, changed,
-    or written by a newer version.
+    Raises `ExperimentError` naming the file, when it is missing, not a model file, truncated,
+    changed, or written by a newer version.
     """
     header, payload = _split(path, read_bytes(path))
     for name, kind in _FIELDS.items():

@@ -1,5 +1,7 @@
-"""Tables and figures from what is on disk."""
+"""Tables, figures and one page of both, from what is on disk."""
 
+import base64
+import html
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,31 +11,94 @@ import jax
 import numpy as np
 
 from ._errors import ExperimentError, require
-from ._files import write_text
+from ._files import write_json, write_text
 from .figures import (
     accuracy_figure,
     densities_figure,
     distances_figure,
+    line_label,
     masks_figure,
     save_figure,
     sparsity_figure,
 )
-from .figures._style import line_label, method_order
+from .methods import method_order
 from .model_file import load_model
-from .results import MODEL, Run, results_of, save_results
-from .table import Row, latex, make_rows, markdown, to_csv
+from .results import MODEL, Run
+from .table import Cells, Row, latex, make_rows, markdown, table_cells, to_csv
 
-TABLES = ("table.md", "table.csv", "table.tex")
+_TABLES = {"table.md": markdown, "table.csv": to_csv, "table.tex": latex}
+_STYLE = """\
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; border-top: 2px solid; border-bottom: 2px solid; }
+th, td { padding: 0.2rem 0.8rem; text-align: left; } th { border-bottom: 1px solid; }
+.n { text-align: right; font-variant-numeric: tabular-nums; }
+figure { margin: 2rem 0; } img { max-width: 100%; } figcaption { color: #555; }"""
+_CAPTIONS = {
+    "accuracy": "Test accuracy while the networks train.",
+    "sparsity": "Test accuracy after training against the share of weights kept.",
+    "distances": "Distance of the student's kernel and outputs to its teacher's on held-out images "
+    "during the transfer.",
+    "masks": "Masks of the first layer: weights kept at each input, and single units.",
+    "densities": "Share of weights kept in each layer.",
+    "evolution": "Outputs on fixed test images while the networks train on the same batches.",
+    "spectrum": "Eigenvalues of the tangent kernels before training.",
+}
 
 
 def write_tables(results: Sequence[dict[str, Any]], out: Path) -> list[Row]:
     """Write `results.json`, `table.md`, `table.csv` and `table.tex` into `out`."""
-    results = sorted(results, key=_place)
-    save_results(out / "results.json", list(results))
+    write_json(out / "results.json", sorted(results, key=_place))
     rows = make_rows(results)
-    for name, render in zip(TABLES, (markdown, to_csv, latex), strict=True):
+    for name, render in _TABLES.items():
         write_text(out / name, render(rows))
     return rows
+
+
+def write_page(
+    runs: Sequence[Run], out: Path, title: str, on_problem: Callable[[str], None]
+) -> list[Path]:
+    """Draw the figures of `runs` into `out/figures`, and put them with the table on one page.
+
+    Returns the files of the figures.
+    """
+    figures = write_figures(runs, out / "figures", on_problem)
+    results = [run.result for run in runs if run.result is not None]
+    trained = any(result.get("test_accuracy") is not None for result in results)
+    note = "Test accuracy: mean ± sample standard deviation over seeds." if trained else ""
+    save_page(out, title, table_cells(make_rows(results)), figures, note)
+    return figures
+
+
+def save_page(out: Path, title: str, table: Cells, figures: Sequence[Path], note: str = "") -> None:
+    """Write `report.html`: a table and figures (PNG files, inlined) in one page without links."""
+    header, body, right = table
+    line = lambda cells, tag: "".join(
+        f'<{tag} class="n">{html.escape(c)}</{tag}>' if r else f"<{tag}>{html.escape(c)}</{tag}>"
+        for c, r in zip(cells, right, strict=True)
+    )
+    rows = "\n".join(f"<tr>{line(cells, 'td')}</tr>" for cells in body)
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<table>\n<tr>{line(header, 'th')}</tr>\n{rows}\n</table>",
+        f"<p>{html.escape(note)}</p>",
+    ]
+    for path in figures:
+        if path.suffix == ".png":
+            picture = base64.b64encode(path.read_bytes()).decode()
+            kind, _, place = path.stem.partition("-")
+            caption = html.escape(f"{_CAPTIONS.get(kind, kind)} {place}".strip())
+            width = int.from_bytes(path.read_bytes()[16:20], "big") // 2  # of the PNG's header
+            parts.append(
+                f'<figure><img src="data:image/png;base64,{picture}" width="{width}" '
+                f'alt="{kind}"><figcaption>{caption}</figcaption></figure>'
+            )
+    write_text(
+        out / "report.html",
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style></head><body>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n",
+    )
 
 
 def write_figures(runs: Sequence[Run], out: Path, on_problem: Callable[[str], None]) -> list[Path]:
@@ -41,12 +106,6 @@ def write_figures(runs: Sequence[Run], out: Path, on_problem: Callable[[str], No
 
     Curves and masks are drawn for each dataset, model and density apart; the file names say which
     as soon as there is more than one.
-
-    **Arguments:**
-
-    - `runs`: finished cells.
-    - `out`: a folder, made when needed.
-    - `on_problem`: told about files that cannot be drawn from; the other figures are still drawn.
     """
     require("matplotlib")
     runs = [run for run in runs if run.result is not None]
@@ -54,23 +113,24 @@ def write_figures(runs: Sequence[Run], out: Path, on_problem: Callable[[str], No
     written: list[Path] = []
     for (dataset, model), members in groups.items():
         place = f"-{_slug(dataset)}-{_slug(model)}" if len(groups) > 1 else ""
-        written += _save(sparsity_figure(results_of(members)), out / f"sparsity{place}")
         dense = [run for run in members if run.config["method"] == "dense"]
-        sparse = [run for run in members if run.config["method"] != "dense"]
-        densities = _by(sparse, ("density",)) or {(1.0,): []}
-        for (density,), cells in densities.items():
+        densities = _by([run for run in members if run not in dense], ("density",))
+        drawn = {f"sparsity{place}": lambda members=members: sparsity_figure(members)}
+        for (density,), cells in (densities or {(1.0,): []}).items():
             suffix = place + (f"-{density:g}" if len(densities) > 1 else "")
-            drawn: dict[str, Callable[[], Any]] = {
-                "accuracy": lambda cells=cells, dense=dense: accuracy_figure([*cells, *dense]),
-                "distances": lambda cells=cells: distances_figure(cells),
-                "densities": lambda cells=cells: densities_figure(results_of(cells)),
-                "masks": lambda cells=cells: _masks(cells),
+            drawn |= {
+                f"accuracy{suffix}": lambda c=cells, dense=dense: accuracy_figure([*c, *dense]),
+                f"distances{suffix}": lambda c=cells: distances_figure(c),
+                f"densities{suffix}": lambda c=cells: densities_figure(c),
+                f"masks{suffix}": lambda c=cells: _masks(c),
             }
-            for name, draw in drawn.items():
-                try:
-                    written += _save(draw(), out / f"{name}{suffix}")
-                except ExperimentError as error:
-                    on_problem(f"{name}{suffix} is not drawn: {error}")
+        for name, draw in drawn.items():
+            try:
+                figure = draw()
+            except ExperimentError as error:
+                on_problem(f"{name} is not drawn: {error}")
+                continue
+            written += [] if figure is None else save_figure(figure, out / name)
     return written
 
 
@@ -82,16 +142,12 @@ def _masks(runs: Sequence[Run]) -> Any | None:
     several = len({scope for _, scope, _ in first if scope}) > 1
     masks, shape = {}, ()
     order = lambda key: (method_order(key[0]), key[1] != "layer", key[2])
-    for method, scope, kind in sorted(first, key=order):
-        loaded = load_model(first[method, scope, kind].directory / MODEL)
+    for name, scope, kind in sorted(first, key=order):
+        loaded = load_model(first[name, scope, kind].directory / MODEL)
         shape = tuple(loaded.header["arguments"]["input_shape"])
-        label = line_label(method, scope, several_scopes=several, mask=kind)
+        label = line_label(name, scope if several else None, kind)
         masks[label] = np.asarray(jax.tree.leaves(loaded.model.mask)[0])
-    return masks_figure(masks, shape) if masks else None
-
-
-def _save(figure: Any | None, stem: Path) -> list[Path]:
-    return [] if figure is None else save_figure(figure, stem)
+    return masks_figure(masks, shape, list(first.values())) if masks else None
 
 
 def _by(runs: Sequence[Run], names: Sequence[str]) -> dict[tuple[Any, ...], list[Run]]:
@@ -102,14 +158,8 @@ def _by(runs: Sequence[Run], names: Sequence[str]) -> dict[tuple[Any, ...], list
 
 
 def _place(result: dict[str, Any]) -> tuple[Any, ...]:
-    return (
-        result["dataset"],
-        result["model"],
-        -result["density"],
-        method_order(result["method"]),
-        result.get("scope") or "",
-        result["seed"],
-    )
+    place = (result["dataset"], result["model"], -result["density"], method_order(result["method"]))
+    return (*place, result.get("scope") or "", result["seed"])
 
 
 def _slug(name: str) -> str:

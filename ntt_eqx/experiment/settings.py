@@ -1,4 +1,4 @@
-"""What a run can be told: typed settings, presets, and configuration files."""
+"""What a run can be told: one schema for flags, JSON files, checks and the identity of a run."""
 
 import dataclasses
 import json
@@ -11,104 +11,69 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .._masks import NM, AbstractPattern, Block, Channels
+from .. import NM, Block, Channels
 from ._errors import ExperimentError
 from ._files import read_json
+from .methods import METHODS, FirstMask, MethodName
 
-Method = Literal[
-    "dense",
-    "ntt",
-    "ntt-ambient",
-    "random",
-    "magnitude",
-    "snip",
-    "logit-snip",
-    "grasp",
-    "synflow",
-    "ntk-sap",
-    "px",
-    "ntt-gradient",
-]
-FirstMask = Literal[
-    "magnitude",
-    "random",
-    "logit-snip",
-    "synflow",
-    "ntk-sap",
-    "px",
-    "ntt-gradient",
-    "snip",
-    "grasp",
-]
 Scope = Literal["layer", "global"]
-METHODS: tuple[str, ...] = typing.get_args(Method)
 SCOPES: tuple[str, ...] = typing.get_args(Scope)
 
 _T = TypeVar("_T")
 
 
+def _number(
+    default: Any, low: float | int = 0, high: float | int = math.inf, *, above: bool = False
+) -> Any:
+    """A field whose numbers are at least `low` (with `above`: greater) and at most `high`."""
+    return dataclasses.field(default=default, metadata={"range": (low, high, above)})
+
+
 @dataclasses.dataclass(frozen=True)
 class TransferSettings:
-    """The label-free phase (Neural Tangent Transfer).
+    """The label-free phase (Neural Tangent Transfer)."""
 
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images a step; cut in halves for the kernel, so even.
-        learning_rate: of Adam.
-        mask_every: steps between two choices of the mask; 0 keeps the first mask.
-        kernel_weight: weight of the kernel distance in the loss.
-        l2_weight: weight of the L2 term; left out, the published one: 1e-4, and 1e-5 for LeNet-5.
-        initial_mask: the score that the student's first mask comes from; `snip` and `grasp` look at
-            labels, the others do not.
-        held_out: share of the training images kept aside to watch the distances.
-        dataset: transfer on these images instead of those that are trained on.
-        log_every: steps between two rows of metrics.jsonl.
-    """
-
-    epochs: float = 20.0
-    batch_size: int = 64
-    learning_rate: float = 5e-4
-    mask_every: int = 100
-    kernel_weight: float = 1e-3
-    l2_weight: float | None = None
+    epochs: float = _number(20.0, above=True)  # passes over the training images
+    batch_size: int = _number(64, 2)  # images a step; cut in halves for the kernel, so even
+    learning_rate: float = _number(5e-4, high=1e30, above=True)  # of Adam
+    mask_every: int = _number(100)  # steps between two choices of the mask; 0 keeps the first mask
+    kernel_weight: float = _number(1e-3)  # weight of the kernel distance in the loss
+    # weight of the L2 term; left out, the published one: 1e-4, and 1e-5 for LeNet-5
+    l2_weight: float | None = _number(None)
+    # the score that the student's first mask comes from; `snip` and `grasp` look at labels, the
+    # others do not
     initial_mask: FirstMask = "magnitude"
-    held_out: float = 0.002
-    dataset: str | None = None
-    log_every: int = 100
+    # share of the training images kept aside to watch the distances
+    held_out: float = _number(0.002, high=0.9)
+    dataset: str | None = None  # transfer on these images instead of those that are trained on
+    log_every: int = _number(100, 1)  # steps between two rows of metrics.jsonl
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoringSettings:
-    """The scores that the other methods prune by.
+    """The scores that the other methods prune by."""
 
-    Attributes:
-        examples: training examples that a score sees; left out, the published numbers: 100, and
-            128 for CIFAR.
-        iterations: rounds of scoring and pruning; left out, the published numbers: 100 for SynFlow
-            and PX, 20 for NTK-SAP, 1 for the others.
-        schedule: how the density falls over the rounds.
-    """
-
-    examples: int | None = None
-    iterations: int | None = None
+    # training examples that a score sees; left out, the published numbers: 100, and 128 for CIFAR
+    examples: int | None = _number(None, 2)
+    # rounds of scoring and pruning; left out, the published numbers: 100 for SynFlow and PX, 20 for
+    # NTK-SAP, 1 for the others
+    iterations: int | None = _number(None, 1)
+    # how the density falls over the rounds
     schedule: Literal["exponential", "linear"] = "exponential"
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskSettings:
-    """Which weights a mask may keep, beyond the highest scores.
+    """Which weights a mask may keep, beyond the highest scores."""
 
-    Attributes:
-        allocation: share a density out over the layers: the same in all, or `erk` (Erdős–Rényi
-            kernel: small layers stay denser).
-        pattern: keep weights together: N:M, as 2:4, along inputs; blocks, as block:4x4; filters;
-            inputs (whole input channels). Left out, single weights.
-        ablation: a check of the method: `shuffle` the mask within each layer, `reinitialise` the
-            weights under it, or `invert` the scores.
-    """
-
+    # share a density out over the layers: the same in all, or `erk` (Erdős–Rényi kernel: small
+    # layers stay denser)
     allocation: Literal["uniform", "erk"] = "uniform"
+    # keep weights together: N:M, as 2:4, along inputs; blocks, as block:4x4; filters; inputs (whole
+    # input channels). Left out, single weights
     pattern: str | None = None
+    # a check of the method: `shuffle` the mask within each layer, `reinitialise` the weights under
+    # it, or `invert` the scores
     ablation: Literal["shuffle", "reinitialise", "invert"] | None = None
 
     @property
@@ -120,77 +85,53 @@ class MaskSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSettings:
-    """The supervised phase.
+    """The supervised phase."""
 
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images a step.
-        learning_rate: of Adam.
-        l2: weight of the L2 term on the kept weights.
-        held_out: share of the training images that is not trained on.
-        rescale: divide the initial weights by the square root of their layer's density.
-        evaluate_every: steps between two looks at the test images; left out, one epoch.
-    """
-
-    epochs: float = 50.0
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    l2: float = 1e-8
-    held_out: float = 0.1
-    rescale: bool = False
-    evaluate_every: int | None = None
+    epochs: float = _number(50.0, above=True)  # passes over the training images
+    batch_size: int = _number(64, 1)  # images a step
+    learning_rate: float = _number(1e-3, high=1e30, above=True)  # of Adam
+    l2: float = _number(1e-8)  # weight of the L2 term on the kept weights
+    held_out: float = _number(0.1, high=0.9)  # share of the training images that is not trained on
+    rescale: bool = False  # divide the initial weights by the square root of their layer's density
+    # steps between two looks at the test images; left out, one epoch
+    evaluate_every: int | None = _number(None, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvolutionSettings:
-    """How networks are trained side by side, and what is watched.
+    """How networks are trained side by side, and what is watched."""
 
-    Attributes:
-        steps: training steps.
-        optimizer: of all networks.
-        learning_rate: of the optimiser.
-        batch_size: images a step; left out, all of them.
-        snapshots: how often the outputs are written down.
-        inputs: test images whose outputs are followed.
-        kernel_inputs: test images on which the tangent kernels are compared.
-    """
-
-    steps: int = 100
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = 1e-3
-    batch_size: int | None = None
-    snapshots: int = 50
-    inputs: int = 64
-    kernel_inputs: int = 32
+    steps: int = _number(100, 1)  # training steps
+    optimizer: Literal["sgd", "adam"] = "sgd"  # of all networks
+    learning_rate: float = _number(1e-3, high=1e30, above=True)  # of the optimiser
+    batch_size: int | None = _number(None, 1)  # images a step; left out, all of them
+    snapshots: int = _number(50, 1)  # how often the outputs are written down
+    inputs: int = _number(64, 1)  # test images whose outputs are followed
+    kernel_inputs: int = _number(32, 1)  # test images on which the tangent kernels are compared
 
 
 @dataclasses.dataclass(frozen=True)
 class CompareSettings:
-    """Everything that `compare` computes depends on.
+    """Everything that `compare` computes depends on."""
 
-    Attributes:
-        datasets: image sets to train on; `ntt-eqx data` lists them.
-        models: networks to prune.
-        methods: ways to choose the sparse network; `ntt` is Neural Tangent Transfer with the
-            active kernel, `ntt-ambient` with the ambient one.
-        scopes: rank weights within each layer, or over all layers at once.
-        densities: shares of weights to keep.
-        seeds: one network, one data order and one result for each.
-        transfer: the label-free phase.
-        scoring: the scores of the other methods.
-        mask: which weights a mask may keep.
-        training: the supervised phase.
-    """
-
+    # image sets to train on; `ntt-eqx data` lists them
     datasets: tuple[str, ...] = ("fashion-mnist-mini",)
-    models: tuple[str, ...] = ("lenet-300-100",)
-    methods: tuple[Method, ...] = ("ntt", "random", "snip", "dense")
+    models: tuple[str, ...] = ("lenet-300-100",)  # networks to prune
+    # ways to choose the sparse network; `ntt` is Neural Tangent Transfer with the active kernel,
+    # `ntt-ambient` with the ambient one
+    methods: tuple[MethodName, ...] = ("ntt", "random", "snip", "dense")
+    # rank weights within each layer, or over all layers at once
     scopes: tuple[Scope, ...] = ("layer",)
-    densities: tuple[float, ...] = (0.03,)
-    seeds: tuple[int, ...] = (0,)
+    densities: tuple[float, ...] = _number((0.03,), high=1, above=True)  # shares of weights to keep
+    # one network, one data order and one result for each
+    seeds: tuple[int, ...] = _number((0,), high=2**31 - 1)
+    # the label-free phase
     transfer: TransferSettings = dataclasses.field(default_factory=TransferSettings)
+    # the scores of the other methods
     scoring: ScoringSettings = dataclasses.field(default_factory=ScoringSettings)
+    # which weights a mask may keep
     mask: MaskSettings = dataclasses.field(default_factory=MaskSettings)
+    # the supervised phase
     training: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
 
 
@@ -210,70 +151,35 @@ PRESETS: Mapping[str, CompareSettings] = types.MappingProxyType(
 """`quick`: a comparison within three minutes. `paper`: the published protocol."""
 
 
-def check(settings: CompareSettings) -> CompareSettings:
+def check(settings: _T, place: str = "") -> _T:
     """Return `settings` if every value in it can be used.
 
-    **Raises:**
-
-    `ExperimentError`: naming the first field that cannot, what it holds and what it may hold.
+    Raises `ExperimentError` naming the first field that cannot, what it holds and what it may hold.
     """
-    for name in ("datasets", "models", "methods", "scopes", "densities", "seeds"):
-        values = getattr(settings, name)
-        if not values:
-            raise ExperimentError(f"{name}: give at least one.")
-        if len(set(values)) != len(values):
-            raise ExperimentError(f"{name}: {_show(values)} names one of them twice.")
-    for density in settings.densities:
-        _in_range("densities", density, low=0.0, high=1.0, open_low=True)
-    for seed in settings.seeds:
-        _in_range("seeds", seed, low=0, high=2**31 - 1)
-    t, s, r = settings.transfer, settings.scoring, settings.training
-    _in_range("transfer.epochs", t.epochs, low=0.0, open_low=True)
-    _in_range("transfer.batch_size", t.batch_size, low=2)
-    if t.batch_size % 2:
+    for field in dataclasses.fields(settings):  # pyright: ignore[reportArgumentType]
+        name, value = place + field.name, getattr(settings, field.name)
+        if isinstance(value, tuple):
+            if not value:
+                raise ExperimentError(f"{name}: give at least one.")
+            if len(set(value)) != len(value):
+                raise ExperimentError(f"{name}: {_show(value)} names one of them twice.")
+        for entry in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(entry):
+                check(entry, f"{name}.")
+            elif entry is not None and "range" in field.metadata:
+                _check_range(name, entry, *field.metadata["range"])
+    if isinstance(settings, TransferSettings) and settings.batch_size % 2:
         raise ExperimentError(
-            f"transfer.batch_size: {t.batch_size} is odd, and a batch is cut in two halves; "
-            f"use {t.batch_size + 1}."
+            f"{place}batch_size: {settings.batch_size} is odd, and a batch is cut in two halves; "
+            f"use {settings.batch_size + 1}."
         )
-    _in_range("transfer.learning_rate", t.learning_rate, low=0.0, high=1e30, open_low=True)
-    _in_range("transfer.mask_every", t.mask_every, low=0)
-    _in_range("transfer.kernel_weight", t.kernel_weight, low=0.0)
-    if t.l2_weight is not None:
-        _in_range("transfer.l2_weight", t.l2_weight, low=0.0)
-    _in_range("transfer.held_out", t.held_out, low=0.0, high=0.9)
-    _in_range("transfer.log_every", t.log_every, low=1)
-    if s.examples is not None:
-        _in_range("scoring.examples", s.examples, low=2)
-    if s.iterations is not None:
-        _in_range("scoring.iterations", s.iterations, low=1)
-    _in_range("training.epochs", r.epochs, low=0.0, open_low=True)
-    _in_range("training.batch_size", r.batch_size, low=1)
-    _in_range("training.learning_rate", r.learning_rate, low=0.0, high=1e30, open_low=True)
-    _in_range("training.l2", r.l2, low=0.0)
-    _in_range("training.held_out", r.held_out, low=0.0, high=0.9)
-    if r.evaluate_every is not None:
-        _in_range("training.evaluate_every", r.evaluate_every, low=1)
-    _check_mask(settings)
+    if isinstance(settings, CompareSettings):
+        _check_mask(settings)
     return settings
 
 
-def check_evolution(settings: EvolutionSettings) -> EvolutionSettings:
-    """`check` for the settings of an output evolution."""
-    for name in ("steps", "snapshots", "inputs", "kernel_inputs"):
-        _in_range(f"evolution.{name}", getattr(settings, name), low=1)
-    if settings.batch_size is not None:
-        _in_range("evolution.batch_size", settings.batch_size, low=1)
-    _in_range("evolution.learning_rate", settings.learning_rate, low=0.0, high=1e30, open_low=True)
-    return settings
-
-
-def parse_pattern(text: str | None) -> AbstractPattern | None:
-    """The pattern that `text` names.
-
-    **Raises:**
-
-    `ExperimentError`: for any other text, with those that there are.
-    """
+def parse_pattern(text: str | None) -> NM | Block | Channels | None:
+    """The pattern that `text` names; `ExperimentError` for any other text, with those there are."""
     if text is None:
         return None
     if text in ("filters", "inputs"):
@@ -291,41 +197,8 @@ def parse_pattern(text: str | None) -> AbstractPattern | None:
     )
 
 
-def _check_mask(settings: CompareSettings) -> None:
-    mask, pattern = settings.mask, parse_pattern(settings.mask.pattern)
-    ntt = [name for name in settings.methods if name in ("ntt", "ntt-ambient")]
-    what = "mask.pattern" if pattern is not None else "mask.allocation"
-    if (
-        (pattern is not None or mask.allocation != "uniform")
-        and ntt
-        and settings.transfer.mask_every
-    ):
-        raise ExperimentError(
-            f"{what}: {ntt[0]} chooses its mask again by magnitude alone; keep its first mask with "
-            "--transfer.mask-every 0."
-        )
-    if (mask.allocation != "uniform" or isinstance(pattern, NM)) and "global" in settings.scopes:
-        raise ExperimentError(
-            f"{what}: sets the densities of layers, which only scope layer keeps."
-        )
-    if isinstance(pattern, NM):
-        share = pattern.n / pattern.m
-        if settings.densities != (share,) or mask.allocation != "uniform":
-            raise ExperimentError(
-                f"mask.pattern: {mask.pattern} keeps {share:g} of each layer; use --densities "
-                f"{share:g} and no other allocation."
-            )
-    if mask.ablation == "invert" and ntt:
-        raise ExperimentError(f"mask.ablation: {ntt[0]} has no scores to invert.")
-
-
 def load_config(path: Path, base: CompareSettings) -> CompareSettings:
-    """`base` with the fields that the JSON file at `path` gives.
-
-    **Raises:**
-
-    `ExperimentError`: naming the file and the field, for an unknown field or a wrong type.
-    """
+    """`base` with the fields that the JSON file at `path` gives; see `from_json`."""
     value = read_json(path)
     if isinstance(value, dict):
         value = {key: entry for key, entry in value.items() if key != "preset"}
@@ -335,12 +208,7 @@ def load_config(path: Path, base: CompareSettings) -> CompareSettings:
 def from_json(kind: type[_T], value: Any, *, where: str, base: _T | None = None) -> _T:
     """Build the settings class `kind` from a decoded JSON object, checking names and types.
 
-    **Arguments:**
-
-    - `kind`: a settings dataclass.
-    - `value`: the decoded object; fields that it lacks keep their value in `base`.
-    - `where`: what to call the object in messages.
-    - `base`: the starting point; the defaults of `kind` when `None`.
+    Raises `ExperimentError` naming `where` and the field, for an unknown field or a wrong type.
     """
     base = kind() if base is None else base
     if not isinstance(value, dict):
@@ -362,6 +230,41 @@ def from_json(kind: type[_T], value: Any, *, where: str, base: _T | None = None)
 def to_json(settings: Any) -> Any:
     """A settings object as plain JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def _check_range(
+    name: str, value: float | int, low: float | int, high: float | int, above: bool
+) -> None:
+    finite = isinstance(value, int) or math.isfinite(value)
+    if not finite or not (low < value if above else low <= value) or value > high:
+        bound = f"above {low:g}" if above else f"at least {low:g}"
+        top = "" if high == math.inf else f" and at most {high:g}"
+        raise ExperimentError(f"{name}: {value!r} must be a number {bound}{top}.")
+
+
+def _check_mask(settings: CompareSettings) -> None:
+    mask, pattern = settings.mask, parse_pattern(settings.mask.pattern)
+    ntt = [name for name in settings.methods if METHODS[name].kernel]
+    what = "mask.pattern" if pattern is not None else "mask.allocation"
+    shaped = pattern is not None or mask.allocation != "uniform"
+    if shaped and ntt and settings.transfer.mask_every:
+        raise ExperimentError(
+            f"{what}: {ntt[0]} chooses its mask again by magnitude alone; keep its first mask with "
+            "--transfer.mask-every 0."
+        )
+    if (mask.allocation != "uniform" or isinstance(pattern, NM)) and "global" in settings.scopes:
+        raise ExperimentError(
+            f"{what}: sets the densities of layers, which only scope layer keeps."
+        )
+    if isinstance(pattern, NM):
+        share = pattern.n / pattern.m
+        if settings.densities != (share,) or mask.allocation != "uniform":
+            raise ExperimentError(
+                f"mask.pattern: {mask.pattern} keeps {share:g} of each layer; use --densities "
+                f"{share:g} and no other allocation."
+            )
+    if mask.ablation == "invert" and ntt:
+        raise ExperimentError(f"mask.ablation: {ntt[0]} has no scores to invert.")
 
 
 def _convert(hint: Any, value: Any, where: str, base: Any) -> Any:
@@ -390,22 +293,6 @@ def _convert(hint: Any, value: Any, where: str, base: Any) -> Any:
         return hint(value)
     except OverflowError:  # an integer that no float holds
         raise ExperimentError(f"{where} is too large: {_show(value)}.") from None
-
-
-def _in_range(
-    name: str,
-    value: float | int,
-    *,
-    low: float | int,
-    high: float | int = math.inf,
-    open_low: bool = False,
-) -> None:
-    above = value > low if open_low else value >= low
-    finite = isinstance(value, int) or math.isfinite(value)
-    if not (finite and above and value <= high):
-        bound = f"above {low:g}" if open_low else f"at least {low:g}"
-        top = "" if high == math.inf else f" and at most {high:g}"
-        raise ExperimentError(f"{name}: {value!r} must be a number {bound}{top}.")
 
 
 def _show(value: Any) -> str:

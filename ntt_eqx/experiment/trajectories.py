@@ -14,12 +14,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from .._sparse import SparseModel
-from .._supervised import TrainConfig, TrainState, train_init, train_step
+from .. import SparseModel, TrainConfig, TrainState, train_init, train_step
 from ._errors import ExperimentError
 from ._files import write_bytes
 from .images import Images
-from .phase import Phase
+from .loop import Phase
 from .settings import EvolutionSettings
 
 _LARGEST = 1 << 30  # bytes of all arrays; those of ten networks take some millions
@@ -27,15 +26,10 @@ _LARGEST = 1 << 30  # bytes of all arrays; those of ten networks take some milli
 
 @dataclasses.dataclass(frozen=True)
 class Trajectories:
-    """Outputs on fixed inputs while networks train.
+    """Outputs on fixed inputs while networks train."""
 
-    Attributes:
-        steps: when they were taken, `[T]`.
-        outputs: by network its outputs, `[T, inputs, classes]`; one of them is `dense`.
-    """
-
-    steps: np.ndarray
-    outputs: Mapping[str, np.ndarray]
+    steps: np.ndarray  # when they were taken, `[T]`
+    outputs: Mapping[str, np.ndarray]  # by network, `[T, inputs, classes]`; one of them is `dense`
 
     def distances(self, name: str) -> np.ndarray:
         """Root mean square of the difference from the dense network's outputs, `[T]`."""
@@ -57,7 +51,6 @@ def side_by_side(
     `Trajectories`.
     """
     part, _ = images.parts(0.0, seed)
-    batches = part.batches(min(settings.batch_size or part.size, part.size), seed=seed)
     inputs = jnp.asarray(images.test.first(settings.inputs).x)
     optimizer = _optimizer(settings.optimizer, settings.learning_rate)
     copy = lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf
@@ -84,9 +77,9 @@ def side_by_side(
         num_steps=settings.steps,
         log_every=max(1, settings.steps // settings.snapshots),
         state=(states, record.at[:, 0].set(first)),
-        batches=batches,
+        batches=part.batches(min(settings.batch_size or part.size, part.size), seed=seed),
         step=step,
-        observe=lambda state, at: {},
+        observe={},
         shown=lambda row: {name: row["train"][f"loss_{name}"] for name in networks},
         advice=f"Try a smaller --evolution.learning-rate (now {settings.learning_rate:g}).",
     )
@@ -107,12 +100,7 @@ def save_trajectories(path: Path, found: Trajectories) -> None:
 
 
 def load_trajectories(path: Path) -> Trajectories:
-    """Read what `save_trajectories` wrote; no pickle is read.
-
-    **Raises:**
-
-    `ExperimentError`: naming the file, when it is missing or not such a file.
-    """
+    """Read what `save_trajectories` wrote, no pickle; `ExperimentError` for any other file."""
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             if sum(entry.file_size for entry in file.zip.infolist()) > _LARGEST:
@@ -123,9 +111,7 @@ def load_trajectories(path: Path) -> Trajectories:
     steps = arrays.pop("steps", np.zeros(0))
     shapes = {array.shape for array in arrays.values()}
     floats = all(np.issubdtype(array.dtype, np.floating) for array in arrays.values())
-    fits = (
-        len(shapes) == 1 and len(next(iter(shapes))) == 3 and next(iter(shapes))[:1] == steps.shape
-    )
+    fits = len(shapes) == 1 and all(len(s) == 3 and s[:1] == steps.shape for s in shapes)
     if "dense" not in arrays or not floats or not fits:
         raise ExperimentError(f"{path}: not a file of trajectories (its arrays do not fit).")
     return Trajectories(steps, arrays)
@@ -134,9 +120,7 @@ def load_trajectories(path: Path) -> Trajectories:
 def principal_axes(found: Trajectories) -> tuple[dict[str, np.ndarray], tuple[float, float]]:
     """All trajectories in the plane that shows most of their variance (PCA).
 
-    **Returns:**
-
-    By network its points `[T, 2]`, and the shares of the variance on the two axes.
+    Returns by network its points `[T, 2]`, and the shares of the variance on the two axes.
     """
     flat = {name: o.reshape(len(o), -1).astype(np.float64) for name, o in found.outputs.items()}
     points = np.concatenate(list(flat.values()))

@@ -35,5 +35,6 @@ def tiny(*more):
         *("--transfer.epochs", "3", "--transfer.batch-size", "8", "--transfer.mask-every", "5"),
         *("--transfer.held-out", "0.05", "--transfer.log-every", "6"),
         *("--training.epochs", "2", "--training.batch-size", "8"),
+        *("--training.evaluate-every", "3"),
         *more,
     ]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ntt_eqx.experiment.cli import main
-from ntt_eqx.experiment.phase import StopRequest
+from ntt_eqx.experiment.loop import StopRequest
 
 from .conftest import DATASET, tiny
 
@@ -54,8 +54,13 @@ def test_compare_writes_results_tables_and_figures(finished):
         assert abs(result["kept_density"] - result["density"]) < 0.01
     assert (finished / "table.md").read_text().count("\n") == len(results) + 2
     names = {path.name for path in (finished / "figures").iterdir()}
-    for stem in ("accuracy", "distances", "masks", "densities"):
-        assert {f"{stem}.png", f"{stem}.svg"} <= names
+    stems = ("accuracy", "distances", "masks")  # all layers keep the same share: no densities
+    assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
+    page = (finished / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(stems) and "http" not in page
+    assert (
+        "<td>NTT (ambient)</td>" in page and "NTT (ambient)" in (finished / "table.md").read_text()
+    )
     cell = next((finished / "cells").glob("*-ntt-layer-0.1-*"))
     assert {path.name for path in cell.iterdir()} == {
         *("config.json", "metrics.jsonl", "model.eqx", "transferred.eqx", "result.json"),
@@ -194,7 +199,7 @@ def test_a_folder_of_arrays_of_ones_own(tmp_path):
         ("compare --datasets npy:nowhere", "nowhere"),
         ("compare --models lenet", "unknown model 'lenet'. Did you mean.*Allowed: lenet-300-100"),
         ("compare --methods snap", "(?s)invalid choice 'snap'.*'logit-snip'"),
-        ("compare --sedds 1", "(?s)Unrecognized options: --sedds.*--seeds"),
+        ("compare --sedds 1", "compare has no option --sedds. Did you mean --seeds\\?"),
         ("compare --densities 0", "densities: 0.0 must be a number above 0"),
         ("compare --config nowhere.json", "nowhere.json: no such file"),
         ("compare --transfer.batch-size 3", "transfer.batch_size: 3 is odd"),
@@ -204,7 +209,9 @@ def test_a_folder_of_arrays_of_ones_own(tmp_path):
         ("runs nowhere", "nowhere: no such directory"),
         ("data mnits", "unknown dataset 'mnits'. Did you mean 'mnist'"),
         ("compare --plan-only --out x --data-dir nowhere --datasets mnist", "nowhere does not exi"),
-        ("nothing", "(?s)Unrecognized.*compare, transfer"),
+        ("compare --epochs 3", "no option --epochs. Did you mean --training.epochs or --transfer"),
+        ("train --l-2=3", "no option --l-2. Did you mean --training.l2"),
+        ("nothing", "unknown command 'nothing'. Allowed: compare, transfer"),
     ],
 )
 def test_wrong_words_are_explained(command, message, capsys, tmp_path, monkeypatch):

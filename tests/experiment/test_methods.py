@@ -10,19 +10,17 @@ import pytest
 
 from ntt_eqx import LayerCollapseWarning
 from ntt_eqx.experiment._errors import ExperimentError
-from ntt_eqx.experiment.cells import make_cell, plan
-from ntt_eqx.experiment.methods import (
-    SUPERVISED,
+from ntt_eqx.experiment.cells import plan
+from ntt_eqx.experiment.methods import METHODS, FirstMask
+from ntt_eqx.experiment.pruning import (
     ablated,
     check_fits,
     collapse_told,
     pruned_at_start,
 )
 from ntt_eqx.experiment.settings import (
-    METHODS,
     PRESETS,
     CompareSettings,
-    FirstMask,
     MaskSettings,
     ScoringSettings,
     TransferSettings,
@@ -36,9 +34,15 @@ SCORED = [name for name in METHODS if name not in ("dense", "ntt", "ntt-ambient"
 
 
 def cell_of(method, scope="layer", density=0.1, **fields):
-    settings = CompareSettings(scoring=ScoringSettings(examples=6, iterations=2))
-    settings = dataclasses.replace(settings, **fields)
-    return make_cell(settings, "mnist", "tiny", method, scope, density, 0)
+    fields = {"scoring": ScoringSettings(examples=6, iterations=2), **fields}
+    return one_cell("mnist", "tiny", method, scope, density, **fields)
+
+
+def one_cell(dataset, model, method, scope="layer", density=0.1, **fields):
+    (cell,) = plan(
+        CompareSettings((dataset,), (model,), (method,), (scope,), (density,), (0,), **fields)
+    )
+    return cell
 
 
 @pytest.fixture
@@ -64,7 +68,8 @@ def test_every_score_can_choose_the_first_mask_of_ntt(teacher):
     import typing
 
     names = typing.get_args(FirstMask)
-    assert set(names) == set(SCORED) and set(SUPERVISED) < set(names)
+    assert set(names) == set(SCORED)
+    assert {name for name in names if METHODS[name].labels} == {"snip", "grasp"}
     for name in ("magnitude", "px", "snip"):
         cell = cell_of("ntt", transfer=TransferSettings(initial_mask=name))
         found, wanted = start(cell, teacher), start(cell_of(name), teacher)
@@ -180,9 +185,8 @@ FIRST_FORMAT = {
 
 
 def test_published_rounds_are_filled_in():
-    settings = CompareSettings()
     rounds = {
-        method: make_cell(settings, "mnist", "lenet-5", method, "layer", 0.1, 0).scoring.iterations
+        method: one_cell("mnist", "lenet-5", method).scoring.iterations
         for method in ("synflow", "px", "ntk-sap", "snip", "grasp")
     }
     assert rounds == {"synflow": 100, "px": 100, "ntk-sap": 20, "snip": 1, "grasp": 1}

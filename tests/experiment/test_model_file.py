@@ -202,4 +202,4 @@ def test_a_network_that_diverged_cannot_be_trained(tmp_path, capsys):
     path = saved(tmp_path / "net.eqx", change=broken)
     assert main(["train", "--start", path, "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "net.eqx: model.model.output.bias has NaN" in said and "cannot be trained" in said
+    assert "net.eqx: model.output.bias has NaN" in said and "cannot be trained" in said

@@ -7,14 +7,17 @@ import pytest
 
 from ntt_eqx.experiment._errors import Diverged, ExperimentError, Interrupted
 from ntt_eqx.experiment.checkpoint import KEPT, Checkpoint, CheckpointStore
+from ntt_eqx.experiment.loop import Phase, StopRequest, run_phase
 from ntt_eqx.experiment.metrics import MetricsFile, read_metrics
-from ntt_eqx.experiment.phase import Phase, StopRequest, run_phase
-from ntt_eqx.experiment.progress import PlainDisplay
+from ntt_eqx.experiment.progress import Display
 
 
 class Batches:
     def __init__(self):
         self.n = 0
+
+    def __iter__(self):
+        return self
 
     def __next__(self):
         self.n += 1
@@ -57,7 +60,7 @@ def make_phase(batches=None, bad_at=None, stop_at=None, stop=None):
         state={"key": jax.random.key(1), "w": jnp.zeros(3)},
         batches=batches or Batches(),
         step=step,
-        observe=lambda state, at: {"test": {"norm": float(jnp.sum(state["w"] ** 2))}},
+        observe={"test": lambda state: {"norm": float(jnp.sum(state["w"] ** 2))}},
         shown=lambda row: row["train"],
         advice="Try less.",
     )
@@ -71,7 +74,7 @@ def run(phase, folder, stop=None, every=1e9, **more):
             phase,
             folder / "c",
             metrics,
-            PlainDisplay(log),
+            Display(log),
             stop or StopRequest(),
             checkpoint_every=every,
             **more,
@@ -99,7 +102,7 @@ def test_a_cut_run_gives_the_same_bits(tmp_path, cut, kind):
 def test_a_finished_phase_is_not_run_again(tmp_path):
     first = run(make_phase(), tmp_path / "a")
     phase = make_phase()
-    phase.step = None
+    phase.step = lambda state, batch: pytest.fail("a step was made")
     again = run(phase, tmp_path / "a")
     np.testing.assert_array_equal(first.state["w"], again.state["w"])
 

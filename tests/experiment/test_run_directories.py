@@ -13,7 +13,9 @@ from .fabricated import fabricate
 
 @pytest.fixture
 def run(tmp_path):
-    (directory,) = fabricate(tmp_path / "runs", methods=["ntt"], densities=[0.1], seeds=[0])
+    (directory,) = fabricate(
+        tmp_path / "runs", methods=["ntt"], densities=[0.1], seeds=[0], scopes=["global"]
+    )
     return directory
 
 
@@ -70,7 +72,7 @@ def test_broken_files_are_named_and_left_out(run, case, name, capsys, tmp_path):
     said = capsys.readouterr().out
     assert "left out" in said and "is broken" in said and len(other) == 1
     table = (tmp_path / "out/table.md").read_text()
-    assert "random" in table and "| ntt" not in table
+    assert "random" in table and "| NTT" not in table
 
 
 def test_foreign_configurations_are_no_runs(run):

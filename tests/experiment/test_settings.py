@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ntt_eqx.experiment._errors import ExperimentError
-from ntt_eqx.experiment.cells import claim, make_cell, plan
+from ntt_eqx.experiment.cells import claim, plan
 from ntt_eqx.experiment.settings import (
     PRESETS,
     CompareSettings,
@@ -112,9 +112,7 @@ def test_a_cell_ignores_settings_that_its_method_does_not_use():
 
 
 def test_published_values_fill_what_is_left_out():
-    make = lambda dataset, model, method: make_cell(
-        SETTINGS, dataset, model, method, "layer", 0.1, 0
-    )
+    make = lambda dataset, model, method: plan(CompareSettings((dataset,), (model,), (method,)))[0]
     assert make("mnist", "lenet-300-100", "ntt").transfer.l2_weight == 1e-4
     assert make("mnist", "lenet-5", "ntt").transfer.l2_weight == 1e-5
     assert make("mnist", "lenet-5", "snip").scoring.examples == 100

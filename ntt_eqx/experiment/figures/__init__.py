@@ -2,13 +2,6 @@
 
 from ._accuracy import accuracy_figure as accuracy_figure, sparsity_figure as sparsity_figure
 from ._distances import distances_figure as distances_figure
-from ._evolution import (
-    evolution_figure as evolution_figure,
-    spectrum_figure as spectrum_figure,
-)
+from ._evolution import evolution_figure as evolution_figure, spectrum_figure as spectrum_figure
 from ._masks import densities_figure as densities_figure, masks_figure as masks_figure
-from ._style import (
-    MethodStyle as MethodStyle,
-    method_style as method_style,
-    save_figure as save_figure,
-)
+from ._style import line_label as line_label, save_figure as save_figure

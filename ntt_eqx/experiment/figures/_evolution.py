@@ -4,60 +4,61 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..diagnostics import KernelComparison
+from ..methods import method, method_order
 from ..trajectories import Trajectories, principal_axes
-from ._style import (
-    COLUMN,
-    legend_below,
-    method_order,
-    method_style,
-    new_figure,
-    plain_decades,
-    thousands,
-)
+from ._style import minor_ticks, new_figure, plain_decades, thousands
 
 
-def evolution_figure(found: Trajectories) -> Any:
+def evolution_figure(found: Trajectories, what: str) -> Any:
     """Above: output trajectories in their principal plane; below: distance to the dense one."""
     plane, shares = principal_axes(found)
     names = sorted(plane, key=method_order)
-    with new_figure(COLUMN, 4.4, rows=2, height_ratios=(1.9, 1.0)) as (figure, (above, below)):
+    labels = [*(method(name).label for name in names), "start", "end"]
+    inputs = found.outputs["dense"].shape[1]
+    caption = f"{what}\noutputs on {inputs} test images, one training each"
+    options: Any = {"gridspec_kw": {"height_ratios": (1.9, 1.0)}}
+    with new_figure(caption, 4.2, labels, rows=2, **options) as (figure, axes):
+        above, below = axes[0][0], axes[1][0]
         for name in names:
-            style, points = method_style(name), plane[name]
-            order = 3 if name == "dense" else 2
-            above.plot(*points.T, color=style.colour, label=style.label, zorder=order, lw=1.4)
-            above.plot(*points[0], "o", color=style.colour, mfc="white", ms=4.5, zorder=order + 2)
-            above.plot(*points[-1], "o", color=style.colour, ms=4.5, zorder=order + 2)
+            style, points = method(name), plane[name]
+            look = {"color": style.colour, "zorder": 3 if name == "dense" else 2}
+            above.plot(*points.T, label=style.label, ls=style.dashes, lw=1.4, **look)
+            # A ring around the start and a dot at the end: both are seen where they fall together.
+            above.plot(*points[0], "o", color=style.colour, mfc="none", ms=7.0, zorder=5)
+            above.plot(*points[-1], "o", color=style.colour, ms=3.2, zorder=6)
             if name != "dense":
-                below.plot(found.steps, found.distances(name), color=style.colour)
+                below.plot(found.steps, found.distances(name), ls=style.dashes, **look)
         above.set_xlabel(f"1st principal axis of the outputs ({100 * shares[0]:.0f} %)")
         above.set_ylabel(f"2nd principal axis ({100 * shares[1]:.0f} %)")
         above.set_aspect("equal", adjustable="datalim")
         above.margins(0.08)
-        above.plot([], [], "o", color="#555555", mfc="white", ms=4.5, label="start")
-        above.plot([], [], "o", color="#555555", ms=4.5, label="end")
+        above.plot([], [], "o", color="#555555", mfc="none", ms=7.0, label="start")
+        above.plot([], [], "o", color="#555555", ms=3.2, label="end")
         below.set_xlabel("Training steps")
         below.set_ylabel("Distance to dense")
         below.set_ylim(bottom=0)
         below.set_xlim(0, int(found.steps[-1]))
         thousands(below.xaxis)
-        legend_below(figure, above)
     return figure
 
 
-def spectrum_figure(kernels: Mapping[str, KernelComparison]) -> Any:
+def spectrum_figure(kernels: Mapping[str, KernelComparison], what: str) -> Any:
     """Eigenvalues of each network's tangent kernel before training, largest first."""
     spectra = {"dense": next(iter(kernels.values())).dense_spectrum}
     spectra.update({name: kernel.spectrum for name, kernel in kernels.items()})
-    with new_figure(COLUMN, 2.4) as (figure, (axes,)):
+    names = sorted(spectra, key=method_order)
+    caption = f"{what}\nkernel of all outputs before training, {len(spectra['dense'])} eigenvalues"
+    with new_figure(caption, 2.2, [method(name).label for name in names]) as (figure, axes):
+        one = axes[0][0]
         low = min(float(values[0]) for values in spectra.values()) * 1e-4
-        for name in sorted(spectra, key=method_order):
-            values = spectra[name][spectra[name] > low]
-            style = method_style(name)
-            axes.plot(range(1, len(values) + 1), values, color=style.colour, label=style.label)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("Eigenvalue number")
-        axes.set_ylabel("Kernel eigenvalue")
-        plain_decades(axes.xaxis)
-        legend_below(figure, axes)
+        for name in names:
+            style, values = method(name), spectra[name][spectra[name] > low]
+            look = {"color": style.colour, "label": style.label, "ls": style.dashes}
+            one.plot(range(1, len(values) + 1), values, **look)
+        one.set_xscale("log")
+        one.set_yscale("log")
+        one.set_xlabel("Eigenvalue number")
+        one.set_ylabel("Kernel eigenvalue")
+        plain_decades(one.xaxis)
+        minor_ticks(one.yaxis)
     return figure

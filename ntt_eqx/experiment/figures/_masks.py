@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import require
+from ..methods import method, method_order
+from ..results import Run
 from ._style import (
     COLUMN,
+    bare_figure,
+    describe,
     in_panel,
-    legend_below,
     line_label,
-    method_order,
-    method_style,
-    panel_figure,
+    new_figure,
     plain_decades,
     scope_panels,
     styled,
@@ -21,85 +21,80 @@ from ._style import (
 
 _GRID = 4
 _WIDEST = 5
-_ROWS = {False: ("kept per input", "first 16 units"), True: ("mean", "first 16")}
 
 
-def masks_figure(masks: dict[str, np.ndarray], input_shape: Sequence[int]) -> Any | None:
+def masks_figure(
+    masks: dict[str, np.ndarray], input_shape: Sequence[int], runs: Sequence[Run]
+) -> Any | None:
     """First-layer masks: above, how many weights each input keeps; below, the first 16 units.
 
-    A convolution's filters are drawn with their channels side by side.
-
-    **Arguments:**
-
-    - `masks`: label -> mask of the first layer's weight, `[units, inputs]` for a dense layer,
-      `[filters, channels, height, width]` for a convolution.
-    - `input_shape`: shape of one image, `(channels, height, width)`.
+    Each picture has a scale of its own, written below it: a score that keeps few inputs whole and
+    one that spreads its weights would hide each other on a common one. A convolution's filters are
+    drawn with their channels side by side.
     """
     shown = {label: _as_images(mask, input_shape) for label, mask in masks.items()}
     shown = {label: images for label, images in shown.items() if images is not None}
     if not shown:
         return None
-    figures = require("matplotlib.figure")
     blocks = -(-len(shown) // _WIDEST)
     columns = -(-len(shown) // blocks)
-    width = max(COLUMN, 1.35 * columns + 0.45)
-    side = (width - 0.8) / columns  # of one picture
+    width = max(COLUMN, 1.35 * columns + 0.3)
+    side = (width - 0.4) / columns  # of one picture
     aspects = [images.shape[1] / images.shape[2] for images in shown.values()]
-    height = blocks * (2 * side * max(aspects) + 0.3) + 0.1
+    height = blocks * (2 * side * max(aspects) + 0.45) + 0.3
+    conv = any(np.ndim(masks[label]) == 4 for label in shown)
+    seed = min(run.config["seed"] for run in runs)
+    caption = describe(runs).rpartition("\n")[0] + f", seed {seed}; above: "
+    caption += "mean of all filters" if conv else "share of units that keep an input"
+    caption += f", below: first 16 {'filters' if conv else 'units'}"
     with styled():
-        figure = figures.Figure(figsize=(width, max(height, 1.6)), layout="constrained")
+        figure = bare_figure(caption, width, max(height, 1.6))
         grid = figure.subplots(2 * blocks, columns, squeeze=False)
-        conv = all(np.ndim(masks[label]) == 4 for label in shown)
-        high = max(float(images.mean(0).max()) for images in shown.values())
-        picture = None
         for place, (label, images) in enumerate(shown.items()):
             block, column = divmod(place, columns)
             above, below = grid[2 * block][column], grid[2 * block + 1][column]
-            picture = above.imshow(
-                100 * images.mean(0), cmap="cividis", vmin=0, vmax=100 * high, rasterized=True
-            )
+            kept = 100 * images.mean(0)
+            above.imshow(kept, cmap="cividis", vmin=0, vmax=max(kept.max(), 1e-9), rasterized=True)
             above.set_title(label)
+            above.set_xlabel(f"0 to {kept.max():.3g} %", fontsize=6.5, labelpad=2)
             below.imshow(_tiles(images), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        for axes in grid.flat:
+        for place, axes in enumerate(grid.flat):
             axes.set_xticks([])
             axes.set_yticks([])
             axes.grid(False)
+            row, column = divmod(place, columns)
+            axes.set_visible((row // 2) * columns + column < len(shown))
             for spine in axes.spines.values():
                 spine.set_visible(False)
-        for block in range(blocks):
-            grid[2 * block][0].set_ylabel(_ROWS[conv][0])
-            grid[2 * block + 1][0].set_ylabel(_ROWS[conv][1])
-        bar = figure.colorbar(picture, ax=grid.ravel().tolist(), fraction=0.05, pad=0.01)
-        bar.set_label("kept (%)")
-        bar.outline.set_visible(False)
     return figure
 
 
-def densities_figure(results: Sequence[dict[str, Any]]) -> Any | None:
-    """Weights kept in each layer, by method; `None` without sparse networks."""
+def densities_figure(runs: Sequence[Run]) -> Any | None:
+    """Weights kept in each layer, of masks that do not keep the same share in all of them."""
     lines: dict[tuple[str, str | None, str], dict[str, list[float]]] = {}
-    for result in results:
-        if result["method"] == "dense" or not result.get("densities"):
+    for run in runs:
+        result = run.result or {}
+        if run.config["method"] == "dense" or not result.get("densities"):
             continue
-        layers = lines.setdefault(
-            (result["method"], result.get("scope"), result.get("mask") or ""), {}
-        )
+        key = (run.config["method"], run.config.get("scope"), result.get("mask") or "")
+        if key[1:] == ("layer", ""):  # all layers keep the same share by construction
+            continue
         for layer, share in result["densities"].items():
-            layers.setdefault(layer, []).append(share)
+            lines.setdefault(key, {}).setdefault(layer, []).append(share)
     if not lines:
         return None
     order = sorted(lines, key=lambda key: (method_order(key[0]), key[1] != "layer", key[2]))
     layers = list(dict.fromkeys(layer for shares in lines.values() for layer in shares))
     panels = scope_panels(scope for _, scope, _ in lines)
-    named = lambda key: line_label(key[0], None, several_scopes=False, mask=key[2])
-    labels = {named(key) for key in order}
-    height = 0.65 + len(layers) * max(0.32, 0.08 * len(labels))
-    with panel_figure(panels, height, labels) as (figure, axes):
-        for one, panel in zip(axes, panels, strict=True):
+    labels = {key: line_label(key[0], mask=key[2]) for key in order}
+    height = 0.55 + len(layers) * max(0.32, 0.08 * len(set(labels.values())))
+    caption = describe(runs, "points").partition(", points")[0]
+    with new_figure(caption, height, labels.values(), panels, sharey=True) as (figure, axes):
+        for one, panel in zip(axes[0], panels, strict=True):
             here = [key for key in order if in_panel(key[1], panel)]
             for i, key in enumerate(here):
                 offset = (i - (len(here) - 1) / 2) * 0.75 / max(len(here), 1)
-                shares, style = lines[key], method_style(key[0])
+                shares, style = lines[key], method(key[0])
                 present = [(n, shares[layer]) for n, layer in enumerate(layers) if layer in shares]
                 one.plot(
                     [100 * float(np.mean(kept)) for _, kept in present],
@@ -108,7 +103,7 @@ def densities_figure(results: Sequence[dict[str, Any]]) -> Any | None:
                     marker=style.marker,
                     markersize=3.6,
                     color=style.colour,
-                    label=named(key),
+                    label=labels[key],
                 )
             for n in range(1, len(layers)):
                 one.axhline(n - 0.5, color="#C8C8C8", lw=0.6)
@@ -119,9 +114,8 @@ def densities_figure(results: Sequence[dict[str, Any]]) -> Any | None:
             if high / low < 30:  # less than a decade would leave hardly a labelled tick
                 one.set_xlim(low / 2, high * 2)
             plain_decades(one.xaxis)
-        axes[0].set_ylim(len(layers) - 0.5, -0.5)
-        axes[0].set_yticks(range(len(layers)), [layer.strip(".") for layer in layers])
-        legend_below(figure, *axes)
+        axes[0][0].set_ylim(len(layers) - 0.5, -0.5)
+        axes[0][0].set_yticks(range(len(layers)), [layer.strip(".") for layer in layers])
     return figure
 
 

@@ -1,7 +1,7 @@
-"""One look for all figures: a colour and a marker for each method, sizes for a text column."""
+"""One look for all figures: sizes for a text column, captions, legends and ticks."""
 
-import dataclasses
 import io
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +9,9 @@ from typing import Any
 
 from .._errors import require
 from .._files import write_bytes
-from ..settings import METHODS, SCOPES
+from ..methods import method
+from ..results import Run
+from ..settings import SCOPES
 
 COLUMN = 3.5
 """Width in inches of one column of a two-column page."""
@@ -18,49 +20,26 @@ PAGE = 7.0
 """Width in inches of both columns."""
 
 
-@dataclasses.dataclass(frozen=True)
-class MethodStyle:
-    """How a method is drawn in every figure."""
-
-    label: str
-    colour: str
-    marker: str
+def line_label(name: str, scope: str | None = None, mask: str = "") -> str:
+    """What a legend calls a method, with its scope and kind of mask where they tell lines apart."""
+    return ", ".join(part for part in (method(name).label, scope, mask) if part)
 
 
-# Okabe and Ito's palette, which readers with any colour vision can tell apart, and three more from
-# Tol's muted palette; markers repeat what the colours say.
-_STYLES = {
-    "dense": MethodStyle("dense", "#000000", "_"),
-    "ntt": MethodStyle("NTT (active)", "#0072B2", "o"),
-    "ntt-ambient": MethodStyle("NTT (ambient)", "#56B4E9", "s"),
-    "random": MethodStyle("random", "#8A8A8A", "X"),
-    "magnitude": MethodStyle("magnitude", "#7A5230", "v"),
-    "snip": MethodStyle("SNIP", "#D55E00", "^"),
-    "logit-snip": MethodStyle("logit-SNIP", "#E69F00", "D"),
-    "grasp": MethodStyle("GraSP", "#009E73", "P"),
-    "synflow": MethodStyle("SynFlow", "#CC79A7", "<"),
-    "ntk-sap": MethodStyle("NTK-SAP", "#882255", ">"),
-    "px": MethodStyle("PX", "#117733", "h"),
-    "ntt-gradient": MethodStyle("NTT gradient", "#332288", "p"),
-}
-_SCOPES = {"layer": "-", "global": (0, (4, 1.5)), "": "-"}
-
-
-def method_style(method: str) -> MethodStyle:
-    """The style of `method`; an unknown one is grey."""
-    return _STYLES.get(method, MethodStyle(method, "#555555", "*"))
-
-
-def line_style(scope: str | None) -> Any:
-    """Solid lines for masks per layer, dashes for global ones."""
-    return _SCOPES.get(scope or "", "-")
-
-
-def line_label(method: str, scope: str | None, *, several_scopes: bool, mask: str = "") -> str:
-    """What the legend calls a line."""
-    label = method_style(method).label
-    label = f"{label}, {scope}" if several_scopes and scope else label
-    return f"{label}, {mask}" if mask else label
+def describe(runs: Sequence[Run], band: str = "") -> str:
+    """What a figure shows: dataset, model, density, number of seeds, and what `band` means."""
+    fields = lambda name: list(dict.fromkeys(run.config[name] for run in runs))
+    kept = sorted({run.config["density"] for run in runs if run.config["method"] != "dense"})
+    share = [f"{100 * kept[0]:g} % of weights kept"] if len(kept) == 1 else []
+    groups: dict[tuple[Any, ...], set[int]] = {}
+    for run in runs:
+        key = tuple(str(run.config.get(name)) for name in ("method", "scope", "density"))
+        groups.setdefault(key, set()).add(run.config["seed"])
+    counts = sorted({len(seeds) for seeds in groups.values()})
+    seeds = f"{counts[0]} seed" if counts == [1] else f"{'–'.join(map(str, counts))} seeds"
+    what = ", ".join([*fields("dataset"), *fields("model"), *share])
+    if counts[-1] > 1 and band:
+        seeds = f"mean of {seeds}, {band}: ± standard deviation"
+    return f"{what}\n{seeds}"
 
 
 def scope_panels(scopes: Iterable[str | None]) -> list[str | None]:
@@ -75,42 +54,39 @@ def in_panel(scope: str | None, panel: str | None) -> bool:
 
 
 @contextmanager
-def panel_figure(
-    panels: Sequence[str | None], height: float, labels: Iterable[str]
-) -> Iterator[tuple[Any, list[Any]]]:
-    """A figure with one axes for each panel side by side, and room for a legend of `labels`."""
+def new_figure(
+    caption: str,
+    height: float,
+    labels: Iterable[str] = (),
+    panels: Sequence[str | None] = (None,),
+    rows: int = 1,
+    **options: Any,
+) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes `[rows, panels]`, with `caption` above and a legend below."""
     width = COLUMN if len(panels) == 1 else PAGE
-    height += 0.16 * -(-len(set(labels)) // _legend_columns(width, labels))
-    with new_figure(width, height, columns=len(panels), sharey=True) as (figure, axes):
+    labels = list(dict.fromkeys(labels))
+    longest = max((len(label) for label in labels), default=1)
+    columns = max(1, int((width - 0.2) / (0.55 + 0.062 * longest)))
+    text = "\n".join(textwrap.fill(line, int(18 * width)) for line in caption.split("\n"))
+    height += 0.16 * -(-len(labels) // columns) + 0.13 * (text.count("\n") + 1)
+    figures = require("matplotlib.figure")
+    with require("matplotlib").rc_context(_RC):
+        figure = figures.Figure(figsize=(width, height), layout="constrained")
+        figure.suptitle(text, x=0.02, ha="left", fontsize=6.5, color="#444444", linespacing=1.2)
+        axes = figure.subplots(rows, len(panels), squeeze=False, **options)
         if len(panels) > 1:
-            for one, panel in zip(axes, panels, strict=True):
+            for one, panel in zip(axes[0], panels, strict=True):
                 one.set_title("ranked per layer" if panel == "layer" else "ranked over all layers")
         yield figure, axes
+        _legend_below(figure, axes.ravel(), columns)
 
 
-def method_order(method: str) -> int:
-    """Where `method` stands in legends."""
-    return METHODS.index(method) if method in METHODS else len(METHODS)
-
-
-@contextmanager
-def new_figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
-) -> Iterator[Any]:
-    """A figure with `rows` times `columns` axes, in the style of this library.
-
-    **Arguments:**
-
-    - `width`, `height`: in inches.
-    - `rows`, `columns`: numbers of axes above and beside one another.
-    - `options`: passed to `Figure.subplots`.
-    """
-    matplotlib = require("matplotlib")
-    figures = require("matplotlib.figure")
-    with matplotlib.rc_context(_RC):
-        figure = figures.Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, **options)
-        yield figure, list(axes.ravel())
+def bare_figure(caption: str, width: float, height: float) -> Any:
+    """A figure without axes; to be filled inside `styled`."""
+    figure = require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    text = textwrap.fill(caption.replace("\n", "; "), int(18 * width))
+    figure.suptitle(text, x=0.02, ha="left", fontsize=6.5, color="#444444", linespacing=1.2)
+    return figure
 
 
 @contextmanager
@@ -120,15 +96,13 @@ def styled() -> Iterator[None]:
         yield
 
 
-def legend_below(figure: Any, *axes: Any, columns: int | None = None) -> None:
-    """Put one legend of all `axes` under the figure, where it covers no data."""
+def _legend_below(figure: Any, axes: Iterable[Any], columns: int) -> None:
     entries: dict[str, Any] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             line = handle[0] if isinstance(handle, tuple) else handle  # without error bars
             entries.setdefault(label, line)
-    if len(entries) > 1:
-        columns = columns or _legend_columns(figure.get_figwidth(), entries)
+    if entries:
         figure.legend(
             list(entries.values()),
             list(entries),
@@ -137,17 +111,10 @@ def legend_below(figure: Any, *axes: Any, columns: int | None = None) -> None:
         )
 
 
-def _legend_columns(width: float, labels: Iterable[str]) -> int:
-    """How many columns of the longest label fit into `width` inches."""
-    longest = max((len(label) for label in labels), default=1)
-    return max(1, int((width - 0.2) / (0.55 + 0.062 * longest)))
-
-
 def save_figure(figure: Any, stem: Path) -> list[Path]:
     """Write `stem.png` and `stem.svg`; the same figure gives the same bytes."""
-    matplotlib = require("matplotlib")
     paths = []
-    with matplotlib.rc_context(_RC):
+    with styled():
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=metadata)
@@ -167,7 +134,7 @@ def thousands(axis: Any) -> None:
 
 
 def plain_decades(axis: Any) -> None:
-    """Label a logarithmic axis in plain numbers, and between the decades where there is room."""
+    """Ticks of a logarithmic axis: plain numbers, between the decades where there is room."""
     ticker = require("matplotlib.ticker")
     low, high = axis.get_view_interval()
     few = low > 0 and high / low < 30
@@ -177,15 +144,22 @@ def plain_decades(axis: Any) -> None:
     if few and sum(low <= tick <= high for tick in axis.get_majorticklocs()) < 3:
         axis.set_major_locator(ticker.MaxNLocator(5))
     axis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    minor_ticks(axis)
+
+
+def minor_ticks(axis: Any) -> None:
+    """Mark 2 to 9 of every decade of a logarithmic axis, without labels."""
+    ticker = require("matplotlib.ticker")
+    axis.set_minor_locator(ticker.LogLocator(subs=range(2, 10), numticks=99))
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
-def spread(values: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+def spread(values: Sequence[Sequence[float]]) -> tuple[Any, Any]:
     """Mean and sample standard deviation over seeds, point by point; 0 for one seed."""
     numpy = require("numpy")
     stacked = numpy.asarray(values, dtype=float)
     deviation = stacked.std(axis=0, ddof=1) if len(stacked) > 1 else 0.0 * stacked[0]
-    return stacked.mean(axis=0).tolist(), deviation.tolist()
+    return stacked.mean(axis=0), deviation
 
 
 _RC = {
@@ -194,7 +168,7 @@ _RC = {
     "axes.labelsize": 8.0,
     "legend.fontsize": 7.0,
     "legend.frameon": False,
-    "legend.handlelength": 2.2,
+    "legend.handlelength": 2.6,
     "legend.columnspacing": 1.2,
     "xtick.labelsize": 7.0,
     "ytick.labelsize": 7.0,
@@ -207,6 +181,8 @@ _RC = {
     "grid.linewidth": 0.5,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
     "lines.linewidth": 1.3,
     "lines.markersize": 4.0,
     "savefig.dpi": 220,

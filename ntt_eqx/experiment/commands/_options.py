@@ -1,0 +1,131 @@
+"""Options that several commands share, and how one network is made."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ...models import MODELS
+from .._errors import Diverged, check_choice
+from .._files import locked
+from ..cells import Cell, plan
+from ..images import ImageShelf, check_dataset
+from ..loop import StopRequest
+from ..methods import MethodName
+from ..progress import make_display
+from ..report import write_page, write_tables
+from ..results import MODEL, find_runs
+from ..running import RunContext, check_cells, run_cell
+from ..settings import (
+    PRESETS,
+    CompareSettings,
+    Scope,
+    ScoringSettings,
+    TransferSettings,
+    check,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of every command that makes networks.
+
+    Attributes:
+        out: directory of the run.
+        data_dir: folder with datasets; more places are searched, see `ntt-eqx data`.
+        checkpoint_every: seconds between two checkpoints.
+    """
+
+    out: Path = Path("runs")
+    data_dir: Path | None = None
+    checkpoint_every: float = 60.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkOptions(RunOptions):
+    """Options of every command that makes one network.
+
+    Attributes:
+        dataset: images to use; NAME:0,1:250 takes 250 images of two classes.
+        model: the dense network's architecture.
+        method: how the mask is chosen; `ntt` matches the active kernel, `ntt-ambient` the ambient
+            one.
+        scope: rank weights within each layer, or over all layers at once.
+        density: share of weights to keep.
+        seed: decides the dense network and the order of the images.
+        transfer: the label-free phase, for `ntt` and `ntt-ambient`.
+        scoring: the scores that choose masks.
+    """
+
+    dataset: str = "fashion-mnist-mini"
+    model: str = "lenet-300-100"
+    method: MethodName = "ntt"
+    scope: Scope = "layer"
+    density: float = 0.03
+    seed: int = 0
+    transfer: TransferSettings = PRESETS["quick"].transfer
+    scoring: ScoringSettings = ScoringSettings()
+
+    def cell(self, **changes: Any) -> Cell:
+        """The network that is asked for, its settings checked."""
+        changes = {"methods": (self.method,), **changes}
+        settings = CompareSettings(
+            datasets=(self.dataset,),
+            models=(self.model,),
+            scopes=(self.scope,),
+            densities=(self.density,),
+            seeds=(self.seed,),
+            transfer=self.transfer,
+            scoring=self.scoring,
+            **changes,
+        )
+        return plan(check_names(check(settings)))[0]
+
+
+def check_names(settings: CompareSettings) -> CompareSettings:
+    """`settings`, if there are the datasets and models that it names.
+
+    Raises `ExperimentError` for an unknown one, with the allowed ones.
+    """
+    for name in (*settings.datasets, settings.transfer.dataset):
+        if name is not None:
+            check_dataset(name)
+    for name in settings.models:
+        check_choice("model", name, MODELS)
+    return settings
+
+
+def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
+    """Make the network `cell` in `options.out`; returns the exit status."""
+    shelf, out = ImageShelf(options.data_dir), options.out
+    if start is None:
+        check_cells([cell], shelf)
+    with make_display() as display, StopRequest() as stop, locked(out):
+        context = RunContext(shelf, display, stop, options.checkpoint_every, start)
+        done = (out / "result.json").exists()
+        display.say(f"{cell.dataset}, {cell.model}, {cell.name}; results in {out}")
+        try:
+            result = run_cell(cell, out, context, cell.name)
+        except Diverged as error:
+            display.say(str(error))
+            return 1
+        if done:
+            display.say("done already; nothing was changed")
+        if result["test_accuracy"] is not None:
+            display.say(accuracies(result))
+            write_tables([result], out)
+        elif result["kernel_distance"] is not None:
+            display.say(
+                f"kernel distance {result['kernel_distance']:.4g}, "
+                f"target distance {result['target_distance']:.4g}"
+            )
+        display.say(f"density {result['kept_density']:.4g}; network: {out / MODEL}")
+        write_page(find_runs(out), out, f"{cell.dataset}, {cell.model}: {cell.name}", display.say)
+    return 0
+
+
+def accuracies(result: dict[str, Any]) -> str:
+    """What a trained network reached, in words."""
+    return (
+        f"test accuracy {100 * result['test_accuracy']:.2f} %, "
+        f"train accuracy {100 * result['train_accuracy']:.2f} %"
+    )

@@ -1,0 +1,168 @@
+"""`ntt-eqx evolution`: teacher, NTT student and random network followed in function space.
+
+The opening figure of Liu & Zenke (ICML 2020): the outputs on fixed inputs are a point in function
+space, and training draws a line. As long as training is lazy, the line depends on the first outputs
+and the tangent kernel alone, so a student that shares both with its teacher stays by its line.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from ... import SparseModel, sparsify
+from .._errors import Diverged, ExperimentError
+from .._files import locked, read_json, write_json
+from ..cells import Cell
+from ..diagnostics import KernelComparison, compare_kernels, summary
+from ..figures import evolution_figure, save_figure, spectrum_figure
+from ..images import Images, ImageShelf
+from ..loop import StopRequest, run_phase
+from ..methods import TransferName, method
+from ..metrics import MetricsFile
+from ..model_file import load_model, save_model
+from ..progress import Display, make_display
+from ..pruning import pruned_at_start
+from ..report import save_page
+from ..results import TRANSFERRED
+from ..running import RunContext, check_cells, dense_initialisation, run_cell
+from ..settings import EvolutionSettings, TransferSettings, check, to_json
+from ..trajectories import Trajectories, collect, save_trajectories, side_by_side
+from ._options import NetworkOptions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evolution(NetworkOptions):
+    """Train dense teacher, NTT student and random network side by side and compare their outputs.
+
+    Follows the outputs on fixed test images while all three train on the same labels, draws their
+    paths, and gives their distance to the teacher's path as a number. Tangent kernels are compared
+    before training.
+    """
+
+    dataset: str = "fashion-mnist-mini:0,1:250"
+    method: TransferName = "ntt"
+    # For an output evolution the student must match its teacher closely, also on images that are
+    # not trained on: about 10,000 steps on all images of the set, without their labels.
+    transfer: TransferSettings = TransferSettings(
+        epochs=110.0, learning_rate=1e-3, dataset="fashion-mnist-mini"
+    )
+    evolution: EvolutionSettings = EvolutionSettings()  # the training side by side
+    out: Path = Path("runs/evolution")
+
+    def run(self) -> int:
+        """Follow the outputs while the networks train; returns the exit status."""
+        check(self.evolution, "evolution.")
+        cell = dataclasses.replace(self.cell(), training=None)
+        rival = dataclasses.replace(self.cell(methods=("random",)), training=None)
+        shelf = ImageShelf(self.data_dir)
+        check_cells([cell, rival], shelf)
+        images = shelf.load(self.dataset)
+        images.check_labelled()
+        with make_display() as display, StopRequest() as stop, locked(self.out):
+            _claim(self, cell)
+            display.say(f"{cell.dataset}, {cell.model}, {cell.name}; results in {self.out}")
+            context = RunContext(shelf, display, stop, self.checkpoint_every)
+            try:
+                run_cell(cell, self.out / "transfer", context, cell.name)
+                networks = _networks(cell, rival, images, self.out)
+                outcome = run_phase(
+                    side_by_side(networks, images, self.evolution, self.seed),
+                    self.out / "checkpoints",
+                    MetricsFile(self.out / "metrics.jsonl"),
+                    display,
+                    stop,
+                    checkpoint_every=self.checkpoint_every,
+                )
+            except Diverged as error:
+                display.say(str(error))
+                return 1
+            found = collect(outcome.state, networks, self.evolution)
+            save_trajectories(self.out / "evolution.npz", found)
+            x = jnp.asarray(images.test.first(self.evolution.kernel_inputs).x)
+            kernels = {
+                name: compare_kernels(network, networks["dense"].model, x)
+                for name, network in networks.items()
+                if name != "dense"
+            }
+            report = _report(found, kernels, cell.method)
+            write_json(self.out / "evolution.json", report)
+            what = f"{cell.dataset}, {cell.model}, {100 * cell.density:g} % kept, seed {cell.seed}"
+            figures, place = [], self.out / "figures"
+            figures += save_figure(evolution_figure(found, what), place / "evolution")
+            figures += save_figure(spectrum_figure(kernels, what), place / "spectrum")
+            table, note = _table(report, cell.method)
+            save_page(self.out, f"Output evolution: {what}", table, figures, note)
+            _tell(table, note, self.out, display)
+        return 0
+
+
+def _claim(options: Evolution, cell: Cell) -> None:
+    """Write down what was asked for, or check that the directory holds the same."""
+    path = options.out / "config.json"
+    asked = {
+        "command": "evolution",
+        "transfer": cell.to_json(),
+        "evolution": to_json(options.evolution),
+    }
+    if path.exists() and read_json(path) != asked:
+        raise ExperimentError(
+            f"{options.out}: holds a run with another configuration; choose another folder with "
+            "--out."
+        )
+    write_json(path, asked)
+
+
+def _networks(cell: Cell, rival: Cell, images: Images, out: Path) -> dict[str, SparseModel]:
+    """Dense teacher, NTT student and random network, all from one dense initialisation."""
+    teacher = dense_initialisation(cell, images)
+    student = load_model(out / "transfer" / TRANSFERRED)
+    rest = pruned_at_start(rival, teacher, None, rival.key(1))
+    save_model(out / "random" / TRANSFERRED, rest, {**student.header, "method": "random"})
+    return {"dense": sparsify(teacher), cell.method: student.model, "random": rest}
+
+
+def _report(
+    found: Trajectories, kernels: Mapping[str, KernelComparison], student: str
+) -> dict[str, Any]:
+    distances = {name: found.distances(name) for name in kernels}
+    return {
+        "steps": found.steps.tolist(),
+        "dense_path": found.length(),
+        "distances": {
+            name: {
+                "start": float(values[0]),
+                "mean": float(values.mean()),
+                "end": float(values[-1]),
+                "all": values.tolist(),
+            }
+            for name, values in distances.items()
+        },
+        "ratio": float(distances[student].mean() / distances["random"].mean()),
+        "kernels": {name: summary(kernel) for name, kernel in kernels.items()},
+    }
+
+
+def _table(report: dict[str, Any], student: str) -> tuple[Any, str]:
+    body = []
+    for name in (student, "random"):
+        distance, kernel = report["distances"][name], report["kernels"][name]
+        values = [distance["start"], distance["mean"], distance["end"]]
+        values += [kernel["kernel_distance"], kernel["kernel_alignment"], kernel["effective_rank"]]
+        body.append([method(name).label, *(f"{value:.4g}" for value in values)])
+    header = ["Network", "Start", "Mean", "End", "Kernel distance", "CKA", "Effective rank"]
+    rank = report["kernels"]["random"]["dense_effective_rank"]
+    note = (
+        f"dense: path {report['dense_path']:.4g}, effective rank {rank:.4g}; mean distance of "
+        f"{student} to random {report['ratio']:.3g}"
+    )
+    return (header, body, [False, *([True] * 6)]), note
+
+
+def _tell(table: Any, note: str, out: Path, display: Display) -> None:
+    display.say("distance to the dense network's outputs (root mean square), and kernel at start:")
+    display.table(*table)
+    display.say(note)
+    display.say(f"written: {out / 'evolution.json'}, {out / 'figures'}, {out / 'report.html'}")

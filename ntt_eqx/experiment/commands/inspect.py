@@ -1,0 +1,89 @@
+"""`ntt-eqx inspect`."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from tyro.conf import Positional
+
+from ...models import make_model
+from .._errors import ExperimentError
+from ..diagnostics import LayerCost, compare_kernels, layer_costs, summary
+from ..methods import method
+from ..model_file import load_model
+from ..progress import Display, make_display
+from ..results import MODEL, TRANSFERRED, model_path
+from .evaluate import images_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Show what pruning did to a network from a file: layers, FLOPs, tangent kernel.
+
+    The kernel is compared with that of the dense network that the file's seed stands for, at its
+    initialisation.
+    """
+
+    # model file, or directory of a run; its network before training where there is one
+    network: Positional[Path]
+    dataset: str | None = None  # images for the kernel; left out, those that the file names
+    inputs: int = 32  # number of test images for the kernel
+    data_dir: Path | None = None  # folder with datasets
+    json: bool = False  # print one JSON object instead of text
+
+    def run(self) -> int:
+        """Show what pruning did; returns the exit status."""
+        path = model_path(self.network, (TRANSFERRED, MODEL))
+        loaded = load_model(path)
+        header, seed = loaded.header, loaded.header.get("seed")
+        if not isinstance(seed, int):
+            raise ExperimentError(f"{path}: does not name a seed to compare with.")
+        if self.inputs < 2:
+            raise ExperimentError(f"inputs: {self.inputs} must be at least 2.")
+        images = images_of(path, loaded, self.dataset, self.data_dir, labels=False)
+        shape, classes = images.input_shape, header["arguments"]["num_classes"]
+        key = jax.random.fold_in(jax.random.key(seed), 0)
+        dense = make_model(header["model"], shape, classes, key=key)
+        costs = layer_costs(loaded.model, shape)
+        x = jnp.asarray(images.test.first(self.inputs).x)
+        kernel = summary(compare_kernels(loaded.model, dense, x))
+        if self.json:
+            layers = [dataclasses.asdict(cost) for cost in costs]
+            print(json.dumps({"network": str(path), "layers": layers, **kernel}))
+            return 0
+        with make_display() as display:
+            label = method(header.get("method") or "?").label
+            display.say(f"{path}: {header['model']}, {label}")
+            _show_layers(costs, display)
+            display.say(
+                f"tangent kernel on {len(x)} test images of {images.name}, against the dense "
+                f"initialisation of seed {seed}: distance {kernel['kernel_distance']:.4g}, "
+                f"CKA {kernel['kernel_alignment']:.4g}, trace {kernel['trace_ratio']:.4g} of the "
+                f"dense one's, effective rank {kernel['effective_rank']:.4g} "
+                f"(dense {kernel['dense_effective_rank']:.4g})"
+            )
+        return 0
+
+
+def _show_layers(costs: list[LayerCost], display: Display) -> None:
+    total = lambda name: sum(getattr(cost, name) for cost in costs)
+    numbers = [f.name for f in dataclasses.fields(LayerCost) if f.name != "name"]
+    everything = LayerCost("all", **{name: total(name) for name in numbers})
+    whole = max(everything.flops, 1)
+    body = [
+        [
+            cost.name,
+            f"{cost.weights:,}",
+            f"{cost.kept:,}",
+            f"{100 * cost.kept / max(cost.weights, 1):.2f}",
+            f"{100 * cost.flops / whole:.2f}",
+            f"{100 * cost.kept_flops / whole:.2f}",
+        ]
+        for cost in (*costs, everything)
+    ]
+    header = ["Layer", "Weights", "Kept", "Kept (%)", "FLOPs (%)", "FLOPs left (% of dense)"]
+    display.table(header, body, [False, *([True] * 5)])
+    left = everything.kept_flops
+    display.say(f"multiply-adds a sample: {left:,} of {whole:,} ({100 * left / whole:.2f} %)")

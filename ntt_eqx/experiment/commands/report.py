@@ -1,0 +1,44 @@
+"""`ntt-eqx report`."""
+
+import dataclasses
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from .._errors import ExperimentError
+from ..progress import make_display
+from ..report import write_page, write_tables
+from ..results import find_runs
+from ..table import table_cells
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Build tables (Markdown, CSV, LaTeX), figures and report.html again from what is on disk."""
+
+    directories: Positional[tuple[Path, ...]]  # comparisons or single runs, with everything below
+    out: Path | None = None  # where to write; left out, `report` in the first directory
+    figures: bool = True  # whether to draw figures
+
+    def run(self) -> int:
+        """Build tables, figures and the page; returns the exit status."""
+        if not self.directories:
+            raise ExperimentError("report: give at least one directory.")
+        found = {
+            run.directory.resolve(): run for path in self.directories for run in find_runs(path)
+        }
+        done = [run for run in found.values() if run.state == "done"]
+        places = ", ".join(map(str, self.directories))
+        if not done:
+            raise ExperimentError(f"report: no finished run in {places}.")
+        out = self.out or self.directories[0] / "report"
+        with make_display() as display:
+            for run in found.values():
+                if run.state != "done":
+                    display.say(f"left out: {run.directory} is {run.state}. {run.note}".rstrip())
+            rows = write_tables([run.result for run in done if run.result], out)
+            if self.figures:
+                write_page(done, out, places, display.say)
+            display.table(*table_cells(rows))
+            display.say(f"written: {out}")
+        return 0

@@ -1,0 +1,191 @@
+"""One phase of a run on the library's driver: rows, checkpoints, resumption, stops on request."""
+
+import base64
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import PyTree
+
+from .. import DivergenceError, Progress, fit
+from ._errors import Diverged, Interrupted
+from .checkpoint import Checkpoint, CheckpointStore
+from .metrics import MetricsFile
+from .progress import Display
+
+
+@dataclasses.dataclass
+class Phase:
+    """A loop over batches."""
+
+    name: str  # `"transfer"` or `"train"`; marks its rows of metrics
+    title: str  # what people see
+    num_steps: int  # steps in all
+    log_every: int  # steps between two rows of metrics
+    state: PyTree  # where it starts; a PyTree
+    batches: Any  # an iterator with `get_state` and `set_state`
+    step: Callable[[PyTree, Any], tuple[PyTree, Any]]  # `(state, batch) -> (state, metrics)`
+    # what a row holds beside the steps' metrics: name -> (state -> values)
+    observe: Mapping[str, Callable[[PyTree], Mapping[str, Any]]]
+    shown: Callable[[dict[str, Any]], Mapping[str, float]]  # picks from a row what a display shows
+    advice: str  # what to try when the loss diverges
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a finished phase leaves."""
+
+    state: PyTree  # the last state
+    seconds: float  # time used, over all the pieces in which it ran
+    row: dict[str, Any]  # the last row of metrics
+    # the JSON values of earlier phases that it was given, or found in its checkpoint
+    carried: dict[str, Any]
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a request to stop after the current step.
+
+    A second Ctrl-C ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._restore()
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a stop was asked for."""
+        if self.asked:
+            raise Interrupted
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def run_phase(
+    phase: Phase,
+    directory: Path,
+    metrics: MetricsFile,
+    display: Display,
+    stop: StopRequest,
+    *,
+    checkpoint_every: float,
+    carried: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Run `phase` to its end, going on from its newest checkpoint if it has one.
+
+    Raises `Diverged` when a loss is not finite; the last checkpoint is older than that step;
+    `Interrupted` when a stop was asked for; the last step done has a checkpoint.
+    """
+    store = CheckpointStore(directory)
+    try:
+        return _run(phase, store, metrics, display, stop, checkpoint_every, dict(carried or {}))
+    except DivergenceError as error:
+        steps = store.steps()
+        kept = (
+            f"the last good checkpoint is step {steps[-1]}, in {store.directory}"
+            if steps
+            else "there is no earlier checkpoint"
+        )
+        raise Diverged(
+            f"{phase.title}: the loss became {error.value} at step {error.step} of "
+            f"{phase.num_steps}; {kept}. {phase.advice}",
+            stage=phase.name,
+            step=error.step,
+        ) from None
+    finally:
+        store.close()
+
+
+def _run(
+    phase: Phase,
+    store: CheckpointStore,
+    metrics: MetricsFile,
+    display: Display,
+    stop: StopRequest,
+    checkpoint_every: float,
+    carried: dict[str, Any],
+) -> Outcome:
+    found = store.latest(like=phase.state)
+    state, start, record = phase.state, 0, {}
+    if found is not None:
+        state, start, record = found.state, found.step, found.record
+        carried = record["carried"]
+        phase.batches.set_state(_decode(record["batches"]))
+    # rows that were written after the checkpoint, or by an attempt that died before its first one
+    metrics.rewind(record.get("rows", metrics.rows))
+    display.begin(phase.title, phase.num_steps, start)
+    row, shown = record.get("row", {}), None
+    begun = saved = time.monotonic()
+    seconds = lambda: record.get("seconds", 0.0) + time.monotonic() - begun
+
+    def on_log(state: PyTree, found: Mapping[str, Any]) -> None:
+        nonlocal row, shown
+        row = {"phase": phase.name, **found}
+        metrics.append(row)
+        shown = phase.shown(row) if "train" in row else None
+
+    def on_step(at: Progress) -> None:
+        nonlocal saved, shown
+        display.advance(at.step, shown)
+        shown, last = None, at.step == phase.num_steps
+        if last or stop.asked or time.monotonic() - saved >= checkpoint_every:
+            window = at.window()  # stops at a loss that is not finite, before its state is kept
+            metrics.sync()
+            kept = {
+                "phase": phase.name,
+                "seconds": seconds(),
+                "rows": metrics.rows,
+                "row": row,
+                "window": window,
+                "batches": _encode(phase.batches.get_state()),
+                "carried": carried,
+            }
+            store.save(Checkpoint(at.step, at.state, kept))
+            saved = time.monotonic()
+        if not last:
+            stop.check()
+
+    state, _ = fit(
+        phase.step,
+        state,
+        phase.batches,
+        num_steps=phase.num_steps,
+        log_every=phase.log_every,
+        observe=phase.observe,
+        on_log=on_log,
+        on_step=on_step,
+        start=start,
+        window=record.get("window"),
+        name=phase.title,
+    )
+    display.end()
+    return Outcome(state, seconds(), row, carried)
+
+
+def _encode(state: Any) -> Any:
+    if isinstance(state, bytes):
+        return {"base64": base64.b64encode(state).decode()}
+    return {"json": state}
+
+
+def _decode(state: Mapping[str, Any]) -> Any:
+    return base64.b64decode(state["base64"]) if "base64" in state else state["json"]
