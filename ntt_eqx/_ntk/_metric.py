@@ -1,5 +1,6 @@
 """The metric `c_p` of the kernel's sum over parameters, brought into the form each layer wants."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from jaxtyping import Array
 from ..kernels import GatheredMetric, gather_rows
 from ._forms import LayerPlan
 from ._layers import Layer
+from ._support import Checked
 
 
 class DenseMetric(eqx.Module):
@@ -26,7 +28,7 @@ LayerMetric = DenseMetric | GatheredMetric | None
 
 
 def layer_metric(
-    plan: LayerPlan, metric: Sequence[Array | None], support: Sequence[Array | None], dtype: Any
+    plan: LayerPlan, metric: Sequence[Array | None], support: Sequence[Any], dtype: Any
 ) -> LayerMetric:
     """The metric of one layer in the form that its plan asks for; `None` where it is 1 throughout.
 
@@ -34,7 +36,7 @@ def layer_metric(
 
     - `metric`: for each parameter of the program its `c`, or `None` for 1.
     - `support`: for each parameter the flat indices of all its non-zero `c` where they are known
-      (ascending, filled up with one past the end), else `None`.
+      (ascending, filled up with one past the end, or a `Checked`), else `None`.
     """
     layer = plan.layer
     weight = metric[layer.weight]
@@ -49,7 +51,13 @@ def layer_metric(
     if layer.bias is not None:
         ones = jnp.ones_like(offset)
         offset = ones if bias is None else layer.bias_metric(bias).reshape(-1).astype(dtype)
-    return gather_rows(indices, layer.metric(weight).reshape(-1, layer.inputs), offset)
+    fits = indices.fits if isinstance(indices, Checked) else None
+    indices = indices.indices if isinstance(indices, Checked) else indices
+    found = gather_rows(indices, layer.metric(weight).reshape(-1, layer.inputs), offset)
+    if fits is None:
+        return found
+    values = jnp.where(fits, found.values, jnp.nan)
+    return dataclasses.replace(found, values=values.astype(found.values.dtype))
 
 
 def _dense(layer: Layer, weight: Array | None, bias: Array | None, dtype: Any) -> Array:

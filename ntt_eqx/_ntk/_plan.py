@@ -97,7 +97,7 @@ def make_plan(
     m: int,
     kernel: KernelKind,
     metric: PyTree | None,
-    support: Sequence[Array | None] | None,
+    support: Sequence[Any] | None,
     outputs: Outputs,
     directions: int | None,
     device: Device,

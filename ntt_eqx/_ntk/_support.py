@@ -47,6 +47,21 @@ def refresh_support(mask: PyTree, support: PyTree) -> PyTree:
     return jax.tree.map(refreshed, mask, support, is_leaf=lambda leaf: leaf is None)
 
 
+class Checked(eqx.Module):
+    """A support that was compared with the mask in use.
+
+    Attributes:
+        indices: flat indices of the mask's entries, ascending, filled up with one past the end.
+        fits: whether there is room for all of them; `None` where it would have raised otherwise.
+    """
+
+    indices: Int[Array, " nonzeros"]
+    fits: Bool[Array, ""] | None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
 def checked_support(masks: list[Any], support: list[Any]) -> list[Any]:
     """A support of exactly the masks in use, from one that may be out of date.
 
@@ -57,8 +72,10 @@ def checked_support(masks: list[Any], support: list[Any]) -> list[Any]:
 
     **Returns:**
 
-    What was given where it is right, and otherwise the indices found anew; it raises at run time
-    where the mask has more entries than there is room for.
+    A `Checked` for each: what was given where it is right, and otherwise the indices found anew.
+    Where a mask has more entries than there is room for, a CPU raises at run time; on an
+    accelerator, which an exception would make wait for the host in every step, `fits` is false,
+    and whoever uses it makes the kernel NaN.
     """
     pairs = zip(masks, support, strict=True)
     return [None if m is None or s is None else _checked(m, s) for m, s in pairs]
@@ -69,7 +86,7 @@ def is_traced(tree: PyTree) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def _checked(mask: Bool[Array, "..."], indices: Int[Array, " nonzeros"]) -> Array:
+def _checked(mask: Bool[Array, "..."], indices: Int[Array, " nonzeros"]) -> Checked:
     flat, size = mask.reshape(-1), mask.size
     inside = indices < size
     held = flat.at[jnp.minimum(indices, size - 1)].get(mode="promise_in_bounds")
@@ -77,12 +94,15 @@ def _checked(mask: Bool[Array, "..."], indices: Int[Array, " nonzeros"]) -> Arra
     count = jnp.sum(flat, dtype=jnp.int32)
     right = jnp.all(held | ~inside) & ascends & (count == jnp.sum(inside, dtype=jnp.int32))
     found = jax.lax.cond(right, lambda: indices, lambda: _found(mask, indices))
-    return eqx.error_if(
+    if target_device().platform != "cpu":
+        return Checked(found, count <= len(indices))
+    found = eqx.error_if(
         found,
         count > len(indices),
         "the mask keeps more weights than the one that this state was made for: put a mask into an "
         "NTTState by state.with_mask(mask), outside jit.",
     )
+    return Checked(found, None)
 
 
 def _found(mask: Bool[Array, "..."], like: Int[Array, " nonzeros"]) -> Array:

@@ -90,3 +90,37 @@ def test_kernel_after_a_refresh_compiles_nothing_again():
         assert relative_error(theta, expected) < 1e-5
         assert relative_error(outputs, jax.vmap(pruned)(x)) < 1e-5
     assert len(traces) == 1
+
+
+def outdated():
+    """A model, a compiled kernel of it, and the support of a mask that is not its own."""
+    model = ntt.sparsify(eqx.nn.MLP(20, 2, 12, 1, activation=jnp.tanh, key=jax.random.key(0)))
+    x = jax.random.normal(jax.random.key(1), (4, 20))
+    mask = lambda count, seed: jax.tree.map(
+        lambda m: mask_of(m.shape, m.size // count, seed), model.mask
+    )
+    run = eqx.filter_jit(lambda m, s: outputs_and_ntk(m, x, "active", support=s)[1])
+    return model, x, mask, run
+
+
+def test_a_support_of_another_mask_is_found_anew():
+    model, x, mask, run = outdated()
+    support = mask_support(mask(10, 0))
+    for other in (mask(10, 1), mask(20, 2)):  # as many entries elsewhere, and fewer
+        pruned = model.with_mask(other)
+        expected = ntt.ntk(pruned, x[:2], x[2:], implementation="jacobian")
+        assert relative_error(run(pruned, support), expected) < 1e-5
+
+
+def test_a_support_without_room_is_an_error_and_never_a_number(monkeypatch):
+    model, _, mask, run = outdated()
+    more, support = model.with_mask(mask(5, 1)), mask_support(mask(10, 0))
+    with pytest.raises(Exception, match="keeps more weights than the one that this state"):
+        jax.block_until_ready(run(more, support))
+    # On an accelerator, which would wait for the host, it is NaN: chosen by the device alone.
+    from ntt_eqx._ntk import _support
+
+    gpu = ntt.kernels.Device("gpu", "NVIDIA H100")
+    monkeypatch.setattr(_support, "target_device", lambda: gpu)
+    _, _, _, run = outdated()
+    assert jnp.isnan(run(more, support)).all()
