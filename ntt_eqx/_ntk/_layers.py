@@ -263,6 +263,8 @@ def _rearrange(step: Step, array: Any) -> Any:
         for axis, size in zip(params["broadcast_dimensions"], array.shape, strict=True):
             shape[axis] = size
         return np.broadcast_to(array.reshape(shape), step.shape)
+    if params.get("dimensions") is not None and step.name == "reshape":
+        array = array.transpose(params["dimensions"])
     return array.reshape(step.shape)  # reshape, squeeze, expand_dims
 
 

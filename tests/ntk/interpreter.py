@@ -59,11 +59,12 @@ def closed_call(closed, inputs):
 
 
 def scan(p, inputs):
-    consts, carry, xs = np.split(
-        np.arange(len(inputs)), [p["num_consts"], p["num_consts"] + p["num_carry"]]
-    )
-    take = lambda places: [inputs[n] for n in places]
-    consts, carry, xs, rows = take(consts), take(carry), take(xs), []
+    if "num_consts" in p:
+        first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
+    else:  # JAX 0.12
+        consts, carry, _ = p["ft_in"].unpack()
+        first, last = len(consts), len(consts) + len(carry)
+    consts, carry, xs, rows = inputs[:first], inputs[first:last], inputs[last:], []
     order = range(p["length"])
     for t in reversed(order) if p["reverse"] else order:
         out = closed_call(p["jaxpr"], [*consts, *carry, *(x[t] for x in xs)])
@@ -154,6 +155,11 @@ def pad(eqn, a, value):
     return out
 
 
+def reshape(eqn, a, *_):
+    order = eqn.params["dimensions"]
+    return (a if order is None else a.transpose(order)).reshape(eqn.params["new_sizes"])
+
+
 def reduced(function):
     return lambda eqn, a: function(a, axis=tuple(eqn.params["axes"]))
 
@@ -207,7 +213,7 @@ WITH_SETTINGS = {
     "dynamic_slice": dynamic_slice, "dynamic_update_slice": dynamic_update_slice, "pad": pad,
     "convert_element_type": convert,
     "integer_pow": lambda eqn, a: a ** np.asarray(eqn.params["y"], a.real.dtype),
-    "reshape": lambda eqn, a, *_: a.reshape(eqn.params["new_sizes"]),
+    "reshape": reshape,
     "squeeze": lambda eqn, a: a.reshape(eqn.outvars[0].aval.shape),
     "expand_dims": lambda eqn, a: a.reshape(eqn.outvars[0].aval.shape),
     "transpose": lambda eqn, a: a.transpose(eqn.params["permutation"]),

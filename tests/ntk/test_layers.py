@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from comparison import relative_error
 
@@ -70,3 +71,23 @@ def test_a_convolution_in_groups_of_samples_is_no_layer(getkey):
     assert [p.path for p in ntt.explain(model, x).parameters] == ["jacobian", "jacobian"]
     expected = ntt.ntk(model, x, implementation="jacobian")
     assert relative_error(ntt.ntk(model, x), expected) < 1e-5
+
+
+class Turned(eqx.Module):
+    """A matrix read column by column: a reshape that transposes first."""
+
+    weight: jax.Array
+
+    def __call__(self, x):
+        return jnp.tanh(jax.lax.reshape(self.weight, (4, 6), (1, 0)) @ x)
+
+
+@pytest.mark.usefixtures("gathers")
+def test_a_weight_in_columns_is_gathered_in_no_wrong_order(getkey):
+    sparse = ntt.sparsify(Turned(jax.random.normal(getkey(), (8, 3))))
+    kept = np.zeros((8, 3), bool)
+    kept[1, 2] = kept[6, 0] = True
+    sparse = sparse.with_mask(jax.tree.map(lambda m: jnp.asarray(kept), sparse.mask))
+    x = jax.random.normal(getkey(), (3, 6))
+    expected = ntt.ntk(sparse, x, implementation="jacobian")
+    assert relative_error(ntt.ntk(sparse, x), expected) < 1e-5
