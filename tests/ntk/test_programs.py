@@ -1,0 +1,49 @@
+"""Programs that nobody drew by hand: the kernel and its gradient are those of both oracles.
+
+`programs.py` draws them, in float64, of dense, convolutional, recurrent, gated, tied, complex and
+parameter-only pieces, with masks, metrics, sketches and blocks. They are evaluated by NumPy, which
+compiles nothing. The variable `NTT_EQX_PROGRAMS` says how many the slow run takes.
+"""
+
+import itertools
+import os
+
+import jax
+import pytest
+from hypothesis import HealthCheck, given, settings
+from programs import cases, check
+
+EXACT = 1e-9
+
+pytestmark = pytest.mark.usefixtures("gathers")
+
+quiet = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+programs_seen = itertools.count(1)
+
+
+def assert_exact(case):
+    if next(programs_seen) % 40 == 0:
+        jax.clear_caches()  # every program is another one
+    with jax.enable_x64(True):
+        kernel, gradient = check(case)
+    assert kernel < EXACT and gradient < EXACT, (kernel, gradient)
+
+
+@settings(quiet, max_examples=40)
+@given(case=cases())
+def test_any_program(case):
+    assert_exact(case)
+
+
+@pytest.mark.slow
+@settings(quiet, max_examples=int(os.environ.get("NTT_EQX_PROGRAMS", "150")))
+@given(case=cases())
+def test_many_programs(case):
+    assert_exact(case)
