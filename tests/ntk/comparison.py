@@ -28,8 +28,12 @@ def random_mask(mask, density, seed=0):
     return jax.tree.map(one, mask)
 
 
+def wide(leaf):
+    return np.asarray(leaf, np.complex128 if np.iscomplexobj(leaf) else np.float64)
+
+
 def largest(tree):
-    leaves = [np.abs(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]
+    leaves = [np.abs(wide(leaf)) for leaf in jax.tree.leaves(tree)]
     return max((leaf.max() for leaf in leaves if leaf.size), default=0.0)
 
 
@@ -37,8 +41,7 @@ def relative_error(found, expected):
     """The largest difference in two trees as a share of the largest entry of the second."""
     found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
     assert [f.shape for f in found] == [e.shape for e in expected]
-    assert all(np.isfinite(np.asarray(f, np.float64)).all() for f in found)
-    wide = lambda leaf: np.asarray(leaf, np.float64)
+    assert all(np.isfinite(wide(f)).all() for f in found)
     error = largest([wide(f) - wide(e) for f, e in zip(found, expected, strict=True)])
     return error if error == 0 else error / max(largest(expected), np.finfo(float).tiny)
 

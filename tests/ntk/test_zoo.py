@@ -1,7 +1,8 @@
-"""Architectures of others: exact kernels and gradients."""
+"""Architectures of others: exact kernels and gradients, and the paths they take."""
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import pytest
 from comparison import every_array, random_mask, relative_error, weighted_sum
 from interpreter import interpreted
@@ -10,10 +11,18 @@ from zoo_today import ZOO
 import ntt_eqx as ntt
 
 EXACT = 1e-10  # float64
+# What takes longest: convolutions and gathers are compiled one by one.
+LONG = ("mobilenet, squeeze-excitation", "u-net", "perceiver", "mamba, scan", "mlp-mixer",
+        "weight norm", "transformer, rope, tied tokens", "fno, complex")  # fmt: skip
 
 every_model = pytest.mark.parametrize(
-    "name", ["tied autoencoder", "gru", "lstm", "transformer, rope, tied tokens"]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in ZOO]
 )
+
+
+def some_of_every_row(mask):
+    """About 0.6 of every array, and something of every row: without, a norm has no gradient."""
+    return jax.tree.map(lambda m: m.at[..., 0].set(True) if m.ndim else m, mask)
 
 
 def errors(name):
@@ -21,6 +30,8 @@ def errors(name):
     case = ZOO[name]
     sparse = ntt.sparsify(case.build(jax.random.key(1)), every_array)
     mask = random_mask(sparse.mask, 0.6)
+    if name == "weight norm":
+        mask = some_of_every_row(mask)
     x1, x2 = case.samples(3, seed=1), case.samples(2, seed=2)
     params, static = eqx.partition(sparse, eqx.is_inexact_array)
 
@@ -45,3 +56,39 @@ def errors(name):
 def test_kernel_and_gradient(name, x64):
     kernel, gradient = errors(name)
     assert kernel < EXACT and gradient < EXACT
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_what_takes_the_slow_path_is_told(name):
+    case = ZOO[name]
+    ones = lambda a: jnp.ones(a.shape, a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a
+    model = jax.tree.map(ones, eqx.filter_eval_shape(case.build, jax.random.key(1)))
+    explained = ntt.explain(model, case.samples(2))
+    assert tuple(p.name for p in explained.slow) == case.jacobian
+    assert not any(p.path == "unused" for p in explained.parameters)
+
+
+@pytest.mark.slow
+def test_complex_weights_are_pairs_of_reals(x64):
+    x = ZOO["fno, complex"].samples(3)
+
+    def value_and_slope(name):
+        params, static = eqx.partition(ZOO[name].build(jax.random.key(1)), eqx.is_inexact_array)
+
+        @interpreted
+        def run(params, x):
+            def loss(params):
+                theta = ntt.ntk(eqx.combine(params, static), x)
+                return weighted_sum(theta), theta
+
+            return jax.value_and_grad(loss, has_aux=True)(params)
+
+        (_, theta), slope = run(params, x)
+        return theta, slope
+
+    theta, slope = value_and_slope("fno, complex")
+    paired, paired_slope = value_and_slope("fno, pairs")
+    spectral = slope.spectral  # JAX's convention: the conjugate
+    slope = eqx.tree_at(lambda s: s.spectral, slope, (spectral.real, -spectral.imag))
+    assert relative_error(theta, paired) < EXACT
+    assert relative_error(slope, paired_slope) < EXACT

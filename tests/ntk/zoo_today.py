@@ -20,6 +20,8 @@ class Case:
     build: Callable[[Any], Any]
     shape: tuple[int, ...]
     kind: str = "real"  # of the samples: real numbers, integers below 6, or booleans
+    jacobian: tuple[str, ...] = ()  # matrices and larger that enter the kernel by their Jacobians
+    density: float = 0.3  # of a transfer; where a row without weights has no norm, more
 
     def samples(self, n, seed=0):
         rng = np.random.default_rng(seed)
@@ -410,13 +412,13 @@ class Splines(eqx.Module):
     base_weight: jax.Array
     spline_weight: jax.Array
     head: eqx.nn.Linear
-    grid: np.ndarray = eqx.field(static=True)
+    grid: tuple[float, ...] = eqx.field(static=True)
 
     def __init__(self, key):
         k = jr.split(key, 3)
         self.base_weight, self.spline_weight = weight(k[0], 4, 3), weight(k[1], 4, 3, 5)
         self.head = eqx.nn.Linear(4, 2, key=k[2])
-        self.grid = np.linspace(-2, 2, 5)
+        self.grid = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
     def __call__(self, x):
         hats = jax.nn.relu(1 - jnp.abs(x[:, None] - jnp.asarray(self.grid, x.dtype)[None]))
@@ -472,28 +474,32 @@ class Bag(eqx.Module):
         return self.head(jnp.sum(jnp.where(x[:, None], rows, -rows), axis=0) * gate)
 
 
+NORMS = tuple(f".norms[{n}].{name}" for n in range(2) for name in ("weight", "bias"))
+WEIGHT_NORM = (".conv.layer.weight", ".dense.layer.weight")
+PAIRS = (".spectral[0]", ".spectral[1]")
+
 ZOO = {
     "mobilenet, squeeze-excitation": Case(MobileNet, (2, 5, 5)),
-    "tied autoencoder": Case(TiedAutoencoder, (5,)),
-    "mamba, scan": Case(Mamba, (4, 3)),
-    "mamba, associative scan": Case(lambda key: Mamba(key, True), (4, 3)),
+    "tied autoencoder": Case(TiedAutoencoder, (5,), jacobian=(".weight",)),
+    "mamba, scan": Case(Mamba, (4, 3), jacobian=(".log_a",)),
+    "mamba, associative scan": Case(lambda key: Mamba(key, True), (4, 3), jacobian=(".log_a",)),
     "gru": Case(Recurrent, (4, 3)),
     "lstm": Case(lambda key: Recurrent(key, eqx.nn.LSTMCell), (4, 3)),
-    "transformer, rope, tied tokens": Case(Transformer, (3,), "int"),
+    "transformer, rope, tied tokens": Case(Transformer, (3,), "int", (".embedding",)),
     "experts, vmapped": Case(Experts, (4,)),
     "experts, einsum": Case(lambda key: Experts(key, False), (4,)),
-    "mlp-mixer": Case(Mixer, (2, 4, 4)),
+    "mlp-mixer": Case(Mixer, (2, 4, 4), jacobian=NORMS),
     "graph attention": Case(GraphAttention, (4, 3)),
     "u-net": Case(UNet, (1, 4, 4)),
-    "weight norm": Case(WeightNormed, (2, 5)),
-    "spectral norm": Case(SpectralNormed, (4,)),
-    "fno, complex": Case(Fourier, (6,)),
-    "fno, pairs": Case(lambda key: Fourier(key, True), (6,)),
-    "lora": Case(LoRA, (4,)),
+    "weight norm": Case(WeightNormed, (2, 5), jacobian=WEIGHT_NORM, density=0.6),
+    "spectral norm": Case(SpectralNormed, (4,), jacobian=(".layer.layer.weight",)),
+    "fno, complex": Case(Fourier, (6,), jacobian=(".spectral",)),
+    "fno, pairs": Case(lambda key: Fourier(key, True), (6,), jacobian=PAIRS),
+    "lora": Case(LoRA, (4,), jacobian=(".base.weight",)),
     "batch norm": Case(Normed, (2, 5)),
     "siren": Case(Siren, (2,)),
     "kan, chebyshev": Case(Chebyshev, (3,)),
     "kan, splines": Case(Splines, (3,)),
-    "perceiver": Case(Perceiver, (2, 6)),
+    "perceiver": Case(Perceiver, (2, 6), jacobian=(".learned",)),
     "booleans": Case(Bag, (5,), "bool"),
 }
