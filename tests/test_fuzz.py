@@ -15,6 +15,7 @@ import re
 import struct
 import tarfile
 import warnings
+from collections.abc import Mapping
 
 import equinox as eqx
 import hypothesis.extra.numpy as hnp
@@ -230,7 +231,10 @@ def transfer_settings(fields):
     config = refused(
         lambda: ntt.NTTConfig(**{"density": 0.5, **fields}), ValueError, begins="NTTConfig"
     )
-    assert config is None or 0.0 < config.density <= 1.0
+    if config is not None:
+        layers = isinstance(config.density, Mapping)
+        shares = config.density.values() if layers else [config.density]
+        assert shares and all(0.0 < share <= 1.0 for share in shares)
 
 
 def comparison_settings(value):

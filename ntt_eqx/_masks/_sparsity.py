@@ -200,10 +200,16 @@ class GradualDensity(eqx.Module):
 class LayerDensities(Mapping):
     """Densities by layer that cannot change, so that settings which hold them can be compared."""
 
-    def __init__(self, densities: Mapping[str, float | int]):
-        """Keep the items of `densities`."""
+    def __init__(self, densities: Mapping[str, float | int], caller: str = "Sparsity"):
+        """Keep the items of `densities`.
+
+        Raises:
+            ValueError: there are none, or one is not in `(0, 1]`.
+        """
+        if not densities:
+            raise ValueError(f"{caller}: density is an empty mapping; give one for every layer.")
         self._items = {
-            str(name): check_density(share, f"Sparsity: {name}")
+            str(name): check_density(share, f"{caller}: {name!r}")
             for name, share in densities.items()
         }
 

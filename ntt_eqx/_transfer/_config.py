@@ -69,7 +69,7 @@ class NTTConfig:
         """
         density = self.density
         if isinstance(density, Mapping):
-            density = LayerDensities(density)
+            density = LayerDensities(density, "NTTConfig")
         elif not callable(density):
             density = check_density(density, "NTTConfig")
         object.__setattr__(self, "density", density)
@@ -96,7 +96,10 @@ class NTTConfig:
                     f"NTTConfig: {name} must be an integer of at least 1"
                     f"{'' if name == 'sketch_size' else ' or None'}, got {value!r}."
                 )
-        self.sparsity()
+        try:
+            self.sparsity()
+        except ValueError as error:
+            raise ValueError(f"NTTConfig: {error}") from error
 
     def sparsity(self) -> Sparsity:
         """How many weights are kept, where, and in which pattern."""
