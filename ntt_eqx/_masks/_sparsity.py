@@ -209,7 +209,7 @@ class LayerDensities(Mapping):
         if not densities:
             raise ValueError(f"{caller}: density is an empty mapping; give one for every layer.")
         self._items = {
-            str(name): check_density(share, f"{caller}: {name!r}")
+            str(name): check_density(share, f"{caller}: {name}")
             for name, share in densities.items()
         }
 
