@@ -1,10 +1,14 @@
-"""Architectures of others: exact kernels and gradients, and the paths they take."""
+"""Architectures of others: exact kernels and gradients, the paths they take, and 20 steps."""
+
+import functools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
-from comparison import every_array, random_mask, relative_error, weighted_sum
+from comparison import QUICK, every_array, random_mask, relative_error, weighted_sum
 from interpreter import interpreted
 from zoo_today import ZOO
 
@@ -15,9 +19,21 @@ EXACT = 1e-10  # float64
 LONG = ("mobilenet, squeeze-excitation", "u-net", "perceiver", "mamba, scan", "mlp-mixer",
         "weight norm", "transformer, rope, tied tokens", "fno, complex")  # fmt: skip
 
+# Of these 20 steps are taken, not of all: a step is compiled, for seconds.
+STEPPED = (
+    "mobilenet, squeeze-excitation", "tied autoencoder", "mamba, scan", "mamba, associative scan",
+    "gru", "lstm", "transformer, rope, tied tokens", "experts, einsum", "graph attention",
+    "weight norm", "spectral norm", "fno, pairs", "lora", "batch norm",
+)  # fmt: skip
+
 every_model = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in ZOO]
 )
+
+
+def matrix(path, owner, leaf):
+    """For `sparsify`: a mask on every matrix and larger, whatever its name."""
+    return sum(size > 1 for size in leaf.shape) > 1
 
 
 def some_of_every_row(mask):
@@ -92,3 +108,30 @@ def test_complex_weights_are_pairs_of_reals(x64):
     slope = eqx.tree_at(lambda s: s.spectral, slope, (spectral.real, -spectral.imag))
     assert relative_error(theta, paired) < EXACT
     assert relative_error(slope, paired_slope) < EXACT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEPPED)
+def test_twenty_steps(name):
+    case, traced, losses = ZOO[name], [], []
+    config = ntt.NTTConfig(density=case.density, mask_every=5, num_steps=30)
+    model = case.build(jax.random.key(1))
+    state = ntt.ntt_init(model, config, optax.adam(1e-2), where=matrix)
+    kept = lambda state: [int(np.sum(m)) for m in jax.tree.leaves(state.student.mask)]
+    expected = [round(case.density * m.size) for m in jax.tree.leaves(state.student.mask)]
+
+    arrays, rest = eqx.partition(state, eqx.is_array)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def step(arrays, x):
+        traced.append(name)
+        state, metrics = ntt.ntt_step(eqx.combine(arrays, rest), x)
+        return eqx.filter(state, eqx.is_array), metrics.loss
+
+    for n in range(20):
+        arrays, loss = step(arrays, case.samples(4, seed=n))
+        losses.append(loss)
+        assert kept(arrays) == expected
+    assert len(traced) == 1 and np.isfinite(losses).all()
+    finite = lambda a: bool(np.isfinite(a).all())
+    assert all(map(finite, jax.tree.leaves(eqx.filter(arrays.student, eqx.is_inexact_array))))
