@@ -56,6 +56,8 @@ def optimise(
 
     The next parameters, in the dtypes of `params`, and the optimiser's next state.
     """
+    # JAX's gradient of a real loss by a complex number is the conjugate of the way up.
+    gradient = jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, gradient)
     extra: dict[str, Any] = {"value": value, "grad": gradient}
     if value_fn is not None:
         extra["value_fn"] = value_fn

@@ -36,3 +36,10 @@ def wide_dtype(dtype: Any) -> Any:
 def widen(x: Array) -> Array:
     """`x` in the dtype in which its sums are taken."""
     return x.astype(wide_dtype(x.dtype))
+
+
+def squared_norm(x: Array) -> Array:
+    """The sum of `|x|^2`, real, in the dtype in which sums of this precision are taken."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return squared_norm(x.real) + squared_norm(x.imag)
+    return jnp.sum(jnp.square(widen(x)))

@@ -107,3 +107,20 @@ def test_a_first_step_that_spoils_the_weights_is_named():
     broken = eqx.tree_at(lambda m: m.bias, model, jnp.asarray([0.0, jnp.inf]))
     with pytest.raises(ValueError, match=r"^train: .*first step made \['model'\]\.bias NaN"):
         check_first_update("train", {"model": broken})
+
+
+def test_complex_parameters_go_down():
+    """Without the conjugate, imaginary parts go up."""
+    goal = jnp.asarray([1.0 + 2.0j, -0.5j], jnp.complex64)
+    optimizer, params = optax.adam(0.1), jnp.zeros(2, jnp.complex64)
+    state = init_optimizer("test", optimizer, params)
+
+    @jax.jit
+    def step(params, state):
+        loss = lambda w: jnp.sum(jnp.abs(w - goal) ** 2)
+        value, gradient = jax.value_and_grad(loss)(params)
+        return optimise(optimizer, gradient, state, params, value=value)
+
+    for _ in range(200):
+        params, state = step(params, state)
+    assert jnp.allclose(params, goal, atol=1e-2)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .._checks import check_weight, check_weights
 from .._optimise import init_optimizer, optimise
 from .._sparse import SparseModel, masked_weights, prunable_leaves
+from .._types import squared_norm
 from ._objective import CROSS_ENTROPY, Objective, judge
 
 
@@ -140,7 +141,7 @@ def _loss(
     means = {k: jnp.mean(v) for k, v in judge(config.objective, model, batch, key).items()}
     objective = means.pop("loss")
     penalty = sum(
-        (jnp.sum(jnp.square(w), dtype=objective.dtype) for w in _penalised(model)),
+        (squared_norm(w).astype(objective.dtype) for w in _penalised(model)),
         start=jnp.zeros((), objective.dtype),
     )
     return TrainMetrics(objective + config.l2_weight * penalty, objective, means)

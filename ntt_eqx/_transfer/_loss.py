@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._sparse import SparseModel, masked_weights
-from .._types import widen
+from .._types import squared_norm
 from ._moment import Moment
 
 
@@ -53,7 +53,7 @@ def l2_penalty(
 
     The term and the sum of squares, both scalars.
     """
-    norm = jnp.asarray(sum(jnp.sum(jnp.square(widen(w))) for w in masked_weights(student)))
+    norm = jnp.asarray(sum(squared_norm(w) for w in masked_weights(student)))
     scale = weight / moment.density
     if not isinstance(scale, float):  # the density of a schedule
         scale = scale.astype(norm.dtype)

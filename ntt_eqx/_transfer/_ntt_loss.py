@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from .._checks import check_batch, sample_of, sample_output
 from .._sparse import SparseModel, masked_weights
-from .._types import widen
+from .._types import squared_norm
 from ._config import NTTConfig
 from ._loss import AbstractTransferLoss
 from ._method import NeuralTangentTransfer
@@ -88,7 +88,7 @@ def loss_at(
         )
     value, terms = loss(student, teacher, x, moment)
     if "weight_norm" not in terms:
-        squares = [jnp.sum(jnp.square(widen(w))) for w in masked_weights(student)]
+        squares = [squared_norm(w) for w in masked_weights(student)]
         terms = {**terms, "weight_norm": sum(squares)}
     known = ("kernel_distance", "target_distance", "weight_norm")
     scalar = lambda v: jnp.asarray(v, jnp.float32)
