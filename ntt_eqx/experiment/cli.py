@@ -64,8 +64,10 @@ def parse(words: Sequence[str]) -> Any:
     if command is not None:
         check_choice("command", command, COMMANDS)
         _check_options(command, COMMANDS[command], words)
-    preset = _option(words, "--preset") or "quick"
-    settings = PRESETS.get(preset, PRESETS["quick"])  # tyro will explain that it is wrong
+    preset = _option(words, "--preset")
+    if preset not in PRESETS:  # tyro will explain that it is wrong
+        preset = "quick"
+    settings = PRESETS[preset]
     config = _option(words, "--config")
     if command == "compare" and config is not None:
         settings = load_config(Path(config), settings)

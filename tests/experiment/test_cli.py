@@ -263,3 +263,8 @@ def test_the_core_does_not_import_this_room():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_preset_that_is_another_option_is_refused(capsys):
+    assert main(["compare", "--plan-only", "--preset", "--seeds"]) == 2
+    assert "preset" in capsys.readouterr().err
