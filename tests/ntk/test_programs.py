@@ -15,7 +15,7 @@ from programs import cases, check
 
 EXACT = 1e-9
 
-pytestmark = pytest.mark.usefixtures("gathers")
+pytestmark = pytest.mark.usefixtures("gathers", "x64")
 
 quiet = settings(
     derandomize=True,
@@ -31,8 +31,7 @@ programs_seen = itertools.count(1)
 def assert_exact(case):
     if next(programs_seen) % 40 == 0:
         jax.clear_caches()  # every program is another one
-    with jax.enable_x64(True):
-        kernel, gradient = check(case)
+    kernel, gradient = check(case)
     assert kernel < EXACT and gradient < EXACT, (kernel, gradient)
 
 
