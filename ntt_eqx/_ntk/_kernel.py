@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._checks import sample_of, sample_output
+from .._masks._collapse import is_traced
 from .._sparse import SparseModel
 from ..kernels import Device, target_device
 from ._contract import contract
@@ -15,7 +16,7 @@ from ._execute import evaluate, factorise
 from ._oracles import jacobian_contraction, ntk_vector_products
 from ._pairs import Blocks, default_budget, kernel_in_blocks, plan_blocks
 from ._plan import KernelKind, Outputs, Plan, aligned, dense_and_metric, make_plan
-from ._support import checked_support, is_traced, mask_support
+from ._support import checked_support, mask_support
 
 Implementation: TypeAlias = Literal["factors", "jacobian", "ntk_vector_products"]
 

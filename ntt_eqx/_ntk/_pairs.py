@@ -136,7 +136,7 @@ def kernel_in_blocks(
         zeros = (np.int32(0),) * (theta.ndim - 2)
         theta = jax.lax.dynamic_update_slice(theta, found, (*place, *zeros))
         if blocks.symmetric:
-            theta = jax.lax.dynamic_update_slice(theta, _mirror(found), (*place[::-1], *zeros))
+            theta = jax.lax.dynamic_update_slice(theta, mirrored(found), (*place[::-1], *zeros))
         return theta
 
     example = jax.eval_shape(lambda: contract(side(0, jnp.int32(0)), side(1, jnp.int32(0))))
@@ -186,7 +186,7 @@ def _fitting(
     return rows, columns
 
 
-def _mirror(block: Array) -> Array:
+def mirrored(block: Any) -> Any:
     """`Theta[n,m,k,l] -> Theta[m,n,l,k]`; one output axis, or none, stays as it is."""
     order = (1, 0, 3, 2) if block.ndim == 4 else (1, 0, *range(2, block.ndim))
     return block.transpose(order)

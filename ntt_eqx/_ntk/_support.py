@@ -12,7 +12,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PyTree
 
 from ..kernels import target_device
@@ -79,11 +78,6 @@ def checked_support(masks: list[Any], support: list[Any]) -> list[Any]:
     """
     pairs = zip(masks, support, strict=True)
     return [None if m is None or s is None else _checked(m, s) for m, s in pairs]
-
-
-def is_traced(tree: PyTree) -> bool:
-    """Whether a leaf has no value yet."""
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def _checked(mask: Bool[Array, "..."], indices: Int[Array, " nonzeros"]) -> Checked:

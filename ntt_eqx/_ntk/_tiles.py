@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree, Shaped
 
 from .._checks import is_count
 from ._ntk import ntk
+from ._pairs import mirrored
 
 
 def ntk_tiles(
@@ -72,5 +73,4 @@ def _tiles(
             rows, columns = slice(row, row + len(theta)), slice(column, column + theta.shape[1])
             yield rows, columns, theta
             if symmetric and row != column:
-                order = (1, 0, 3, 2) if theta.ndim == 4 else (1, 0, *range(2, theta.ndim))
-                yield columns, rows, theta.transpose(order)
+                yield columns, rows, mirrored(theta)
