@@ -64,7 +64,7 @@ def parse(words: Sequence[str]) -> Any:
     if command is not None:
         check_choice("command", command, COMMANDS)
         _check_options(command, COMMANDS[command], words)
-    preset = _option(words, "--preset")
+    preset = _option(words, "--preset") or "quick"
     if preset not in PRESETS:  # tyro will explain that it is wrong
         preset = "quick"
     settings = PRESETS[preset]
