@@ -68,6 +68,8 @@ from ._supervised import (
     train_steps as train_steps,
 )
 from ._transfer import (
+    AbstractKernelLoss as AbstractKernelLoss,
+    AbstractPeriodicRefresh as AbstractPeriodicRefresh,
     AbstractProbe as AbstractProbe,
     AbstractRefresh as AbstractRefresh,
     AbstractTransferLoss as AbstractTransferLoss,

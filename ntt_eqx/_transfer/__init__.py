@@ -8,7 +8,11 @@ from ._kernels import (
     outputs_and_kernels as outputs_and_kernels,
 )
 from ._loss import AbstractTransferLoss as AbstractTransferLoss, l2_penalty as l2_penalty
-from ._losses import KernelAlignment as KernelAlignment, KernelMatching as KernelMatching
+from ._losses import (
+    AbstractKernelLoss as AbstractKernelLoss,
+    KernelAlignment as KernelAlignment,
+    KernelMatching as KernelMatching,
+)
 from ._method import NeuralTangentTransfer as NeuralTangentTransfer
 from ._moment import Moment as Moment
 from ._ntt_loss import NTTMetrics as NTTMetrics, ntt_loss as ntt_loss
@@ -20,6 +24,7 @@ from ._probes import (
     Trace as Trace,
 )
 from ._refreshes import (
+    AbstractPeriodicRefresh as AbstractPeriodicRefresh,
     AbstractRefresh as AbstractRefresh,
     MagnitudeRefresh as MagnitudeRefresh,
     NoRefresh as NoRefresh,

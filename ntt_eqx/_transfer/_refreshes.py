@@ -78,7 +78,32 @@ class AbstractRefresh(eqx.Module):
         """A score for each prunable weight, `None` elsewhere; the highest are kept."""
 
 
-class MagnitudeRefresh(AbstractRefresh):
+class AbstractPeriodicRefresh(AbstractRefresh):
+    """A refresh after each `every` steps.
+
+    Attributes:
+        every: steps between two refreshes.
+        until: the last ones are before this step; `None` for no end.
+    """
+
+    every: eqx.AbstractVar[int]
+    until: eqx.AbstractVar[int | None]
+
+    def __check_init__(self) -> None:
+        """Reject steps that are none."""
+        name = type(self).__name__
+        if not is_count(self.every):
+            raise ValueError(f"{name}: every must be an integer of at least 1, got {self.every!r}.")
+        if self.until is not None and not isinstance(self.until, int):
+            raise ValueError(f"{name}: until must be an integer or None, got {self.until!r}.")
+
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
+        """After each `every` steps, before `until`."""
+        due = step % self.every == 0
+        return due if self.until is None else due & (step < self.until)
+
+
+class MagnitudeRefresh(AbstractPeriodicRefresh):
     """From the magnitudes of the dense weights, as published: a pruned weight may come back.
 
     Under a density schedule this is gradual magnitude pruning.
@@ -91,20 +116,12 @@ class MagnitudeRefresh(AbstractRefresh):
     every: int = eqx.field(static=True, default=100)
     until: int | None = eqx.field(static=True, default=None)
 
-    def __check_init__(self) -> None:
-        """Reject steps that are none."""
-        _check_steps(self)
-
-    def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
-        """After each `every` steps, before `until`."""
-        return _at_each(step, self.every, self.until)
-
     def scores(self, view: RefreshView) -> ScoreTree:
         """The absolute value of each weight."""
         return jax.tree.map(jnp.abs, view.weights())
 
 
-class ScoreRefresh(AbstractRefresh):
+class ScoreRefresh(AbstractPeriodicRefresh):
     """From any score without labels, of the sparse student on the batch of the step.
 
     Attributes:
@@ -117,20 +134,12 @@ class ScoreRefresh(AbstractRefresh):
     every: int = eqx.field(static=True, default=100)
     until: int | None = eqx.field(static=True, default=None)
 
-    def __check_init__(self) -> None:
-        """Reject steps that are none."""
-        _check_steps(self)
-
-    def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
-        """After each `every` steps, before `until`."""
-        return _at_each(step, self.every, self.until)
-
     def scores(self, view: RefreshView) -> ScoreTree:
         """Those of the score, which draws anew where it draws."""
         return fresh(self.score, view.moment.step)(view.student, view.x)
 
 
-class RigLRefresh(AbstractRefresh):
+class RigLRefresh(AbstractPeriodicRefresh):
     """Drop kept weights of small magnitude, grow pruned ones of large gradient (RigL).
 
     Evci et al., ICML 2020, arXiv 1911.11134, with the transfer loss in place of the supervised one.
@@ -150,14 +159,9 @@ class RigLRefresh(AbstractRefresh):
     fraction: float = eqx.field(static=True, default=0.3)
 
     def __check_init__(self) -> None:
-        """Reject steps that are none, and a fraction that is none."""
-        _check_steps(self)
+        """Reject a fraction that is none."""
         if not 0 < self.fraction < 1:
             raise ValueError(f"RigLRefresh: fraction must be in (0, 1), got {self.fraction!r}.")
-
-    def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
-        """After each `every` steps, before `until`."""
-        return _at_each(step, self.every, self.until)
 
     def scores(self, view: RefreshView) -> ScoreTree:
         """In [2, 3] for weights that stay, in [0, 1] for all others."""
@@ -193,17 +197,3 @@ class NoRefresh(AbstractRefresh):
     def scores(self, view: RefreshView) -> ScoreTree:
         """The mask itself."""
         return jax.tree.map(lambda m: m.astype(jnp.float32), view.student.mask)
-
-
-def _at_each(step: Int[Array, ""], every: int, until: int | None) -> Bool[Array, ""]:
-    due = step % every == 0
-    return due if until is None else due & (step < until)
-
-
-def _check_steps(refresh: Any) -> None:
-    name = type(refresh).__name__
-    if not is_count(refresh.every):
-        raise ValueError(f"{name}: every must be an integer of at least 1, got {refresh.every!r}.")
-    until = refresh.until
-    if until is not None and not isinstance(until, int):
-        raise ValueError(f"{name}: until must be an integer or None, got {until!r}.")
