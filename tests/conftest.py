@@ -1,12 +1,28 @@
-"""Strict numerics for every test, a source of fresh keys, and a fixed choice of forms."""
+"""Strict numerics for every test, quick compiling, fresh keys, and a fixed choice of forms."""
 
 import dataclasses
+import shutil
+import tempfile
 
 import jax
 import pytest
 
+pytest.register_assert_rewrite("helpers")
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Most programs here are tiny and run once or twice: what counts is how long they take to compile,
+# so LLVM does the least it can, and what another test of the process compiled is taken from disk.
+COMPILED = tempfile.mkdtemp(prefix="ntt-eqx-compiled-")
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_compilation_cache_dir", COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_unconfigure():
+    shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 @pytest.fixture

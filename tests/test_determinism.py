@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.models import Dropping
 
 import ntt_eqx as ntt
 from ntt_eqx import scores
@@ -18,21 +19,8 @@ ADAM = optax.adam(1e-2)
 CONFIG = ntt.NTTConfig(0.5, num_steps=6, mask_every=2, kernel_weight=0.1)
 
 
-class Net(eqx.Module):
-    """Two layers with dropout between them."""
-
-    first: eqx.nn.Linear
-    dropout: eqx.nn.Dropout
-    second: eqx.nn.Linear
-
-    def __init__(self, seed):
-        keys = jax.random.split(jax.random.key(seed))
-        self.first = eqx.nn.Linear(4, 5, key=keys[0])
-        self.dropout = eqx.nn.Dropout(0.5)
-        self.second = eqx.nn.Linear(5, 3, key=keys[1])
-
-    def __call__(self, x, *, key=None):
-        return self.second(self.dropout(jnp.tanh(self.first(x)), key=key))
+def network(seed):
+    return Dropping((4, 5, 3), jax.random.key(seed), activation="tanh")
 
 
 def numbered(size=40):
@@ -54,13 +42,13 @@ def bits(tree):
 
 
 def transferred(model=0, data=0, threads=0, config=CONFIG):
-    state = ntt.ntt_init(Net(model), config, ADAM)
+    state = ntt.ntt_init(network(model), config, ADAM)
     state, history = ntt.transfer(state, stream(data, threads), log_every=2)
     return bits(state), [row["train"]["loss"] for row in history]
 
 
 def trained(model=0, data=0, threads=0, dropout=0):
-    net = Net(model)
+    net = network(model)
     sparse = ntt.sparsify(net).with_mask(ntt.make_mask(scores.Magnitude()(net), 0.5))
     key = jax.random.key(dropout)
     found, history = ntt.train(
@@ -103,11 +91,11 @@ def image_examples(seed):
 
 
 def mask_of_half(seed=0):
-    return ntt.make_mask(scores.Random(jax.random.key(seed))(Net(0)), 0.5)
+    return ntt.make_mask(scores.Random(jax.random.key(seed))(network(0)), 0.5)
 
 
 def pruned(seed):
-    return ntt.sparsify(Net(0)).with_mask(mask_of_half(seed))
+    return ntt.sparsify(network(0)).with_mask(mask_of_half(seed))
 
 
 SOURCES = {
@@ -116,7 +104,7 @@ SOURCES = {
     "data order of a later epoch": lambda seed: [b.x for b, _ in zip(stream(seed), range(9))][-1],
     "held-out split": lambda seed: jnp.asarray(hold_out(numbered(), 0.2, seed=seed)[1].x),
     "random mask": mask_of_half,
-    "NTK-SAP": lambda seed: scores.NTKSAP(jax.random.key(seed), rounds=1)(Net(0), numbered().x),
+    "NTK-SAP": lambda seed: scores.NTKSAP(jax.random.key(seed), rounds=1)(network(0), numbered().x),
     "score examples": image_examples,
     "sketch directions": lambda seed: ntt.sketch_directions(jax.random.key(seed), 2, 4),
     "shuffled mask": lambda seed: ntt.shuffle_mask(mask_of_half(), jax.random.key(seed)),
@@ -128,7 +116,7 @@ SOURCES = {
 
 
 def ntt_init_of(key):
-    fresh = Net(0)
+    fresh = network(0)
     draw = lambda w, k: jax.random.normal(k, w.shape, w.dtype)
     weights = lambda m: (m.first.weight, m.second.weight)
     drawn = [draw(w, k) for w, k in zip(weights(fresh), jax.random.split(key), strict=True)]
@@ -172,7 +160,7 @@ def test_a_sketch_has_other_directions_at_every_step():
         evaluated(
             eqx.tree_at(
                 lambda s: s.step,
-                ntt.ntt_init(Net(0), config, ADAM, key=jax.random.key(key)),
+                ntt.ntt_init(network(0), config, ADAM, key=jax.random.key(key)),
                 jnp.int32(step),
             ),
             x,
@@ -184,7 +172,7 @@ def test_a_sketch_has_other_directions_at_every_step():
 
 
 def test_dropout_differs_from_step_to_step_and_from_sample_to_sample():
-    net = Net(0)
+    net = network(0)
     x = jnp.ones((6, 4))
     config = ntt.TrainConfig(0.0)
     state = ntt.train_init(net, config, optax.sgd(0.0), key=jax.random.key(0))

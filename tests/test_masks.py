@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arbitrary import ANYTHING, arrays, examples, explore, refused
+from helpers.refusals import linear, refusals
 from hypothesis import given, settings, strategies as st
 
+import ntt_eqx as ntt
 from ntt_eqx import _masks as masks
 from ntt_eqx._masks._select import keep_highest
 
@@ -213,3 +216,66 @@ def test_traced_nan_scores_rank_last():
     scores = tree(np.array([[np.nan, -5.0, np.nan, 1.0]]))
     mask = jax.jit(lambda s: masks.make_mask(s, 0.5))(scores)
     assert weights(mask)[0].tolist() == [[False, True, False, True]]
+
+
+test_refusals = refusals(
+    {
+        "weights of another model": (
+            lambda: ntt.reinitialise(
+                ntt.sparsify(linear()), jax.random.key(0), lambda key: eqx.nn.Linear(4, 2, key=key)
+            ),
+            "the mask does not have the structure of Linear",
+        ),
+        "numbers": (lambda: ntt.make_mask({"w": 1.0}, 0.5), "got float"),
+        "text": (lambda: ntt.make_mask({"w": "abc"}, 0.5), "got str"),
+        "complex": (lambda: ntt.make_mask({"w": jnp.ones(3, complex)}, 0.5), "got complex"),
+        "density of text": (
+            lambda: ntt.make_mask({"w": jnp.ones(3)}, "0.5"),
+            r"density must be a number in \(0, 1\], got '0.5'",
+        ),
+        "an array of densities": (
+            lambda: ntt.make_mask({"w": jnp.ones(3)}, np.array([0.5, 0.1])),
+            r"density must be a number in \(0, 1\]",
+        ),
+        "other layers": (
+            lambda: ntt.make_mask({"w": jnp.ones(3)}, {"w": 0.5}),
+            r"missing \[\"\['w'\]\"\], unknown \['w'\]",
+        ),
+    }
+)
+
+
+DENSITIES = st.one_of(st.floats(0.0, 1.0), st.floats(), st.integers(-1, 2), ANYTHING)
+USUAL_SCORES = hnp.arrays(
+    "f4", st.sampled_from([(3,), (2, 3), (1, 1)]), elements=st.floats(-9, 9, width=32)
+)
+SCORES = arrays(shapes=[(3,), (2, 3), (1, 1), (0,), ()])
+
+
+@examples(100, 3000)
+def test_arbitrary_scores(examples):
+    def holds(leaves, density, scope, allocation, pattern):
+        tree = {str(i): leaf for i, leaf in enumerate(leaves)}
+        options = dict(scope=scope, allocation=allocation, pattern=pattern)
+        mask = refused(lambda: ntt.make_mask(tree, density, **options), ValueError)
+        if mask is None:
+            return
+        kept = [(int(np.sum(m)), m.size) for m in jax.tree.leaves(mask)]
+        assert all(m.dtype == bool for m in jax.tree.leaves(mask))
+        if scope == "global" and pattern is None:
+            assert sum(k for k, _ in kept) == round(float(density) * sum(n for _, n in kept))
+        elif pattern is None and allocation != "erk":
+            assert all(k == round(float(density) * n) for k, n in kept)
+
+    explore(
+        holds,
+        examples,
+        leaves=st.one_of(
+            st.lists(USUAL_SCORES, min_size=1, max_size=3),
+            st.lists(st.one_of(SCORES, st.floats(), st.text()), max_size=3),
+        ),
+        density=st.one_of(st.sampled_from([0.1, 0.5, 1.0]), DENSITIES),
+        scope=st.sampled_from(["layer", "layer", "global", "network"]),
+        allocation=st.sampled_from([None, None, "erk", "other"]),
+        pattern=st.sampled_from([None, None, ntt.NM(1, 2), ntt.Block((1, 3)), ntt.Channels(0)]),
+    )

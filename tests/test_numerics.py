@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.models import Dropping
 
 import ntt_eqx as ntt
 from ntt_eqx import scores
@@ -18,24 +19,8 @@ KEY = jax.random.key(0)
 HALF = ntt.NTTConfig(0.5, num_steps=4, mask_every=1, kernel_weight=0.1)
 
 
-class Net(eqx.Module):
-    """Two dense layers with an activation and dropout between them."""
-
-    first: eqx.nn.Linear
-    dropout: eqx.nn.Dropout
-    head: eqx.nn.Linear
-    activation: str = eqx.field(static=True)
-
-    def __init__(self, dtype=jnp.float32, activation="relu"):
-        one, two = jax.random.split(KEY)
-        self.first = eqx.nn.Linear(5, 4, key=one, dtype=dtype)
-        self.dropout = eqx.nn.Dropout(0.5)
-        self.head = eqx.nn.Linear(4, 3, key=two, dtype=dtype)
-        self.activation = activation
-
-    def __call__(self, x, *, key=None):
-        h = getattr(jax.nn, self.activation)(self.first(x))
-        return self.head(self.dropout(h, key=key))
+def network(dtype=jnp.float32, activation="relu"):
+    return Dropping((5, 4, 3), KEY, activation=activation, dtype=dtype)
 
 
 def examples(dtype=jnp.float32):
@@ -72,7 +57,7 @@ DTYPES = {  # of the model -> of kernels, losses and scores
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_transfer_keeps_the_dtype_of_the_model(dtype, wide):
     x, _ = examples(dtype)
-    state = ntt.ntt_init(Net(dtype), HALF, ADAM)
+    state = ntt.ntt_init(network(dtype), HALF, ADAM)
     state, metrics = eqx.filter_jit(ntt.ntt_step)(state, x)
     assert float_dtypes((state.teacher, state.student)) == {dtype}
     assert float_dtypes(metrics) == {"float32"} and finite(metrics.loss)
@@ -82,7 +67,7 @@ def test_a_transfer_keeps_the_dtype_of_the_model(dtype, wide):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_training_keeps_the_dtype_of_the_model(dtype, wide):
-    state = ntt.train_init(Net(dtype), ntt.TrainConfig(1e-3), ADAM, key=KEY)
+    state = ntt.train_init(network(dtype), ntt.TrainConfig(1e-3), ADAM, key=KEY)
     state, metrics = eqx.filter_jit(ntt.train_step)(state, examples(dtype))
     assert float_dtypes(state.model) == {dtype}
     assert float_dtypes(metrics) == {"float32"} and finite(metrics)
@@ -94,14 +79,14 @@ def test_training_keeps_the_dtype_of_the_model(dtype, wide):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("implementation", ["factors", "jacobian"])
 def test_kernels_are_wide_enough_and_no_wider(dtype, implementation, x64):
-    model, (x, _) = eqx.nn.inference_mode(ntt.sparsify(Net(dtype))), examples(dtype)
+    model, (x, _) = eqx.nn.inference_mode(ntt.sparsify(network(dtype))), examples(dtype)
     theta = ntt.ntk(model, x[:2], implementation=implementation)
     assert theta.dtype == DTYPES[dtype] and finite(theta)
 
 
 def test_kernels_without_x64_are_float32():
     for dtype in ("bfloat16", "float32"):
-        model = eqx.nn.inference_mode(Net(dtype))
+        model = eqx.nn.inference_mode(network(dtype))
         assert ntt.ntk(model, examples(dtype)[0][:2]).dtype == jnp.float32
 
 
@@ -119,9 +104,9 @@ SCORES = {
 def test_scores_of_float32_models_are_float32(name, x64):
     batch = examples()
     seen = batch if isinstance(SCORES[name], scores.AbstractSupervisedScore) else batch[0]
-    found = SCORES[name](Net(), seen)
+    found = SCORES[name](network(), seen)
     assert float_dtypes(found) == {"float32"}
-    sparse = ntt.sparsify(Net()).with_mask(ntt.make_mask(found, 0.5))
+    sparse = ntt.sparsify(network()).with_mask(ntt.make_mask(found, 0.5))
     assert sparse.density().dtype == jnp.float32
     assert float_dtypes(ntt.rescale_by_density(sparse)) == {"float32"}
     assert float_dtypes(ntt.reinitialise(sparse, KEY)) == {"float32"}
@@ -135,9 +120,27 @@ def test_data_and_sketches_are_float32(x64):
     assert {d.dtype for d in ntt.sketch_directions(KEY, 2, 3)} == {jnp.dtype("float32")}
 
 
+def test_float64_inputs_are_not_computed_with_in_silence(x64):
+    """Under the default promotion the whole model would turn to float64."""
+    model, (x, y) = network(), examples(jnp.float64)
+    state = ntt.ntt_init(model, HALF, ADAM)
+    message = "the inputs are float64, but the model's weights are float32; cast one of them"
+    with jax.numpy_dtype_promotion("standard"):
+        for call in (
+            lambda: ntt.ntk(model, x),
+            lambda: ntt.ntk(model, x, implementation="jacobian"),
+            lambda: ntt.transfer(state, [x]),
+            lambda: ntt.train(model, [(x, y)], ADAM, num_steps=1),
+            lambda: ntt.evaluate(model, (x, y)),
+            lambda: scores.LogitSnip()(model, x),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call()
+
+
 def test_bfloat16_kernels_lose_no_more_than_their_inputs():
     """The sums are taken in float32: the error is that of rounding weights and inputs, not more."""
-    short, (x, _) = eqx.nn.inference_mode(Net("bfloat16", "tanh")), examples("bfloat16")
+    short, (x, _) = eqx.nn.inference_mode(network("bfloat16", "tanh")), examples("bfloat16")
     exact = jax.tree.map(lambda w: w.astype(jnp.float32) if eqx.is_inexact_array(w) else w, short)
     theta = np.asarray(ntt.ntk(short, x))
     expected = np.asarray(ntt.ntk(exact, x.astype(jnp.float32)))
@@ -148,7 +151,7 @@ def test_bfloat16_kernels_lose_no_more_than_their_inputs():
 
 
 def sparse_net(activation="relu", keep=None):
-    net = Net(activation=activation)
+    net = network(activation=activation)
     if keep is None:
         return ntt.sparsify(net).with_mask(ntt.make_mask(scores.Random(KEY)(net), 0.5))
     full = ntt.sparsify(net)
@@ -188,20 +191,20 @@ def loss_and_slopes(student, teacher, x, config):
 @pytest.mark.parametrize("name", POINTS)
 def test_the_transfer_loss_and_its_gradient_are_finite(name, kernel):
     student, x = POINTS[name]()
-    loss, slopes = loss_and_slopes(student, Net(), x, ntt.NTTConfig(0.5, kernel=kernel))
+    loss, slopes = loss_and_slopes(student, network(), x, ntt.NTTConfig(0.5, kernel=kernel))
     assert finite(loss) and finite(slopes)
     for m, g in zip(jax.tree.leaves(student.mask), slopes_of_weights(slopes), strict=True):
         assert np.all(np.asarray(g)[~np.asarray(m)] == 0.0)
 
 
 def slopes_of_weights(slopes):
-    return slopes.model.first.weight, slopes.model.head.weight
+    return slopes.model.first.weight, slopes.model.second.weight
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "gelu"])
 def test_activations_at_their_kinks(activation):
     student = at_zero(sparse_net(activation))
-    loss, slopes = loss_and_slopes(student, Net(activation=activation), examples()[0], HALF)
+    loss, slopes = loss_and_slopes(student, network(activation=activation), examples()[0], HALF)
     assert finite(loss) and finite(slopes)
 
 
@@ -215,7 +218,7 @@ def test_supervised_gradients_are_finite(name):
 
 def test_a_run_from_an_empty_mask_goes_on():
     """With nothing kept there is no gradient for weights, and no refresh that could keep that."""
-    net = Net()
+    net = network()
     nothing = jax.tree.map(jnp.zeros_like, ntt.sparsify(net).mask)
     with pytest.raises(ValueError, match="the given mask keeps no weight of layer"):
         ntt.ntt_init(net, ntt.NTTConfig(0.5, mask_every=2), ADAM, mask=nothing)

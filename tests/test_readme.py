@@ -1,20 +1,13 @@
 """The Python code of the README and of the guides runs, and their commands are those of CI."""
 
-import pathlib
+import ast
+import importlib.util
 import re
+import sys
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-
-
-def blocks(page):
-    """Code and line number of every Python block; the blocks of a page follow one another."""
-    text = page.read_text()
-    return [(m.group(1), text.count("\n", 0, m.start(1))) for m in FENCE.finditer(text)]
-
+from helpers import torch_stand_in
+from helpers.pages import PAGES, ROOT, blocks
 
 WITH_CODE = [page for page in PAGES if blocks(page)]
 
@@ -22,9 +15,24 @@ WITH_CODE = [page for page in PAGES if blocks(page)]
 @pytest.mark.parametrize("page", WITH_CODE, ids=[str(p.relative_to(ROOT)) for p in WITH_CODE])
 def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if importlib.util.find_spec("torch") is None:
+        monkeypatch.setitem(sys.modules, "torch", torch_stand_in)
     names = {"__name__": "__main__"}
     for code, line in blocks(page):
         exec(compile("\n" * line + code, str(page), "exec"), names)
+
+
+OF_ONES_OWN = ["your-own-method", "your-own-data", "training", "sparse-networks",
+               "kernel-regression"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_ONES_OWN)
+def test_what_users_bring_takes_at_most_15_lines(name):
+    """Each block, without the imports of a page's first one."""
+    for code, line in blocks(ROOT / "docs" / "guides" / f"{name}.md"):
+        first = [n for n in ast.parse(code).body if not isinstance(n, ast.Import | ast.ImportFrom)]
+        written = code.splitlines()[first[0].lineno - 1 :]
+        assert len([text for text in written if text.strip()]) <= 15, line
 
 
 def test_the_readme_has_code():

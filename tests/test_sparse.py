@@ -3,10 +3,14 @@
 import pickle
 
 import equinox as eqx
+import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arbitrary import arrays, examples, explore, refused
+from helpers.models import Dropping
+from helpers.refusals import linear
 from hypothesis import given, settings, strategies as st
 
 from ntt_eqx import SparseModel, apply_mask, prunable_weights, sparsify
@@ -207,8 +211,14 @@ def test_masks_that_do_not_fit_are_refused(mlp):
         SparseModel(mlp, eqx.tree_at(at, mask, jnp.ones((8, 7), bool)))
     with pytest.raises(ValueError, match="does not have the structure of MLP"):
         SparseModel(mlp, sparsify(eqx.nn.MLP(4, 3, 8, 3, key=jax.random.key(0))).mask)
-    with pytest.raises(ValueError, match="must be a boolean array"):
-        SparseModel(mlp, eqx.tree_at(at, mask, True))
+    for other in (True, jnp.ones((8, 8), jnp.int32)):
+        with pytest.raises(ValueError, match="must be a boolean array"):
+            SparseModel(mlp, eqx.tree_at(at, mask, other))
+    bias = eqx.tree_at(
+        lambda m: m.layers[0].bias, mask, jnp.ones(9, bool), is_leaf=lambda m: m is None
+    )
+    with pytest.raises(ValueError, match=r"bias has shape \(9,\) but the weight has shape \(8,\)"):
+        SparseModel(mlp, bias)
 
 
 def test_save_and_load(mlp, getkey, tmp_path):
@@ -230,26 +240,9 @@ def test_bfloat16_and_vmap_over_masks(getkey):
     assert out.dtype == jnp.bfloat16
 
 
-class Dropped(eqx.Module):
-    """Layers with attributes that tree transformations look for by name."""
-
-    hidden: eqx.nn.Linear
-    dropout: eqx.nn.Dropout
-    head: eqx.nn.Linear
-
-    def __init__(self, key):
-        one, two = jax.random.split(key)
-        self.hidden = eqx.nn.Linear(4, 5, key=one)
-        self.dropout = eqx.nn.Dropout(0.5)
-        self.head = eqx.nn.Linear(5, 3, use_bias=False, key=two)
-
-    def __call__(self, x, *, key=None):
-        return self.head(self.dropout(jnp.tanh(self.hidden(x)), key=key))
-
-
 @pytest.fixture
 def dropped(getkey):
-    model = Dropped(getkey())
+    model = Dropping((4, 5, 3), getkey(), activation="tanh")
     return sparsify(model).with_mask(random_mask(model, getkey()))
 
 
@@ -270,21 +263,21 @@ def test_tree_transformations_of_a_model_with_dropout(dropped, tmp_path, getkey)
     assert eqx.tree_equal(eqx.combine(*parts), dropped)
     assert jax.tree.leaves(parts[0].mask) == []
     assert eqx.tree_equal(jax.tree.map(lambda leaf: leaf, dropped), dropped)
-    flipped = ~dropped.mask.hidden.weight
-    other = eqx.tree_at(lambda s: s.mask.hidden.weight, dropped, flipped)
-    np.testing.assert_array_equal(other.mask.hidden.weight, flipped)
-    assert eqx.tree_equal(other.mask.head, dropped.mask.head)
+    flipped = ~dropped.mask.first.weight
+    other = eqx.tree_at(lambda s: s.mask.first.weight, dropped, flipped)
+    np.testing.assert_array_equal(other.mask.first.weight, flipped)
+    assert eqx.tree_equal(other.mask.second, dropped.mask.second)
     assert eqx.tree_equal(other.model, dropped.model)
-    ones = eqx.tree_at(lambda s: s.model.hidden.bias, dropped, jnp.ones(5))
-    np.testing.assert_array_equal(ones.to_dense().hidden.bias, 1.0)
+    ones = eqx.tree_at(lambda s: s.model.first.bias, dropped, jnp.ones(5))
+    np.testing.assert_array_equal(ones.to_dense().first.bias, 1.0)
     eqx.tree_serialise_leaves(tmp_path / "model.eqx", dropped)
-    like = sparsify(Dropped(getkey()))
+    like = sparsify(Dropping((4, 5, 3), getkey(), activation="tanh"))
     assert eqx.tree_equal(eqx.tree_deserialise_leaves(tmp_path / "model.eqx", like), dropped)
     eager = dropped(x, key=key)
     np.testing.assert_allclose(eqx.filter_jit(dropped)(x, key=key), eager, rtol=1e-6)
     assert eqx.tree_equal(pickle.loads(pickle.dumps(dropped)), dropped)
     shapes = eqx.filter_eval_shape(lambda s: s, dropped)
-    assert shapes.mask.hidden.weight.shape == (5, 4) and shapes.mask.head.bias is None
+    assert shapes.mask.first.weight.shape == (5, 4) and shapes.mask.second.bias is None
 
 
 def test_a_mask_for_layers_without_weights_is_refused(mlp):
@@ -293,3 +286,24 @@ def test_a_mask_for_layers_without_weights_is_refused(mlp):
         SparseModel(mlp, mask)
     whole = eqx.tree_at(lambda m: m.layers[1], sparsify(mlp).mask, None)
     assert SparseModel(mlp, whole).mask.layers[1].weight is None
+
+
+@examples(60, 1000)
+def test_arbitrary_masks(examples):
+    model = linear()
+
+    def holds(weight, bias):
+        places = lambda m: (m.weight, m.bias)
+        mask = eqx.tree_at(places, model, (weight, bias), is_leaf=lambda m: m is None)
+        sparse = refused(lambda: SparseModel(model, mask), ValueError, begins="SparseModel")
+        dense = refused(lambda: apply_mask(model, mask), ValueError, begins="SparseModel")
+        assert (sparse is None) == (dense is None)
+        if sparse is not None and weight is not None:
+            assert np.all(np.asarray(dense.weight)[~np.asarray(weight)] == 0)
+
+    explore(
+        holds,
+        examples,
+        weight=st.one_of(hnp.arrays(bool, (2, 3)), arrays(), st.none()),
+        bias=st.one_of(hnp.arrays(bool, 2), arrays(), st.none()),
+    )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from helpers.comparison import counts
 
 import ntt_eqx as ntt
 
@@ -16,10 +17,6 @@ SHAPES = {"a": (12, 16), "b": (8, 12), "c": (4, 8)}
 def scores():
     rng = np.random.default_rng(0)
     return {n: jnp.asarray(rng.normal(size=s), jnp.float32) for n, s in SHAPES.items()}
-
-
-def counts(mask):
-    return [int(m.sum()) for m in mask.values()]
 
 
 @pytest.mark.parametrize(

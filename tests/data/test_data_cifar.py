@@ -8,8 +8,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
-from published_formats import (
+from helpers.published_formats import (
     cifar10_binary,
     cifar10_python,
     cifar100_binary,
@@ -19,6 +18,7 @@ from published_formats import (
     tar_gz,
     with_digests,
 )
+from hypothesis import given, settings, strategies as st
 
 from ntt_eqx.data import DATASETS, DatasetError, load_dataset
 from ntt_eqx.data._pickle import read_pickle

@@ -5,8 +5,8 @@ import hashlib
 
 import numpy as np
 import pytest
+from helpers.published_formats import idx_bytes
 from hypothesis import given, settings, strategies as st
-from published_formats import idx_bytes
 
 from ntt_eqx.data import DatasetError
 from ntt_eqx.data._idx import read_idx

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from published_formats import IDX_NAMES, idx_bytes, with_digests, write_mnist
+from helpers.published_formats import IDX_NAMES, idx_bytes, with_digests, write_mnist
 
 from ntt_eqx.data import (
     DATASETS,

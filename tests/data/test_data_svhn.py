@@ -6,8 +6,8 @@ import zlib
 import numpy as np
 import pytest
 import scipy.io
+from helpers.published_formats import with_digests
 from hypothesis import given, settings, strategies as st
-from published_formats import with_digests
 
 from ntt_eqx.data import DATASETS, DatasetError, load_dataset
 from ntt_eqx.data._mat5 import read_mat5

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 import jaxtyping
-import oracle
 import pytest
 from beartype.roar import BeartypeException
+from helpers import oracle
+from helpers.oracle import Sizes
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from jaxtyping import TypeCheckError
-from oracle import Sizes
 
 from ntt_eqx import kernels
 from ntt_eqx.kernels import _dispatch, _mosaic_gpu

@@ -5,9 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from oracle import IMPLEMENTATIONS, INTERPRETED, TOLERANCE, Sizes, relative_error
+from helpers import oracle
+from helpers.comparison import relative_error
+from helpers.oracle import IMPLEMENTATIONS, INTERPRETED, TOLERANCE, Sizes
 
 from ntt_eqx import kernels
 from ntt_eqx.kernels._gather import row_starts

@@ -7,8 +7,8 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers.oracle import Sizes
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
-from oracle import Sizes
 
 from ntt_eqx import kernels
 from ntt_eqx.kernels import _mosaic_gpu

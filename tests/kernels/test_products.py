@@ -5,12 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
+from helpers import oracle
+from helpers.comparison import relative_error
+from helpers.oracle import IMPLEMENTATIONS, INTERPRETED, TOLERANCE, Sizes
 from hypothesis import HealthCheck, given, settings, strategies as st
 from jax.experimental.pallas import tpu as pltpu
 from jax.test_util import check_grads
-from oracle import IMPLEMENTATIONS, INTERPRETED, TOLERANCE, Sizes, relative_error
 
 from ntt_eqx import kernels
 from ntt_eqx.kernels.masked_ntk import pallas_gpu, pallas_tpu

@@ -5,10 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
+from helpers import oracle
+from helpers.comparison import relative_error
+from helpers.oracle import Sizes
 from jax.test_util import check_grads
-from oracle import Sizes, relative_error
 
 from ntt_eqx.kernels import (
     _blocks,

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import oracle
 import pytest
+from helpers import oracle
+from helpers.comparison import relative_error
+from helpers.oracle import IMPLEMENTATIONS, Sizes
 from jax.sharding import PartitionSpec as P  # noqa: N817
-from oracle import IMPLEMENTATIONS, Sizes, relative_error
 
 from ntt_eqx import kernels
 

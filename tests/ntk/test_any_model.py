@@ -6,15 +6,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from comparison import (
-    QUICK,
+from helpers.comparison import (
     every_array,
     largest,
     random_mask,
     relative_error,
     weighted_sum,
 )
-from zoo import ZOO, Half
+from helpers.zoo import ZOO, Half
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk._layers import find_layers
@@ -76,11 +75,10 @@ def test_kernel_and_gradient(name):
 
         return call
 
-    compiled = lambda call: jax.jit(call, compiler_options=QUICK)
-    oracle = compiled(graded(implementation="jacobian"))
-    dense, ambient = compiled(graded()), compiled(graded(kernel="ambient"))
+    oracle = jax.jit(graded(implementation="jacobian"))
+    dense, ambient = jax.jit(graded()), jax.jit(graded(kernel="ambient"))
     few = random_mask(sparse.mask, 0.1, seed=3)
-    gathered = compiled(lambda params: graded()(params, few))  # constant: only entries it keeps
+    gathered = jax.jit(lambda params: graded()(params, few))  # constant: only entries it keeps
 
     def check(found, expected, which):
         assert jax.tree.leaves(found)[0].dtype == jnp.float64
@@ -111,7 +109,6 @@ def test_bfloat16_weights_in_a_wider_model():
     x1, x2 = case.samples(3, seed=1), case.samples(2, seed=2)
     run = jax.jit(
         lambda m, w: (ntt.ntk(m, x1, x2), ntt.ntk(w, x1, x2, implementation="jacobian")),
-        compiler_options=QUICK,
     )
     found, expected = run(model, wide)
     assert found.dtype == jnp.float64
@@ -128,7 +125,6 @@ def test_bfloat16_model_gives_float32():
             ntt.ntk(m, x),
             ntt.ntk(w, x.astype(jnp.float32), implementation="jacobian"),
         ),
-        compiler_options=QUICK,
     )
     found, expected = run(model, wide)
     assert found.dtype == jnp.float32

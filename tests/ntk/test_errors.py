@@ -5,6 +5,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arbitrary import ANYTHING, arrays, examples, explore, refused
+from helpers.refusals import (
+    ASKS_FOR_ONE,
+    HOLDS_THEM,
+    Batched,
+    NeedsKey,
+    NeedsState,
+    ReturnsState,
+    Wrapped,
+    linear,
+    refusals,
+)
+from hypothesis import strategies as st
 
 import ntt_eqx as ntt
 
@@ -27,8 +40,41 @@ class Returns(eqx.Module):
         }[self.what]
 
 
-def linear():
-    return eqx.nn.Linear(3, 2, key=jax.random.key(0))
+test_refusals = refusals(
+    {
+        "features": (lambda: ntt.ntk(linear(), jnp.asarray(X[:, :2])), ASKS_FOR_ONE),
+        "features, oracle": (
+            lambda: ntt.ntk(linear(), jnp.asarray(X[:, :2]), implementation="jacobian"),
+            ASKS_FOR_ONE,
+        ),
+        "no axis": (lambda: ntt.ntk(linear(), jnp.ones(())), "x1: .*got a scalar float32"),
+        "a list": (lambda: ntt.ntk(linear(), [[1.0, 2.0, 3.0]]), "x1: .*got list"),
+        "second a list": (lambda: ntt.ntk(linear(), jnp.asarray(X), [1]), "x2: .*got list"),
+        "batches": (lambda: ntt.ntk(Batched(), jnp.asarray(X)), ASKS_FOR_ONE),
+        "key": (lambda: ntt.ntk(NeedsKey(), jnp.asarray(X)), HOLDS_THEM),
+        "state": (lambda: ntt.ntk(NeedsState(), jnp.asarray(X)), HOLDS_THEM),
+        "state, oracle": (
+            lambda: ntt.ntk(ReturnsState(), jnp.asarray(X), implementation="ntk_vector_products"),
+            "module that returns the outputs alone",
+        ),
+        "budget of text": (
+            lambda: ntt.ntk(linear(), jnp.asarray(X), max_bytes="1G"),
+            "max_bytes must be positive, got 1G",
+        ),
+    }
+)
+
+
+def test_an_error_inside_a_model_is_kept_as_the_cause():
+    class Failing(Wrapped):
+        def __call__(self, x):
+            raise RuntimeError("the reason")
+
+    with pytest.raises(
+        ValueError, match=r"fails on one sample.*RuntimeError: the reason"
+    ) as caught:
+        ntt.ntk(Failing(), jnp.asarray(X))
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 BAD_ARGUMENTS = {
@@ -101,3 +147,25 @@ def test_metric_of_another_structure():
 def test_directions_for_another_number_of_outputs():
     with pytest.raises(ValueError, match=r"ntk: directions .* 2 outputs"):
         ntt.ntk(linear(), jnp.asarray(X), directions=(jnp.ones((1, 3)), jnp.ones((1, 3))))
+
+
+@examples(40, 1000)
+def test_arbitrary_batches(examples):
+    model = linear()
+
+    def holds(x1, x2, kernel, outputs, max_bytes):
+        options = dict(kernel=kernel, outputs=outputs, max_bytes=max_bytes)
+        theta = refused(lambda: ntt.ntk(model, x1, x2, **options), ValueError, begins="ntk")
+        if theta is not None:
+            assert theta.shape[:2] == (len(x1), len(x1 if x2 is None else x2))
+            assert theta.dtype == jnp.float32
+
+    explore(
+        holds,
+        examples,
+        x1=st.one_of(arrays([(2, 3)], ["f4"]), ANYTHING),
+        x2=st.one_of(st.none(), arrays([(2, 3)], ["f4"]), ANYTHING),
+        kernel=st.sampled_from(["active", "ambient", "both"]),
+        outputs=st.sampled_from(["full", "trace", "sketch"]),
+        max_bytes=st.sampled_from([None, 1, 0, -1, 2.5, "1G"]),
+    )

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparison import relative_error
+from helpers.comparison import relative_error
+from helpers.interpreter import interpreted
+from helpers.programs import cases, check
 from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
-from interpreter import interpreted
-from programs import cases, check
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk import _execute, _parts, _support, mask_support, outputs_and_ntk

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparison import random_mask, relative_error
+from helpers.comparison import random_mask, relative_error
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk import _pairs

@@ -7,7 +7,7 @@ import jax
 import jax.extend.core as jex_core
 import jax.numpy as jnp
 import pytest
-from comparison import relative_error
+from helpers.comparison import relative_error
 from jax.interpreters import ad, batching, mlir
 
 import ntt_eqx as ntt

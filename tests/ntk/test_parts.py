@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from comparison import relative_error
+from helpers.comparison import relative_error
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk import _execute

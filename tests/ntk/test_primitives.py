@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparison import QUICK, relative_error
+from helpers.comparison import relative_error
 from jax import lax
 
 from ntt_eqx._ntk._primitives import apply_primitive
@@ -45,7 +45,6 @@ def both(eqn, *arrays):
     weights = weights.reshape(eqn.outvars[0].aval.shape)
     run = jax.jit(
         lambda *a: (derivatives(ours, weights, *a), derivatives(xla, weights, *a)),
-        compiler_options=QUICK,
     )
     return run(*arrays)
 

@@ -10,8 +10,8 @@ import os
 
 import jax
 import pytest
+from helpers.programs import cases, check
 from hypothesis import HealthCheck, given, settings
-from programs import cases, check
 
 EXACT = 1e-9
 

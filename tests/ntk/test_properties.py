@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from comparison import QUICK, random_mask, relative_error, weighted_sum
+from helpers.comparison import random_mask, relative_error, weighted_sum
 from hypothesis import HealthCheck, given, settings, strategies as st
 from pytest import mark
 
@@ -157,7 +157,7 @@ def _check_case(build, shape, n, m, dtype, density, gathered, metric, seed, opti
     both = jax.value_and_grad(kernel, has_aux=True)
     constant = mask if gathered else None  # a constant mask's few entries are gathered
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(params, mask, x1, x2, c):
         wide = lambda tree: jax.tree.map(
             lambda a: a.astype(jnp.float64) if eqx.is_inexact_array(a) else a, tree
@@ -203,7 +203,7 @@ def compiled(kind, gathered):
     sparse = ntt.sparsify(model)
     params, static = eqx.partition(sparse, eqx.is_inexact_array)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def run(params, mask, support, x):
         def ours(params):
             pruned = eqx.combine(params, static).with_mask(mask)

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from comparison import random_mask, relative_error
+from helpers.comparison import random_mask, relative_error
 
 import ntt_eqx as ntt
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparison import relative_error
+from helpers.comparison import relative_error
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk import mask_support, outputs_and_ntk, refresh_support

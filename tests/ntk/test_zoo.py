@@ -1,6 +1,5 @@
 """Architectures of others: exact kernels and gradients, the paths they take, and 20 steps."""
 
-import functools
 import time
 
 import equinox as eqx
@@ -9,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from comparison import QUICK, every_array, random_mask, relative_error, weighted_sum
-from interpreter import interpreted
-from zoo_today import ZOO
+from helpers.comparison import every_array, random_mask, relative_error, weighted_sum
+from helpers.interpreter import interpreted
+from helpers.zoo_today import ZOO
 
 import ntt_eqx as ntt
 
@@ -117,7 +116,7 @@ def test_twenty_steps(name):
 
     arrays, rest = eqx.partition(state, eqx.is_array)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def step(arrays, x):
         traced.append(name)
         state, metrics = ntt.ntt_step(eqx.combine(arrays, rest), x)

@@ -6,6 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.arbitrary import ANYTHING, arrays, examples, explore, labels, refused
+from helpers.refusals import (
+    ASKS_FOR_ONE,
+    HOLDS_THEM,
+    Batched,
+    Grid,
+    NeedsKey,
+    X,
+    Y,
+    linear,
+    refusals,
+)
+from hypothesis import strategies as st
 
 import ntt_eqx as ntt
 from ntt_eqx import make_mask, scores, sparsify
@@ -172,3 +185,40 @@ def test_the_ntt_loss_scores_away_from_the_teacher(getkey):
     assert min(float(leaf.max()) for leaf in jax.tree.leaves(tree)) > 1e-3
     sparse = scores.prune(teacher, scores.LossGradient(loss, points=(0.5,)), 0.5, x)
     assert float(sparse.density()) == 0.5
+
+
+test_refusals = refusals(
+    {
+        "prune: density": (
+            lambda: ntt.prune(linear(), scores.Magnitude(), 1.5),
+            r"prune: density must be a number in \(0, 1\], got 1.5",
+        ),
+        "prune: no labels": (
+            lambda: ntt.prune(linear(), scores.Snip(), 0.5, X),
+            r"a tuple \(x, y\)",
+        ),
+        "score: features": (lambda: scores.LogitSnip()(linear(), X[:, :2]), ASKS_FOR_ONE),
+        "score: batches": (lambda: scores.LogitSnip()(Batched(), X), ASKS_FOR_ONE),
+        "score: key": (lambda: scores.PathExclusion()(NeedsKey(), X), HOLDS_THEM),
+        "score: labels": (lambda: scores.GraSP()(linear(), (X, Y + 1)), r"must lie in \[0, 2\)"),
+        "score: not logits": (lambda: scores.Snip()(Grid(), (X, Y)), "to a vector of logits"),
+    }
+)
+
+
+@examples(40, 1000)
+def test_arbitrary_examples(examples):
+    model = linear()
+
+    def holds(x, y, name):
+        given = x if name in ("LogitSnip", "PathExclusion") else (x, y)
+        found = refused(lambda: getattr(scores, name)()(model, given), ValueError, begins=name)
+        assert found is None or found.weight.shape == (2, 3)
+
+    explore(
+        holds,
+        examples,
+        x=st.one_of(arrays([(2, 3)], ["f4"]), ANYTHING),
+        y=st.one_of(labels(2), ANYTHING),
+        name=st.sampled_from(["LogitSnip", "PathExclusion", "Snip", "GraSP"]),
+    )

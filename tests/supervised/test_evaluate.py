@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from clusters import examples
+from helpers.clusters import examples
 
 from ntt_eqx import SquaredError, evaluate
 from ntt_eqx.data import Split, as_batch

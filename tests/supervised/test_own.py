@@ -1,8 +1,6 @@
 """What users bring: objectives and batches of their own, each in a few lines."""
 
 import dataclasses
-import subprocess
-import sys
 
 import equinox as eqx
 import jax
@@ -10,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from clusters import examples
+from helpers.clusters import examples
+from helpers.torch_stand_in import Tensor
 
 import ntt_eqx as ntt
 
@@ -116,23 +115,6 @@ def test_an_objective_gets_another_key_at_each_step(sparse, getkey):
     assert len(set(losses)) == 3
 
 
-class Tensor:
-    """A stand-in for a torch tensor: no array of numpy or of JAX, but readable as one."""
-
-    def __init__(self, values):
-        self._values = np.asarray(values)
-
-    def __array__(self, dtype=None, copy=None):
-        return self._values if dtype is None else self._values.astype(dtype)
-
-    @property
-    def shape(self):
-        return self._values.shape
-
-    def __getitem__(self, index):
-        return Tensor(self._values[index])
-
-
 class OnlyDLPack:
     """A tensor of a device or a dtype that numpy has not."""
 
@@ -192,23 +174,3 @@ def test_floats_as_labels_of_ones_own_loss(sparse):
     own = lambda model, batch, key: jnp.mean((jax.vmap(model)(batch.x)[:, 0] - batch.y) ** 2)
     _, rows = ntt.train(sparse, [batch], ADAM, num_steps=50, objective=own, log_every=25)
     assert rows[-1]["train"]["loss"] < rows[0]["train"]["loss"]
-
-
-TORCH = """
-import equinox as eqx, jax, numpy as np, optax, torch
-import ntt_eqx as ntt
-
-x = torch.randn(40, 6)
-data = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
-loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
-model = eqx.nn.MLP(6, 2, 16, 1, key=jax.random.key(0))
-model, _ = ntt.train(model, loader, optax.adam(1e-2), num_steps=60, test_set=loader)
-assert ntt.evaluate(model, loader)["accuracy"] > 0.9
-"""
-
-
-@pytest.mark.slow
-def test_a_torch_loader():
-    pytest.importorskip("torch")
-    done = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

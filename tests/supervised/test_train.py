@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from clusters import Net, examples, stream
+from helpers.clusters import examples, network, stream
 
 from ntt_eqx import (
     DivergenceError,
@@ -316,7 +316,7 @@ def test_bad_arguments_are_refused(sparse):
 def test_bfloat16_models_train(getkey):
     model = jax.tree.map(
         lambda leaf: leaf.astype(jnp.bfloat16) if eqx.is_inexact_array(leaf) else leaf,
-        Net(getkey()),
+        network(getkey()),
     )
     sparse = sparsify(model).with_mask(make_mask(scores.Random(getkey())(model), 0.5))
     batches = [(jnp.asarray(x, jnp.bfloat16), y) for x, y in stream(5)]

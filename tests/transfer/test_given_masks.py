@@ -6,7 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from students import ADAM, GATHERED, Tiny, batches, evaluated, loss_of, random_mask, same, step
+from helpers.comparison import counts
+from helpers.students import (
+    ADAM,
+    GATHERED,
+    Tiny,
+    batches,
+    evaluated,
+    loss_of,
+    random_mask,
+    same,
+    step,
+)
 
 import ntt_eqx as ntt
 
@@ -19,10 +30,6 @@ def run(state, steps=2):
     for x, _ in zip(batches(), range(steps), strict=False):
         state, _ = step(state, x)
     return state
-
-
-def counts(mask):
-    return [int(m.sum()) for m in jax.tree.leaves(mask)]
 
 
 def distance(state, x):

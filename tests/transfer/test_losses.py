@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from students import ADAM, Tiny, moved
+from helpers.students import ADAM, Tiny, moved
 
 import ntt_eqx as ntt
 

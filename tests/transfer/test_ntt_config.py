@@ -1,10 +1,13 @@
 """Settings that cannot work are refused; the others are the published ones."""
 
 import math
+from collections.abc import Mapping
 
-import jaxtyping
 import pytest
-from students import start
+from helpers.arbitrary import VALUES, examples, explore, refused
+from helpers.refusals import unchecked
+from helpers.students import start
+from hypothesis import strategies as st
 
 import ntt_eqx as ntt
 
@@ -34,13 +37,19 @@ pytestmark = pytest.mark.usefixtures("gathers")
         ),
         ({"sketch_size": 0}, "sketch_size must be an integer of at least 1, got 0"),
         ({"mask_every": 0}, "mask_every must be an integer of at least 1 or None, got 0"),
+        ({"density": "0.5"}, "density must be a number in"),
+        ({"density": True}, "density must be a number in"),
+        ({"density": None}, "density must be a number in"),
+        ({"kernel_weight": "1"}, "kernel_weight must be finite and >= 0, got '1'"),
+        ({"l2_weight": True}, "l2_weight must be finite"),
+        ({"mask_every": 2.5}, "mask_every must be an integer of at least 1 or None, got 2.5"),
+        ({"sketch_size": None}, "sketch_size must be an integer of at least 1, got None"),
+        ({"kernel": None}, "kernel must be one of"),
         ({"num_steps": 0}, "num_steps must be an integer of at least 1 or None, got 0"),
     ],
 )
-def test_settings_that_cannot_work_are_errors(settings, message, monkeypatch):
-    # what users see, who run without the tests' type checker
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ValueError, match="NTTConfig: " + message):
+def test_settings_that_cannot_work_are_errors(settings, message):
+    with unchecked(), pytest.raises(ValueError, match="^NTTConfig: " + message):
         ntt.NTTConfig(**{"density": 0.1, **settings})
 
 
@@ -53,3 +62,21 @@ def test_settings_are_the_published_ones():
     config = ntt.NTTConfig(density=0.03)
     assert (config.kernel_weight, config.l2_weight, config.mask_every) == (1e-3, 1e-4, 100)
     assert (config.scope, config.initial_mask, config.kernel) == ("layer", "magnitude", "active")
+
+
+FIELDS = ["density", "num_steps", "scope", "initial_mask", "mask_every", "kernel", "kernel_weight",
+          "l2_weight", "outputs", "sketch_size", "implementation"]  # fmt: skip
+
+
+@examples(150, 5000)
+def test_arbitrary_settings(examples):
+    def holds(fields):
+        make = lambda: ntt.NTTConfig(**{"density": 0.5, **fields})
+        config = refused(make, ValueError, begins="NTTConfig")
+        if config is not None:
+            layers = isinstance(config.density, Mapping)
+            shares = config.density.values() if layers else [config.density]
+            assert shares and all(0.0 < share <= 1.0 for share in shares)
+
+    fields = st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=3)
+    explore(holds, examples, fields=fields)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from students import (
+from helpers.students import (
     ADAM,
     CONFIG,
     DENSITY,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from students import (
+from helpers.students import (
     ADAM,
     CONFIG,
     DENSITY,

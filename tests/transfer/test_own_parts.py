@@ -1,6 +1,4 @@
-"""What users bring of their own: each in at most 15 lines, taken by every call."""
-
-import inspect
+"""What users bring of their own, as the guide writes it, does what it says in every call."""
 
 import equinox as eqx
 import jax
@@ -8,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from students import batches, same, step
+from helpers.comparison import counts
+from helpers.pages import ROOT, definitions
+from helpers.students import batches, same, step
 
 import ntt_eqx as ntt
 
@@ -16,71 +16,11 @@ MODEL = eqx.nn.MLP(8, 4, 12, 1, jnp.tanh, key=jax.random.key(0))
 ADAM = optax.adam(3e-2)
 
 
-class OwnScore(ntt.scores.AbstractLabelFreeScore):
-    """|w · ∂/∂w of the largest logit|."""
-
-    def __call__(self, model, x=None):
-        sparse, x = ntt.scores.read_inputs("OwnScore", model, x)
-        largest = lambda model: jnp.sum(jnp.max(jax.vmap(model)(x), axis=1))
-        return jax.tree.map(jnp.abs, ntt.scores.mask_derivative(sparse, largest))
-
-
-class OwnRefresh(ntt.AbstractRefresh):
-    """Magnitude times gradient, at steps that get rarer."""
-
-    def due(self, step):
-        return jnp.any(step == jnp.asarray([1, 2, 4, 8]))
-
-    def scores(self, view):
-        product = lambda w, g: jnp.abs(w * g)
-        return jax.tree.map(product, view.weights(), view.dense_gradient())
-
-
-def own_schedule(step):
-    """Half of what is left of the weights goes at every step, down to a tenth."""
-    return jnp.maximum(0.5**step, 0.1)
-
-
-class OwnLoss(ntt.AbstractTransferLoss):
-    """Outputs by their direction, kernels by their logarithms' distance."""
-
-    weight: float = 0.1
-
-    def __call__(self, student, teacher, x, moment):
-        seen = ntt.outputs_and_kernels(student, teacher, x, moment, probe=ntt.Trace())
-        cosine = jnp.mean(optax.losses.cosine_distance(seen.student, seen.teacher))
-        logs = [jnp.log1p(jnp.abs(k)) for k in (seen.student_kernel, seen.teacher_kernel)]
-        distance = jnp.mean(jnp.square(logs[0] - logs[1]))
-        return cosine + self.weight * distance, {"cosine": cosine, "log_distance": distance}
-
-
-class OwnPattern(ntt.AbstractPattern):
-    """Columns in pairs that are kept or dropped together."""
-
-    def groups(self, scores, name, density):
-        return jnp.max(scores.reshape(scores.shape[0], -1, 2), axis=(0, 2))
-
-    def spread(self, marks, shape, name):
-        return jnp.broadcast_to(jnp.repeat(marks, 2), shape)
-
-
-class OwnProbe(ntt.AbstractProbe):
-    """The sum of all outputs, and their first."""
-
-    def view(self, key, num_outputs):
-        directions = jnp.stack([jnp.ones(num_outputs), jnp.eye(num_outputs)[0]])
-        return "full", (directions, directions)
-
-
-OWN = [OwnScore, OwnRefresh, own_schedule, OwnLoss, OwnPattern, OwnProbe]
+GUIDE = definitions(ROOT / "docs" / "guides" / "your-own-method.md")
+OwnScore, OwnRefresh, own_schedule = (GUIDE[n] for n in ("OwnScore", "OwnRefresh", "own_schedule"))
+OwnLoss, OwnPattern, OwnProbe = (GUIDE[n] for n in ("OwnLoss", "OwnPattern", "OwnProbe"))
 PER_LAYER = {".layers[0].weight": 0.25, ".layers[1].weight": 0.5}
 RATE = optax.inject_hyperparams(optax.adam)(optax.linear_schedule(1e-1, 0.0, 10))
-
-
-@pytest.mark.parametrize("own", OWN, ids=lambda own: own.__name__)
-def test_it_takes_at_most_15_lines(own):
-    code = [line for line in inspect.getsource(own).splitlines() if line.strip()]
-    assert len(code) <= 15
 
 
 def ran(steps=4, x=None, **parts):
@@ -94,10 +34,6 @@ def ran(steps=4, x=None, **parts):
         rows.append(metrics)
         assert jnp.isfinite(metrics.loss)
     return state, masks, rows
-
-
-def counts(mask):
-    return [int(m.sum()) for m in jax.tree.leaves(mask)]
 
 
 def test_own_score():

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from students import Tiny, batches, same, step
+from helpers.students import Tiny, batches, same, step
 
 import ntt_eqx as ntt
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from students import batches, same, step
+from helpers.students import batches, same, step
 
 import ntt_eqx as ntt
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
 import pytest
-from students import DENSITY, batches, same, start
+from helpers.students import DENSITY, batches, same, start
 
 import ntt_eqx as ntt
 

@@ -69,15 +69,6 @@ def gradient(a1, d1, a2, d2, mask, g):
     return (*_of_factors(a1, d1, t1_bar), *_of_factors(a2, d2, t2_bar))
 
 
-def relative_error(found, expected):
-    """The largest error as a share of the largest entry, and zero where both are all zero."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    assert found.shape == expected.shape
-    assert np.isfinite(found).all()
-    error = np.abs(found - expected).max(initial=0.0)
-    return error if error == 0.0 else error / max(np.abs(expected).max(), np.finfo(float).tiny)
-
-
 def _of_factors(a, d, t_bar):
     a, d = np.asarray(a, np.float64), np.asarray(d, np.float64)
     if a.ndim == 2:

@@ -21,12 +21,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from comparison import every_array, random_mask, relative_error, weighted_sum
 from hypothesis import strategies as st
-from interpreter import interpreted
-from pieces import PIECES, dense_matrix, fit
 
 import ntt_eqx as ntt
+
+from .comparison import every_array, random_mask, relative_error, weighted_sum
+from .interpreter import interpreted
+from .pieces import PIECES, dense_matrix, fit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# These programs are tiny and run once or twice: what counts is how long they take to compile.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 
 def every_array(path, owner, leaf):
     """For `sparsify`: a mask on every parameter, biases and scalars too."""
@@ -26,6 +23,11 @@ def random_mask(mask, density, seed=0):
         return jnp.asarray(kept)
 
     return jax.tree.map(one, mask)
+
+
+def counts(mask):
+    """Weights that each layer keeps."""
+    return [int(m.sum()) for m in jax.tree.leaves(mask)]
 
 
 def wide(leaf):

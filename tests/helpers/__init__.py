@@ -1,0 +1,1 @@
+"""What tests of several files share: models, batches, comparisons, the code of the pages."""

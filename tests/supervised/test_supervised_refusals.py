@@ -1,0 +1,127 @@
+"""What `train`, `evaluate` and their settings refuse."""
+
+import math
+
+import numpy as np
+import optax
+from helpers.arbitrary import ANYTHING, arrays, examples, explore, labels, refused
+from helpers.refusals import (
+    ASKS_FOR_ONE,
+    HOLDS_THEM,
+    Batched,
+    Grid,
+    NeedsKey,
+    NeedsState,
+    ReturnsState,
+    X,
+    Y,
+    broken,
+    linear,
+    refusals,
+)
+from hypothesis import strategies as st
+
+import ntt_eqx as ntt
+
+SGD = optax.sgd(0.1)
+
+
+def learn(batch, model=None, optimizer=SGD, **options):
+    return ntt.train(linear() if model is None else model, iter([batch]), optimizer, num_steps=1,
+                     **options)  # fmt: skip
+
+
+def look_at(data, model=None, **options):
+    return ntt.evaluate(linear() if model is None else model, data, **options)
+
+
+def hyper(rate):
+    return optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
+
+
+test_refusals = refusals(
+    {
+        "train: nan rate": (
+            lambda: learn((X, Y), optimizer=hyper(math.nan)),
+            "train: the optimizer's first step made weight NaN or infinite.*learning rate",
+        ),
+        "train: nan schedule": (
+            lambda: learn((X, Y), optimizer=optax.adam(lambda step: math.inf)),
+            "train: the optimizer's first step made weight NaN",
+        ),
+        "train: no optimiser": (
+            lambda: learn((X, Y), optimizer=None),
+            "must be an optax transformation.*got NoneType",
+        ),
+        "train: nan weights": (lambda: learn((X, Y), broken(np.nan)), r"model\.bias has NaN"),
+        "train config: text": (
+            lambda: ntt.TrainConfig(l2_weight="1e-8"),
+            "l2_weight must be finite and >= 0",
+        ),
+        "train: features": (lambda: learn((X[:, :2], Y)), ASKS_FOR_ONE),
+        "train: key": (lambda: learn((X, Y), NeedsKey()), HOLDS_THEM),
+        "train: state": (lambda: learn((X, Y), NeedsState()), HOLDS_THEM),
+        "train: returns state": (
+            lambda: learn((X, Y), ReturnsState()),
+            "returns the outputs alone",
+        ),
+        "train: batches": (lambda: learn((X, Y), Batched()), ASKS_FOR_ONE),
+        "train: labels of rank 2": (lambda: learn((X, Y[:, None])), "need integer labels of shape"),
+        "train: one-hot labels": (lambda: learn((X, np.eye(2)[Y])), "need integer labels of shape"),
+        "train: objective": (
+            lambda: learn((X, Y), objective="cross-entropy"),
+            "TrainConfig: the objective must be a function .model, batch, key. -> loss",
+        ),
+        "train: three parts": (lambda: learn([X, Y, Y]), r"a tuple \(x, y\)"),
+        "train: words": (lambda: learn((X, ["a"])), r"batch\[1\]\[0\] must be an array, got str"),
+        "train: steps": (
+            lambda: ntt.train(linear(), iter([(X, Y)]), SGD, num_steps=1.5),
+            "num_steps must be at least 0, got 1.5",
+        ),
+        "evaluate: label": (lambda: look_at((X, Y + 1)), r"evaluate: labels must lie in \[0, 2\)"),
+        "evaluate: negative label": (lambda: look_at((X, -Y)), r"labels must lie in .*got -1 to 0"),
+        "evaluate: nan": (lambda: look_at((X * np.nan, Y)), "evaluate: x has NaN or infinite"),
+        "evaluate: features": (lambda: look_at((X[:, :2], Y)), ASKS_FOR_ONE),
+        "evaluate: not logits": (lambda: look_at((X, Y), Grid()), "to a vector of logits"),
+        "evaluate: key": (lambda: look_at((X, Y), NeedsKey()), HOLDS_THEM),
+        "evaluate: no data": (lambda: look_at(None), "evaluate: all arrays of a batch must have"),
+        "evaluate: no batches": (lambda: look_at(iter([])), "evaluate: there is no batch"),
+        "evaluate: lists": (lambda: look_at(([[1.0]], [0])), "all arrays of a batch must have"),
+        "evaluate: three parts": (
+            lambda: look_at((X, Y, Y)),
+            r"evaluate: needs .* a tuple \(x, y\)",
+        ),
+        "evaluate: no axis": (lambda: look_at((X[0, 0], Y)), "all arrays of a batch must have"),
+        "evaluate: pixels": (
+            lambda: look_at((np.zeros((4, 3), np.uint8), Y)),
+            r"got uint8; standardise it first, .*ntt\.data\.as_batch",
+        ),
+        "evaluate: batch size": (lambda: look_at((X, Y), batch_size=2.0), "batch_size must be at"),
+    }
+)
+
+
+@examples(50, 1000)
+def test_arbitrary_training_batches(examples):
+    model = linear()
+
+    def holds(x, y):
+        run = lambda: ntt.train(model, iter([(x, y)]), SGD, num_steps=1)
+        done = refused(run, ValueError, ntt.DivergenceError, begins="train")
+        assert done is None or np.isfinite(done[1][0]["train"]["loss"])
+
+    x = st.one_of(arrays([(2, 3), (4, 3)], ["f4"]), ANYTHING)
+    explore(holds, examples, x=x, y=st.one_of(labels(2, 4), ANYTHING))
+
+
+@examples(50, 1000)
+def test_arbitrary_test_sets(examples):
+    model = linear()
+
+    def holds(x, y):
+        run = lambda: ntt.evaluate(model, (x, y))
+        found = refused(run, ValueError, begins="evaluate")
+        assert found is None or 0.0 <= found["accuracy"] <= 1.0
+
+    x = st.one_of(arrays([(2, 3)], ["f4", "u1"]), ANYTHING)
+    explore(holds, examples, x=x, y=st.one_of(labels(2), ANYTHING))
