@@ -100,4 +100,4 @@ from ._transfer import (
     transfer as transfer,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

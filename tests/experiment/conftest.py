@@ -24,6 +24,14 @@ class TwoLayers(eqx.Module):
 
 
 @pytest.fixture(autouse=True)
+def quick_starts(monkeypatch, tmp_path_factory):
+    """What one command compiled, the next one that a test starts takes from disk."""
+    folder = tmp_path_factory.getbasetemp() / "compiled"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+@pytest.fixture(autouse=True)
 def tiny_model(monkeypatch):
     monkeypatch.setitem(MODELS, "tiny", TwoLayers)
 
