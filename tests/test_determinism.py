@@ -10,8 +10,7 @@ from helpers.models import Dropping
 
 import ntt_eqx as ntt
 from ntt_eqx import scores
-from ntt_eqx.data import Split, batches, hold_out
-from ntt_eqx.data._dataset import make_dataset
+from ntt_eqx.data import Split, batches, hold_out, make_dataset
 from ntt_eqx.experiment.images import Images
 from ntt_eqx.models import MODELS, make_model
 

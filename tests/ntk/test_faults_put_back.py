@@ -150,16 +150,14 @@ def test_a_support_is_believed(monkeypatch):
 
 def test_a_refresh_forgets_the_structure(monkeypatch):
     """Masks given with counts of their own, or in a pattern, over a refresh."""
-    from ntt_eqx._masks import Sparsity
-
     teacher = eqx.nn.MLP(8, 4, 12, 1, jnp.tanh, key=jax.random.key(0))
 
     def is_right(case):
         kind, density = case
         if kind == "pattern":
-            sparsity = Sparsity(0.5, pattern=ntt.NM(2, 4))
+            sparsity = ntt.Sparsity(0.5, pattern=ntt.NM(2, 4))
         else:
-            sparsity = Sparsity(density, allocation=kind)
+            sparsity = ntt.Sparsity(density, allocation=kind)
         scores = ntt.scores.Magnitude()(ntt.sparsify(teacher))
         mask = sparsity.mask(scores)
         config = ntt.NTTConfig(density, mask_every=1)

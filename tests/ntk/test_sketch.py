@@ -8,7 +8,6 @@ import pytest
 from helpers.comparison import relative_error
 
 import ntt_eqx as ntt
-from ntt_eqx._ntk import sketch_directions
 
 K = 6
 KEYS = 4000
@@ -18,7 +17,7 @@ def estimates(r, difference, keys=KEYS):
     """`mean_rs (V D W^T)_rs^2` for many independent sketches of R directions."""
 
     def one(key):
-        v, w = sketch_directions(key, r, K)
+        v, w = ntt.sketch_directions(key, r, K)
         return jnp.mean((v @ difference @ w.T) ** 2)
 
     return np.asarray(jax.vmap(one)(jax.random.split(jax.random.key(r), keys)), np.float64)
@@ -49,7 +48,7 @@ def test_all_directions_are_exact():
 
 
 def test_rows_are_orthonormal_and_sides_differ():
-    v, w = sketch_directions(jax.random.key(0), 4, K)
+    v, w = ntt.sketch_directions(jax.random.key(0), 4, K)
     assert v.shape == w.shape == (4, K) and v.dtype == w.dtype == jnp.float32
     for side in (v, w):
         np.testing.assert_allclose(side @ side.T, np.eye(4), atol=1e-6)
@@ -73,4 +72,4 @@ def test_directions_of_a_kernel():
 @pytest.mark.parametrize(("r", "k"), [(0, 3), (4, 3), (-1, 3), (1, 0)])
 def test_impossible_counts(r, k):
     with pytest.raises(ValueError, match=rf"1 <= R <= K, got R = {r}, K = {k}"):
-        sketch_directions(jax.random.key(0), r, k)
+        ntt.sketch_directions(jax.random.key(0), r, k)

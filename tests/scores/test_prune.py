@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntt_eqx import _masks as masks, make_mask, scores, sparsify
+import ntt_eqx as ntt
+from ntt_eqx import make_mask, scores, sparsify
 
 
 class Spy(scores.AbstractLabelFreeScore):
@@ -35,7 +36,7 @@ def kept(sparse):
     [
         {"density": 0.5, "scope": "global"},
         {"density": 0.5, "allocation": "erk"},
-        {"density": {".layers[0].weight": 0.5, ".layers[1].weight": 1.0}, "pattern": masks.NM()},
+        {"density": {".layers[0].weight": 0.5, ".layers[1].weight": 1.0}, "pattern": ntt.NM()},
     ],
 )
 def test_one_shot_is_a_score_and_a_mask(options, model, getkey):
@@ -108,7 +109,7 @@ def test_iterated_synflow_saves_layers_that_magnitude_loses(getkey):
         warnings.simplefilter("error")
         sparse = scores.prune(model, scores.SynFlow(), 0.004, x, scope="global", steps=30)
     assert kept(sparse).sum() == round(0.004 * 2820)
-    with pytest.warns(masks.LayerCollapseWarning, match="prune: layer collapse"):
+    with pytest.warns(ntt.LayerCollapseWarning, match="prune: layer collapse"):
         scores.prune(model, scores.Magnitude(), 0.004, scope="global")
 
 
@@ -116,7 +117,7 @@ def test_bad_options_are_refused(model):
     with pytest.raises(ValueError, match="steps must be at least 1"):
         scores.prune(model, scores.Magnitude(), 0.5, steps=0)
     with pytest.raises(ValueError, match="one density, so it takes one step"):
-        scores.prune(model, scores.Magnitude(), 0.5, steps=2, pattern=masks.NM())
+        scores.prune(model, scores.Magnitude(), 0.5, steps=2, pattern=ntt.NM())
     with pytest.raises(ValueError, match=r"prune: density must be a number in \(0, 1\]"):
         scores.prune(model, scores.Magnitude(), float("nan"), steps=2)
     with pytest.raises(Exception, match="schedule"):
