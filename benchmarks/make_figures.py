@@ -2,8 +2,8 @@
 
     python benchmarks/make_figures.py
 
-The other figures need the curves of their runs, which are too large to keep here: copy them from the
-run that the page names.
+The other figures need the curves of their runs, which are too large to keep here: copy them from
+the run that the page names.
 """
 
 import json
