@@ -92,7 +92,27 @@ class NM(AbstractPattern):
         return marks
 
 
-class Block(AbstractPattern):
+class AbstractTiling(AbstractPattern):
+    """Tiles of a weight, which are kept or dropped whole, by the mean of their scores."""
+
+    @abc.abstractmethod
+    def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+        """The sizes of a tile of a weight of this `shape`, one for each axis."""
+
+    def groups(
+        self, scores: Float[Array, "..."], name: str, density: float | Array | None
+    ) -> Float[Array, "..."]:
+        """The mean score of every tile."""
+        return pool(scores, self.sizes(scores.shape, name))
+
+    def spread(
+        self, marks: Bool[Array, "..."], shape: tuple[int, ...], name: str
+    ) -> Bool[Array, "..."]:
+        """Every weight of a tile gets the tile's mark."""
+        return spread(marks, self.sizes(shape, name), shape)
+
+
+class Block(AbstractTiling):
     """Whole blocks are kept or dropped, by the mean of their scores.
 
     Blocks tile a weight's first axes from index 0; axes that `shape` does not reach (a
@@ -110,19 +130,8 @@ class Block(AbstractPattern):
         if not self.shape or any(size < 1 for size in self.shape):
             raise ValueError(f"Block: sizes must be at least 1, got {self.shape}.")
 
-    def groups(
-        self, scores: Float[Array, "..."], name: str, density: float | Array | None
-    ) -> Float[Array, "..."]:
-        """The mean score of every block."""
-        return pool(scores, self._sizes(scores.shape, name))
-
-    def spread(
-        self, marks: Bool[Array, "..."], shape: tuple[int, ...], name: str
-    ) -> Bool[Array, "..."]:
-        """Every weight of a block gets the block's mark."""
-        return spread(marks, self._sizes(shape, name), shape)
-
-    def _sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+    def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+        """Those of a block, cut to the weight's."""
         if len(shape) < len(self.shape):
             raise ValueError(
                 f"make_mask: blocks {self.shape} have more axes than {name} of shape {shape}."
@@ -131,7 +140,7 @@ class Block(AbstractPattern):
         return given + shape[len(given) :]
 
 
-class Channels(AbstractPattern):
+class Channels(AbstractTiling):
     """Whole channels are kept or dropped, by the mean of their scores. A density counts channels.
 
     Attributes:
@@ -145,19 +154,8 @@ class Channels(AbstractPattern):
         if self.axis not in (0, 1):
             raise ValueError(f"Channels: axis must be 0 (outputs) or 1 (inputs), got {self.axis}.")
 
-    def groups(
-        self, scores: Float[Array, "..."], name: str, density: float | Array | None
-    ) -> Float[Array, "..."]:
-        """The mean score of every channel."""
-        return pool(scores, self._sizes(scores.shape, name))
-
-    def spread(
-        self, marks: Bool[Array, "..."], shape: tuple[int, ...], name: str
-    ) -> Bool[Array, "..."]:
-        """Every weight of a channel gets the channel's mark."""
-        return spread(marks, self._sizes(shape, name), shape)
-
-    def _sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+    def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+        """One along the axis of the channels, all along the others."""
         if len(shape) <= self.axis:
             raise ValueError(f"make_mask: {name} of shape {shape} has no axis {self.axis}.")
         return tuple(1 if axis == self.axis else size for axis, size in enumerate(shape))
