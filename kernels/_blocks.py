@@ -63,7 +63,7 @@ def map_blocks(function: Callable[..., Any], arrays: Any, rows: int, size: int) 
     if size >= rows:
         return function(arrays)
     out = jax.lax.map(function, _split(arrays, rows, size))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:rows], out)
+    return _joined(out, rows)
 
 
 def scan_blocks(
@@ -73,7 +73,13 @@ def scan_blocks(
     if size >= rows:
         return function(carry, arrays)
     carry, out = jax.lax.scan(function, carry, _split(arrays, rows, size))
-    return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:rows], out)
+    return carry, _joined(out, rows)
+
+
+def _joined(blocks: Any, rows: int) -> Any:
+    """The blocks one after the other; arrays without entries, too, of which -1 says no length."""
+    join = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[:rows]
+    return jax.tree.map(join, blocks)
 
 
 def _split(arrays: Any, rows: int, size: int) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import ManualAxisType
 
 
@@ -24,6 +25,18 @@ def like_varying(tree: Any, args: Sequence[Any]) -> Any:
     """
     axes = _varying(args)
     return jax.tree.map(lambda x: _cast(x, axes), tree)
+
+
+def varies(*args: Any) -> bool:
+    """Whether any of the arrays varies over an axis of a mesh."""
+    return bool(_varying(args))
+
+
+def zeros_of(result: jax.ShapeDtypeStruct, shape: Sequence[int]) -> jax.Array:
+    """Zeros of this shape that go on as what `jax.eval_shape` says of a result."""
+    zeros = jnp.zeros(tuple(shape), result.dtype)
+    kind = getattr(result, "manual_axis_type", None)
+    return zeros if kind is None else _cast(zeros, kind.varying)
 
 
 def result_type(args: Sequence[Any], shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -7,6 +7,7 @@ from . import (
     kernels as kernels,
     models as models,
 )
+from ._distribute import distribute as distribute
 from ._errors import DivergenceError as DivergenceError
 from ._fit import Progress as Progress, fit as fit
 from ._kernel_regression import (

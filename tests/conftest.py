@@ -10,6 +10,7 @@ import pytest
 pytest.register_assert_rewrite("helpers")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_num_cpu_devices", 8)  # all but one are there for tests/distribute
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Most programs here are tiny and run once or twice: what counts is how long they take to compile,

@@ -23,6 +23,7 @@ class Costs:
         block_bytes: bytes of intermediates of the samples that are taken together.
         tail_bytes: the same for dense layers at the end of a convolutional network, whose
             intermediates are small beside their weights.
+        flops_per_sent_byte: operations that take as long as sending a byte to another device.
     """
 
     gathered_density: float
@@ -30,13 +31,14 @@ class Costs:
     flops_per_weight: int
     block_bytes: int
     tail_bytes: int
+    flops_per_sent_byte: int
 
 
 # On a CPU the intermediates of a block should stay in a core's cache. An accelerator wants large
 # blocks; nothing has been measured on one yet.
 COSTS: Mapping[str, Costs] = {
-    "cpu": Costs(0.06, 4, 100, 4 * 2**20, 64 * 2**20),
-    "accelerator": Costs(0.06, 4, 0, 2**30, 2**30),
+    "cpu": Costs(0.06, 4, 100, 4 * 2**20, 64 * 2**20, 10),
+    "accelerator": Costs(0.06, 4, 0, 2**30, 2**30, 100),
 }
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from .._program import Const, Site, read, run, slots_of
 from .._types import widen
-from ..kernels import GatheredMetric, block_size, gathered_tangents, map_blocks
+from ..kernels import GatheredMetric, block_size, gathered_tangents, like_varying, map_blocks
 from ._forms import LayerPlan
 from ._layers import Layer
 from ._metric import LayerMetric
@@ -72,7 +72,7 @@ def factorise(
     traced = plan.traced
     if directions is None:
         directions = jnp.eye(traced.num_outputs, dtype=traced.output_aval.dtype)
-    rows = directions.astype(traced.output_aval.dtype)
+    rows = like_varying(directions.astype(traced.output_aval.dtype), [x])
     seed = rows.reshape(len(rows), *traced.output_aval.shape)
     once, *mapped = plan.parts
     shared = dict(enumerate(operands.parameters))
@@ -208,6 +208,8 @@ def _linearise(
     for layer in layers:
         aval = program.step_at(layer.site).avals[0]
         zeros[layer.site] = jnp.zeros((*layer.loops, *aval.shape), aval.dtype)
+
+    zeros = like_varying(zeros, list(values.values()))
 
     def perturbed(zeros, flowing):
         given = {**values, **flowing}

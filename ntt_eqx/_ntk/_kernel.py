@@ -1,22 +1,23 @@
 """The kernel of two batches from a model to the last block: plan, factors, contraction."""
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._checks import sample_of, sample_output
+from .._distribute import everywhere, layout_in_use
 from .._masks._collapse import is_traced
 from .._sparse import SparseModel
-from ..kernels import Device, target_device
-from ._contract import contract
+from ..kernels import Device, target_device, varying_alike
 from ._costs import Costs, costs_on
-from ._execute import evaluate, factorise
 from ._oracles import jacobian_contraction, ntk_vector_products
-from ._pairs import Blocks, default_budget, kernel_in_blocks, plan_blocks
+from ._pairs import Blocks, default_budget, plan_blocks
 from ._plan import KernelKind, Outputs, Plan, aligned, dense_and_metric, make_plan
 from ._support import checked_support, mask_support
+from ._tiled import carry_out, tile_lengths
 
 Implementation: TypeAlias = Literal["factors", "jacobian", "ntk_vector_products"]
 
@@ -57,35 +58,29 @@ def kernel_between(
 
     `support` is that of the model's mask: `known_support`, made from it in the same call.
     """
-    count = None if directions is None else len(directions[0])
-    symmetric = x2 is None and directions is None  # other directions on the other side: it is not
+    model, x1, x2, metric, directions, support = _alike(model, x1, x2, metric, directions, support)
+    layout = layout_in_use()
+    # Other directions on the other side, or tiles: it is not symmetric.
+    symmetric = x2 is None and directions is None and layout is None
     x2 = x1 if x2 is None else x2
+    n, m = tile_lengths(layout, len(x1), len(x2))
     plan, operands = make_plan(
         model,
-        x1,
-        m=len(x2),
+        _like(x1, n),
+        m=m,
         kernel=kernel,
         metric=metric,
         support=None if support is None else aligned(model, support),
         outputs=outputs,
-        directions=count,
+        directions=None if directions is None else len(directions[0]),
         device=device,
         costs=costs,
     )
     _check_directions(plan, directions)
-    sides = (None, None) if directions is None else directions
     blocks = blocks_of(plan, budget, symmetric=symmetric)
-    make = lambda x, side: factorise(plan, operands, x, sides[side], budget // 4)
-    if blocks.keeps:
-        first = make(x1, 0)
-        factors = (first, first if symmetric else make(x2, 1))
-        f1, f2 = (side.outputs for side in factors)
-    else:
-        factors = None
-        f1 = evaluate(plan, operands, x1, budget // 4)
-        f2 = f1 if symmetric else evaluate(plan, operands, x2, budget // 4)
-    combine = lambda first, second: contract(plan, operands, first, second)
-    return kernel_in_blocks(blocks, make, combine, x1, x2, factors), f1, f2
+    return carry_out(
+        plan, operands, blocks, x1, x2, directions, budget // 4, one_pass=False, layout=layout
+    )
 
 
 def outputs_and_ntk(
@@ -102,6 +97,7 @@ def outputs_and_ntk(
 
     `support` may be that of another mask: it is checked, and only serves to be fast.
     """
+    model, x, directions, support, metric = _alike(model, x, directions, support, metric)
     half = len(x) // 2
     if implementation != "factors":
         theta = oracle(model, x[:half], x[half:], kernel, metric, outputs, implementation)
@@ -113,10 +109,12 @@ def outputs_and_ntk(
         found = aligned(model, known)
     elif support is not None and isinstance(model, SparseModel) and kernel == "active":
         found = checked_support(aligned(model, model.mask), aligned(model, support))
+    layout = layout_in_use()
+    n, m = tile_lengths(layout, half, len(x) - half)
     plan, operands = make_plan(
         model,
-        x[:half],
-        m=len(x) - half,
+        _like(x, n),
+        m=m,
         kernel=kernel,
         metric=metric,
         support=found,
@@ -126,27 +124,12 @@ def outputs_and_ntk(
         costs=costs_on(device),
     )
     _check_directions(plan, directions)
-    if directions is None:
-        factors = factorise(plan, operands, x)
-        first, second = (
-            jax.tree.map(lambda leaf, p=part: leaf[p], factors)
-            for part in (slice(None, half), slice(half, None))
-        )
-        f = factors.outputs
-    else:
-        first = factorise(plan, operands, x[:half], directions[0])
-        second = factorise(plan, operands, x[half:], directions[1])
-        f = jnp.concatenate([first.outputs, second.outputs])
-    both = (first, second)
-    theta = kernel_in_blocks(
-        blocks_of(plan, default_budget(device), symmetric=False, keeps=True),
-        lambda x, side: both[side],
-        lambda first, second: contract(plan, operands, first, second),
-        x[:half],
-        x[half:],
-        both,
+    blocks = blocks_of(plan, default_budget(device), symmetric=False, keeps=True)
+    sides = (x[:half], x[half:])
+    theta, f1, f2 = carry_out(
+        plan, operands, blocks, *sides, directions, None, one_pass=True, layout=layout
     )
-    return f, theta
+    return jnp.concatenate([everywhere(f, layout) for f in (f1, f2)]), theta
 
 
 def oracle(
@@ -166,6 +149,17 @@ def oracle(
         return theta
     diagonal = jnp.diagonal(theta, axis1=2, axis2=3)
     return diagonal if outputs == "diagonal" else jnp.mean(diagonal, axis=-1)
+
+
+def _alike(*trees: Any) -> Any:
+    """Trees whose arrays vary over the same axes of a mesh, as `jax.shard_map` may want to know."""
+    arrays, rest = eqx.partition(trees, eqx.is_array)
+    (arrays,) = varying_alike(arrays)
+    return eqx.combine(arrays, rest)
+
+
+def _like(x: Array, length: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype)
 
 
 def _check_directions(plan: Plan, directions: tuple[Array, Array] | None) -> None:

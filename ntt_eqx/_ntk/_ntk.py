@@ -6,6 +6,7 @@ import equinox as eqx
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._checks import check_batch, is_count
+from .._distribute import left_to_xla, replicate
 from ..kernels import target_device
 from ._costs import costs_on
 from ._kernel import ORACLES, Implementation, kernel_between, known_support, oracle
@@ -62,6 +63,7 @@ def ntk(
     or if the model does not map one sample to one array.
     """
     _check(x1, x2, kernel, outputs, directions, implementation, max_bytes)
+    model, x1, x2, metric, directions = replicate((model, x1, x2, metric, directions))
     if implementation in ORACLES:
         x2 = x1 if x2 is None else x2
         return _ntk_oracle(model, x1, x2, kernel, metric, outputs, implementation)
@@ -96,6 +98,7 @@ def ntk_and_outputs(
     What `ntk` raises.
     """
     _check(x1, x2, kernel, outputs, directions, None, max_bytes)
+    model, x1, x2, metric, directions = replicate((model, x1, x2, metric, directions))
     how = _decided(model, kernel, max_bytes)
     return _both(model, x1, x2, metric, kernel, outputs, directions, *how)
 
@@ -109,11 +112,17 @@ def _decided(model: PyTree, kernel: KernelKind, max_bytes: int | None) -> tuple[
 
 @eqx.filter_jit
 def _kernel(*arguments: Any) -> Array:
-    return kernel_between(*arguments)[0]
+    return left_to_xla(lambda *a: kernel_between(*a)[0], *arguments)
 
 
-_both = eqx.filter_jit(kernel_between)
-_ntk_oracle = eqx.filter_jit(oracle)
+@eqx.filter_jit
+def _both(*arguments: Any) -> tuple[Array, Array, Array]:
+    return left_to_xla(kernel_between, *arguments)
+
+
+@eqx.filter_jit
+def _ntk_oracle(*arguments: Any) -> Array:
+    return left_to_xla(oracle, *arguments)
 
 
 def _check(

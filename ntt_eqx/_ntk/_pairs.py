@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..kernels import Device
+from ..kernels import Device, zeros_of
 from ._forms import Cost
 
 # A symmetric kernel is cut into at least this many blocks a side, so that only 5 of 8 are computed,
@@ -102,26 +102,27 @@ def plan_blocks(
 
 def kernel_in_blocks(
     blocks: Blocks,
-    factorise: Callable[[Array, int], Any],
+    lengths: tuple[int, int],
+    make: Callable[[int, Array, int], Any] | None,
     contract: Callable[[Any, Any], Array],
-    x1: Array,
-    x2: Array,
     factors: tuple[Any, Any] | None = None,
 ) -> Array:
-    """The kernel between `x1` and `x2`.
+    """The kernel between two batches.
 
     Blocks are taken in a loop and written into the result where they belong. A last block that
     would not be full starts earlier: its first rows are computed twice, to the same numbers.
 
     **Arguments:**
 
-    - `factorise`: `(samples, side) -> factors`; side 0 is the kernel's rows, 1 its columns.
+    - `lengths`: samples N and M of both batches.
+    - `make`: `(side, start, size) -> factors` of so many samples from `start` on, if they are not
+      kept; side 0 is the kernel's rows, 1 its columns.
     - `contract`: `(factors, factors) -> kernel[n, m, ...]`.
-    - `factors`: those of both batches, if the blocks keep them; otherwise they are made for each.
+    - `factors`: those of both batches, if the blocks keep them.
     """
     if factors is not None and blocks.counts == (1, 1):
         return contract(*factors)
-    sizes, lengths = (blocks.rows, blocks.columns), (len(x1), len(x2))
+    sizes = (blocks.rows, blocks.columns)
     starts = [
         [min(c * size, length - size) for c in range(count)]
         for size, length, count in zip(sizes, lengths, blocks.counts, strict=True)
@@ -130,7 +131,8 @@ def kernel_in_blocks(
     def side(number: int, start: Array) -> Any:
         if factors is not None:
             return _rows(factors[number], start, sizes[number])
-        return factorise(_rows((x1, x2)[number], start, sizes[number]), number)
+        assert make is not None
+        return make(number, start, sizes[number])
 
     def put(theta: Array, found: Array, *place: Array) -> Array:
         zeros = (np.int32(0),) * (theta.ndim - 2)
@@ -140,7 +142,7 @@ def kernel_in_blocks(
         return theta
 
     example = jax.eval_shape(lambda: contract(side(0, jnp.int32(0)), side(1, jnp.int32(0))))
-    empty = jnp.zeros((*lengths, *example.shape[2:]), example.dtype)
+    empty = zeros_of(example, (*lengths, *example.shape[2:]))
     if factors is not None or blocks.symmetric:
         block = jax.checkpoint(lambda i, j: contract(side(0, i), side(1, j)))
         pairs = [

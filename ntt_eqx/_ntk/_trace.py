@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from .._checks import calling_model, checked_output
 from .._program import Program, unfold, without_dead_steps
+from ..kernels import like_varying, varies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +108,11 @@ def trace(model: PyTree, sample: jax.ShapeDtypeStruct) -> tuple[Traced, list[Arr
     def call(arrays: list[Array], x: Array) -> Any:
         return rebuild(arrays)(x)
 
-    avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
+    given: Any = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays], sample
+    if varies(arrays):  # inside `jax.shard_map`, where types say so
+        given = arrays, like_varying(jnp.zeros(sample.shape, sample.dtype), arrays)
     with calling_model("ntk", model, sample):
-        closed, out = jax.make_jaxpr(call, return_shape=True)(avals, sample)
+        closed, out = jax.make_jaxpr(call, return_shape=True)(*given)
     checked_output("ntk", out)
     (aval,) = closed.out_avals
     program = without_dead_steps(unfold(closed))

@@ -9,6 +9,7 @@ import jax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._checks import sample_of, sample_output
+from .._distribute import replicate, spread
 from .._examples import Examples, Samples, as_inference, check_examples, check_samples
 from .._sparse import SparseModel, sparsify
 from .._types import ScoreTree
@@ -122,7 +123,7 @@ def read_inputs(caller: str, model: PyTree, x: Any) -> tuple[SparseModel, Array]
 
     `ValueError` for inputs that are none, hold NaN or do not suit the model.
     """
-    sparse, x = sparsify(model), check_samples(caller, x)
+    sparse, x = replicate(sparsify(model)), spread(caller, check_samples(caller, x))
     sample_output(caller, as_inference(sparse), sample_of(x))
     return sparse, x
 
@@ -147,4 +148,5 @@ def read_examples(
     `ValueError` for inputs or labels that are none or do not suit the model.
     """
     sparse = sparsify(model)
-    return sparse, *check_examples(caller, sparse, batch)
+    x, y = spread(caller, check_examples(caller, sparse, batch))
+    return replicate(sparse), x, y

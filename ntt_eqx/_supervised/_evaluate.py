@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._batch import as_arrays, batch_size as size_of, opened
 from .._checks import is_count
+from .._distribute import replicate, spread
 from ._objective import CROSS_ENTROPY, Objective, check_start, judge
 
 
@@ -47,6 +48,7 @@ def evaluate(
     """
     if not is_count(batch_size):
         raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}.")
+    model = replicate(model)
     sums: list[dict[str, Array]] = []
     total = 0
     for part in _parts(data, batch_size):
@@ -65,12 +67,12 @@ def _parts(data: Any, batch_size: int) -> Iterator[PyTree]:
     """The batches of a stream, or the pieces of one batch; only a piece is on the device."""
     if _is_stream(data):
         for batch in data:
-            yield as_arrays("evaluate", batch)
+            yield spread("evaluate", as_arrays("evaluate", batch))
         return
     whole = opened(data)
     for start in range(0, size_of("evaluate", whole), batch_size):
         piece = jax.tree.map(lambda leaf, start=start: leaf[start : start + batch_size], whole)
-        yield as_arrays("evaluate", piece)
+        yield spread("evaluate", as_arrays("evaluate", piece))
 
 
 def _is_stream(data: Any) -> bool:

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._checks import check_weight, check_weights
+from .._distribute import left_to_xla, replicate, spread
 from .._optimise import init_optimizer, optimise
 from .._sparse import SparseModel, masked_weights, prunable_leaves
 from .._types import squared_norm
@@ -99,7 +100,8 @@ def train_init(
     check_weights("train_init", model)
     params = eqx.filter(_with_zeros(model), eqx.is_inexact_array)
     opt_state = init_optimizer("train_init", optimizer, params)
-    return TrainState(model, opt_state, jnp.zeros((), jnp.int32), key, config, optimizer)
+    state = TrainState(model, opt_state, jnp.zeros((), jnp.int32), key, config, optimizer)
+    return replicate(state)
 
 
 def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:
@@ -117,7 +119,11 @@ def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetri
 
     The next state and the metrics of this batch.
     """
-    batch = jax.tree.map(jnp.asarray, batch)
+    return left_to_xla(_stepped, state, jax.tree.map(jnp.asarray, batch))
+
+
+def _stepped(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:
+    batch = spread("train_step", batch)
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
     params, rest = eqx.partition(_with_zeros(state.model), eqx.is_inexact_array)
 

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._batch import as_arrays
+from .._distribute import replicate, spread
 from .._fit import History, Progress, Row, fit
 from .._optimise import check_first_update
 from ._evaluate import evaluate
@@ -118,7 +119,7 @@ def train_steps(
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, TrainMetrics]:
         nonlocal first
-        batch = as_arrays("train", batch)
+        batch = spread("train", as_arrays("train", batch))
         if first:
             check_start("train", objective, state.model, batch)
         state, metrics = _step(batch, state)
@@ -129,7 +130,7 @@ def train_steps(
 
     return fit(
         step,
-        _copy(state),  # the steps reuse its memory
+        replicate(_copy(state)),  # the steps reuse its memory
         batches,
         num_steps=num_steps,
         log_every=log_every,

@@ -7,6 +7,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
 
 from .._checks import check_optimizer, check_weights
+from .._distribute import replicate
 from .._optimise import init_optimizer
 from .._sparse import SparseModel, sparsify
 from .._types import MaskTree, ScoreTree, Where
@@ -68,7 +69,7 @@ def ntt_init(
     # The student must not share buffers with the teacher: users may donate the state.
     student = jax.tree.map(lambda l: jnp.copy(l) if eqx.is_array(l) else l, full.with_mask(mask))
     params = eqx.filter(student, eqx.is_inexact_array)
-    return NTTState(
+    state = NTTState(
         teacher=full.model,
         student=student,
         opt_state=init_optimizer("ntt_init", method.optimizer, params),
@@ -77,6 +78,7 @@ def ntt_init(
         support=support_for(method, mask),
         method=method,
     )
+    return replicate(state)
 
 
 def _method(

@@ -68,8 +68,12 @@ class NTTState(eqx.Module):
 
 
 def support_for(method: NeuralTangentTransfer, mask: MaskTree) -> Any:
-    """The support of a concrete mask, where every layer keeps its number of weights."""
-    if is_traced(mask) or not method.keeps_counts:
+    """The support of a concrete mask, where it makes the loss faster and its layers keep counts.
+
+    A loss whose `kernel` is "ambient" does not look at a mask's entries.
+    """
+    ambient = getattr(method.loss, "kernel", "active") == "ambient"
+    if is_traced(mask) or ambient or not method.keeps_counts:
         return jax.tree.map(lambda _: None, mask)
     return mask_support(mask)
 

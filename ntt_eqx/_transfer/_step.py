@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
+from .._distribute import left_to_xla
 from .._ntk import refresh_support
 from .._optimise import learning_rate, optimise
 from .._sparse import SparseModel, map_masked
@@ -32,6 +33,25 @@ def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, 
 
     The next state, and the metrics of the batch before the update.
     """
+    return left_to_xla(_stepped, state, x)
+
+
+def ntt_evaluate(state: NTTState, x: Shaped[Array, "batch ..."]) -> NTTMetrics:
+    """What an unlabelled batch says of a state; nothing is changed. Use it under `eqx.filter_jit`.
+
+    **Arguments:**
+
+    - `state`: from `ntt_init` or a step.
+    - `x`: `[batch, ...]`, an even number of samples.
+
+    **Returns:**
+
+    The `NTTMetrics` that `ntt_step` would give for this batch.
+    """
+    return left_to_xla(_evaluated, state, x)
+
+
+def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     method, moment = state.method, state.moment()
     params, static = eqx.partition(state.student, eqx.is_inexact_array)
 
@@ -56,18 +76,7 @@ def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, 
     return state, metrics
 
 
-def ntt_evaluate(state: NTTState, x: Shaped[Array, "batch ..."]) -> NTTMetrics:
-    """What an unlabelled batch says of a state; nothing is changed. Use it under `eqx.filter_jit`.
-
-    **Arguments:**
-
-    - `state`: from `ntt_init` or a step.
-    - `x`: `[batch, ...]`, an even number of samples.
-
-    **Returns:**
-
-    The `NTTMetrics` that `ntt_step` would give for this batch.
-    """
+def _evaluated(state: NTTState, x: Array) -> NTTMetrics:
     loss = state.method.loss
     _, metrics = loss_at(loss, state.student, state.teacher, x, state.moment())
     return eqx.tree_at(lambda m: m.learning_rate, metrics, learning_rate(state.opt_state))

@@ -1,13 +1,15 @@
 """Batches through Grain: deterministic, resumable, of static shape, standardised as float32."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32
 
+from .._distribute import Layout, layout_in_use, samples_sharding
 from ._dataset import Split
 
 Moment = float | Sequence[float]
@@ -55,6 +57,9 @@ def batches(
 ) -> BatchIterator:
     """Iterate over a split in shuffled, standardised batches.
 
+    Inside `ntt.distribute` with several processes a batch is one global array, of which each
+    process loads the rows of its devices; the order is the same for any number of processes.
+
     Every epoch has an order of its own, and a batch may reach from one epoch into the next, so
     that every sample comes exactly once per epoch and every batch is full. The batches depend on
     nothing but the arguments: not on `num_threads`, nor on where an iterator was resumed.
@@ -85,9 +90,15 @@ def batches(
     offset, scale = _offset_and_scale(split.x, mean, std)
     source = _ShuffledBatches(len(split), batch_size, seed if shuffle else None, num_epochs)
 
+    layout = layout_in_use()
+
     def gather(indices: np.ndarray) -> Batch:
-        x = _standardise(split.x[indices], offset, scale)
-        return Batch(jnp.asarray(x), jnp.asarray(split.y[indices]))
+        x = lambda rows: _standardise(split.x[indices[rows]], offset, scale)
+        y = lambda rows: split.y[indices[rows]]
+        if layout is None or layout.processes == 1:
+            return Batch(jnp.asarray(x(slice(None))), jnp.asarray(y(slice(None))))
+        shape = (len(indices), *split.x.shape[1:])
+        return Batch(_own_rows(layout, shape, x), _own_rows(layout, shape[:1], y))
 
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     return iter(grain.MapDataset.source(source).map(gather).to_iter_dataset(options))
@@ -107,6 +118,12 @@ def as_batch(split: Split, *, mean: Moment = 0.0, std: Moment = 1.0) -> Batch:
     """
     x = _standardise(split.x, *_offset_and_scale(split.x, mean, std))
     return Batch(jnp.asarray(x), jnp.asarray(split.y))
+
+
+def _own_rows(layout: Layout, shape: tuple[int, ...], rows: Callable[[slice], np.ndarray]) -> Array:
+    """A global array, of which each process loads the rows of its own devices."""
+    sharding = samples_sharding(layout, shape)
+    return jax.make_array_from_callback(shape, sharding, lambda index: rows(index[0]))
 
 
 class _ShuffledBatches:

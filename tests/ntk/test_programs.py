@@ -10,8 +10,8 @@ import os
 
 import jax
 import pytest
-from helpers.programs import cases, check
-from hypothesis import HealthCheck, given, settings
+from helpers.programs import Case, Program, Sample, cases, check, step
+from hypothesis import HealthCheck, example, given, settings
 
 EXACT = 1e-9
 
@@ -35,7 +35,21 @@ def assert_exact(case):
     assert kernel < EXACT and gradient < EXACT, (kernel, gradient)
 
 
+# One sample at a time, and a value without entries on the way.
+EMPTY = Case(
+    Program(
+        Sample((4,)), (step("decay", (0,)), step("rearrange", (1,), how="mean")), ((2, True),), 2
+    ),
+    n=2,
+    m=3,
+    density=0.9,
+    metric=True,
+    max_bytes=4001,
+)
+
+
 @settings(quiet, max_examples=40)
+@example(case=EMPTY)
 @given(case=cases())
 def test_any_program(case):
     assert_exact(case)

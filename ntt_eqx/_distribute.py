@@ -1,0 +1,232 @@
+"""Which devices share the work: a mesh, and how pairs of samples are tiled over it."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+Out = TypeVar("Out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh, and which of its axes the samples of a kernel's two sides are spread over.
+
+    Attributes:
+        mesh: the devices; axes that are neither in `rows` nor in `columns` are left to XLA.
+        rows: axes over which the first batch of a kernel is spread.
+        columns: axes over which the second one is.
+        exchange: whether devices exchange the factors of samples, or each makes those of its tile;
+            `None` for what costs less.
+    """
+
+    mesh: Mesh
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    exchange: bool | None = None
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """All axes that samples are spread over."""
+        return self.rows + self.columns
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Tiles along the rows and along the columns of a kernel."""
+        count = lambda axes: math.prod(self.mesh.shape[axis] for axis in axes)
+        return count(self.rows), count(self.columns)
+
+    @property
+    def processes(self) -> int:
+        """Processes that the devices belong to."""
+        return len({device.process_index for device in self.mesh.devices.flat})
+
+
+# Part of the key of every compiled function: what was compiled outside of a block is compiled again
+# inside it.
+_LAYOUT = jax.make_user_context(default_value=None)
+
+
+@contextlib.contextmanager
+def distribute(
+    mesh: Mesh | None = None,
+    *,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    exchange: bool | None = None,
+) -> Iterator[Mesh]:
+    """Share the work inside the block among all devices of all processes.
+
+        with ntt.distribute():
+            state = ntt.ntt_init(teacher, config, optax.adam(5e-4))
+            state, history = ntt.transfer(state, batches)
+            theta = ntt.ntk(model, x1, x2)
+
+    The pairs of samples of a kernel are tiled over the mesh, `x1` along its rows and `x2` along its
+    columns, whatever their numbers; a kernel stays sharded like that. Batches of `train`,
+    `evaluate` and the scores are spread over all devices. Weights lie on every device, and their
+    gradients are summed once a step; weights that come with a `NamedSharding` of the mesh keep it.
+    With one device nothing changes, not even a bit. Results do not depend on the number of devices
+    beyond rounding.
+
+    Where there are several processes (`jax.distributed.initialize` was called in each), all of them
+    run the same program: what is handed over must be the same in each, or be a global array, such
+    as those of `ntt.data.batches`, of which each process then loads its rows alone.
+
+    **Arguments:**
+
+    - `mesh`: the devices to use; all of them without. Axes of any type will do.
+    - `rows`, `columns`: the names of the axes that samples of either side are spread over. Without:
+      the first axis and the second; axes beyond these are left to XLA, for weights that are sharded
+      over them.
+    - `exchange`: `True` for devices that exchange the factors of samples, `False` for such that
+      make all of their tile's themselves; `None` for what is expected to cost less.
+
+    **Returns:**
+
+    A context manager that gives the mesh.
+
+    **Raises:**
+
+    `ValueError` for axes that the mesh does not have, or that are named twice.
+    """
+    layout = _layout(mesh, rows, columns, exchange)
+    with _LAYOUT(layout if layout.mesh.size > 1 else None):
+        yield layout.mesh
+
+
+def layout_in_use() -> Layout | None:
+    """That of the innermost `distribute` with more than one device.
+
+    None inside a `jax.shard_map` over its axes, where each device already has its share.
+    """
+    layout: Layout | None = _LAYOUT.value
+    manual = getattr(jax.sharding.get_abstract_mesh(), "manual_axes", ())
+    return None if layout is None or set(layout.axes) & set(manual) else layout
+
+
+def replicate(tree: PyTree) -> PyTree:
+    """The arrays of a tree on every device of the layout in use; without one, as they are.
+
+    Arrays that lie on these devices already, sharded or not, and tracers are left alone.
+    """
+    layout = layout_in_use()
+    if layout is None:
+        return tree
+    sharding = NamedSharding(layout.mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: _placed(leaf, sharding), tree)
+
+
+def spread(caller: str, batch: PyTree) -> PyTree:
+    """A batch with its samples spread over all devices of the layout in use, if there is one.
+
+    A batch whose size is no multiple of their number lies on every device as a whole.
+
+    **Raises:**
+
+    `ValueError` for an array of this process alone where the devices belong to several.
+    """
+    layout = layout_in_use()
+    if layout is None:
+        return batch
+
+    def one(leaf: Any) -> Any:
+        sharding = samples_sharding(layout, np.shape(leaf))
+        if isinstance(leaf, Tracer):
+            return jax.lax.with_sharding_constraint(leaf, sharding)
+        if layout.processes > 1 and getattr(leaf, "is_fully_addressable", True):
+            raise ValueError(
+                f"{caller}: the batch is an array of this process alone, but the devices in use "
+                f"belong to {layout.processes} processes. Hand over a global array: make batches "
+                "by ntt.data.batches inside ntt.distribute(), or put the rows of each process "
+                "together by jax.make_array_from_process_local_data."
+            )
+        return _placed(leaf, sharding)
+
+    return jax.tree.map(one, batch)
+
+
+def everywhere(x: Array, layout: Layout | None) -> Array:
+    """The same array, inside `jit`, as a whole on every device of the layout."""
+    if layout is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, PartitionSpec()))
+
+
+def left_to_xla(function: Callable[..., Out], *arguments: Any) -> Out:
+    """`function(*arguments)`, with all axes of the mesh in use left to XLA.
+
+    What is inside works with arrays wherever they lie. On a mesh of Explicit axes, where types say
+    how arrays are sharded, it takes them as they are and gives back such as lie everywhere.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit not in getattr(mesh, "axis_types", ()):
+        return function(*arguments)
+    arrays, rest = eqx.partition(arguments, eqx.is_array)
+    others: list[Any] = []
+
+    @functools.partial(jax.sharding.auto_axes, out_sharding=PartitionSpec())
+    def call(arrays: Any) -> Any:
+        found, other = eqx.partition(function(*eqx.combine(arrays, rest)), eqx.is_array)
+        others.append(other)
+        return found
+
+    return eqx.combine(call(arrays), others[-1])
+
+
+def samples_sharding(layout: Layout, shape: Sequence[int]) -> NamedSharding:
+    """Where an array `[samples, ...]` lies: spread over all devices if they divide its length."""
+    count = math.prod(layout.tiles)
+    divides = bool(shape) and shape[0] % count == 0
+    return NamedSharding(layout.mesh, PartitionSpec(layout.axes) if divides else PartitionSpec())
+
+
+def _placed(leaf: Any, sharding: NamedSharding) -> Any:
+    if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        return leaf
+    if isinstance(leaf, jax.Array):
+        if leaf.sharding.device_set == sharding.device_set:
+            return leaf
+        if not leaf.is_fully_addressable or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.device_put(leaf, sharding)
+        leaf = np.asarray(leaf)
+    return jax.device_put(leaf, sharding)
+
+
+def _layout(
+    mesh: Mesh | None,
+    rows: Sequence[str] | None,
+    columns: Sequence[str] | None,
+    exchange: bool | None,
+) -> Layout:
+    if mesh is None:
+        sides = _near_square(len(jax.devices()))
+        mesh = jax.make_mesh(sides, ("rows", "columns"), axis_types=(AxisType.Auto,) * 2)
+    # Inside, XLA places what is not tiled by hand, whatever the axes are to others.
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+    rest = [axis for axis in mesh.axis_names if axis not in (rows or ())]
+    taken = tuple(mesh.axis_names[:1]) if rows is None and columns is None else tuple(rows or ())
+    if columns is None:
+        columns = tuple(axis for axis in rest if axis not in taken)[:1] if rows is None else ()
+    layout = Layout(mesh, taken, tuple(columns), exchange)
+    unknown = [axis for axis in layout.axes if axis not in mesh.axis_names]
+    if unknown or len(set(layout.axes)) != len(layout.axes) or not layout.axes:
+        raise ValueError(
+            f"distribute: rows={layout.rows} and columns={layout.columns} must name axes of the "
+            f"mesh, {tuple(mesh.axis_names)}, each once."
+        )
+    return layout
+
+
+def _near_square(devices: int) -> tuple[int, int]:
+    columns = max(c for c in range(1, math.isqrt(devices) + 1) if devices % c == 0)
+    return devices // columns, columns

@@ -1,0 +1,158 @@
+"""A plan carried out for two batches: on one device, or in tiles, one for each device of a mesh."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+from .._distribute import Layout, everywhere
+from ._contract import contract
+from ._execute import Factors, evaluate, factorise
+from ._pairs import Blocks, kernel_in_blocks
+from ._plan import Operands, Plan
+
+Found: TypeAlias = tuple[Array, Array, Array]
+"""A kernel, and the outputs for both batches."""
+
+
+def carry_out(
+    plan: Plan,
+    operands: Operands,
+    blocks: Blocks,
+    x1: Array,
+    x2: Array,
+    directions: tuple[Array, Array] | None,
+    budget: int | None,
+    *,
+    one_pass: bool,
+    layout: Layout | None = None,
+) -> Found:
+    """The kernel between two batches, `[N, M, ...]`, and the outputs for both.
+
+    **Arguments:**
+
+    - `plan`, `blocks`: for the whole kernel, or with a `layout` for one of its tiles.
+    - `directions`: along the outputs of either side, if not all outputs.
+    - `budget`: bytes of the intermediates of a block of samples; see `factorise`.
+    - `one_pass`: whether both batches go through the model together, where they can.
+    - `layout`: the devices; one if left out.
+    """
+    sides = (None, None) if directions is None else directions
+    if layout is None:
+        return _on_one(plan, operands, blocks, x1, x2, sides, budget, one_pass)
+    exchange = exchanges(layout, plan, blocks)
+    rows, columns = layout.rows, layout.columns
+    specs = (rows + columns, columns + rows) if exchange else (rows, columns)
+    spec1, spec2 = map(PartitionSpec, specs)
+
+    def tile(operands: Operands, x1: Array, x2: Array, sides: Any) -> Found:
+        if not exchange:
+            return _on_one(plan, operands, blocks, x1, x2, sides, budget, one_pass)
+        first, second = _factors(plan, operands, x1, x2, sides, budget, one_pass)
+        both = (_gathered(first, columns), _gathered(second, rows))
+        lengths = (plan.sizes.n, plan.sizes.m)
+        join = lambda one, two: contract(plan, operands, one, two)
+        return kernel_in_blocks(blocks, lengths, None, join, both), first.outputs, second.outputs
+
+    whole = PartitionSpec()
+    theta, f1, f2 = jax.shard_map(
+        tile,
+        mesh=layout.mesh,
+        in_specs=(whole, spec1, spec2, whole),
+        out_specs=(PartitionSpec(rows, columns), spec1, spec2),
+        axis_names=set(layout.axes),
+        check_vma=False,
+    )(operands, _padded(x1, layout), _padded(x2, layout), sides)
+    return theta[: len(x1), : len(x2)], f1[: len(x1)], f2[: len(x2)]
+
+
+def tile_lengths(layout: Layout | None, n: int, m: int) -> tuple[int, int]:
+    """Samples of either side of one tile."""
+    if layout is None:
+        return n, m
+    (p, q), up = layout.tiles, lambda length: -(-length // (p * q)) * p * q
+    return up(n) // p, up(m) // q
+
+
+def exchanges(layout: Layout, plan: Plan, blocks: Blocks) -> bool:
+    """Whether devices exchange the factors of samples instead of making all of their tile's.
+
+    With `F` operations of a forward pass and `phi` bytes of factors a sample, and R directions, a
+    sample that is made on one more device takes `7 (1 + R) F` operations, the gradient's included,
+    and one that is sent there `3 phi` bytes.
+    """
+    if not blocks.keeps:
+        return False
+    if layout.exchange is not None:
+        return layout.exchange
+    forward = sum(cost.layer_flops for cost in plan.costs_of_all)
+    made = 7 * (1 + plan.sizes.directions) * forward
+    return made > 3 * plan.stored * plan.costs.flops_per_sent_byte
+
+
+def _on_one(
+    plan: Plan,
+    operands: Operands,
+    blocks: Blocks,
+    x1: Array,
+    x2: Array,
+    sides: Sequence[Any],
+    budget: int | None,
+    one_pass: bool,
+) -> Found:
+    join = lambda first, second: contract(plan, operands, first, second)
+    lengths = (len(x1), len(x2))
+    if blocks.keeps:
+        x2 = None if blocks.symmetric else x2
+        both = _factors(plan, operands, x1, x2, sides, budget, one_pass)
+        f1, f2 = (side.outputs for side in both)
+        return kernel_in_blocks(blocks, lengths, None, join, both), f1, f2
+
+    def make(side: int, start: Array, size: int) -> Factors:
+        x = jax.lax.dynamic_slice_in_dim((x1, x2)[side], start, size)
+        return factorise(plan, operands, x, sides[side], budget)
+
+    f1 = evaluate(plan, operands, x1, budget)
+    f2 = f1 if blocks.symmetric else evaluate(plan, operands, x2, budget)
+    return kernel_in_blocks(blocks, lengths, make, join, None), f1, f2
+
+
+def _factors(
+    plan: Plan,
+    operands: Operands,
+    x1: Array,
+    x2: Array | None,
+    sides: Sequence[Any],
+    budget: int | None,
+    one_pass: bool,
+) -> tuple[Factors, Factors]:
+    """The factors of both batches; `None` is `x1` again."""
+    if x2 is None:
+        first = factorise(plan, operands, x1, sides[0], budget)
+        return first, first
+    if one_pass and sides[0] is None:
+        both = factorise(plan, operands, jnp.concatenate([x1, x2]), None, budget)
+        cut = lambda part: jax.tree.map(lambda leaf: leaf[part], both)
+        return cut(slice(None, len(x1))), cut(slice(len(x1), None))
+    first = factorise(plan, operands, x1, sides[0], budget)
+    return first, factorise(plan, operands, x2, sides[1], budget)
+
+
+def _gathered(factors: Factors, axes: tuple[str, ...]) -> Factors:
+    """The factors of all samples that devices along these axes of the mesh have made."""
+    if not axes:
+        return factors
+    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, axes, tiled=True), factors)
+
+
+def _padded(x: Array, layout: Layout) -> Array:
+    """As many samples for each device: the last one again, as often as it takes."""
+    missing = -len(x) % math.prod(layout.tiles)
+    if not missing:
+        return x
+    x = everywhere(x, layout)  # few bytes; XLA cuts no padding that is spread
+    return jnp.concatenate([x, jnp.broadcast_to(x[-1:], (missing, *x.shape[1:]))])

@@ -1,0 +1,49 @@
+"""Two processes of four devices each give what one process of eight devices gives."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+def found(mode, count, folder):
+    """What process 0 of `count` found."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = dict(os.environ, PYTHONPATH=f"{ROOT}{os.pathsep}{HERE}", JAX_PLATFORMS="cpu")
+    environment.pop("XLA_FLAGS", None)
+    runs = [
+        subprocess.Popen(
+            [sys.executable, HERE / "process.py", mode, str(n), str(count), address, folder],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for n in range(count)
+    ]
+    said = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0] * count, "\n".join(said)
+    return json.loads((folder / "found.json").read_text())
+
+
+def test_same_losses(tmp_path):
+    one, two = found("losses", 1, tmp_path), found("losses", 2, tmp_path)
+    assert len(two["losses"]) == 50
+    np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-6)
+    assert two["kept"] == one["kept"]
+    assert two["trace"] == pytest.approx(one["trace"], rel=1e-5)
+
+
+def test_batch_of_one_process_is_refused(tmp_path):
+    error = found("local", 2, tmp_path)["error"]
+    assert error.startswith("transfer: the batch is an array of this process alone")

@@ -1,0 +1,111 @@
+"""Transfers, training, evaluation and scores over eight devices are those of one."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from devices import close, mesh_of, model_and_samples
+from jax.sharding import AxisType
+
+import ntt_eqx as ntt
+
+pytestmark = pytest.mark.usefixtures("x64", "gathers")
+
+
+def transferred(name, config, steps):
+    model, x = model_and_samples(name, 32)
+    state = ntt.ntt_init(model, config, optax.adam(1e-2), key=jax.random.key(3))
+    step = eqx.filter_jit(ntt.ntt_step)
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, jnp.asarray(x))
+        losses.append(float(metrics.loss))
+    return state, losses
+
+
+@pytest.mark.parametrize(
+    "name, options, exchange",
+    [
+        ("mlp", {"density": 0.1}, True),
+        ("mlp", {"density": 0.1, "kernel": "ambient"}, False),
+        ("mlp", {"density": 0.1, "sketch_size": 2}, None),
+        ("cnn", {"density": 0.1}, False),
+        ("cnn", {"density": 0.5, "scope": "global"}, True),
+    ],
+)
+def test_steps_with_refreshes(name, options, exchange):
+    config = ntt.NTTConfig(mask_every=4, num_steps=12, **options)
+    one, losses = transferred(name, config, 10)
+    with ntt.distribute(exchange=exchange):
+        many, found = transferred(name, config, 10)
+    np.testing.assert_allclose(found, losses, rtol=1e-10)
+    same = lambda a, b: np.array_equal(np.asarray(a), np.asarray(b))
+    assert all(jax.tree.leaves(jax.tree.map(same, one.student.mask, many.student.mask)))
+    leaves = jax.tree.leaves(eqx.filter(many, eqx.is_array))
+    assert all(len(leaf.sharding.device_set) == 8 for leaf in leaves)
+    assert all(leaf.sharding.is_fully_replicated for leaf in leaves)
+
+
+def test_step_compiles_once():
+    traces = 0
+
+    def step(state, x):
+        nonlocal traces
+        traces += 1
+        return ntt.ntt_step(state, x)
+
+    model, x = model_and_samples("mlp", 32)
+    with ntt.distribute():
+        state = ntt.ntt_init(model, ntt.NTTConfig(density=0.1), optax.adam(1e-2))
+        step = eqx.filter_jit(step)
+        for _ in range(3):
+            state, _ = step(state, x)
+    assert traces == 1
+
+
+def test_train_and_evaluate():
+    model, x = model_and_samples("mlp", 48, density=0.3)
+    y = np.arange(48) % 4
+    batches = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 48, 16)]
+
+    def run():
+        trained, history = ntt.train(model, batches, optax.adam(1e-2), num_steps=6, log_every=2)
+        return trained, history, ntt.evaluate(trained, (x[:45], y[:45]), batch_size=20)
+
+    one, rows, result = run()
+    with ntt.distribute():
+        many, found, spread = run()
+    jax.tree.map(
+        close, eqx.filter(many, eqx.is_inexact_array), eqx.filter(one, eqx.is_inexact_array)
+    )
+    assert spread == pytest.approx(result, rel=1e-12)
+    assert [row["train"] for row in found] == [
+        pytest.approx(row["train"], rel=1e-12) for row in rows
+    ]
+
+
+@pytest.mark.parametrize("score", [ntt.scores.Snip(), ntt.scores.GraSP(), ntt.scores.LogitSnip()])
+def test_scores(score):
+    model, x = model_and_samples("mlp", 16)
+    y = np.arange(16) % 4
+    batch = x if isinstance(score, ntt.scores.LogitSnip) else (x, y)
+    one = score(model, batch)
+    with ntt.distribute():
+        jax.tree.map(close, score(model, batch), one)
+
+
+def test_steps_on_a_mesh_of_explicit_axes():
+    config = ntt.NTTConfig(density=0.1, mask_every=4, num_steps=12)
+    one, losses = transferred("mlp", config, 6)
+    mesh = mesh_of((2, 4), ("a", "b"), AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        alone, found = transferred("mlp", config, 6)
+        with ntt.distribute(mesh):
+            many, spread = transferred("mlp", config, 6)
+    np.testing.assert_allclose([found, spread], [losses, losses], rtol=1e-10)
+    for state in (alone, many):
+        assert all(
+            jax.tree.leaves(jax.tree.map(np.array_equal, state.student.mask, one.student.mask))
+        )
