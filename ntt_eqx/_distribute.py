@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -35,6 +36,19 @@ class Layout:
     exchange: bool | None = None
 
     @property
+    def here(self) -> Any:
+        """The mesh as arrays see it that are made now.
+
+        That is the one in use (`jax.set_mesh`), whose axes may be Explicit; without one, XLA places
+        what is not tiled by hand.
+        """
+        current = jax.sharding.get_abstract_mesh()
+        if set(self.axes) <= set(getattr(current, "axis_names", ())):
+            return current
+        auto = (AxisType.Auto,) * self.mesh.devices.ndim
+        return Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=auto)
+
+    @property
     def axes(self) -> tuple[str, ...]:
         """All axes that samples are spread over."""
         return self.rows + self.columns
@@ -44,6 +58,24 @@ class Layout:
         """Tiles along the rows and along the columns of a kernel."""
         count = lambda axes: math.prod(self.mesh.shape[axis] for axis in axes)
         return count(self.rows), count(self.columns)
+
+    def place(self, x: Any, *axes: tuple[str, ...]) -> Array:
+        """An array with its axes spread over these of the mesh; inside `jit`, too."""
+        spec = PartitionSpec(*axes)
+        if isinstance(x, Tracer):
+            return jax.lax.with_sharding_constraint(x, NamedSharding(self.here, spec))
+        return jax.device_put(x, self.sharding(spec))
+
+    def sharding(self, spec: PartitionSpec) -> NamedSharding:
+        """Where an array of this spec lies on the devices."""
+        here = self.here
+        mesh = Mesh(self.mesh.devices, here.axis_names, axis_types=here.axis_types)
+        return NamedSharding(mesh, spec)
+
+    def spec_of_samples(self, shape: Sequence[int]) -> PartitionSpec:
+        """Of an array `[samples, ...]`: spread over all devices if they divide its length."""
+        divides = bool(shape) and shape[0] % math.prod(self.tiles) == 0
+        return PartitionSpec(self.axes) if divides else PartitionSpec()
 
     @property
     def processes(self) -> int:
@@ -122,8 +154,7 @@ def replicate(tree: PyTree) -> PyTree:
     layout = layout_in_use()
     if layout is None:
         return tree
-    sharding = NamedSharding(layout.mesh, PartitionSpec())
-    return jax.tree.map(lambda leaf: _placed(leaf, sharding), tree)
+    return jax.tree.map(lambda leaf: _placed(layout, leaf), tree)
 
 
 def spread(caller: str, batch: PyTree) -> PyTree:
@@ -140,9 +171,9 @@ def spread(caller: str, batch: PyTree) -> PyTree:
         return batch
 
     def one(leaf: Any) -> Any:
-        sharding = samples_sharding(layout, np.shape(leaf))
+        spec = layout.spec_of_samples(np.shape(leaf))
         if isinstance(leaf, Tracer):
-            return jax.lax.with_sharding_constraint(leaf, sharding)
+            return layout.place(leaf, *spec)
         if layout.processes > 1 and getattr(leaf, "is_fully_addressable", True):
             raise ValueError(
                 f"{caller}: the batch is an array of this process alone, but the devices in use "
@@ -150,16 +181,14 @@ def spread(caller: str, batch: PyTree) -> PyTree:
                 "by ntt.data.batches inside ntt.distribute(), or put the rows of each process "
                 "together by jax.make_array_from_process_local_data."
             )
-        return _placed(leaf, sharding)
+        return _placed(layout, leaf, *spec)
 
     return jax.tree.map(one, batch)
 
 
 def everywhere(x: Array, layout: Layout | None) -> Array:
     """The same array, inside `jit`, as a whole on every device of the layout."""
-    if layout is None:
-        return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, PartitionSpec()))
+    return x if layout is None else layout.place(x)
 
 
 def left_to_xla(function: Callable[..., Out], *arguments: Any) -> Out:
@@ -183,23 +212,17 @@ def left_to_xla(function: Callable[..., Out], *arguments: Any) -> Out:
     return eqx.combine(call(arrays), others[-1])
 
 
-def samples_sharding(layout: Layout, shape: Sequence[int]) -> NamedSharding:
-    """Where an array `[samples, ...]` lies: spread over all devices if they divide its length."""
-    count = math.prod(layout.tiles)
-    divides = bool(shape) and shape[0] % count == 0
-    return NamedSharding(layout.mesh, PartitionSpec(layout.axes) if divides else PartitionSpec())
-
-
-def _placed(leaf: Any, sharding: NamedSharding) -> Any:
+def _placed(layout: Layout, leaf: Any, *axes: tuple[str, ...]) -> Any:
+    """A leaf on the devices, unless it is no array, or lies there already."""
     if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         return leaf
     if isinstance(leaf, jax.Array):
-        if leaf.sharding.device_set == sharding.device_set:
+        if leaf.sharding.device_set == set(layout.mesh.devices.flat):
             return leaf
-        if not leaf.is_fully_addressable or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.device_put(leaf, sharding)
-        leaf = np.asarray(leaf)
-    return jax.device_put(leaf, sharding)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if leaf.is_fully_addressable and not is_key:
+            leaf = np.asarray(leaf)  # other processes hold the same numbers
+    return layout.place(leaf, *axes)
 
 
 def _layout(
@@ -211,8 +234,6 @@ def _layout(
     if mesh is None:
         sides = _near_square(len(jax.devices()))
         mesh = jax.make_mesh(sides, ("rows", "columns"), axis_types=(AxisType.Auto,) * 2)
-    # Inside, XLA places what is not tiled by hand, whatever the axes are to others.
-    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
     rest = [axis for axis in mesh.axis_names if axis not in (rows or ())]
     taken = tuple(mesh.axis_names[:1]) if rows is None and columns is None else tuple(rows or ())
     if columns is None:

@@ -61,7 +61,7 @@ def carry_out(
     whole = PartitionSpec()
     theta, f1, f2 = jax.shard_map(
         tile,
-        mesh=layout.mesh,
+        mesh=layout.here,
         in_specs=(whole, spec1, spec2, whole),
         out_specs=(PartitionSpec(rows, columns), spec1, spec2),
         axis_names=set(layout.axes),
@@ -107,8 +107,8 @@ def _on_one(
     join = lambda first, second: contract(plan, operands, first, second)
     lengths = (len(x1), len(x2))
     if blocks.keeps:
-        x2 = None if blocks.symmetric else x2
-        both = _factors(plan, operands, x1, x2, sides, budget, one_pass)
+        second = None if blocks.symmetric else x2
+        both = _factors(plan, operands, x1, second, sides, budget, one_pass)
         f1, f2 = (side.outputs for side in both)
         return kernel_in_blocks(blocks, lengths, None, join, both), f1, f2
 

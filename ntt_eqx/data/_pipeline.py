@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32
 
-from .._distribute import Layout, layout_in_use, samples_sharding
+from .._distribute import Layout, layout_in_use
 from ._dataset import Split
 
 Moment = float | Sequence[float]
@@ -122,8 +122,8 @@ def as_batch(split: Split, *, mean: Moment = 0.0, std: Moment = 1.0) -> Batch:
 
 def _own_rows(layout: Layout, shape: tuple[int, ...], rows: Callable[[slice], np.ndarray]) -> Array:
     """A global array, of which each process loads the rows of its own devices."""
-    sharding = samples_sharding(layout, shape)
-    return jax.make_array_from_callback(shape, sharding, lambda index: rows(index[0]))
+    sharding = layout.sharding(layout.spec_of_samples(shape))
+    return jax.make_array_from_callback(shape, sharding, lambda index: rows((index or ())[0]))
 
 
 class _ShuffledBatches:

@@ -105,7 +105,5 @@ def test_steps_on_a_mesh_of_explicit_axes():
         with ntt.distribute(mesh):
             many, spread = transferred("mlp", config, 6)
     np.testing.assert_allclose([found, spread], [losses, losses], rtol=1e-10)
-    for state in (alone, many):
-        assert all(
-            jax.tree.leaves(jax.tree.map(np.array_equal, state.student.mask, one.student.mask))
-        )
+    same = lambda state: jax.tree.map(np.array_equal, state.student.mask, one.student.mask)
+    assert all(jax.tree.leaves([same(alone), same(many)]))

@@ -194,12 +194,16 @@ def table_weights(shape, features, form):
 
 @piece("int", weights=table_weights, features=WIDTHS, form=("index", "mapped", "clipped", "hot"))
 def embedding(p, v, features, form):
-    """Rows of a table, some numbers past its end."""
+    """Rows of a table; numbers past its end where a mode says what they are.
+
+    By default JAX reads the last row for them and drops their gradient, so that a gradient of a
+    gradient depends on how often it was turned round.
+    """
     table, v = p["table"], v.reshape(-1)
     if form == "index":
-        return table[v]
+        return table[v % 5]
     if form == "mapped":
-        return jax.vmap(lambda i: table[i])(v)
+        return jax.vmap(lambda i: table[i])(v % 5)
     if form == "clipped":
         return jnp.take(table, v, axis=0, mode="clip")
     return jax.nn.one_hot(v, 5, dtype=table.dtype) @ table
