@@ -39,6 +39,7 @@ from ._ntk import (
     ntk as ntk,
     ntk_and_outputs as ntk_and_outputs,
     ntk_tiles as ntk_tiles,
+    ntk_to_zarr as ntk_to_zarr,
     register_linear_use as register_linear_use,
     sketch_directions as sketch_directions,
 )

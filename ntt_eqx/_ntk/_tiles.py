@@ -1,6 +1,6 @@
 """A kernel that is larger than the device: tile by tile to the host."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -42,23 +42,43 @@ def ntk_tiles(
 
     `ValueError` for a tile that is not two positive integers, and what `ntk` raises.
     """
+    check_tiles("ntk_tiles", x2, tile, options)
+    return tiles_between(model, x1, x2, tile_shape(x1, x2, tile), options)
+
+
+def check_tiles(caller: str, x2: Any, tile: tuple[int, int], options: dict[str, Any]) -> None:
+    """Raise `ValueError` for a tile that is none, or a kernel that is not symmetric."""
     if len(tile) != 2 or not all(map(is_count, tile)):
-        raise ValueError(f"ntk_tiles: tile must be two positive integers, got {tile!r}.")
+        raise ValueError(f"{caller}: tile must be two positive integers, got {tile!r}.")
     if x2 is None and options.get("directions") is not None:
-        raise ValueError("ntk_tiles: with directions the kernel is not symmetric; pass x2=x1.")
-    return _tiles(model, x1, x2, tile, options)
+        raise ValueError(f"{caller}: with directions the kernel is not symmetric; pass x2=x1.")
 
 
-def _tiles(
-    model: PyTree, x1: Any, x2: Any, tile: tuple[int, int], options: dict[str, Any]
+def tile_shape(x1: Any, x2: Any, tile: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of all tiles but the last ones: square where both batches are one."""
+    rows, columns = (min(tile),) * 2 if x2 is None else tile
+    return min(rows, len(x1)), min(columns, len(x1 if x2 is None else x2))
+
+
+def tiles_between(
+    model: PyTree,
+    x1: Any,
+    x2: Any,
+    shape: tuple[int, int],
+    options: dict[str, Any],
+    wanted: Callable[[slice, slice], bool] = lambda rows, columns: True,
 ) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """The tiles `[rows, columns]` of a kernel that are wanted, one after the other."""
     symmetric = x2 is None
-    side = min(tile)
-    shape = (side, side) if symmetric else tile
     sides = (x1, x1 if symmetric else x2)
-    shape = tuple(min(size, len(x)) for size, x in zip(shape, sides, strict=True))
     for row in range(0, len(sides[0]), shape[0]):
         for column in range(row if symmetric else 0, len(sides[1]), shape[1]):
+            rows = slice(row, min(row + shape[0], len(sides[0])))
+            columns = slice(column, min(column + shape[1], len(sides[1])))
+            mirrors = symmetric and row != column
+            asked = wanted(rows, columns), mirrors and wanted(columns, rows)
+            if not any(asked):
+                continue
             # A last tile that would be smaller starts earlier, and is cut: one shape, one program.
             starts = [
                 min(start, len(x) - size)
@@ -70,7 +90,7 @@ def _tiles(
             ]
             theta = np.asarray(jax.device_get(ntk(model, *parts, **options)))
             theta = theta[row - starts[0] :, column - starts[1] :]
-            rows, columns = slice(row, row + len(theta)), slice(column, column + theta.shape[1])
-            yield rows, columns, theta
-            if symmetric and row != column:
+            if asked[0]:
+                yield rows, columns, theta
+            if asked[1]:
                 yield columns, rows, mirrored(theta)

@@ -123,7 +123,8 @@ def as_batch(split: Split, *, mean: Moment = 0.0, std: Moment = 1.0) -> Batch:
 def _own_rows(layout: Layout, shape: tuple[int, ...], rows: Callable[[slice], np.ndarray]) -> Array:
     """A global array, of which each process loads the rows of its own devices."""
     sharding = layout.sharding(layout.spec_of_samples(shape))
-    return jax.make_array_from_callback(shape, sharding, lambda index: rows((index or ())[0]))
+    own = lambda index: rows(index[0])  # pyright: ignore[reportOptionalSubscript]
+    return jax.make_array_from_callback(shape, sharding, own)
 
 
 class _ShuffledBatches:

@@ -99,7 +99,7 @@ def test_a_start_inside_jit_from_constants(getkey, own):
         ({"mask_every": None}, True),
         ({"scope": "global"}, False),  # a layer may hold any number after a refresh
         ({"scope": "global", "mask_every": None}, True),
-        ({"kernel": "ambient"}, True),
+        ({"kernel": "ambient"}, False),  # whose kernel does not look at the mask
         ({"density": 0.5}, False),
     ],
 )

@@ -1,0 +1,117 @@
+"""Kernels that fit neither on a device nor in memory: tile by tile into a Zarr array on disk."""
+
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree, Shaped
+
+from ._ntk import ntk
+from ._tiles import check_tiles, tile_shape, tiles_between
+
+
+def ntk_to_zarr(
+    folder: str | os.PathLike[str],
+    model: PyTree,
+    x1: Shaped[Array, "n ..."] | np.ndarray,
+    x2: Shaped[Array, "m ..."] | np.ndarray | None = None,
+    *,
+    tile: tuple[int, int] = (256, 256),
+    **options: Any,
+) -> Any:
+    """Write the kernel of two batches to a Zarr array, or go on with one that was begun.
+
+    Each tile is one chunk, written whole or not at all: a run that was stopped, however it was, is
+    called again and computes what is missing. Any reader of Zarr (version 3) opens the folder.
+
+    **Arguments:**
+
+    - `folder`: where the array is, or will be.
+    - `model`, `x1`, `x2`: those of `ntk`; batches may be NumPy arrays, memory-mapped ones too.
+    - `tile`: most rows and columns of a tile; see `ntk_tiles`.
+    - `options`: those of `ntk`.
+
+    **Returns:**
+
+    The array as an open `tensorstore.TensorStore`, `[N, M, ...]`: `store[:9].read().result()` is
+    a NumPy array of that part.
+
+    **Raises:**
+
+    `ValueError` where the folder holds the kernel of another model, of other samples or options, or
+    something else; `ImportError` without tensorstore (the extra `store`); what `ntk_tiles` raises.
+    """
+    check_tiles("ntk_to_zarr", x2, tile, options)
+    shape = tile_shape(x1, x2, tile)
+    one = lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
+    sides = (x1, x1 if x2 is None else x2)
+    entry = eqx.filter_eval_shape(ntk, model, *map(one, sides), **options)
+    lengths = [len(x) for x in sides]
+    place, identity = pathlib.Path(folder), _identity(model, sides, x2 is None, options)
+    store = _opened(place, (*lengths, *entry.shape[2:]), shape, str(entry.dtype), identity)
+    rest = ["0"] * (store.rank - 2)
+
+    def missing(rows: slice, columns: slice) -> bool:
+        chunk = (rows.start // shape[0], columns.start // shape[1])
+        return not place.joinpath("c", *map(str, chunk), *rest).is_file()
+
+    for rows, columns, theta in tiles_between(model, x1, x2, shape, options, missing):
+        store[rows, columns].write(theta).result()
+    return store
+
+
+def _opened(
+    place: pathlib.Path,
+    shape: tuple[int, ...],
+    tile: tuple[int, int],
+    dtype: str,
+    identity: str,
+) -> Any:
+    try:
+        import tensorstore
+    except ImportError as error:
+        raise ImportError(
+            "ntk_to_zarr: needs tensorstore: pip install 'ntt-eqx[store]'."
+        ) from error
+    begun = (place / "zarr.json").is_file()
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{place}{os.sep}"},
+        "metadata": {
+            "shape": shape,
+            "data_type": dtype,
+            "fill_value": "NaN",
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": (*tile, *shape[2:])},
+            },
+            "attributes": {"kernel": identity},
+        },
+    }
+    if not begun:
+        if place.exists() and any(place.iterdir()):
+            raise ValueError(f"ntk_to_zarr: {place} holds something else than a kernel.")
+        return tensorstore.open(spec, create=True).result()
+    try:
+        return tensorstore.open(spec, open=True).result()
+    except ValueError as error:
+        raise ValueError(
+            f"ntk_to_zarr: {place} holds the kernel of another model, of other samples, or with "
+            "other options or tiles."
+        ) from error
+
+
+def _identity(model: PyTree, sides: tuple[Any, Any], same: bool, options: Any) -> str:
+    """A digest of everything that the kernel depends on."""
+    digest = hashlib.sha256(repr(sorted(options)).encode())
+    arrays, rest = eqx.partition((model, sides[: 1 if same else 2], options), eqx.is_array)
+    digest.update(str(jax.tree.structure(arrays)).encode() + repr(jax.tree.leaves(rest)).encode())
+    for leaf in jax.tree.leaves(arrays):
+        values = np.ascontiguousarray(np.asarray(leaf))
+        digest.update(f"{values.dtype}{values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
