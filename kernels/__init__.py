@@ -18,12 +18,6 @@ from ._gather import (
     gathered_entries as gathered_entries,
     gathered_tangents as gathered_tangents,
 )
-from ._manual_axes import (
-    like_varying as like_varying,
-    varies as varies,
-    varying_alike as varying_alike,
-    zeros_of as zeros_of,
-)
 from .masked_ntk import (
     masked_ntk as masked_ntk,
     masked_ntk_choice as masked_ntk_choice,

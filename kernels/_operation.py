@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from ._dispatch import Choice, Device, Request, choose, target_device
 from ._gather import GatheredMetric
-from ._manual_axes import like_varying, varying_alike
 from ._precision import MATMUL, Precision, accumulator_dtype, resolve
+from .manual_axes import like_varying, varying_alike
 
 Sizes: TypeAlias = tuple[int, int, int, int, int, int]
 """(N, M, K, L, I, J): samples and outputs of both sides, output and input features."""

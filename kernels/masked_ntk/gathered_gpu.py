@@ -27,7 +27,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .._gather import GatheredMetric, entries_of, row_starts
-from .._manual_axes import result_type
 from .._mosaic_gpu import (
     RESERVED_BYTES,
     SHARED_BYTES,
@@ -37,6 +36,7 @@ from .._mosaic_gpu import (
 )
 from .._padding import ceil_to, pad_to
 from .._precision import PIECES, Precision, products
+from ..manual_axes import result_type
 
 
 @dataclasses.dataclass(frozen=True)

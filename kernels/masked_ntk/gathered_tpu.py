@@ -15,9 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from .._gather import GatheredMetric, entries_of
-from .._manual_axes import result_type
 from .._padding import ceil_to, pad_to
 from .._precision import Precision
+from ..manual_axes import result_type
 
 TILE = 256  # samples of either side at most: u of a tile takes 256 KiB of VMEM
 

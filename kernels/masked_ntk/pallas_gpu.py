@@ -26,7 +26,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 
 from .._dispatch import Device
-from .._manual_axes import result_type
 from .._mosaic_gpu import (
     HOPPER,
     RESERVED_BYTES,
@@ -42,6 +41,7 @@ from .._mosaic_gpu import (
 )
 from .._padding import ceil_to, pad_to
 from .._precision import PIECES, Precision
+from ..manual_axes import result_type
 
 PARTIAL_BYTES = 16 * 2**20
 

@@ -20,9 +20,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from .._dispatch import Device
-from .._manual_axes import result_type
 from .._padding import ceil_to, pad_to
 from .._precision import Precision
+from ..manual_axes import result_type
 
 VMEM_BYTES = 12 * 2**20  # of the 16 MiB that every TPU since v2 gives a kernel by default
 

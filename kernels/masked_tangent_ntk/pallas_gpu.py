@@ -19,7 +19,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 
 from .._dispatch import Device
-from .._manual_axes import result_type
 from .._mosaic_gpu import (
     HOPPER,
     RESERVED_BYTES,
@@ -34,6 +33,7 @@ from .._mosaic_gpu import (
 )
 from .._padding import ceil_to, pad_to
 from .._precision import PIECES, Precision
+from ..manual_axes import result_type
 from ._tangents import pull_back, tangents
 
 WITHOUT_MASK = "it is one matrix product"

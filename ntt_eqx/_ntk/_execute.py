@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 
 from .._program import Const, Site, read, run, slots_of
 from .._types import widen
-from ..kernels import GatheredMetric, block_size, gathered_tangents, like_varying, map_blocks
+from ..kernels import GatheredMetric, block_size, gathered_tangents, map_blocks
+from ..kernels.manual_axes import like_varying
 from ._forms import LayerPlan
 from ._layers import Layer
 from ._metric import LayerMetric

@@ -11,7 +11,8 @@ from .._checks import sample_of, sample_output
 from .._distribute import everywhere, layout_in_use
 from .._masks._collapse import is_traced
 from .._sparse import SparseModel
-from ..kernels import Device, target_device, varying_alike
+from ..kernels import Device, target_device
+from ..kernels.manual_axes import varying_alike
 from ._costs import Costs, costs_on
 from ._oracles import jacobian_contraction, ntk_vector_products
 from ._pairs import Blocks, default_budget, plan_blocks

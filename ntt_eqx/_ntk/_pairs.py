@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..kernels import Device, zeros_of
+from ..kernels import Device
+from ..kernels.manual_axes import zeros_of
 from ._forms import Cost
 
 # A symmetric kernel is cut into at least this many blocks a side, so that only 5 of 8 are computed,

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from .._checks import calling_model, checked_output
 from .._program import Program, unfold, without_dead_steps
-from ..kernels import like_varying, varies
+from ..kernels.manual_axes import like_varying, varies
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
-from devices import model_and_samples
+from helpers.devices import model_and_samples
 from jax.experimental import multihost_utils
 
 import ntt_eqx as ntt

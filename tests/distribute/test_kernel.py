@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from devices import close, mesh_of, model_and_samples
+from helpers.devices import close, mesh_of, model_and_samples
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import ntt_eqx as ntt

@@ -19,7 +19,9 @@ def found(mode, count, folder):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = dict(os.environ, PYTHONPATH=f"{ROOT}{os.pathsep}{HERE}", JAX_PLATFORMS="cpu")
+    environment = dict(
+        os.environ, PYTHONPATH=f"{ROOT}{os.pathsep}{HERE.parent}", JAX_PLATFORMS="cpu"
+    )
     environment.pop("XLA_FLAGS", None)
     runs = [
         subprocess.Popen(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from devices import close, mesh_of, model_and_samples
+from helpers.devices import close, mesh_of, model_and_samples
 from jax.sharding import AxisType
 
 import ntt_eqx as ntt
