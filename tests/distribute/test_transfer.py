@@ -30,7 +30,7 @@ def transferred(name, config, steps):
     [
         ("mlp", {"density": 0.1}, True),
         ("mlp", {"density": 0.1, "kernel": "ambient"}, False),
-        ("mlp", {"density": 0.1, "sketch_size": 2}, None),
+        ("mlp", {"density": 0.1, "outputs": "sketch", "sketch_size": 2}, None),
         ("cnn", {"density": 0.1}, False),
         ("cnn", {"density": 0.5, "scope": "global"}, True),
     ],
