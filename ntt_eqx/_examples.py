@@ -1,6 +1,5 @@
 """Labelled examples: their types, their checks, and the loss on them."""
 
-from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import equinox as eqx
@@ -94,18 +93,3 @@ def num_classes(caller: str, model: PyTree, sample: Any) -> int:
             f"logits, got the shape {out.shape}."
         )
     return out.shape[0]
-
-
-def next_batch(caller: str, source: Iterator[Any], step: int, num_steps: int) -> Any:
-    """The next batch of `source`.
-
-    **Raises:**
-
-    `ValueError` when there is none, telling the step.
-    """
-    try:
-        return next(source)
-    except StopIteration:
-        raise ValueError(
-            f"{caller}: the batches ran out after step {step} of {num_steps}."
-        ) from None

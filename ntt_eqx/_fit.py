@@ -159,9 +159,12 @@ class _Window:
 
     def fetch(self) -> dict[str, list[float]]:
         """All values so far; stops at the first loss that is not finite."""
-        pending, self._pending = jax.device_get(self._pending), []
-        for entry in pending:
+        pending, self._pending = self._pending, []
+        # Lists, for device_get sorts the names of dicts.
+        fetched = jax.device_get([list(entry.values()) for entry in pending])
+        for names, numbers in zip(pending, fetched, strict=True):
             self._step += 1
+            entry = dict(zip(names, numbers, strict=True))
             for key, value in entry.items():
                 self._values.setdefault(key, []).append(float(value))
             if not math.isfinite(entry.get("loss", 0.0)):

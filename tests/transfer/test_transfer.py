@@ -37,7 +37,7 @@ def test_history(getkey):
         log_every=4,
         on_log=lambda state, row: logged.append((int(state.step), row)),
     )
-    assert [row["step"] for row in history] == [0, 1, 4, 8, 12]
+    assert [row["step"] for row in history] == [0, 4, 8, 12]
     assert [(row["step"], row) for row in history] == logged
     fields = [
         "loss", "kernel_distance", "target_distance", "weight_norm", "density", "learning_rate"
@@ -50,12 +50,12 @@ def test_history(getkey):
             assert all(isinstance(value, float) for value in row[part].values())
     assert int(state.step) == 12
     unseen = ntt.transfer(start(getkey), batches(), num_steps=2)[1]
-    assert [list(row) for row in unseen] == [["step", "train"]] * 2
+    assert [list(row) for row in unseen] == [["step", "train"]]
 
 
 def test_a_row_every_hundred_steps_where_nothing_else_is_said(getkey):
     _, history = ntt.transfer(start(getkey), batches(), num_steps=101)
-    assert [row["step"] for row in history] == [1, 100, 101]
+    assert [row["step"] for row in history] == [100, 101]
 
 
 def test_a_run_takes_no_more_batches_than_it_has_steps(getkey):
