@@ -1,4 +1,7 @@
-"""Errors that several rooms raise."""
+"""Errors that several rooms raise, and packages that are not there."""
+
+import importlib
+from typing import Any
 
 
 class DivergenceError(ArithmeticError):
@@ -20,3 +23,27 @@ class DivergenceError(ArithmeticError):
         self.phase = phase
         self.step = step
         self.value = value
+
+
+class MissingExtra(ImportError):
+    """A package of an extra is not installed."""
+
+
+def require(caller: str, module: str, extra: str) -> Any:
+    """Import `module`, which only an extra of this package brings.
+
+    **Raises:**
+
+    `MissingExtra` with the command that installs it, when the package itself is missing.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        if error.name is not None and error.name.split(".")[0] != package:
+            raise
+        raise MissingExtra(
+            f"{caller} needs the package {package!r}; install it with: "
+            f"pip install 'ntt-eqx[{extra}]'",
+            name=package,
+        ) from None

@@ -11,7 +11,7 @@ from helpers.models import Dropping
 import ntt_eqx as ntt
 from ntt_eqx import scores
 from ntt_eqx.data import Split, batches, hold_out, make_dataset
-from ntt_eqx.experiment.images import Images
+from ntt_eqx.experiment.images import parts
 from ntt_eqx.models import MODELS, make_model
 
 ADAM = optax.adam(1e-2)
@@ -84,8 +84,7 @@ def test_a_run_depends_on_each_of_its_seeds(run, source):
 
 
 def image_examples(seed):
-    images = Images(make_dataset("numbered", numbered(), numbered(6), 3))
-    used, _ = images.parts(0.0, 0)
+    used, _ = parts(make_dataset("numbered", numbered(), numbered(6), 3), 0.0, 0)
     return used.examples(10, seed=seed)
 
 

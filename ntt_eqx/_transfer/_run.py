@@ -1,7 +1,7 @@
 """`transfer`: steps to the end, with a history."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree, Shaped
 
 from .._checks import sample_of, sample_output
 from .._examples import as_inference, check_samples
-from .._fit import History, Row, fit, scalars
+from .._fit import History, Progress, Row, fit, scalars
 from .._optimise import check_first_update
 from ._ntt_loss import NTTMetrics, check_halves
 from ._state import NTTState
@@ -25,6 +25,8 @@ def transfer(
     validation: Shaped[Array, "batch ..."] | None = None,
     log_every: int | None = 100,
     on_log: Callable[[NTTState, Row], None] | None = None,
+    on_step: Callable[[Progress[NTTState]], None] | None = None,
+    window: Mapping[str, Sequence[float]] | None = None,
 ) -> tuple[NTTState, History]:
     """Run `ntt_step` to the end of the transfer: `fit` with this step.
 
@@ -39,6 +41,7 @@ def transfer(
     - `validation`: held-out samples on which the metrics are taken too; an even number.
     - `log_every`: steps between two rows of the history; `None` for the last row only.
     - `on_log`: called with the state and each new row.
+    - `on_step`, `window`: for runs that are saved and resumed; see `fit`.
 
     **Returns:**
 
@@ -83,6 +86,8 @@ def transfer(
         log_every=log_every,
         observe=observe,
         on_log=on_log,
+        on_step=on_step,
+        window=window,
         name="transfer",
     )
 

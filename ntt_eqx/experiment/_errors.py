@@ -1,26 +1,18 @@
 """Errors that end a command with one sentence instead of a traceback."""
 
-import importlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
+
+from .._errors import MissingExtra as MissingExtra, require as require_extra
 
 
 class ExperimentError(ValueError):
     """Something that the user can put right: a wrong setting, a broken file, a run in use."""
 
 
-class MissingExtra(ImportError):
-    """A package of the `cli` extra is not installed."""
-
-
 class Diverged(ArithmeticError):
-    """A loss became NaN or infinite.
-
-    Attributes:
-        stage: `"transfer"` or `"train"`.
-        step: the first step whose loss is not finite.
-    """
+    """A loss became NaN or infinite: the phase's name, and the first step of which it is so."""
 
     def __init__(self, message: str, *, stage: str, step: int):
         super().__init__(message)
@@ -34,24 +26,19 @@ class Interrupted(Exception):
 
 def require(module: str) -> Any:
     """Import `module`, which only the `cli` extra brings; `MissingExtra` says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0]
-        if error.name is not None and error.name.split(".")[0] != package:
-            raise
-        raise MissingExtra(
-            f"this command needs the package {package!r}; install it with: "
-            "pip install 'ntt-eqx[cli]'",
-            name=package,
-        ) from None
+    return require_extra("this command", module, "cli")
 
 
-def check_choice(what: str, value: str, allowed: Iterable[str], several: str = "Allowed") -> str:
+def check_choice(what: str, value: str, allowed: Iterable[str]) -> str:
     """Return `value` if it is one of `allowed`; `ExperimentError` names the nearest and all."""
     names = list(allowed)
-    if value in names:
-        return value
-    near = get_close_matches(str(value), names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ExperimentError(f"unknown {what} {value!r}.{hint} {several}: {', '.join(names)}.")
+    if value not in names:
+        hint = did_you_mean(value, names)
+        raise ExperimentError(f"unknown {what} {value!r}.{hint} Allowed: {', '.join(names)}.")
+    return value
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """A question about the allowed name that is nearest to `name`; empty where none is near."""
+    near = get_close_matches(name, allowed, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,56 +1,33 @@
-"""Files that are whole or absent: atomic writes, JSON in and out, the lock of a run directory."""
+"""JSON in and out, the fields of what was read, and the lock of a run directory."""
 
 import contextlib
 import json
 import math
 import os
-import tempfile
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .._files import write_whole
 from ._errors import ExperimentError
 
 _LOCK = ".lock"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step: a reader sees the old file or the new one, never half.
-
-    The content goes to a temporary file beside `path`, is forced to the disk, and takes its name
-    by a rename. On any failure the old file stays and the temporary one is removed.
-    """
+    """Put `content` at `path`, whole or not at all, in a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-    sync_folder(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes` for text in UTF-8."""
-    write_bytes(path, text.encode())
+    write_whole(path, content)
 
 
 def write_json(path: Path, value: Any) -> None:
     """`write_bytes` for a JSON value; numbers that are not finite become `null`."""
-    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+    write_bytes(path, json.dumps(finite(value), indent=2, allow_nan=False).encode() + b"\n")
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file; never of a pipe or a device, which may have no end.
-
-    Raises `ExperimentError` naming the file, when it is missing or unreadable.
-    """
+    """The content of a file, never of a pipe or a device; `ExperimentError` if it has none."""
     try:
         if path.exists() and not path.is_file():
             raise ExperimentError(f"{path}: cannot be read (it is no file).")
@@ -62,15 +39,22 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises `ExperimentError` naming the file, when it is missing, unreadable or not JSON.
-    """
+    """Read a JSON file; `ExperimentError` names one that is missing, unreadable or not JSON."""
     content = read_bytes(path)
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits
         raise ExperimentError(f"{path}: not a JSON file ({error}).") from error
+
+
+def check_fields(where: str, value: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Raise `ExperimentError` unless `value` has fields of these types, no number too large."""
+    for name, kind in kinds.items():
+        entry = value.get(name)
+        number = isinstance(entry, int | float)
+        wrong = not isinstance(entry, kind) or isinstance(entry, bool)
+        if wrong or number and not abs(entry) <= sys.float_info.max:
+            raise ExperimentError(f"{where}: field {name!r} is missing or mistyped.")
 
 
 def finite(value: Any) -> Any:
@@ -79,26 +63,11 @@ def finite(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    return value
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a rename inside `folder` to the disk, where the system allows it."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    return [finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def check_folder(folder: Path) -> None:
-    """Check that `folder` is one, or can become one, without making it.
-
-    Raises `ExperimentError` when it cannot be written.
-    """
+    """Check that `folder` is one, or can become one, without making it."""
     with contextlib.suppress(OSError):  # a part of the path that is no folder
         place = next(part for part in (folder, *folder.absolute().parents) if part.exists())
         if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
@@ -111,8 +80,6 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep every other process out of a run directory while the body runs.
 
     The lock dies with the process, so that a killed run leaves nothing to clean up.
-
-    Raises `ExperimentError` when another process holds it, or `folder` cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,9 +100,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _take(file: Any, folder: Path) -> None:
     try:
         import fcntl
-    except ImportError:  # no advisory locks on this system
-        return
-    try:
+
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
@@ -144,11 +109,5 @@ def _take(file: Any, folder: Path) -> None:
             f"{folder}: another process (pid {holder}) works in this directory; wait for it or "
             "choose another folder with --out."
         ) from None
-    except OSError:  # a file system without locks
+    except (ImportError, OSError):  # a system, or a file system, without locks
         return
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 from pathlib import Path
@@ -40,7 +41,8 @@ class Cell:
     # settings of the label-free phase, `None` for methods without one
     transfer: TransferSettings | None
     scoring: ScoringSettings | None  # settings of the score, `None` for methods that need no data
-    training: TrainingSettings | None  # settings of the supervised phase, `None` to stop before it
+    # settings of the supervised phase, `None` to stop before it
+    training: TrainingSettings | None = None
     # SHA-256 of the model file that training starts from, `None` to start from `method`
     start: str | None = None
     mask: MaskSettings | None = None  # settings of the mask, `None` for plain ones
@@ -63,8 +65,8 @@ class Cell:
         parts = [self.dataset, self.model, self.method]
         if self.scope is not None:
             parts += [self.scope, f"{self.density:g}"]
-        slug = "-".join(re.sub(r"[^A-Za-z0-9.+]+", "-", part).strip("-") for part in parts)
-        return f"{slug[:100]}-seed{self.seed}-{self.fingerprint[:8]}"
+        name = "-".join(map(slug, parts))[:100]
+        return f"{name}-seed{self.seed}-{self.fingerprint[:8]}"
 
     @property
     def fingerprint(self) -> str:
@@ -100,80 +102,64 @@ def plan(settings: CompareSettings) -> list[Cell]:
     method does not use are left out of its cells: a change of the transfer settings keeps the
     results of every other method. The published values stand where settings were left out.
     """
-    cells = [
-        _cell(settings, dataset, model, method, scope, density, seed)
-        for dataset in settings.datasets
-        for model in settings.models
-        for seed in settings.seeds
-        for density in settings.densities
-        for method in settings.methods
-        for scope in settings.scopes
-    ]
+    places = itertools.product(
+        *(settings.datasets, settings.models, settings.seeds),
+        *(settings.densities, settings.methods, settings.scopes),
+    )
+    cells = []
+    for dataset, model, seed, density, method, scope in places:
+        transfer, scoring = None, None
+        if METHODS[method].kernel:
+            transfer = settings.transfer
+            if transfer.l2_weight is None:
+                published = 1e-5 if model.startswith("lenet-5") else 1e-4
+                transfer = dataclasses.replace(transfer, l2_weight=published)
+            if transfer.dataset == dataset:
+                transfer = dataclasses.replace(transfer, dataset=None)
+        record = METHODS[method if transfer is None else transfer.initial_mask]
+        if record.score is not None and record.examples:
+            published = 128 if dataset.startswith("cifar") else 100
+            scoring = settings.scoring
+            iterations = scoring.iterations or record.rounds
+            scoring = dataclasses.replace(
+                scoring,
+                examples=scoring.examples or published,
+                iterations=iterations,
+                schedule=scoring.schedule if iterations > 1 else "exponential",
+            )
+        cell = Cell(dataset, model, method, scope, density, seed, transfer, scoring)
+        cell = dataclasses.replace(cell, training=settings.training)
+        if method == "dense":
+            cell = dataclasses.replace(cell, scope=None, density=1.0)
+        elif settings.mask != MaskSettings():
+            cell = dataclasses.replace(cell, mask=settings.mask)
+        cells.append(cell)
     return list(dict.fromkeys(cells))
 
 
-def _cell(
-    settings: CompareSettings,
-    dataset: str,
-    model: str,
-    method: str,
-    scope: Scope,
-    density: float,
-    seed: int,
-) -> Cell:
-    dense, transfer, scoring = method == "dense", None, None
-    if METHODS[method].kernel:
-        transfer = settings.transfer
-        if transfer.l2_weight is None:
-            published = 1e-5 if model.startswith("lenet-5") else 1e-4
-            transfer = dataclasses.replace(transfer, l2_weight=published)
-        if transfer.dataset == dataset:
-            transfer = dataclasses.replace(transfer, dataset=None)
-    record = METHODS[method if transfer is None else transfer.initial_mask]
-    if record.score is not None and record.examples:
-        scoring = settings.scoring
-        if scoring.examples is None:
-            examples = 128 if dataset.startswith("cifar") else 100
-            scoring = dataclasses.replace(scoring, examples=examples)
-        if scoring.iterations is None:
-            scoring = dataclasses.replace(scoring, iterations=record.rounds)
-        if scoring.iterations == 1:
-            scoring = dataclasses.replace(scoring, schedule="exponential")
-    return Cell(
-        dataset,
-        model,
-        method,
-        None if dense else scope,
-        1.0 if dense else density,
-        seed,
-        transfer,
-        scoring,
-        settings.training,
-        mask=None if dense or settings.mask == MaskSettings() else settings.mask,
+def claim(directory: Path, asked: dict[str, Any]) -> None:
+    """Write down in a directory what it is for, or check that what is there is the same."""
+    path = directory / "config.json"
+    if not path.exists():
+        write_json(path, asked)
+        return
+    found = read_json(path)
+    if found == asked:
+        return
+    if not isinstance(found, dict) or not isinstance(found.get("format", FORMAT), int):
+        raise ExperimentError(f"{path}: not the configuration of an ntt-eqx run.")
+    if found.get("format", FORMAT) > FORMAT:
+        raise ExperimentError(
+            f"{path}: written by a newer version (format {found['format']}, this one reads "
+            f"up to {FORMAT}); update ntt-eqx or choose another folder with --out."
+        )
+    changed = sorted(name for name in asked if found.get(name) != asked[name])
+    raise ExperimentError(
+        f"{directory}: holds a run with another configuration ({', '.join(changed)} differ); "
+        "choose another folder with --out."
     )
 
 
-def claim(cell: Cell, directory: Path) -> None:
-    """Write the cell's configuration into its directory, or check the one that is there.
-
-    Raises `ExperimentError` when the directory belongs to another configuration or a newer version.
-    """
-    path = directory / "config.json"
-    if not path.exists():
-        write_json(path, cell.to_json())
-        return
-    found = read_json(path)
-    if found == cell.to_json():
-        return
-    if isinstance(found, dict) and isinstance(found.get("format"), int):
-        if found["format"] > FORMAT:
-            raise ExperimentError(
-                f"{path}: written by a newer version (format {found['format']}, this one reads "
-                f"up to {FORMAT}); update ntt-eqx or choose another folder with --out."
-            )
-        changed = sorted(k for k in cell.to_json() if found.get(k) != cell.to_json()[k])
-        raise ExperimentError(
-            f"{directory}: holds a run with another configuration ({', '.join(changed)} differ); "
-            "choose another folder with --out."
-        )
-    raise ExperimentError(f"{path}: not the configuration of an ntt-eqx run.")
+def slug(name: str) -> str:
+    """`name` as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.+]+", "-", name).strip("-")

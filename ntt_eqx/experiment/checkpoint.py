@@ -39,62 +39,44 @@ class CheckpointStore:
         ocp = require("orbax.checkpoint")
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.directory = directory.absolute()
-        self._ocp = ocp
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=KEPT, enable_async_checkpointing=False
-            ),
-        )
+        self._args = ocp.args
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; one that is already there for this step stays.
-
-        Raises `ExperimentError` when it cannot be written; the older ones stay.
-        """
-        if checkpoint.step in self._manager.all_steps():
+        """Write a checkpoint, unless there is one for this step; older ones stay if it fails."""
+        if checkpoint.step in self.steps():
             return
         arrays = _named_arrays(checkpoint.state)
         record = {**checkpoint.record, "digest": _digest(arrays, checkpoint.record)}
-        args = self._ocp.args
+        state, record = self._args.StandardSave(arrays), self._args.JsonSave(record)
+        args = self._args.Composite(state=state, record=record)
         try:
-            self._manager.save(
-                checkpoint.step,
-                args=args.Composite(state=args.StandardSave(arrays), record=args.JsonSave(record)),
-            )
+            self._manager.save(checkpoint.step, args=args)
         except Exception as error:  # Orbax raises many kinds for a full disk
-            reason = str(error).strip().split("\n")[0][:200]
             raise ExperimentError(
                 f"{self.directory}: the checkpoint of step {checkpoint.step} cannot be written "
-                f"({reason}); older ones are kept."
+                f"({_reason(error)}); older ones are kept."
             ) from error
 
     def latest(self, like: PyTree) -> Checkpoint | None:
-        """The newest whole checkpoint, or `None`.
-
-        Raises `ExperimentError` when there are checkpoints and none can be read.
-        """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        """The newest whole checkpoint; `ExperimentError` when there are some and none is whole."""
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _named_arrays(like))
-        args = self._ocp.args
-        for step in steps:
+        state, reason = self._args.StandardRestore(wanted), None
+        for step in reversed(self.steps()):
+            args = self._args.Composite(state=state, record=self._args.JsonRestore())
             try:
-                found = self._manager.restore(
-                    step,
-                    args=args.Composite(
-                        state=args.StandardRestore(wanted), record=args.JsonRestore()
-                    ),
-                )
+                found = self._manager.restore(step, args=args)
                 record = dict(found.record)
                 if record.pop("digest") != _digest(found.state, record):
                     raise ValueError("its contents do not match their digest")
             except Exception as error:  # Orbax raises many kinds for broken files
-                reason = str(error).strip().split("\n")[0][:200]
+                reason = _reason(error)
                 continue
             return Checkpoint(step, _with_arrays(like, found.state), record)
-        if steps:
+        if reason is not None:
             raise ExperimentError(
-                f"{self.directory}: no checkpoint there can be read ({reason}); remove this "  # pyright: ignore[reportPossiblyUnboundVariable]
+                f"{self.directory}: no checkpoint there can be read ({reason}); remove this "
                 "directory to start this part again."
             )
         return None
@@ -110,28 +92,25 @@ class CheckpointStore:
 
 def _named_arrays(state: PyTree) -> dict[str, jax.Array]:
     leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
-    return {f"{i:05d}": _plain(leaf) for i, leaf in enumerate(leaves)}
+    # A typed random key is stored by its words.
+    plain = (jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves)
+    return {f"{i:05d}": leaf for i, leaf in enumerate(plain)}
 
 
 def _with_arrays(like: PyTree, arrays: dict[str, jax.Array]) -> PyTree:
-    leaves, treedef = jax.tree.flatten(like)
     fresh = iter([arrays[name] for name in sorted(arrays)])
-    leaves = [_as(leaf, next(fresh)) if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
-    return jax.tree.unflatten(treedef, leaves)
+
+    def put(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        if _is_key(leaf):
+            return jax.random.wrap_key_data(next(fresh), impl=jax.random.key_impl(leaf))
+        return jnp.asarray(next(fresh))
+
+    return jax.tree.map(put, like)
 
 
-def _plain(leaf: jax.Array) -> jax.Array:
-    # A typed random key is stored by its words.
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _as(leaf: Any, array: jax.Array) -> Any:
-    if _is_key(leaf):
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
-    return jnp.asarray(array)
-
-
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: jax.Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -142,3 +121,7 @@ def _digest(arrays: dict[str, jax.Array], record: dict[str, Any]) -> str:
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]

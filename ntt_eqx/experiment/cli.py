@@ -25,27 +25,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return parse(words).run()
     except SystemExit as stop:  # help was shown, or a wrong option was explained
         return stop.code if isinstance(stop.code, int) else 2
-    except Interrupted:
-        again = " ".join(["ntt-eqx", *words])
-        print(
-            f"Stopped. What is done is saved; the same command goes on from here:\n  {again}",
-            file=sys.stderr,
-        )
-        return 128 + signal.SIGINT
-    except KeyboardInterrupt:
-        print("Stopped at once; the last checkpoint is kept.", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as error:
+        said = "Stopped at once; the last checkpoint is kept."
+        if isinstance(error, Interrupted):
+            again = " ".join(["ntt-eqx", *words])
+            said = f"Stopped. What is done is saved; the same command goes on from here:\n  {again}"
+        print(said, file=sys.stderr)
         return 128 + signal.SIGINT
     except MissingExtra as error:
-        return _complain(error)
+        said = str(error)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{place}{error.strerror or error}")
+        said = (f"{error.filename}: " if error.filename else "") + str(error.strerror or error)
     except ValueError as error:  # documented errors of every room, DatasetError among them
         from ..data import DatasetError
 
         if not isinstance(error, DatasetError | ExperimentError):
             raise
-        return _complain(error)
+        said = str(error)
+    print(f"ntt-eqx: {said}", file=sys.stderr)
+    return 2
 
 
 def parse(words: Sequence[str]) -> Any:
@@ -64,16 +62,15 @@ def parse(words: Sequence[str]) -> Any:
     if command is not None:
         check_choice("command", command, COMMANDS)
         _check_options(command, COMMANDS[command], words)
-    preset = _option(words, "--preset") or "quick"
-    if preset not in PRESETS:  # tyro will explain that it is wrong
-        preset = "quick"
+    config, preset = _option(words, "--config"), _option(words, "--preset") or "quick"
+    preset = preset if preset in PRESETS else "quick"  # tyro will explain one that is wrong
     settings = PRESETS[preset]
-    config = _option(words, "--config")
     if command == "compare" and config is not None:
         settings = load_config(Path(config), settings)
-    defaults = {"compare": {"default": Compare(settings=settings, preset=typing.cast(Any, preset))}}
+    default = Compare(settings=settings, preset=typing.cast(Any, preset))
+    options = {"compare": {"default": default}}
     kinds = [
-        typing.Annotated[kind, tyro.conf.subcommand(name=name, **defaults.get(name, {}))]
+        typing.Annotated[kind, tyro.conf.subcommand(name=name, **options.get(name, {}))]
         for name, kind in COMMANDS.items()
     ]
     return tyro.cli(
@@ -88,43 +85,38 @@ def parse(words: Sequence[str]) -> Any:
 def _check_options(command: str, kind: type, words: Sequence[str]) -> None:
     """One line for an option that there is not, instead of a page of usage."""
     flags = ["--help", *_flags(kind)]
+    last = lambda flag: flag.strip("-").split(".")[-1]
     for word in words:
         name = word.split("=")[0].replace("_", "-")
         if not name.startswith("--") or name in flags:
             continue
-        last = lambda flag: flag.strip("-").split(".")[-1]
+        likely = get_close_matches(last(name), map(last, flags))
         near = [flag for flag in flags if last(flag) == last(name)]
-        near = near or get_close_matches(name, flags, n=1)
-        near = near or [
-            f for f in flags if last(f) in get_close_matches(last(name), map(last, flags))
-        ]
+        near = (
+            near or get_close_matches(name, flags, n=1) or [f for f in flags if last(f) in likely]
+        )
         hint = f" Did you mean {' or '.join(near[::-1])}?" if near else ""
         raise ExperimentError(
             f"{command} has no option {name}.{hint} `ntt-eqx {command} --help` lists all."
         )
 
 
-def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
+def _flags(kind: Any, prefix: str = "--") -> Iterator[str]:
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         name = field.name.replace("_", "-")
         if dataclasses.is_dataclass(hints[field.name]):
-            flat = field.name == "settings"  # those of compare stand without a name before them
-            inner = typing.cast(type, hints[field.name])
-            yield from _flags(inner, prefix if flat else f"{prefix}{name}.")
+            # those of compare, called `settings`, stand without a name before them
+            inner = prefix if name == "settings" else f"{prefix}{name}."
+            yield from _flags(hints[field.name], inner)
         else:
             yield f"{prefix}no-{name}" if field.default is True else prefix + name
 
 
 def _option(words: Sequence[str], name: str) -> str | None:
-    for i, word in enumerate(words):
-        if word == name and i + 1 < len(words):
-            return words[i + 1]
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if word == name and following is not None:
+            return following
         if word.startswith(f"{name}="):
-            return word.split("=", 1)[1]
+            return word.partition("=")[2]
     return None
-
-
-def _complain(error: Any) -> int:
-    print(f"ntt-eqx: {error}", file=sys.stderr)
-    return 2

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._ntk import explain, ntk
-from .._sparse import SparseModel
+from .. import SparseModel, explain, kernel_matrix, ntk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +29,6 @@ class KernelComparison:
         """The sparse kernel's trace divided by the dense one's."""
         return float(self.spectrum.sum() / self.dense_spectrum.sum())
 
-    @property
-    def effective_rank(self) -> float:
-        """The exponential of the entropy of the spectrum (Roy & Vetterli, EUSIPCO 2007)."""
-        return effective_rank(self.spectrum)
-
 
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
@@ -51,14 +45,24 @@ def compare_kernels(
     sparse: SparseModel, dense: PyTree, x: Float[Array, "n ..."]
 ) -> KernelComparison:
     """Compare the active kernel of `sparse` with the kernel of `dense` on the inputs `x`."""
-    networks = eqx.nn.inference_mode((sparse, dense))
-    one, two = (np.asarray(ntk(network, x), np.float64) for network in networks)
+    found = [ntk(network, x) for network in eqx.nn.inference_mode((sparse, dense))]
+    one, two = (np.asarray(theta, np.float64) for theta in found)
     return KernelComparison(
-        distance=float(np.mean(np.square(one - two))),
-        alignment=alignment(*(np.einsum("nmkk->nm", theta) for theta in (one, two))),
-        spectrum=_spectrum(one),
-        dense_spectrum=_spectrum(two),
+        float(np.mean(np.square(one - two))),
+        alignment(*(np.einsum("nmkk->nm", theta) for theta in (one, two))),
+        *(_spectrum(np.asarray(kernel_matrix(theta), np.float64)) for theta in found),
     )
+
+
+def summary(found: KernelComparison) -> dict[str, Any]:
+    """The comparison as plain numbers."""
+    return {
+        "kernel_distance": found.distance,
+        "kernel_alignment": found.alignment,
+        "trace_ratio": found.trace_ratio,
+        "effective_rank": effective_rank(found.spectrum),
+        "dense_effective_rank": effective_rank(found.dense_spectrum),
+    }
 
 
 def alignment(one: np.ndarray, two: np.ndarray) -> float:
@@ -70,8 +74,7 @@ def alignment(one: np.ndarray, two: np.ndarray) -> float:
 
 def effective_rank(spectrum: np.ndarray) -> float:
     """How many directions a spectrum fills: the exponential of its entropy."""
-    total = float(spectrum.sum())
-    shares = spectrum[spectrum > 0] / total if total > 0 else np.ones(0)
+    shares = spectrum[spectrum > 0] / max(float(spectrum.sum()), 1e-300)
     return float(np.exp(-np.sum(shares * np.log(shares)))) if shares.size else 0.0
 
 
@@ -94,18 +97,5 @@ def layer_costs(sparse: SparseModel, input_shape: Sequence[int]) -> list[LayerCo
     return costs
 
 
-def _spectrum(theta: np.ndarray) -> np.ndarray:
-    n, _, k, _ = theta.shape
-    flat = theta.transpose(0, 2, 1, 3).reshape(n * k, n * k)
-    return np.maximum(np.linalg.eigvalsh((flat + flat.T) / 2)[::-1], 0.0)
-
-
-def summary(found: KernelComparison) -> dict[str, Any]:
-    """The comparison as plain numbers."""
-    return {
-        "kernel_distance": found.distance,
-        "kernel_alignment": found.alignment,
-        "trace_ratio": found.trace_ratio,
-        "effective_rank": found.effective_rank,
-        "dense_effective_rank": effective_rank(found.dense_spectrum),
-    }
+def _spectrum(matrix: np.ndarray) -> np.ndarray:
+    return np.maximum(np.linalg.eigvalsh((matrix + matrix.T) / 2)[::-1], 0.0)

@@ -1,10 +1,10 @@
 """The image sets of a run: loaded once, cut into parts, standardised."""
 
-from collections.abc import Mapping
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeAlias
 
 from .. import evaluate
 from ..data import (
@@ -22,7 +22,63 @@ from ..data import (
 )
 from ._errors import ExperimentError, check_choice
 
-_CHUNK = 10_000
+_CHUNK = 1000
+
+Shelf: TypeAlias = Callable[[str], Dataset]
+"""Finds image sets by name."""
+
+
+def shelf_of(data_dir: Path | None) -> Shelf:
+    """A shelf that looks into `data_dir`, too, and loads each set once."""
+    return functools.cache(lambda name: load_dataset(name, data_dir))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some images of a set, standardised by the set's own mean and deviation."""
+
+    images: Dataset
+    split: Split
+
+    @property
+    def size(self) -> int:
+        """Number of images."""
+        return len(self.split)
+
+    def batches(self, batch_size: int, *, seed: int) -> BatchIterator:
+        """Endless shuffled batches; `ExperimentError` if one needs more images than there are."""
+        if batch_size > self.size:
+            raise ExperimentError(
+                f"{self.images.name}: a batch of {batch_size} images does not fit into {self.size}."
+            )
+        moments: Any = {"mean": self.images.mean, "std": self.images.std}
+        return batches(self.split, batch_size, seed=seed, **moments)
+
+    def examples(self, count: int, *, seed: int) -> Batch:
+        """`count` random images, the same for the same seed."""
+        return next(self.batches(min(count, self.size), seed=seed))
+
+    def first(self, count: int, start: int = 0) -> Batch:
+        """`count` images from number `start` on, or as many as there are."""
+        moments: Any = {"mean": self.images.mean, "std": self.images.std}
+        return as_batch(self.split[start : start + count], **moments)
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        """Loss and accuracy of `model` on all images, a bounded number at a time."""
+        return evaluate(model, (self.first(_CHUNK, at) for at in range(0, self.size, _CHUNK)))
+
+
+def testing(images: Dataset) -> Part:
+    """The test images."""
+    return Part(images, images.test)
+
+
+def parts(images: Dataset, held_out: float, seed: int) -> tuple[Part, Part]:
+    """The training images to use and those to hold out: a random share, the same per seed."""
+    used, kept = images.train, images.train[:0]
+    if held_out > 0:
+        used, kept = hold_out(images.train, held_out, seed=seed)
+    return Part(images, used), Part(images, kept)
 
 
 def check_dataset(name: str) -> None:
@@ -35,114 +91,29 @@ def check_dataset(name: str) -> None:
         raise ExperimentError(str(error)) from error
 
 
-class ImageShelf:
-    """Loads image sets by name, each once."""
-
-    def __init__(self, data_dir: Path | None = None):
-        self._data_dir = data_dir
-        self._loaded: dict[str, Images] = {}
-
-    def load(self, name: str) -> "Images":
-        """The image set called `name`."""
-        if name not in self._loaded:
-            self._loaded[name] = Images(load_dataset(name, self._data_dir))
-        return self._loaded[name]
+def check_labelled(images: Dataset) -> None:
+    """Raise `ExperimentError` for a set without labels, which cannot be trained on."""
+    if not images.labelled:
+        raise ExperimentError(
+            f"dataset {images.name!r} has no labels; it serves --transfer.dataset only."
+        )
 
 
-class Images:
-    """One image set.
+def check_network(
+    path: Path, header: Mapping[str, Any], images: Dataset, *, labels: bool = True
+) -> None:
+    """Raise `ExperimentError` unless the network in the file `path` takes these images.
 
-    Attributes:
-        name: what it was loaded by.
-        input_shape: `(C, H, W)` of one image.
-        num_classes: number of labels.
-        mean: of the training images, one float or one per channel.
-        std: likewise.
-        test: the test images.
+    With `labels`, it must know all their classes, too.
     """
-
-    def __init__(self, dataset: Dataset):
-        self._dataset = dataset
-        self.name = dataset.name
-        self.input_shape = dataset.input_shape
-        self.num_classes = dataset.num_classes
-        self.mean, self.std = dataset.mean, dataset.std
-        self.test = Part(dataset, dataset.test)
-
-    def parts(self, held_out: float, seed: int) -> tuple["Part", "Part"]:
-        """The training images to use and those to hold out: a random share, the same per seed."""
-        train = self._dataset.train
-        if held_out == 0.0:
-            return Part(self._dataset, train), Part(self._dataset, train[:0])
-        used, kept = hold_out(train, held_out, seed=seed)
-        return Part(self._dataset, used), Part(self._dataset, kept)
-
-    def check_labelled(self) -> None:
-        """Raise `ExperimentError` for a set without labels, which cannot be trained on."""
-        if not self._dataset.labelled:
-            raise ExperimentError(
-                f"dataset {self.name!r} has no labels; it serves --transfer.dataset only."
-            )
-
-    def check_network(self, path: Path, header: Mapping[str, Any], *, labels: bool = True) -> None:
-        """Raise `ExperimentError` unless the network in the file `path` takes these images.
-
-        With `labels`, it must know all their classes, too.
-        """
-        arguments = header["arguments"]
-        shape, known = list(arguments["input_shape"]), arguments["num_classes"]
-        if shape != list(self.input_shape):
-            raise ExperimentError(
-                f"{path}: its network takes images of shape {shape}, but {self.name} has "
-                f"{list(self.input_shape)}."
-            )
-        if labels and known < self.num_classes:
-            raise ExperimentError(
-                f"{path}: its network knows {known} classes, but {self.name} has "
-                f"{self.num_classes}."
-            )
-
-
-class Part:
-    """Some images of a set, standardised by the set's own mean and deviation."""
-
-    def __init__(self, dataset: Dataset, split: Split):
-        self._name, self._split = dataset.name, split
-        self._moments: Any = {"mean": dataset.mean, "std": dataset.std}
-        self._first: tuple[int, Batch] | None = None
-
-    @property
-    def size(self) -> int:
-        """Number of images."""
-        return len(self._split)
-
-    def batches(self, batch_size: int, *, seed: int) -> BatchIterator:
-        """Endless shuffled batches; `ExperimentError` if one needs more images than there are."""
-        if batch_size > self.size:
-            raise ExperimentError(
-                f"{self._name}: a batch of {batch_size} images does not fit into {self.size}."
-            )
-        return batches(self._split, batch_size, seed=seed, **self._moments)
-
-    def examples(self, count: int, *, seed: int) -> Batch:
-        """`count` random images, the same for the same seed."""
-        return next(self.batches(min(count, self.size), seed=seed))
-
-    def first(self, count: int) -> Batch:
-        """The first `count` images, or all if there are fewer; kept in memory."""
-        count = min(count, self.size)
-        if self._first is None or self._first[0] != count:
-            self._first = count, as_batch(self._split[:count], **self._moments)
-        return self._first[1]
-
-    def evaluate(self, model: Any) -> dict[str, float]:
-        """Loss and accuracy of `model` on all images, a bounded number at a time."""
-        sizes, found = [], []
-        for start in range(0, self.size, _CHUNK):
-            part = self._split[start : start + _CHUNK]
-            sizes.append(len(part))
-            found.append(evaluate(model, as_batch(part, **self._moments)))
-        return {
-            name: float(np.average([values[name] for values in found], weights=sizes))
-            for name in found[0]
-        }
+    shape, known = list(header["arguments"]["input_shape"]), header["arguments"]["num_classes"]
+    if shape != list(images.input_shape):
+        raise ExperimentError(
+            f"{path}: its network takes images of shape {shape}, but {images.name} has "
+            f"{list(images.input_shape)}."
+        )
+    if labels and known < images.num_classes:
+        raise ExperimentError(
+            f"{path}: its network knows {known} classes, but {images.name} has "
+            f"{images.num_classes}."
+        )

@@ -1,4 +1,4 @@
-"""One phase of a run on the library's driver: rows, checkpoints, resumption, stops on request."""
+"""One phase of a run: rows, checkpoints, resumption, stops on request."""
 
 import base64
 import dataclasses
@@ -11,9 +11,10 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from .. import DivergenceError, Progress, fit
+from .. import DivergenceError, Progress
 from ._errors import Diverged, Interrupted
 from .checkpoint import Checkpoint, CheckpointStore
+from .images import Shelf
 from .metrics import MetricsFile
 from .progress import Display
 
@@ -26,11 +27,9 @@ class Phase:
     title: str  # what people see
     num_steps: int  # steps in all
     log_every: int  # steps between two rows of metrics
-    state: PyTree  # where it starts; a PyTree
+    state: PyTree  # where it starts
     batches: Any  # an iterator with `get_state` and `set_state`
-    step: Callable[[PyTree, Any], tuple[PyTree, Any]]  # `(state, batch) -> (state, metrics)`
-    # what a row holds beside the steps' metrics: name -> (state -> values)
-    observe: Mapping[str, Callable[[PyTree], Mapping[str, Any]]]
+    run: Callable[..., tuple[PyTree, Any]]  # `transfer`, `train_steps`, or what is called like them
     shown: Callable[[dict[str, Any]], Mapping[str, float]]  # picks from a row what a display shows
     advice: str  # what to try when the loss diverges
 
@@ -42,8 +41,6 @@ class Outcome:
     state: PyTree  # the last state
     seconds: float  # time used, over all the pieces in which it ran
     row: dict[str, Any]  # the last row of metrics
-    # the JSON values of earlier phases that it was given, or found in its checkpoint
-    carried: dict[str, Any]
 
 
 class StopRequest:
@@ -63,7 +60,9 @@ class StopRequest:
         return self
 
     def __exit__(self, *failure: Any) -> None:
-        self._restore()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
     def check(self) -> None:
         """Raise `Interrupted` if a stop was asked for."""
@@ -72,39 +71,33 @@ class StopRequest:
 
     def _ask(self, number: int, frame: Any) -> None:
         self.asked = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+        self.__exit__()
 
 
-def run_phase(
-    phase: Phase,
-    directory: Path,
-    metrics: MetricsFile,
-    display: Display,
-    stop: StopRequest,
-    *,
-    checkpoint_every: float,
-    carried: Mapping[str, Any] | None = None,
-) -> Outcome:
-    """Run `phase` to its end, going on from its newest checkpoint if it has one.
+@dataclasses.dataclass(frozen=True)
+class RunContext:
+    """What a cell needs from outside and its result does not depend on."""
+
+    shelf: Shelf  # finds image sets by name
+    display: Display  # shows the progress
+    stop: StopRequest  # says whether to stop
+    checkpoint_every: float = 60.0  # seconds between two checkpoints
+    start: Path | None = None  # the model file to train from, for a cell with a `start`
+
+
+def run_phase(phase: Phase, directory: Path, metrics: MetricsFile, context: RunContext) -> Outcome:
+    """Run `phase` to its end, going on from its newest checkpoint in `directory` if it has one.
 
     Raises `Diverged` when a loss is not finite; the last checkpoint is older than that step;
     `Interrupted` when a stop was asked for; the last step done has a checkpoint.
     """
     store = CheckpointStore(directory)
     try:
-        return _run(phase, store, metrics, display, stop, checkpoint_every, dict(carried or {}))
+        return _run(phase, store, metrics, context)
     except DivergenceError as error:
-        steps = store.steps()
-        kept = (
-            f"the last good checkpoint is step {steps[-1]}, in {store.directory}"
-            if steps
-            else "there is no earlier checkpoint"
-        )
+        kept = "there is no earlier checkpoint"
+        if steps := store.steps():
+            kept = f"the last good checkpoint is step {steps[-1]}, in {store.directory}"
         raise Diverged(
             f"{phase.title}: the loss became {error.value} at step {error.step} of "
             f"{phase.num_steps}; {kept}. {phase.advice}",
@@ -116,23 +109,15 @@ def run_phase(
 
 
 def _run(
-    phase: Phase,
-    store: CheckpointStore,
-    metrics: MetricsFile,
-    display: Display,
-    stop: StopRequest,
-    checkpoint_every: float,
-    carried: dict[str, Any],
+    phase: Phase, store: CheckpointStore, metrics: MetricsFile, context: RunContext
 ) -> Outcome:
-    found = store.latest(like=phase.state)
-    state, start, record = phase.state, 0, {}
-    if found is not None:
-        state, start, record = found.state, found.step, found.record
-        carried = record["carried"]
+    found = store.latest(like=phase.state) or Checkpoint(0, phase.state, {})
+    record, display, stop = found.record, context.display, context.stop
+    if record:
         phase.batches.set_state(_decode(record["batches"]))
     # rows that were written after the checkpoint, or by an attempt that died before its first one
     metrics.rewind(record.get("rows", metrics.rows))
-    display.begin(phase.title, phase.num_steps, start)
+    display.begin(phase.title, phase.num_steps, found.step)
     row, shown = record.get("row", {}), None
     begun = saved = time.monotonic()
     seconds = lambda: record.get("seconds", 0.0) + time.monotonic() - begun
@@ -147,7 +132,7 @@ def _run(
         nonlocal saved, shown
         display.advance(at.step, shown)
         shown, last = None, at.step == phase.num_steps
-        if last or stop.asked or time.monotonic() - saved >= checkpoint_every:
+        if last or stop.asked or time.monotonic() - saved >= context.checkpoint_every:
             window = at.window()  # stops at a loss that is not finite, before its state is kept
             metrics.sync()
             kept = {
@@ -157,28 +142,23 @@ def _run(
                 "row": row,
                 "window": window,
                 "batches": _encode(phase.batches.get_state()),
-                "carried": carried,
             }
             store.save(Checkpoint(at.step, at.state, kept))
             saved = time.monotonic()
         if not last:
             stop.check()
 
-    state, _ = fit(
-        phase.step,
-        state,
+    state, _ = phase.run(
+        found.state,
         phase.batches,
         num_steps=phase.num_steps,
         log_every=phase.log_every,
-        observe=phase.observe,
         on_log=on_log,
         on_step=on_step,
-        start=start,
         window=record.get("window"),
-        name=phase.title,
     )
     display.end()
-    return Outcome(state, seconds(), row, carried)
+    return Outcome(state, seconds(), row)
 
 
 def _encode(state: Any) -> Any:

@@ -21,10 +21,7 @@ class MetricsFile:
         self.rows = 0
 
     def rewind(self, rows: int) -> None:
-        """Keep the first `rows` rows.
-
-        Raises `ExperimentError` when the file has fewer whole rows than that.
-        """
+        """Keep the first `rows` rows; `ExperimentError` when there are fewer whole ones."""
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]
         if len(whole) < rows:
@@ -50,14 +47,9 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; an unfinished last line of a running process is left out.
-
-    Raises `ExperimentError` naming the file and the line that is not a JSON object.
-    """
+    """The rows of a metrics file; an unfinished last line of a running process is left out."""
     rows = []
-    if not path.exists():
-        return rows
-    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1):
+    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1] if path.exists() else (), 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 
-from .._sparse import SparseModel, sparsify
+from .. import SparseModel, sparsify
 from ..models import make_model
 from ._errors import ExperimentError
-from ._files import read_bytes, write_bytes
+from ._files import check_fields, read_bytes, write_bytes
 
 _MAGIC = b"ntt-eqx model\n"
 _VERSION = 1
@@ -21,9 +21,7 @@ _LONGEST_HEADER = 1 << 20
 _FIELDS = {
     "model": str,
     "arguments": dict,
-    "dataset": str | None,
-    "method": str | None,
-    "scope": str | None,
+    **dict.fromkeys(("dataset", "method", "scope"), str | None),
     "density": float | int | None,
     "seed": int | None,
 }
@@ -33,7 +31,7 @@ class LoadedModel(NamedTuple):
     """A network from a file."""
 
     model: SparseModel  # the network, dense weights and mask
-    header: dict[str, Any]  # what the file says of it: `model`, `arguments`, `trained_on` and more
+    header: dict[str, Any]  # what the file says of it: `model`, `arguments`, `dataset` and more
 
 
 def save_model(path: Path, model: SparseModel, header: dict[str, Any]) -> None:
@@ -45,12 +43,8 @@ def save_model(path: Path, model: SparseModel, header: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     eqx.tree_serialise_leaves(buffer, model)
     payload = buffer.getvalue()
-    full = {
-        **header,
-        "version": _VERSION,
-        "bytes": len(payload),
-        "sha256": hashlib.sha256(payload).hexdigest(),
-    }
+    digest = hashlib.sha256(payload).hexdigest()
+    full = {**header, "version": _VERSION, "bytes": len(payload), "sha256": digest}
     text = json.dumps(full).encode()
     write_bytes(path, _MAGIC + struct.pack("<Q", len(text)) + text + payload)
 
@@ -62,22 +56,19 @@ def load_model(path: Path) -> LoadedModel:
     changed, or written by a newer version.
     """
     header, payload = _split(path, read_bytes(path))
-    for name, kind in _FIELDS.items():
-        if not isinstance(header.get(name), kind) or isinstance(header.get(name), bool):
-            raise ExperimentError(f"{path}: damaged: field {name!r} of its header is mistyped.")
+    check_fields(f"{path}: damaged: its header", header, _FIELDS)
     try:
         like = eqx.filter_eval_shape(lambda: _blank(header))
     except Exception as error:  # whatever a constructor makes of arguments that are not its own
         raise ExperimentError(f"{path}: cannot build the model it names: {error}") from error
+    fits = f"{path}: its arrays do not fit {header['model']!r}"
     if sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)) > len(payload):
-        raise ExperimentError(f"{path}: its arrays do not fit {header['model']!r} (too few bytes).")
+        raise ExperimentError(f"{fits} (too few bytes).")
     buffer = io.BytesIO(payload)
     try:
         model = eqx.tree_deserialise_leaves(buffer, like)
     except Exception as error:
-        raise ExperimentError(
-            f"{path}: its arrays do not fit {header['model']!r} ({error})."
-        ) from error
+        raise ExperimentError(f"{fits} ({error}).") from error
     if buffer.read(1):
         raise ExperimentError(f"{path}: has more arrays than {header['model']!r}.")
     return LoadedModel(model, header)

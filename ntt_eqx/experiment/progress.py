@@ -6,49 +6,63 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ._errors import require
-from .table import aligned
 
 _LINE_EVERY = 10.0  # seconds between two plain lines
 
 
 class Display:
-    """What a run tells while it goes on: plain lines at the end of a phase and every ten seconds.
+    """What a run tells while it goes on: on a terminal a bar, elsewhere a line every ten seconds.
 
     The pace counts from the end of the first step, which compiles and tells nothing of the others.
     """
 
-    def __init__(self, stream: Any):
-        self._stream = stream
-        self._title, self._steps, self._done = "", 0, 0
-        self._begun = self._last = 0.0
-        self._first: tuple[int, float] | None = None
-        self._rate = self._left = None
-        self._values: Mapping[str, float] = {}
+    def __init__(self, stream: Any = None):
+        stream = sys.stdout if stream is None else stream
+        live = stream.isatty()
+        plain: Any = {"markup": False, "emoji": False, "highlight": False}
+        width = None if live else 100_000  # lines of a file are not wrapped
+        self._console = require("rich.console").Console(file=stream, width=width, **plain)
+        self._bar = self._new_bar() if live else None
+        self._task: Any = None
+        self.begin("", 0, 0)
 
     def __enter__(self) -> "Display":
+        if self._bar is not None:
+            self._bar.start()
         return self
 
     def __exit__(self, *failure: Any) -> None:
-        self._stream.flush()
+        if self._bar is not None:
+            self._bar.stop()
 
     def say(self, text: str) -> None:
         """Show a line that stays."""
-        print(text, file=self._stream, flush=True)
+        self._console.print(text, soft_wrap=True)
 
     def table(
         self, header: Sequence[str], body: Sequence[Sequence[str]], right: Sequence[bool]
     ) -> None:
         """Show a table; `right` marks columns of numbers."""
-        for line in aligned((list(header), [list(line) for line in body], list(right))):
-            self.say("  ".join(line).rstrip())
+        box = None if self._bar is None else require("rich.box").SIMPLE_HEAD
+        table = require("rich.table").Table(box=box, pad_edge=False, padding=(0, 2, 0, 0))
+        for name, numeric in zip(header, right, strict=True):
+            table.add_column(name, justify="right" if numeric else "left")
+        for line in body:
+            table.add_row(*line)
+        self._console.print(table)
 
     def begin(self, title: str, steps: int, done: int) -> None:
         """Start a phase of `steps` steps, of which `done` were done before."""
-        self._title, self._steps, self._done, self._values = title, steps, done, {}
+        self._title, self._steps, self._done = title, steps, done
+        self._values: Mapping[str, float] = {}
         self._begun = self._last = time.monotonic()
-        self._first = self._rate = self._left = None
+        self._first: tuple[int, float] | None = None
+        self._rate = self._left = None
         if done:
             self.say(f"{title}: continuing at step {done} of {steps}")
+        self._drop()
+        if self._bar is not None and title:
+            self._task = self._bar.add_task("", total=steps, completed=done, **self._fields())
 
     def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:
         """`done` steps of the phase are done; `values` are worth showing."""
@@ -59,79 +73,40 @@ class Display:
         elif done > self._first[0]:
             self._rate = (done - self._first[0]) / max(now - self._first[1], 1e-9)
             self._left = (self._steps - done) / self._rate
-        self._show(now)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, **self._fields())
+        elif now - self._last >= _LINE_EVERY and self._rate and self._left:
+            self._last = now
+            rate = f"{self._rate:.0f}" if self._rate >= 10 else f"{self._rate:.2g}"
+            self.say(
+                f"{self._title}: step {done} of {self._steps}, {rate} steps/s, "
+                f"{duration(self._left)} left{self._note}"
+            )
 
     def end(self) -> None:
-        """The phase is over."""
+        """The phase is over: leave a line in place of the bar."""
+        self._drop()
         seconds = duration(time.monotonic() - self._begun)
         self.say(f"{self._title}: {self._done} steps, {seconds}{self._note}")
+
+    def _drop(self) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
 
     @property
     def _note(self) -> str:
         return "".join(f", {name} {value:.4g}" for name, value in self._values.items())
 
-    def _show(self, now: float) -> None:
-        if now - self._last >= _LINE_EVERY and self._rate and self._left:
-            self._last = now
-            rate = f"{self._rate:.0f}" if self._rate >= 10 else f"{self._rate:.2g}"
-            self.say(
-                f"{self._title}: step {self._done} of {self._steps}, {rate} steps/s, "
-                f"{duration(self._left)} left{self._note}"
-            )
-
-
-class LiveDisplay(Display):
-    """The same with a bar as wide as the terminal."""
-
-    def __init__(self, stream: Any):
-        super().__init__(stream)
+    def _new_bar(self) -> Any:
         bars, column = require("rich.progress"), require("rich.table").Column
-        self._console = require("rich.console").Console(file=stream, highlight=False)
         text = lambda name, style="none": bars.TextColumn(
             f"{{task.fields[{name}]}}", style=style, markup=False, table_column=column(no_wrap=True)
         )
         columns = [text("title"), bars.BarColumn(bar_width=None), text("count")]
         columns += [text("rate", "cyan"), text("left", "magenta")]
-        if self._console.width >= 130:
-            columns.append(text("note", "dim"))
-        self._progress = bars.Progress(*columns, console=self._console, transient=True, expand=True)
-        self._task: Any = None
-
-    def __enter__(self) -> "LiveDisplay":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *failure: Any) -> None:
-        self._progress.stop()
-
-    def say(self, text: str) -> None:
-        """Show a line above the bar."""
-        self._console.print(text, markup=False, soft_wrap=True)
-
-    def table(
-        self, header: Sequence[str], body: Sequence[Sequence[str]], right: Sequence[bool]
-    ) -> None:
-        """Show a table above the bar."""
-        table = require("rich.table").Table(box=require("rich.box").SIMPLE_HEAD, pad_edge=False)
-        for name, numeric in zip(header, right, strict=True):
-            table.add_column(name, justify="right" if numeric else "left")
-        for line in body:
-            table.add_row(*line)
-        self._console.print(table, markup=False)
-
-    def begin(self, title: str, steps: int, done: int) -> None:
-        """Start a phase with a new bar."""
-        super().begin(title, steps, done)
-        self._drop()
-        self._task = self._progress.add_task("", total=steps, completed=done, **self._fields())
-
-    def end(self) -> None:
-        """The phase is over: leave a line in place of the bar."""
-        self._drop()
-        super().end()
-
-    def _show(self, now: float) -> None:
-        self._progress.update(self._task, completed=self._done, **self._fields())
+        columns += [text("note", "dim")] if self._console.width >= 130 else []
+        return bars.Progress(*columns, console=self._console, transient=True, expand=True)
 
     def _fields(self) -> dict[str, str]:
         return {
@@ -141,17 +116,6 @@ class LiveDisplay(Display):
             "left": "" if self._left is None else f"{duration(self._left)} left",
             "note": self._note.removeprefix(", "),
         }
-
-    def _drop(self) -> None:
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
-
-
-def make_display(stream: Any = None) -> Display:
-    """A live display when `stream` (standard output) is a terminal, else plain lines."""
-    stream = sys.stdout if stream is None else stream
-    return LiveDisplay(stream) if stream.isatty() else Display(stream)
 
 
 def duration(seconds: float) -> str:

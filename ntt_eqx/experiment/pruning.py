@@ -1,8 +1,7 @@
 """The sparse network that a cell starts from: its score, its mask, and their checks."""
 
-import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +14,7 @@ from .. import (
     NM,
     LayerCollapseWarning,
     SparseModel,
+    Sparsity,
     make_mask,
     prune,
     reinitialise,
@@ -52,15 +52,29 @@ def pruned_at_start(
         return prune(
             sparse,
             score,
-            _density(cell, sparse.mask),
+            sparsity_of(cell, teacher),
             inputs,
-            **_shape_options(cell),
             steps=(scoring.iterations or 1) if scoring is not None else 1,
             schedule=scoring.schedule if scoring is not None else "exponential",
             invert=cell.mask is not None and cell.mask.ablation == "invert",
         )
     except (ValueError, RuntimeError) as error:
         raise ExperimentError(f"{cell.name}: {_plain(error)}") from error
+
+
+def sparsity_of(cell: Cell, teacher: Any) -> Sparsity:
+    """How many weights the cell keeps, where, and in which pattern.
+
+    An N:M pattern has a density for each layer: 1 where the inputs do not divide into groups.
+    """
+    mask, density = cell.mask or MaskSettings(), cell.density
+    pattern = parse_pattern(mask.pattern)
+    if isinstance(pattern, NM):
+        named = jtu.tree_leaves_with_path(sparsify(teacher).mask)
+        whole = lambda m: m.ndim < 2 or m.shape[1] % pattern.m
+        density = {jtu.keystr(path): 1.0 if whole(m) else cell.density for path, m in named}
+    allocation = None if mask.allocation == "uniform" else mask.allocation
+    return Sparsity(density, cell.scope or "layer", allocation, pattern)
 
 
 def ablated(cell: Cell, sparse: SparseModel, key: PRNGKeyArray) -> SparseModel:
@@ -74,16 +88,15 @@ def ablated(cell: Cell, sparse: SparseModel, key: PRNGKeyArray) -> SparseModel:
 def check_fits(cell: Cell, teacher: Any) -> None:
     """Check that the mask which `cell` asks for can be made, without computing anything.
 
-    Raises `ExperimentError` for a density that leaves a layer empty, or a pattern that does not
-    fit.
+    Raises `ExperimentError` for a density that empties a layer, or a pattern that does not fit.
     """
     if cell.method == "dense":
         return
     ones = sparsify(teacher).mask
     shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, np.float32), ones)
-    make = functools.partial(make_mask, density=_density(cell, ones), **_shape_options(cell))
+    sparsity = sparsity_of(cell, teacher)
     try:
-        jax.eval_shape(make, shapes)
+        jax.eval_shape(lambda scores: make_mask(scores, sparsity), shapes)
     except ValueError as error:
         raise ExperimentError(f"{cell.name}, {cell.model}: {_plain(error)}") from error
 
@@ -97,33 +110,13 @@ def collapse_told(say: Callable[[str], None], title: str) -> Iterator[None]:
     told = set()
     for warning in caught:
         if not issubclass(warning.category, LayerCollapseWarning):
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
+            place = warning.filename, warning.lineno
+            warnings.warn_explicit(warning.message, warning.category, *place)
             continue
         text = str(warning.message).partition(": ")[2]
         if text not in told:
             say(f"{title}: {text}")
         told.add(text)
-
-
-def _density(cell: Cell, mask: Any) -> float | Mapping[str, float]:
-    """The density; for N:M one for each layer, 1 where the inputs do not divide into groups."""
-    pattern = parse_pattern(cell.mask.pattern) if cell.mask is not None else None
-    if not isinstance(pattern, NM):
-        return cell.density
-    whole = lambda m: m.ndim < 2 or m.shape[1] % pattern.m
-    named = jtu.tree_leaves_with_path(mask)
-    return {jtu.keystr(path): 1.0 if whole(m) else cell.density for path, m in named}
-
-
-def _shape_options(cell: Cell) -> dict[str, Any]:
-    mask = cell.mask or MaskSettings()
-    return {
-        "scope": cell.scope or "layer",
-        "allocation": mask.allocation if mask.allocation != "uniform" else None,
-        "pattern": parse_pattern(mask.pattern),
-    }
 
 
 def _plain(error: Exception) -> str:

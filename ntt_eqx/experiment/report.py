@@ -2,7 +2,6 @@
 
 import base64
 import html
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import jax
 import numpy as np
 
 from ._errors import ExperimentError, require
-from ._files import write_json, write_text
+from ._files import write_bytes, write_json
+from .cells import slug
 from .figures import (
     accuracy_figure,
     densities_figure,
@@ -50,7 +50,7 @@ def write_tables(results: Sequence[dict[str, Any]], out: Path) -> list[Row]:
     write_json(out / "results.json", sorted(results, key=_place))
     rows = make_rows(results)
     for name, render in _TABLES.items():
-        write_text(out / name, render(rows))
+        write_bytes(out / name, render(rows).encode())
     return rows
 
 
@@ -77,28 +77,24 @@ def save_page(out: Path, title: str, table: Cells, figures: Sequence[Path], note
         for c, r in zip(cells, right, strict=True)
     )
     rows = "\n".join(f"<tr>{line(cells, 'td')}</tr>" for cells in body)
+    head = html.escape(title)
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{head}</title>\n<style>{_STYLE}</style></head><body>\n<h1>{head}</h1>",
         f"<table>\n<tr>{line(header, 'th')}</tr>\n{rows}\n</table>",
         f"<p>{html.escape(note)}</p>",
     ]
     for path in figures:
         if path.suffix == ".png":
-            picture = base64.b64encode(path.read_bytes()).decode()
+            content = path.read_bytes()
             kind, _, place = path.stem.partition("-")
             caption = html.escape(f"{_CAPTIONS.get(kind, kind)} {place}".strip())
-            width = int.from_bytes(path.read_bytes()[16:20], "big") // 2  # of the PNG's header
+            width = int.from_bytes(content[16:20], "big") // 2  # of the PNG's header
             parts.append(
-                f'<figure><img src="data:image/png;base64,{picture}" width="{width}" '
-                f'alt="{kind}"><figcaption>{caption}</figcaption></figure>'
+                f'<figure><img src="data:image/png;base64,{base64.b64encode(content).decode()}" '
+                f'width="{width}" alt="{kind}"><figcaption>{caption}</figcaption></figure>'
             )
-    write_text(
-        out / "report.html",
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style></head><body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n",
-    )
+    write_bytes(out / "report.html", "\n".join([*parts, "</body></html>\n"]).encode())
 
 
 def write_figures(runs: Sequence[Run], out: Path, on_problem: Callable[[str], None]) -> list[Path]:
@@ -108,29 +104,28 @@ def write_figures(runs: Sequence[Run], out: Path, on_problem: Callable[[str], No
     as soon as there is more than one.
     """
     require("matplotlib")
-    runs = [run for run in runs if run.result is not None]
-    groups = _by(runs, ("dataset", "model"))
+    groups = _by([run for run in runs if run.result is not None], ("dataset", "model"))
     written: list[Path] = []
+
+    def draw(name: str, make: Callable[[Sequence[Run]], Any], members: Sequence[Run]) -> None:
+        try:
+            figure = make(members)
+        except ExperimentError as error:
+            on_problem(f"{name} is not drawn: {error}")
+        else:
+            written.extend([] if figure is None else save_figure(figure, out / name))
+
     for (dataset, model), members in groups.items():
-        place = f"-{_slug(dataset)}-{_slug(model)}" if len(groups) > 1 else ""
+        place = f"-{slug(dataset)}-{slug(model)}" if len(groups) > 1 else ""
+        draw(f"sparsity{place}", sparsity_figure, members)
         dense = [run for run in members if run.config["method"] == "dense"]
         densities = _by([run for run in members if run not in dense], ("density",))
-        drawn = {f"sparsity{place}": lambda members=members: sparsity_figure(members)}
         for (density,), cells in (densities or {(1.0,): []}).items():
             suffix = place + (f"-{density:g}" if len(densities) > 1 else "")
-            drawn |= {
-                f"accuracy{suffix}": lambda c=cells, dense=dense: accuracy_figure([*c, *dense]),
-                f"distances{suffix}": lambda c=cells: distances_figure(c),
-                f"densities{suffix}": lambda c=cells: densities_figure(c),
-                f"masks{suffix}": lambda c=cells: _masks(c),
-            }
-        for name, draw in drawn.items():
-            try:
-                figure = draw()
-            except ExperimentError as error:
-                on_problem(f"{name} is not drawn: {error}")
-                continue
-            written += [] if figure is None else save_figure(figure, out / name)
+            draw(f"accuracy{suffix}", accuracy_figure, [*cells, *dense])
+            draw(f"distances{suffix}", distances_figure, cells)
+            draw(f"densities{suffix}", densities_figure, cells)
+            draw(f"masks{suffix}", _masks, cells)
     return written
 
 
@@ -147,7 +142,7 @@ def _masks(runs: Sequence[Run]) -> Any | None:
         shape = tuple(loaded.header["arguments"]["input_shape"])
         label = line_label(name, scope if several else None, kind)
         masks[label] = np.asarray(jax.tree.leaves(loaded.model.mask)[0])
-    return masks_figure(masks, shape, list(first.values())) if masks else None
+    return masks_figure(masks, shape, list(first.values()))
 
 
 def _by(runs: Sequence[Run], names: Sequence[str]) -> dict[tuple[Any, ...], list[Run]]:
@@ -160,7 +155,3 @@ def _by(runs: Sequence[Run], names: Sequence[str]) -> dict[tuple[Any, ...], list
 def _place(result: dict[str, Any]) -> tuple[Any, ...]:
     place = (result["dataset"], result["model"], -result["density"], method_order(result["method"]))
     return (*place, result.get("scope") or "", result["seed"])
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.+]+", "-", name).strip("-")

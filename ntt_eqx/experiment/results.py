@@ -1,25 +1,28 @@
 """What is on disk: the state of every cell, and the results of those that are done."""
 
 import dataclasses
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ._errors import ExperimentError
-from ._files import read_json
+from ._files import check_fields, read_json
 
 CELLS = "cells"
 MODEL = "model.eqx"
 TRANSFERRED = "transferred.eqx"
-_NUMBER = (int, float)
-_CONFIG = {"dataset": str, "model": str, "method": str, "density": _NUMBER, "seed": int}
-_REQUIRED = {**_CONFIG, "fingerprint": str}
-_OPTIONAL = {
-    **dict.fromkeys(("scope", "mask", "settings_id"), str),
-    **dict.fromkeys(("test_accuracy", "train_accuracy", "seconds"), _NUMBER),
-    **dict.fromkeys(("kernel_distance", "target_distance"), _NUMBER),
-    "densities": dict,
+_CONFIG = {
+    **dict.fromkeys(("dataset", "model", "method"), str),
+    "density": int | float,
+    "seed": int,
+    "scope": str | None,
+}
+_RESULT = {
+    **_CONFIG,
+    "fingerprint": str,
+    **dict.fromkeys(("mask", "settings_id"), str | None),
+    **dict.fromkeys(("test_accuracy", "train_accuracy", "seconds"), int | float | None),
+    **dict.fromkeys(("kernel_distance", "target_distance"), int | float | None),
+    "densities": dict | None,
 }
 
 
@@ -37,29 +40,22 @@ class Run:
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
-    """The result of a finished cell, `None` when it has none yet.
-
-    Raises `ExperimentError` when the file is not a result.
-    """
+    """The result of a finished cell, `None` when it has none yet."""
     path = directory / "result.json"
     if not path.exists():
         return None
     result = read_json(path)
     if not isinstance(result, dict):
         raise ExperimentError(f"{path}: not a result: expected an object.")
-    _check_fields(path, "a result", result, _REQUIRED, _OPTIONAL)
+    where = f"{path}: not a result"
+    check_fields(where, result, _RESULT)
     shares = result.get("densities") or {}
-    _check_fields(path, "a result", shares, dict.fromkeys(shares, _NUMBER), {})
+    check_fields(where, shares, dict.fromkeys(shares, int | float))
     return result
 
 
 def find_runs(root: Path) -> list[Run]:
-    """Every cell below `root`, in the order of their names.
-
-    `root` may be the directory of a comparison, of one cell, or any folder above.
-
-    Raises `ExperimentError` when `root` is not a directory.
-    """
+    """Every cell below `root` (of a comparison, one cell, or any folder above), by their names."""
     if not root.is_dir():
         raise ExperimentError(f"{root}: no such directory.")
     configs = sorted(root.glob("**/config.json"))
@@ -76,38 +72,23 @@ def model_path(path: Path, names: tuple[str, ...] = (MODEL, TRANSFERRED)) -> Pat
     raise ExperimentError(f"{path}: no model file in this directory; expected {MODEL}.")
 
 
-def _check_fields(
-    path: Path,
-    what: str,
-    value: dict[str, Any],
-    required: Mapping[str, Any],
-    optional: Mapping[str, Any],
-) -> None:
-    for name, kind in {**required, **optional}.items():
-        entry = value.get(name)
-        if entry is None and name in optional:
-            continue
-        usual = not isinstance(entry, _NUMBER) or abs(entry) <= sys.float_info.max
-        if not isinstance(entry, kind) or isinstance(entry, bool) or not usual:
-            raise ExperimentError(f"{path}: not {what}: field {name!r} is missing or mistyped.")
-
-
 def _inspect(directory: Path) -> Run | None:
     try:
-        config = read_json(directory / "config.json")
+        path = directory / "config.json"
+        config = read_json(path)
         if not isinstance(config, dict) or "method" not in config:
             return None  # the configuration of a whole comparison, or of another program
-        _check_fields(directory / "config.json", "a configuration", config, _CONFIG, {"scope": str})
+        check_fields(f"{path}: not a configuration", config, _CONFIG)
         result = read_result(directory)
     except ExperimentError as error:
         return Run(directory, "broken", {}, note=str(error))
     if result is not None:
         return Run(directory, "done", config, result)
     failure = directory / "failure.json"
-    if failure.exists():
-        try:
-            note = str(read_json(failure).get("message", ""))
-        except (ExperimentError, AttributeError):
-            note = f"{failure}: cannot be read"
-        return Run(directory, "failed", config, note=note)
-    return Run(directory, "unfinished", config)
+    if not failure.exists():
+        return Run(directory, "unfinished", config)
+    try:
+        note = str(read_json(failure).get("message", ""))
+    except (ExperimentError, AttributeError):
+        note = f"{failure}: cannot be read"
+    return Run(directory, "failed", config, note=note)

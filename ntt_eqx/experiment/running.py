@@ -1,6 +1,5 @@
 """From a cell's configuration to its result: find the sparse network, train it, write it down."""
 
-import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,43 +10,31 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .. import SparseModel, check_collapse, sparsify
+from .. import SparseModel, check_collapse
+from ..data import Dataset
 from ..models import make_model
 from ._errors import Diverged, ExperimentError
 from ._files import write_json
 from .cells import Cell, claim
-from .checkpoint import CheckpointStore
-from .images import Images, ImageShelf
-from .loop import Outcome, Phase, StopRequest, run_phase
+from .images import Shelf, check_labelled, check_network, parts, testing
+from .loop import RunContext, run_phase
 from .metrics import MetricsFile
 from .model_file import load_model, save_model
-from .phases import examples_for, final_accuracies, training_phase, transfer_phase
-from .progress import Display
+from .phases import training_phase, transfer_phase
 from .pruning import ablated, check_fits, collapse_told, pruned_at_start
 from .results import MODEL, TRANSFERRED, read_result
 
 
-@dataclasses.dataclass(frozen=True)
-class RunContext:
-    """What a cell needs from outside and its result does not depend on."""
-
-    shelf: ImageShelf  # finds image sets by name
-    display: Display  # shows the progress
-    stop: StopRequest  # says whether to stop
-    checkpoint_every: float = 60.0  # seconds between two checkpoints
-    start: Path | None = None  # the model file to train from, for a cell with a `start`
-
-
-def check_cells(cells: Sequence[Cell], shelf: ImageShelf) -> None:
+def check_cells(cells: Sequence[Cell], shelf: Shelf) -> None:
     """Check every mask and every dataset that `cells` need before anything is computed.
 
     Raises `ExperimentError` for a mask that does not fit its network, or images without labels.
     """
     teachers: dict[tuple[str, str], Any] = {}
     for cell in cells:
-        images = shelf.load(cell.dataset)
+        images = shelf(cell.dataset)
         if cell.training is not None:
-            images.check_labelled()
+            check_labelled(images)
         place = (cell.dataset, cell.model)
         if place not in teachers:
             teachers[place] = dense_initialisation(cell, images)
@@ -64,7 +51,7 @@ def run_cell(cell: Cell, directory: Path, context: RunContext, title: str) -> di
     when a stop was asked for; `ExperimentError` when the directory belongs to something else.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    claim(cell, directory)
+    claim(directory, cell.to_json())
     result = read_result(directory)
     if result is not None:
         if result["fingerprint"] != cell.fingerprint:
@@ -86,77 +73,68 @@ def run_cell(cell: Cell, directory: Path, context: RunContext, title: str) -> di
     return result
 
 
-def dense_initialisation(cell: Cell, images: Images) -> Any:
+def dense_initialisation(cell: Cell, images: Dataset) -> Any:
     """The dense network of a seed: the teacher, and where every method of this seed starts."""
     return make_model(cell.model, images.input_shape, images.num_classes, key=cell.key(0))
 
 
 def _make(cell: Cell, directory: Path, context: RunContext, title: str) -> dict[str, Any]:
-    images = context.shelf.load(cell.dataset)
-    metrics = MetricsFile(directory / "metrics.jsonl")
-    checkpoints = directory / "checkpoints"
-    header = _header(cell, images)
-    carried: dict[str, Any] = {}
-    student = sparsify(dense_initialisation(cell, images))
-
-    def run(phase: Phase) -> Outcome:
-        return run_phase(
-            phase,
-            checkpoints / phase.name,
-            metrics,
-            context.display,
-            context.stop,
-            checkpoint_every=context.checkpoint_every,
-            carried=carried,
-        )
-
-    # A checkpoint of the training holds the network, so that nothing before it is done again.
-    if not _has_checkpoint(checkpoints / "train"):
-        if cell.start is not None:
-            student = _from_file(context, images)
-        elif cell.transfer is not None:
-            source = context.shelf.load(cell.transfer.dataset or cell.dataset)
-            _check_fits(images, source)
+    images = context.shelf(cell.dataset)
+    metrics, checkpoints = MetricsFile(directory / "metrics.jsonl"), directory / "checkpoints"
+    names = ("dataset", "model", "method", "scope", "density", "seed")
+    header = {
+        **{name: getattr(cell, name) for name in names},
+        "arguments": {"input_shape": list(images.input_shape), "num_classes": images.num_classes},
+        "mean": images.mean,
+        "std": images.std,
+    }
+    sparse = checkpoints / "sparse.eqx"  # so that a resumed training does nothing before it again
+    if sparse.exists():
+        student, found = load_model(sparse)
+        metrics.rows = found["rows"]
+    else:
+        teacher, found = dense_initialisation(cell, images), {"seconds": 0.0, "row": {}}
+        if cell.transfer is not None:
+            source = context.shelf(cell.transfer.dataset or cell.dataset)
+            _check_shapes(images, source)
             with collapse_told(context.display.say, title):
-                phase = transfer_phase(cell, student.model, source, title)
-            outcome = run(phase)
+                phase = transfer_phase(cell, teacher, source, title)
+            outcome = run_phase(phase, checkpoints / phase.name, metrics, context)
             student = outcome.state.student
             with collapse_told(context.display.say, title):
                 check_collapse(student.mask)
-            carried["transfer"] = {"seconds": outcome.seconds, "row": outcome.row}
+            found = {"seconds": outcome.seconds, "row": outcome.row}
             save_model(directory / TRANSFERRED, student, header)
+        elif cell.start is not None:
+            student = _from_file(context, images)
         else:
             with collapse_told(context.display.say, title):
-                examples = examples_for(cell, images)
-                student = pruned_at_start(cell, student.model, examples, cell.key(1))
+                examples = _examples(cell, images)
+                student = pruned_at_start(cell, teacher, examples, cell.key(1))
         student = ablated(cell, student, cell.key(3))
+        save_model(sparse, student, {**header, **found, "rows": metrics.rows})
+    seconds = {"transfer": found["seconds"], "train": 0.0}
+    rows, accuracies = {"transfer": found["row"], "train": {}}, {}
     if cell.training is not None:
-        outcome = run(training_phase(cell, student, images, title))
+        phase = training_phase(cell, student, images, title)
+        outcome = run_phase(phase, checkpoints / phase.name, metrics, context)
         student = outcome.state.model
-        carried = {**outcome.carried, "train": {"seconds": outcome.seconds, "row": outcome.row}}
+        seconds["train"], rows["train"] = outcome.seconds, outcome.row
+        used, held_out = parts(images, cell.training.held_out, cell.seed)
+        for name, part in (("test", testing(images)), ("train", used), ("held_out", held_out)):
+            scores = part.evaluate(student) if part.size else {}
+            accuracies |= {f"{name}_{what}": value for what, value in scores.items()}
     save_model(directory / MODEL, student, header)
-    accuracies = final_accuracies(cell, student, images) if cell.training is not None else {}
-    return _result(cell, student, carried, accuracies)
-
-
-def _result(
-    cell: Cell, student: SparseModel, carried: dict[str, Any], accuracies: dict[str, float]
-) -> dict[str, Any]:
-    seconds = {name: part["seconds"] for name, part in carried.items()}
-    rows = {name: part["row"] for name, part in carried.items()}
-    transfer = rows.get("transfer", {})
-    distances = transfer.get("validation") or transfer.get("train") or {}
+    distances = rows["transfer"].get("validation") or rows["transfer"].get("train") or {}
     kept = jax.device_get(student.densities())
-    names = ("test_accuracy", "train_accuracy", "held_out_accuracy", "test_loss", "train_loss")
+    scores = ("test_accuracy", "train_accuracy", "held_out_accuracy", "test_loss", "train_loss")
     return {
-        **_place(cell),
+        **{name: getattr(cell, name) for name in names},
         "mask": cell.mask.label if cell.mask is not None else "",
-        **{name: accuracies.get(name) for name in names},
+        **{name: accuracies.get(name) for name in scores},
         "seconds": round(sum(seconds.values()), 3),
-        "transfer_seconds": round(seconds.get("transfer", 0.0), 3),
-        "train_seconds": round(seconds.get("train", 0.0), 3),
-        "transfer_steps": transfer.get("step", 0),
-        "train_steps": rows.get("train", {}).get("step", 0),
+        **{f"{phase}_seconds": round(value, 3) for phase, value in seconds.items()},
+        **{f"{phase}_steps": row.get("step", 0) for phase, row in rows.items()},
         "kernel_distance": distances.get("kernel_distance"),
         "target_distance": distances.get("target_distance"),
         "kept_density": float(student.density()),
@@ -166,20 +144,19 @@ def _result(
     }
 
 
-def _place(cell: Cell) -> dict[str, Any]:
-    names = ("dataset", "model", "method", "scope", "density", "seed")
-    return {name: getattr(cell, name) for name in names}
+def _examples(cell: Cell, images: Dataset) -> Any | None:
+    """The labelled examples that the cell's score sees, `None` when it needs none."""
+    if cell.scoring is None or cell.scoring.examples is None:
+        return None
+    held_out = cell.training.held_out if cell.training is not None else 0.0
+    used, _ = parts(images, held_out, cell.seed)
+    return used.examples(cell.scoring.examples, seed=cell.seed)
 
 
-def _header(cell: Cell, images: Images) -> dict[str, Any]:
-    arguments = {"input_shape": list(images.input_shape), "num_classes": images.num_classes}
-    return {**_place(cell), "arguments": arguments, "mean": images.mean, "std": images.std}
-
-
-def _from_file(context: RunContext, images: Images) -> SparseModel:
+def _from_file(context: RunContext, images: Dataset) -> SparseModel:
     assert context.start is not None
     loaded = load_model(context.start)
-    images.check_network(context.start, loaded.header)
+    check_network(context.start, loaded.header, images)
     for path, leaf in jtu.tree_leaves_with_path(eqx.filter(loaded.model, eqx.is_inexact_array)):
         if not bool(jnp.isfinite(leaf).all()):
             raise ExperimentError(
@@ -189,19 +166,9 @@ def _from_file(context: RunContext, images: Images) -> SparseModel:
     return loaded.model
 
 
-def _check_fits(images: Images, source: Images) -> None:
+def _check_shapes(images: Dataset, source: Dataset) -> None:
     if tuple(images.input_shape) != tuple(source.input_shape):
         raise ExperimentError(
             f"transfer.dataset: {source.name} has images of shape {list(source.input_shape)}, but "
             f"{images.name} has {list(images.input_shape)}; both must suit the same network."
         )
-
-
-def _has_checkpoint(directory: Path) -> bool:
-    if not directory.is_dir():
-        return False
-    store = CheckpointStore(directory)
-    try:
-        return bool(store.steps())
-    finally:
-        store.close()

@@ -7,17 +7,15 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .. import NM, Block, Channels
-from ._errors import ExperimentError
+from ._errors import ExperimentError, did_you_mean
 from ._files import read_json
 from .methods import METHODS, FirstMask, MethodName
 
 Scope = Literal["layer", "global"]
-SCOPES: tuple[str, ...] = typing.get_args(Scope)
 
 _T = TypeVar("_T")
 
@@ -152,9 +150,9 @@ PRESETS: Mapping[str, CompareSettings] = types.MappingProxyType(
 
 
 def check(settings: _T, place: str = "") -> _T:
-    """Return `settings` if every value in it can be used.
+    """Return `settings` if every value in it can be used; `ExperimentError` names one that cannot.
 
-    Raises `ExperimentError` naming the first field that cannot, what it holds and what it may hold.
+    `place` stands before the names of the fields.
     """
     for field in dataclasses.fields(settings):  # pyright: ignore[reportArgumentType]
         name, value = place + field.name, getattr(settings, field.name)
@@ -206,7 +204,7 @@ def load_config(path: Path, base: CompareSettings) -> CompareSettings:
 
 
 def from_json(kind: type[_T], value: Any, *, where: str, base: _T | None = None) -> _T:
-    """Build the settings class `kind` from a decoded JSON object, checking names and types.
+    """The settings `base` with what a decoded JSON object changes, its names and types checked.
 
     Raises `ExperimentError` naming `where` and the field, for an unknown field or a wrong type.
     """
@@ -217,10 +215,9 @@ def from_json(kind: type[_T], value: Any, *, where: str, base: _T | None = None)
     changes = {}
     for name, entry in value.items():
         if name not in hints:
-            near = get_close_matches(name, hints, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ExperimentError(
-                f"{where}: unknown field {name!r}.{hint} Fields: {', '.join(hints)}."
+                f"{where}: unknown field {name!r}.{did_you_mean(name, hints)} "
+                f"Fields: {', '.join(hints)}."
             )
         place = f"{where}: field {name!r}" if ": field" not in where else f"{where}.{name!r}"
         changes[name] = _convert(hints[name], entry, place, getattr(base, name))
@@ -244,15 +241,8 @@ def _check_range(
 
 def _check_mask(settings: CompareSettings) -> None:
     mask, pattern = settings.mask, parse_pattern(settings.mask.pattern)
-    ntt = [name for name in settings.methods if METHODS[name].kernel]
-    what = "mask.pattern" if pattern is not None else "mask.allocation"
-    shaped = pattern is not None or mask.allocation != "uniform"
-    if shaped and ntt and settings.transfer.mask_every:
-        raise ExperimentError(
-            f"{what}: {ntt[0]} chooses its mask again by magnitude alone; keep its first mask with "
-            "--transfer.mask-every 0."
-        )
     if (mask.allocation != "uniform" or isinstance(pattern, NM)) and "global" in settings.scopes:
+        what = "mask.pattern" if pattern is not None else "mask.allocation"
         raise ExperimentError(
             f"{what}: sets the densities of layers, which only scope layer keeps."
         )
@@ -263,6 +253,7 @@ def _check_mask(settings: CompareSettings) -> None:
                 f"mask.pattern: {mask.pattern} keeps {share:g} of each layer; use --densities "
                 f"{share:g} and no other allocation."
             )
+    ntt = [name for name in settings.methods if METHODS[name].kernel]
     if mask.ablation == "invert" and ntt:
         raise ExperimentError(f"mask.ablation: {ntt[0]} has no scores to invert.")
 

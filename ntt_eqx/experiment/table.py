@@ -40,35 +40,24 @@ def make_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
         key = tuple("" if result.get(name) is None else result[name] for name in names)
         groups.setdefault(key, []).append(result)
     alike = Counter(key[:-1] for key in groups)
+    percent = lambda members, name: [100.0 * m[name] for m in members if m.get(name) is not None]
     rows = []
-    for key in sorted(groups, key=_order):
-        dataset, model, name, scope, density, mask, settings = key
-        members = groups[key]
-        test, train = _percent(members, "test_accuracy"), _percent(members, "train_accuracy")
-        rows.append(
-            Row(
-                dataset,
-                model,
-                name,
-                method(name).kernel,
-                scope,
-                density,
-                mask,
-                settings if alike[key[:-1]] > 1 else "",
-                len(members),
-                statistics.fmean(test) if test else None,
-                statistics.stdev(test) if len(test) > 1 else None,
-                statistics.fmean(train) if train else None,
-            )
-        )
-    return rows
+    for (*place, settings), members in groups.items():
+        dataset, model, name, scope, density, mask = place
+        test, train = (percent(members, f"{part}_accuracy") for part in ("test", "train"))
+        settings = settings if alike[tuple(place)] > 1 else ""
+        first = dataset, model, name, method(name).kernel, scope, density, mask, settings
+        spread = statistics.stdev(test) if len(test) > 1 else None
+        means = [statistics.fmean(values) if values else None for values in (test, train)]
+        rows.append(Row(*first, len(members), means[0], spread, means[1]))
+    return sorted(rows, key=_order)
 
 
 def table_cells(rows: Sequence[Row], *, plus_minus: str = "±", empty: str = "–") -> Cells:
     """The rows as text, columns that say nothing left out."""
     spread = lambda row: "" if row.test_spread is None else f" {plus_minus} {row.test_spread:.2f}"
     percent = lambda value: empty if value is None else f"{value:.2f}"
-    columns = {
+    words = {
         "Dataset": [row.dataset for row in rows],
         "Model": [row.model for row in rows],
         "Method": [method(row.method).label for row in rows],
@@ -76,37 +65,33 @@ def table_cells(rows: Sequence[Row], *, plus_minus: str = "±", empty: str = "�
         "Density": [f"{row.density:g}" for row in rows],
         "Mask": [row.mask or empty for row in rows],
         "Settings": [row.settings or empty for row in rows],
+    }
+    numbers = {
         "Test accuracy (%)": [percent(row.test) + spread(row) for row in rows],
         "Train accuracy (%)": [percent(row.train) for row in rows],
         "Seeds": [str(row.seeds) for row in rows],
     }
     for name in ("Dataset", "Model"):
-        if len(set(columns[name])) == 1:
-            del columns[name]
+        if len(set(words[name])) == 1:
+            del words[name]
     for name in ("Mask", "Settings"):
-        if set(columns[name]) == {empty}:
-            del columns[name]
-    words = ("Dataset", "Model", "Method", "Scope", "Mask", "Settings")
+        if set(words[name]) == {empty}:
+            del words[name]
+    columns = words | numbers
     body = [list(line) for line in zip(*columns.values(), strict=True)]
-    return list(columns), body, [name not in words for name in columns]
-
-
-def aligned(cells: Cells) -> list[list[str]]:
-    """Header and body, every column padded to its width."""
-    header, body, right = cells
-    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-    return [
-        [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
-        for line in [header, *body]
-    ]
+    return list(columns), body, [name in numbers or name == "Density" for name in columns]
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """A Markdown table, columns aligned to be read as text too."""
-    cells = table_cells(rows)
-    header, *body = aligned(cells)
-    rule = ["-" * (len(c) - r) + ":" * r for c, r in zip(header, cells[2], strict=True)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *body))
+    header, body, right = table_cells(rows)
+    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+    rule = ["-" * (width - r) + ":" * r for width, r in zip(widths, right, strict=True)]
+    lines = [
+        [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
+        for line in (header, rule, *body)
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def latex(rows: Sequence[Row]) -> str:
@@ -124,15 +109,10 @@ def to_csv(rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(field.name for field in dataclasses.fields(Row))
-    for row in rows:
-        writer.writerow("" if v is None else v for v in dataclasses.astuple(row))
+    writer.writerows(["" if v is None else v for v in dataclasses.astuple(row)] for row in rows)
     return buffer.getvalue()
 
 
-def _percent(members: Sequence[dict[str, Any]], name: str) -> list[float]:
-    return [100.0 * m[name] for m in members if m.get(name) is not None]
-
-
-def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
-    dataset, model, name, scope, density, mask, settings = key
-    return (dataset, model, -density, method_order(name), scope != "layer", scope, mask, settings)
+def _order(row: Row) -> tuple[Any, ...]:
+    place = (row.dataset, row.model, -row.density, method_order(row.method), row.scope != "layer")
+    return (*place, row.scope, row.mask, row.settings)

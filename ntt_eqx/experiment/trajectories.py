@@ -12,16 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from .. import SparseModel, TrainConfig, TrainState, train_init, train_step
-from ._errors import ExperimentError
+from .. import SparseModel, TrainConfig, TrainState, fit, train_init, train_step
+from ..data import Dataset
 from ._files import write_bytes
-from .images import Images
+from .images import parts, testing
 from .loop import Phase
 from .settings import EvolutionSettings
-
-_LARGEST = 1 << 30  # bytes of all arrays; those of ten networks take some millions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +28,21 @@ class Trajectories:
 
     steps: np.ndarray  # when they were taken, `[T]`
     outputs: Mapping[str, np.ndarray]  # by network, `[T, inputs, classes]`; one of them is `dense`
+
+    @staticmethod
+    def of(
+        state: Any, networks: Mapping[str, SparseModel], settings: EvolutionSettings
+    ) -> "Trajectories":
+        """The trajectories from the last state of `side_by_side`."""
+        outputs = dict(zip(networks, np.asarray(state[1]), strict=True))
+        return Trajectories(_steps(settings), outputs)
+
+    def save(self, path: Path) -> None:
+        """Write an `.npz` file of plain arrays."""
+        buffer = io.BytesIO()
+        arrays: Any = {"steps": self.steps, **self.outputs}
+        np.savez_compressed(buffer, **arrays)
+        write_bytes(path, buffer.getvalue())
 
     def distances(self, name: str) -> np.ndarray:
         """Root mean square of the difference from the dense network's outputs, `[T]`."""
@@ -43,15 +56,14 @@ class Trajectories:
 
 
 def side_by_side(
-    networks: Mapping[str, SparseModel], images: Images, settings: EvolutionSettings, seed: int
+    networks: Mapping[str, SparseModel], images: Dataset, settings: EvolutionSettings, seed: int
 ) -> Phase:
     """Train all `networks` on the same labelled batches.
 
-    The phase's state ends in an array `[networks, T, inputs, classes]`, from which `collect` makes
-    `Trajectories`.
+    The phase's state ends in an array `[networks, T, inputs, classes]`: see `Trajectories.of`.
     """
-    part, _ = images.parts(0.0, seed)
-    inputs = jnp.asarray(images.test.first(settings.inputs).x)
+    part, _ = parts(images, 0.0, seed)
+    inputs = jnp.asarray(testing(images).first(settings.inputs).x)
     optimizer = _optimizer(settings.optimizer, settings.learning_rate)
     copy = lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf
     states = [
@@ -59,13 +71,14 @@ def side_by_side(
         for network in networks.values()
     ]
     places = {int(step): place for place, step in enumerate(_steps(settings))}
+    start = lambda state: int(state[0][0].step)
     first = _outputs(states, inputs)
     record = jnp.zeros((len(states), len(places), *first.shape[1:]), first.dtype)
 
     def step(state: Any, batch: Any) -> tuple[Any, Mapping[str, Array]]:
         states, record = state
         states, losses = _train_all(states, jnp.asarray(batch.x), jnp.asarray(batch.y))
-        done = int(states[0].step)
+        done = start((states, record))
         if done in places:
             record = record.at[:, places[done]].set(_outputs(states, inputs))
         means = {f"loss_{name}": loss for name, loss in zip(networks, losses, strict=True)}
@@ -78,43 +91,10 @@ def side_by_side(
         log_every=max(1, settings.steps // settings.snapshots),
         state=(states, record.at[:, 0].set(first)),
         batches=part.batches(min(settings.batch_size or part.size, part.size), seed=seed),
-        step=step,
-        observe={},
+        run=lambda state, batches, **how: fit(step, state, batches, start=start(state), **how),
         shown=lambda row: {name: row["train"][f"loss_{name}"] for name in networks},
         advice=f"Try a smaller --evolution.learning-rate (now {settings.learning_rate:g}).",
     )
-
-
-def collect(
-    state: Any, networks: Mapping[str, SparseModel], settings: EvolutionSettings
-) -> Trajectories:
-    """The trajectories from the last state of `side_by_side`."""
-    return Trajectories(_steps(settings), dict(zip(networks, np.asarray(state[1]), strict=True)))
-
-
-def save_trajectories(path: Path, found: Trajectories) -> None:
-    """Write `found` as an `.npz` file of plain arrays."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, steps=found.steps, **found.outputs)  # pyright: ignore[reportArgumentType]
-    write_bytes(path, buffer.getvalue())
-
-
-def load_trajectories(path: Path) -> Trajectories:
-    """Read what `save_trajectories` wrote, no pickle; `ExperimentError` for any other file."""
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if sum(entry.file_size for entry in file.zip.infolist()) > _LARGEST:
-                raise ValueError("its arrays are impossibly large")
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # zipfile, zlib and NumPy raise many kinds for broken files
-        raise ExperimentError(f"{path}: not a file of trajectories ({error}).") from error
-    steps = arrays.pop("steps", np.zeros(0))
-    shapes = {array.shape for array in arrays.values()}
-    floats = all(np.issubdtype(array.dtype, np.floating) for array in arrays.values())
-    fits = len(shapes) == 1 and all(len(s) == 3 and s[:1] == steps.shape for s in shapes)
-    if "dense" not in arrays or not floats or not fits:
-        raise ExperimentError(f"{path}: not a file of trajectories (its arrays do not fit).")
-    return Trajectories(steps, arrays)
 
 
 def principal_axes(found: Trajectories) -> tuple[dict[str, np.ndarray], tuple[float, float]]:
@@ -131,7 +111,7 @@ def principal_axes(found: Trajectories) -> tuple[dict[str, np.ndarray], tuple[fl
     return plane, (float(shares[0]), float(shares[1]))
 
 
-def _steps(settings: EvolutionSettings) -> Int[np.ndarray, " T"]:
+def _steps(settings: EvolutionSettings) -> np.ndarray:
     every = max(1, settings.steps // settings.snapshots)
     return np.unique([*range(0, settings.steps, every), settings.steps])
 

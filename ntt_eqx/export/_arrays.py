@@ -1,7 +1,5 @@
-"""The arrays of a model by name, and files that are whole or absent."""
+"""The arrays of a model by name."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -48,20 +46,6 @@ def is_key(leaf: Any) -> bool:
 def as_numpy(leaf: Any) -> np.ndarray:
     """The values of an array in row-major order; of random keys, their bits."""
     return np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf, order="C")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file aside, force it to disk, and rename it into its place."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def _name(path: jtu.KeyPath) -> str:

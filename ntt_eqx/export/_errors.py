@@ -1,7 +1,8 @@
-"""What goes wrong in an export although the model is right, and packages that are not there."""
+"""What goes wrong in an export although the model is right."""
 
-import importlib
 from typing import Any
+
+from .._errors import require as require_extra
 
 
 class ExportError(RuntimeError):
@@ -9,20 +10,5 @@ class ExportError(RuntimeError):
 
 
 def require(caller: str, module: str) -> Any:
-    """Import `module`, which only the extra `export` brings.
-
-    **Raises:**
-
-    `ImportError` with the command that installs it, when the package itself is missing.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0]
-        if error.name is not None and error.name.split(".")[0] != package:
-            raise
-        raise ImportError(
-            f"{caller}: needs the package {package!r}; install it with: "
-            "pip install 'ntt-eqx[export]'",
-            name=package,
-        ) from None
+    """Import `module`, which only the extra `export` brings; `MissingExtra` if it cannot be."""
+    return require_extra(f"{caller}:", module, "export")

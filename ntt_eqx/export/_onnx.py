@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
 from .._checks import check_batch, check_finite, sample_of, sample_output
+from .._files import write_whole
 from .._sparse import SparseModel
-from ._arrays import write_whole
 from ._errors import ExportError, require
 from ._safetensors import Layout
 

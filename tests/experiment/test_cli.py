@@ -13,6 +13,7 @@ import pytest
 
 from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.loop import StopRequest
+from ntt_eqx.experiment.progress import Display
 
 from .conftest import DATASET, tiny
 
@@ -99,17 +100,15 @@ def test_an_interrupted_comparison_goes_on_where_it_was(finished, tmp_path, monk
         return original(self)
 
     monkeypatch.setattr(StopRequest, "__enter__", enter)
-    from ntt_eqx.experiment import phases
+    advance, steps = Display.advance, []
 
-    step, steps = phases._transfer_step, []
-
-    def stepping(*arguments):
+    def advancing(*arguments):
         steps.append(1)
         if len(steps) % 20 == 0:
             os.kill(os.getpid(), signal.SIGINT)
-        return step(*arguments)
+        return advance(*arguments)
 
-    monkeypatch.setattr(phases, "_transfer_step", stepping)
+    monkeypatch.setattr(Display, "advance", advancing)
     codes = []
     while not codes or codes[-1] != 0:
         codes.append(main(command))

@@ -4,45 +4,30 @@ Every refusal is documented and names the file.
 """
 
 import builtins
-import io
 import json
 import math
 import os
 import struct
 import tracemalloc
-import zipfile
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from helpers.arbitrary import OBJECTS, assert_harmless, examples, explore_file, npy
+from helpers.arbitrary import OBJECTS, assert_harmless, examples, explore_file
 
 import ntt_eqx as ntt
-from ntt_eqx.experiment import trajectories
 from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.checkpoint import Checkpoint, CheckpointStore
 from ntt_eqx.experiment.metrics import read_metrics
 from ntt_eqx.experiment.model_file import load_model, save_model
 from ntt_eqx.experiment.results import find_runs
 from ntt_eqx.experiment.settings import CompareSettings, load_config
-from ntt_eqx.experiment.trajectories import load_trajectories, save_trajectories
 from ntt_eqx.models import MODELS
 
 MEGABYTE = 1 << 20
 
 
-def zipped(members):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in members.items():
-            file.writestr(name, content)
-    return buffer.getvalue()
-
-
-STEPS, PATH = npy(np.arange(2)), npy(np.ones((2, 3, 1), np.float32))
-LYING = npy(np.zeros(4, np.float32)).replace(b"(4,), ", b"(99999,), ")
 CONFIG = {"dataset": "mnist", "model": "m", "method": "ntt", "density": 0.5, "seed": 0}
 DIGITS = b'{"seeds": [' + b"9" * 5000 + b"]}"
 
@@ -79,11 +64,6 @@ def network(path):
     save_model(path, ntt.sparsify(Flat((1, 1, 3), 2, key=jax.random.key(0))), HEADER)
 
 
-def trajectories_of_two(path):
-    two = {"dense": np.ones((2, 3, 1), np.float32)}
-    save_trajectories(path, trajectories.Trajectories(np.arange(2), two))
-
-
 HEADER = {
     "model": "linear",
     "arguments": {"input_shape": [1, 1, 3], "num_classes": 2},
@@ -103,7 +83,6 @@ RESULT = {
 SETTINGS = {"seeds": [1, 2], "densities": [0.5], "transfer": {"epochs": 1.5, "l2_weight": None}}
 FILES = {  # what writes the whole file, or its text; what reads it
     "network": (network, load_model),
-    "trajectories": (trajectories_of_two, load_trajectories),
     "metrics": ('{"step": 1}\n{"step": 2, "test": {"accuracy": 0.5}}\n', read_metrics),
     "configuration": (json.dumps(SETTINGS), config),
     "run's configuration": (json.dumps(RESULT), read_run("config.json")),
@@ -124,25 +103,6 @@ def test_changed_files(name, examples, tmp_path, monkeypatch):
 
 
 CASES = {
-    # trajectories
-    "objects in trajectories": (
-        zipped({"steps.npy": STEPS, "dense.npy": OBJECTS}), load_trajectories, "not a file of traj"
-    ),
-    "steps of objects": (
-        zipped({"steps.npy": OBJECTS, "dense.npy": PATH}), load_trajectories, "not a file of traj"
-    ),
-    "a pickle as trajectories": (OBJECTS[-200:], load_trajectories, "not a file of trajectories"),
-    "members outside": (
-        zipped({"../../escaped.npy": STEPS}), load_trajectories, "its arrays do not fit"
-    ),
-    "trajectories of text": (
-        zipped({"steps.npy": STEPS, "dense.npy": npy(np.full((2, 3, 1), "x"))}),
-        load_trajectories,
-        "its arrays do not fit",
-    ),
-    "an array that lies": (
-        zipped({"steps.npy": STEPS, "dense.npy": LYING}), load_trajectories, "not a file of traj"
-    ),
     # configurations
     "a number of 5,000 digits": (DIGITS, config, "not a JSON file"),
     "a number beyond floats": (b'{"densities": [1' + b"0" * 400 + b"]}", config, "too large"),
@@ -174,14 +134,6 @@ def test_refused_unexecuted_and_small(name, tmp_path):
         tracemalloc.stop()
     assert str(path.parent) in str(caught.value)
     assert_harmless(tmp_path)
-
-
-def test_trajectories_that_inflate_too_far_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(trajectories, "_LARGEST", MEGABYTE)
-    path = tmp_path / "evolution.npz"
-    path.write_bytes(zipped({"steps.npy": STEPS, "dense.npy": bytes(8 * MEGABYTE)}))
-    with pytest.raises(ExperimentError, match="impossibly large"):
-        load_trajectories(path)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "loop", "dangling"])

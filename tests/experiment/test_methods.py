@@ -124,7 +124,6 @@ def test_unknown_patterns_are_explained(text):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask": MaskSettings(pattern="2:4")}, "ntt chooses its mask.*--transfer.mask-every 0"),
         (
             {"mask": MaskSettings(allocation="erk"), "scopes": ("global",), "methods": ("snip",)},
             "mask.allocation: .* only scope layer",

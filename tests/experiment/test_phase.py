@@ -1,13 +1,16 @@
 """A phase that is cut anywhere gives the bits of one that is not; a bad loss stops it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ntt_eqx import fit
 from ntt_eqx.experiment._errors import Diverged, ExperimentError, Interrupted
 from ntt_eqx.experiment.checkpoint import KEPT, Checkpoint, CheckpointStore
-from ntt_eqx.experiment.loop import Phase, StopRequest, run_phase
+from ntt_eqx.experiment.loop import Phase, RunContext, StopRequest, run_phase
 from ntt_eqx.experiment.metrics import MetricsFile, read_metrics
 from ntt_eqx.experiment.progress import Display
 
@@ -42,7 +45,12 @@ class ByteBatches(Batches):
 def update(state, batch):
     key, noise = jax.random.split(state["key"])
     w = state["w"] * 0.9 + jax.random.normal(noise, (3,)) * batch
-    return {"key": key, "w": w}, jnp.sum(w)
+    return {"key": key, "w": w, "n": state["n"] + 1}, jnp.sum(w)
+
+
+def run_steps(step, state, batches, **how):
+    look = {"test": lambda state: {"norm": float(jnp.sum(state["w"] ** 2))}}
+    return fit(step, state, batches, start=int(state["n"]), observe=look, **how)
 
 
 def make_phase(batches=None, bad_at=None, stop_at=None, stop=None):
@@ -57,43 +65,35 @@ def make_phase(batches=None, bad_at=None, stop_at=None, stop=None):
         title="toy",
         num_steps=11,
         log_every=4,
-        state={"key": jax.random.key(1), "w": jnp.zeros(3)},
+        state={"key": jax.random.key(1), "w": jnp.zeros(3), "n": jnp.array(0)},
         batches=batches or Batches(),
-        step=step,
-        observe={"test": lambda state: {"norm": float(jnp.sum(state["w"] ** 2))}},
+        run=functools.partial(run_steps, step),
         shown=lambda row: row["train"],
         advice="Try less.",
     )
 
 
-def run(phase, folder, stop=None, every=1e9, **more):
+def run(phase, folder, stop=None, every=1e9):
     metrics = MetricsFile(folder / "metrics.jsonl")
     folder.mkdir(exist_ok=True)
     with open(folder / "log", "a") as log:
-        return run_phase(
-            phase,
-            folder / "c",
-            metrics,
-            Display(log),
-            stop or StopRequest(),
-            checkpoint_every=every,
-            **more,
-        )
+        context = RunContext(lambda name: None, Display(log), stop or StopRequest(), every)
+        return run_phase(phase, folder / "c", metrics, context)
 
 
 @pytest.mark.parametrize("kind", [Batches, ByteBatches])
 @pytest.mark.parametrize("cut", [1, 4, 6, 10])
 def test_a_cut_run_gives_the_same_bits(tmp_path, cut, kind):
-    whole = run(make_phase(kind()), tmp_path / "whole", carried={"a": 1})
+    whole = run(make_phase(kind()), tmp_path / "whole")
     stop = StopRequest()
     with pytest.raises(Interrupted):
-        run(make_phase(kind(), stop_at=cut, stop=stop), tmp_path / "cut", stop, carried={"a": 1})
+        run(make_phase(kind(), stop_at=cut, stop=stop), tmp_path / "cut", stop)
     again = run(make_phase(kind()), tmp_path / "cut")
     np.testing.assert_array_equal(whole.state["w"], again.state["w"])
     assert jnp.array_equal(
         jax.random.key_data(whole.state["key"]), jax.random.key_data(again.state["key"])
     )
-    assert again.carried == {"a": 1} and again.row == whole.row
+    assert again.row == whole.row and again.seconds > 0
     rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
     assert rows[0] == rows[1]
     assert [row["step"] for row in rows[0]] == [0, 4, 8, 11]
@@ -102,7 +102,7 @@ def test_a_cut_run_gives_the_same_bits(tmp_path, cut, kind):
 def test_a_finished_phase_is_not_run_again(tmp_path):
     first = run(make_phase(), tmp_path / "a")
     phase = make_phase()
-    phase.step = lambda state, batch: pytest.fail("a step was made")
+    phase.run = functools.partial(run_steps, lambda *_: pytest.fail("a step was made"))
     again = run(phase, tmp_path / "a")
     np.testing.assert_array_equal(first.state["w"], again.state["w"])
 

@@ -8,13 +8,13 @@ from ...models import MODELS
 from .._errors import Diverged, check_choice
 from .._files import locked
 from ..cells import Cell, plan
-from ..images import ImageShelf, check_dataset
-from ..loop import StopRequest
+from ..images import check_dataset, shelf_of
+from ..loop import RunContext, StopRequest
 from ..methods import MethodName
-from ..progress import make_display
+from ..progress import Display
 from ..report import write_page, write_tables
 from ..results import MODEL, find_runs
-from ..running import RunContext, check_cells, run_cell
+from ..running import check_cells, run_cell
 from ..settings import (
     PRESETS,
     CompareSettings,
@@ -67,10 +67,10 @@ class NetworkOptions(RunOptions):
 
     def cell(self, **changes: Any) -> Cell:
         """The network that is asked for, its settings checked."""
-        changes = {"methods": (self.method,), **changes}
         settings = CompareSettings(
             datasets=(self.dataset,),
             models=(self.model,),
+            methods=changes.pop("methods", (self.method,)),
             scopes=(self.scope,),
             densities=(self.density,),
             seeds=(self.seed,),
@@ -82,10 +82,7 @@ class NetworkOptions(RunOptions):
 
 
 def check_names(settings: CompareSettings) -> CompareSettings:
-    """`settings`, if there are the datasets and models that it names.
-
-    Raises `ExperimentError` for an unknown one, with the allowed ones.
-    """
+    """`settings`, if there are the datasets and models that it names; else `ExperimentError`."""
     for name in (*settings.datasets, settings.transfer.dataset):
         if name is not None:
             check_dataset(name)
@@ -96,10 +93,10 @@ def check_names(settings: CompareSettings) -> CompareSettings:
 
 def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
     """Make the network `cell` in `options.out`; returns the exit status."""
-    shelf, out = ImageShelf(options.data_dir), options.out
+    shelf, out = shelf_of(options.data_dir), options.out
     if start is None:
         check_cells([cell], shelf)
-    with make_display() as display, StopRequest() as stop, locked(out):
+    with Display() as display, StopRequest() as stop, locked(out):
         context = RunContext(shelf, display, stop, options.checkpoint_every, start)
         done = (out / "result.json").exists()
         display.say(f"{cell.dataset}, {cell.model}, {cell.name}; results in {out}")
@@ -114,10 +111,8 @@ def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
             display.say(accuracies(result))
             write_tables([result], out)
         elif result["kernel_distance"] is not None:
-            display.say(
-                f"kernel distance {result['kernel_distance']:.4g}, "
-                f"target distance {result['target_distance']:.4g}"
-            )
+            distances = (result[f"{name}_distance"] for name in ("kernel", "target"))
+            display.say("kernel distance {:.4g}, target distance {:.4g}".format(*distances))
         display.say(f"density {result['kept_density']:.4g}; network: {out / MODEL}")
         write_page(find_runs(out), out, f"{cell.dataset}, {cell.model}: {cell.name}", display.say)
     return 0

@@ -2,29 +2,35 @@
 
 import dataclasses
 import platform
+import sys
+import time
+from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import tyro
 
+from ... import sparsify
 from .._errors import Diverged, ExperimentError
 from .._files import check_folder, locked, read_json, write_json
 from ..cells import Cell, plan
-from ..estimate import estimate, show_plan
-from ..images import ImageShelf
-from ..loop import StopRequest
-from ..progress import Display, make_display
+from ..images import shelf_of
+from ..loop import Phase, RunContext, StopRequest
+from ..methods import METHODS
+from ..phases import planned_steps, training_phase, transfer_phase
+from ..progress import Display, duration
 from ..report import write_page, write_tables
 from ..results import CELLS, Run, read_result
-from ..running import RunContext, check_cells, run_cell
+from ..running import check_cells, dense_initialisation, run_cell
 from ..settings import PRESETS, CompareSettings, check, to_json
 from ..table import make_rows, table_cells
 from ._options import RunOptions, accuracies, check_names
 
 _PACKAGES = ("ntt-eqx", "jax", "jaxlib", "equinox", "optax", "grain", "numpy")
+_TIMED_STEPS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,31 +55,117 @@ class Compare(RunOptions):
     def run(self) -> int:
         """Run the comparison; returns the exit status."""
         settings = check_names(check(self.settings))
-        cells, shelf, out = plan(settings), ImageShelf(self.data_dir), self.out
+        cells, shelf, out = plan(settings), shelf_of(self.data_dir), self.out
         check_cells(cells, shelf)
-        with make_display() as display, StopRequest() as stop:
+        with Display() as display, StopRequest() as stop:
+            context = RunContext(shelf, display, stop, self.checkpoint_every)
             if self.plan_only:
                 check_folder(out)
-                show_plan(cells, out, shelf, display, None)
+                _show_plan(cells, out, context, timed=False)
                 return 0
             with locked(out):
                 _record(out, settings)
-                context = RunContext(shelf, display, stop, self.checkpoint_every)
-                show_plan(cells, out, shelf, display, estimate(cells, out, context))
-                failures = run_cells(cells, out, context)
-                finish(cells, out, display)
-        return 1 if failures else 0
+                _show_plan(cells, out, context, timed=True)
+                failed = _run_cells(cells, out, context)
+                _finish(cells, out, display)
+        return 1 if failed else 0
 
 
-def run_cells(cells: Sequence[Cell], out: Path, context: RunContext) -> list[str]:
+def _show_plan(cells: Sequence[Cell], out: Path, context: RunContext, *, timed: bool) -> None:
+    """Say what will be done, where the results go, and, if it is `timed`, how long it takes."""
+    say = context.display.say
+    todo = [cell for cell in cells if not (out / CELLS / cell.folder / "result.json").exists()]
+    done = f", {len(cells) - len(todo)} of them done already" if len(todo) < len(cells) else ""
+    say(f"Plan: {len(cells)} networks{done}; results in {out}")
+    facts = {
+        "dataset": [cell.dataset for cell in cells],
+        "model": [cell.model for cell in cells],
+        "method": [cell.method for cell in cells],
+        "scope": [cell.scope for cell in cells if cell.scope],
+        "density": [f"{cell.density:g}" for cell in cells if cell.scope],
+        "seed": [str(cell.seed) for cell in cells],
+    }
+    for name, values in facts.items():
+        if values:
+            say(f"  {name + ':':10}{', '.join(dict.fromkeys(values))}")
+    counts = Counter(part for cell in todo for part in planned_steps(cell, context.shelf).items())
+    for (name, steps), times in counts.items():
+        say(f"  {name + ':':10}{times} x {steps} steps")
+    if timed and todo:
+        seconds, steps = _estimate(todo, context)
+        rates = ", ".join(f"{name} step {1000 * step:.3g} ms" for name, step in steps.items())
+        memory = _memory()
+        used = "" if memory is None else f"; memory about {memory / 1e6:.0f} MB"
+        say(f"  time:     about {duration(seconds)} ({rates}){used}")
+
+
+def _estimate(cells: Sequence[Cell], context: RunContext) -> tuple[float, dict[str, float]]:
+    """Seconds that `cells` will take, and those of a step of every kind of phase.
+
+    Of each kind a few steps are made, which compile what the run compiles anyway; their results
+    are thrown away.
+    """
+    known: dict[tuple[object, ...], tuple[float, float, float]] = {}
+    compiled, seconds, steps = set(), 0.0, {}
+    for cell in cells:
+        for name, count in planned_steps(cell, context.shelf).items():
+            context.stop.check()
+            method = cell.method if name == "transfer" else ""
+            kind = (cell.dataset, cell.model, method)
+            variant = (*kind, cell.transfer, cell.density, cell.scope) if method else kind
+            if kind not in known:
+                known[kind] = _measure(_build(cell, name, context))
+                compiled.add(variant)
+            first, step, look = known[kind]
+            seconds += count * (step + look) + (0.0 if variant in compiled else first)
+            compiled.add(variant)
+            steps[METHODS[method].label if method else "training"] = step
+    return seconds, steps
+
+
+def _build(cell: Cell, name: str, context: RunContext) -> Phase:
+    images = context.shelf(cell.dataset)
+    teacher = dense_initialisation(cell, images)
+    if name == "train" or cell.transfer is None:
+        return training_phase(cell, sparsify(teacher), images, "")
+    return transfer_phase(cell, teacher, context.shelf(cell.transfer.dataset or cell.dataset), "")
+
+
+def _measure(phase: Phase) -> tuple[float, float, float]:
+    """Seconds of the first step and look, of a later step, and of looks for each step."""
+    state = phase.state
+
+    def timed(num_steps: int) -> float:
+        nonlocal state
+        begun = time.perf_counter()
+        state, _ = phase.run(state, phase.batches, num_steps=num_steps, log_every=None)
+        jax.block_until_ready(jax.tree.leaves(state))
+        return time.perf_counter() - begun
+
+    first, several, single = timed(1), timed(1 + _TIMED_STEPS), timed(2 + _TIMED_STEPS)
+    step = max(several - single, 0.0) / (_TIMED_STEPS - 1)  # each ends in a look
+    return first, step, max(single - step, 0.0) / phase.log_every
+
+
+def _memory() -> int | None:
+    """Bytes that this process has needed so far, `None` where that is not known."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _run_cells(cells: Sequence[Cell], out: Path, context: RunContext) -> bool:
     """Run every cell that is not done; tables are written after each.
 
-    A cell whose loss diverges is left as it is and the others go on.
-
-    Returns one message for each cell that failed. Raises `Interrupted` when a stop was asked for.
+    A cell whose loss diverges is left as it is and the others go on. Returns whether there is one.
     """
-    failures: list[str] = []
-    results: list[dict[str, Any]] = []
+    failed, results = False, []
     several = len({(cell.dataset, cell.model) for cell in cells}) > 1
     for number, cell in enumerate(cells, start=1):
         directory = out / CELLS / cell.folder
@@ -83,33 +175,29 @@ def run_cells(cells: Sequence[Cell], out: Path, context: RunContext) -> list[str
         try:
             result = run_cell(cell, directory, context, title)
         except Diverged as error:
-            failures.append(str(error))
+            failed = True
             context.display.say(str(error))
             continue
         results.append(result)
         write_tables(results, out)
         if not done and result["test_accuracy"] is not None:
             context.display.say(f"{title}: {accuracies(result)}")
-    return failures
+    return failed
 
 
-def finish(cells: Sequence[Cell], out: Path, display: Display) -> None:
-    """Write the tables, figures and page of the finished cells, and show the table."""
-    runs = [
-        Run(directory, "done", cell.to_json(), read_result(directory))
-        for cell in cells
-        if ((directory := out / CELLS / cell.folder) / "result.json").exists()
-    ]
-    results = [run.result for run in runs if run.result is not None]
-    if not results:
+def _finish(cells: Sequence[Cell], out: Path, display: Display) -> None:
+    """Write figures and page of the finished cells, and show the table."""
+    places = {cell: out / CELLS / cell.folder for cell in cells}
+    found = [(cell, place, read_result(place)) for cell, place in places.items()]
+    runs = [Run(place, "done", cell.to_json(), done) for cell, place, done in found if done]
+    if not runs:
         return
-    write_tables(results, out)
     title = ", ".join(dict.fromkeys(name for c in cells for name in (c.dataset, c.model)))
     figures = write_page(runs, out, title, display.say)
-    display.table(*table_cells(make_rows(results)))
-    names = sorted({path.stem for path in figures})
+    display.table(*table_cells(make_rows([run.result for run in runs if run.result])))
+    names = ", ".join(sorted({path.stem for path in figures}))
     display.say(f"results: {out / 'results.json'}, {out / 'table.md'}, {out / 'report.html'}")
-    display.say(f"figures: {out / 'figures'} ({', '.join(names)}; PNG and SVG)")
+    display.say(f"figures: {out / 'figures'} ({names}; PNG and SVG)")
 
 
 def _record(out: Path, settings: CompareSettings) -> None:
@@ -118,24 +206,21 @@ def _record(out: Path, settings: CompareSettings) -> None:
     Raises `ExperimentError` when `out` belongs to another command or program.
     """
     path = out / "config.json"
-    if path.exists():
-        found = read_json(path)
-        if not isinstance(found, dict) or found.get("command") != "compare":
-            raise ExperimentError(
-                f"{out}: is not the directory of an `ntt-eqx compare`; choose another folder "
-                "with --out."
-            )
-    write_json(
-        path,
-        {
-            "command": "compare",
-            "settings": to_json(settings),
-            "versions": {name: _version(name) for name in _PACKAGES},
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "devices": [device.device_kind for device in jax.devices()],
-        },
-    )
+    found = read_json(path) if path.exists() else {"command": "compare"}
+    if not isinstance(found, dict) or found.get("command") != "compare":
+        raise ExperimentError(
+            f"{out}: is not the directory of an `ntt-eqx compare`; choose another folder "
+            "with --out."
+        )
+    asked = {
+        "command": "compare",
+        "settings": to_json(settings),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+    write_json(path, asked)
 
 
 def _version(package: str) -> str | None:

@@ -7,7 +7,7 @@ from tyro.conf import Positional
 
 from ...data import DATASETS, list_datasets, prepare_dataset
 from .._errors import check_choice
-from ..progress import make_display
+from ..progress import Display
 
 _WHERE = """\
 Searched: --data-dir, $NTT_EQX_DATA, folders of system packages, the download cache. \
@@ -26,7 +26,7 @@ class Data:
 
     def run(self) -> int:
         """List or prepare datasets; returns the exit status."""
-        with make_display() as display:
+        with Display() as display:
             for name in self.names:
                 check_choice("dataset", name, DATASETS)
                 display.say(f"{name}: looking for its files, downloading them if need be")

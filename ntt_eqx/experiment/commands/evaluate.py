@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from ...data import Dataset
 from .._errors import ExperimentError
-from ..images import Images, ImageShelf, check_dataset
+from ..images import check_dataset, check_labelled, check_network, shelf_of, testing
 from ..model_file import LoadedModel, load_model
 from ..results import model_path
 
@@ -26,24 +27,22 @@ class Evaluate:
         path = model_path(self.network)
         loaded = load_model(path)
         images = images_of(path, loaded, self.dataset, self.data_dir)
-        images.check_labelled()
-        scores = images.test.evaluate(loaded.model)
+        check_labelled(images)
+        scores = testing(images).evaluate(loaded.model)
         found = {
             "network": str(path),
             "dataset": images.name,
             "density": float(loaded.model.density()),
             "test_accuracy": scores["accuracy"],
             "test_loss": scores["loss"],
-            "images": images.test.size,
+            "images": len(images.test),
         }
-        if self.json:
-            print(json.dumps(found))
-            return 0
-        print(
+        said = (
             f"{path}: {loaded.header['model']} at density {found['density']:.4g}, "
-            f"{images.test.size} test images of {images.name}: accuracy "
+            f"{len(images.test)} test images of {images.name}: accuracy "
             f"{100 * scores['accuracy']:.2f} %, loss {scores['loss']:.4f}"
         )
+        print(json.dumps(found) if self.json else said)
         return 0
 
 
@@ -54,12 +53,12 @@ def images_of(
     data_dir: Path | None,
     *,
     labels: bool = True,
-) -> Images:
+) -> Dataset:
     """The images called `name`, or those that a network's file names, checked to suit it."""
     name = name or loaded.header.get("dataset")
     if not isinstance(name, str):
         raise ExperimentError(f"{path}: does not name a dataset; give one with --dataset.")
     check_dataset(name)
-    images = ImageShelf(data_dir).load(name)
-    images.check_network(path, loaded.header, labels=labels)
+    images = shelf_of(data_dir)(name)
+    check_network(path, loaded.header, images, labels=labels)
     return images

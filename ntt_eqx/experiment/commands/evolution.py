@@ -13,23 +13,24 @@ from typing import Any
 import jax.numpy as jnp
 
 from ... import SparseModel, sparsify
-from .._errors import Diverged, ExperimentError
-from .._files import locked, read_json, write_json
-from ..cells import Cell
+from ...data import Dataset
+from .._errors import Diverged
+from .._files import locked, write_json
+from ..cells import Cell, claim
 from ..diagnostics import KernelComparison, compare_kernels, summary
 from ..figures import evolution_figure, save_figure, spectrum_figure
-from ..images import Images, ImageShelf
-from ..loop import StopRequest, run_phase
+from ..images import check_labelled, shelf_of, testing
+from ..loop import RunContext, StopRequest, run_phase
 from ..methods import TransferName, method
 from ..metrics import MetricsFile
 from ..model_file import load_model, save_model
-from ..progress import Display, make_display
+from ..progress import Display
 from ..pruning import pruned_at_start
 from ..report import save_page
 from ..results import TRANSFERRED
-from ..running import RunContext, check_cells, dense_initialisation, run_cell
+from ..running import check_cells, dense_initialisation, run_cell
 from ..settings import EvolutionSettings, TransferSettings, check, to_json
-from ..trajectories import Trajectories, collect, save_trajectories, side_by_side
+from ..trajectories import Trajectories, side_by_side
 from ._options import NetworkOptions
 
 
@@ -57,65 +58,48 @@ class Evolution(NetworkOptions):
         check(self.evolution, "evolution.")
         cell = dataclasses.replace(self.cell(), training=None)
         rival = dataclasses.replace(self.cell(methods=("random",)), training=None)
-        shelf = ImageShelf(self.data_dir)
+        shelf, out = shelf_of(self.data_dir), self.out
         check_cells([cell, rival], shelf)
-        images = shelf.load(self.dataset)
-        images.check_labelled()
-        with make_display() as display, StopRequest() as stop, locked(self.out):
-            _claim(self, cell)
-            display.say(f"{cell.dataset}, {cell.model}, {cell.name}; results in {self.out}")
+        images = shelf(self.dataset)
+        check_labelled(images)
+        asked = {"transfer": cell.to_json(), "evolution": to_json(self.evolution)}
+        with Display() as display, StopRequest() as stop, locked(out):
+            claim(out, {"command": "evolution", **asked})
+            display.say(f"{cell.dataset}, {cell.model}, {cell.name}; results in {out}")
             context = RunContext(shelf, display, stop, self.checkpoint_every)
             try:
-                run_cell(cell, self.out / "transfer", context, cell.name)
-                networks = _networks(cell, rival, images, self.out)
-                outcome = run_phase(
-                    side_by_side(networks, images, self.evolution, self.seed),
-                    self.out / "checkpoints",
-                    MetricsFile(self.out / "metrics.jsonl"),
-                    display,
-                    stop,
-                    checkpoint_every=self.checkpoint_every,
-                )
+                run_cell(cell, out / "transfer", context, cell.name)
+                networks = _networks(cell, rival, images, out)
+                phase = side_by_side(networks, images, self.evolution, self.seed)
+                rows = MetricsFile(out / "metrics.jsonl")
+                outcome = run_phase(phase, out / "checkpoints", rows, context)
             except Diverged as error:
                 display.say(str(error))
                 return 1
-            found = collect(outcome.state, networks, self.evolution)
-            save_trajectories(self.out / "evolution.npz", found)
-            x = jnp.asarray(images.test.first(self.evolution.kernel_inputs).x)
-            kernels = {
-                name: compare_kernels(network, networks["dense"].model, x)
-                for name, network in networks.items()
-                if name != "dense"
-            }
+            found = Trajectories.of(outcome.state, networks, self.evolution)
+            found.save(out / "evolution.npz")
+            x = jnp.asarray(testing(images).first(self.evolution.kernel_inputs).x)
+            teacher = networks.pop("dense").model
+            kernels = {name: compare_kernels(one, teacher, x) for name, one in networks.items()}
             report = _report(found, kernels, cell.method)
-            write_json(self.out / "evolution.json", report)
+            write_json(out / "evolution.json", report)
             what = f"{cell.dataset}, {cell.model}, {100 * cell.density:g} % kept, seed {cell.seed}"
-            figures, place = [], self.out / "figures"
-            figures += save_figure(evolution_figure(found, what), place / "evolution")
-            figures += save_figure(spectrum_figure(kernels, what), place / "spectrum")
+            figures = save_figure(evolution_figure(found, what), out / "figures" / "evolution")
+            figures += save_figure(spectrum_figure(kernels, what), out / "figures" / "spectrum")
             table, note = _table(report, cell.method)
-            save_page(self.out, f"Output evolution: {what}", table, figures, note)
-            _tell(table, note, self.out, display)
+            save_page(out, f"Output evolution: {what}", table, figures, note)
+            display.say(
+                "distance to the dense network's outputs (root mean square), and kernel at start:"
+            )
+            display.table(*table)
+            display.say(note)
+            display.say(
+                f"written: {out / 'evolution.json'}, {out / 'figures'}, {out / 'report.html'}"
+            )
         return 0
 
 
-def _claim(options: Evolution, cell: Cell) -> None:
-    """Write down what was asked for, or check that the directory holds the same."""
-    path = options.out / "config.json"
-    asked = {
-        "command": "evolution",
-        "transfer": cell.to_json(),
-        "evolution": to_json(options.evolution),
-    }
-    if path.exists() and read_json(path) != asked:
-        raise ExperimentError(
-            f"{options.out}: holds a run with another configuration; choose another folder with "
-            "--out."
-        )
-    write_json(path, asked)
-
-
-def _networks(cell: Cell, rival: Cell, images: Images, out: Path) -> dict[str, SparseModel]:
+def _networks(cell: Cell, rival: Cell, images: Dataset, out: Path) -> dict[str, SparseModel]:
     """Dense teacher, NTT student and random network, all from one dense initialisation."""
     teacher = dense_initialisation(cell, images)
     student = load_model(out / "transfer" / TRANSFERRED)
@@ -159,10 +143,3 @@ def _table(report: dict[str, Any], student: str) -> tuple[Any, str]:
         f"{student} to random {report['ratio']:.3g}"
     )
     return (header, body, [False, *([True] * 6)]), note
-
-
-def _tell(table: Any, note: str, out: Path, display: Display) -> None:
-    display.say("distance to the dense network's outputs (root mean square), and kernel at start:")
-    display.table(*table)
-    display.say(note)
-    display.say(f"written: {out / 'evolution.json'}, {out / 'figures'}, {out / 'report.html'}")

@@ -9,9 +9,10 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from ...export import ExportError, save_onnx, save_safetensors
-from .._errors import ExperimentError, MissingExtra
+from .._errors import ExperimentError
+from ..images import testing
 from ..model_file import LoadedModel, load_model
-from ..progress import make_display
+from ..progress import Display
 from ..results import model_path
 from .evaluate import images_of
 
@@ -46,11 +47,9 @@ class Export:
             else:
                 names, layout = {"ntt_eqx": json.dumps(loaded.header)}, layout or "sparse"
                 save_safetensors(out, loaded.model, layout=layout, metadata=names)
-        except ImportError as error:
-            raise MissingExtra(str(error), name=error.name) from None
         except (ExportError, NotImplementedError) as error:
             raise ExperimentError(f"{path}: {error}") from error
-        with make_display() as display:
+        with Display() as display:
             display.say(
                 f"{out}: {self.format}, {out.stat().st_size:,} bytes, "
                 f"{100 * float(loaded.model.density()):.4g} % of the weights kept{note}"
@@ -59,6 +58,6 @@ class Export:
 
     def _write_onnx(self, out: Path, path: Path, loaded: LoadedModel, layout: Any) -> str:
         images = images_of(path, loaded, self.dataset, self.data_dir, labels=False)
-        x = images.test.first(64).x
+        x = testing(images).first(64).x
         difference = save_onnx(out, loaded.model, x, layout=layout)
         return f"; on {len(x)} test images its logits differ by {difference:.2g}"

@@ -11,9 +11,10 @@ from tyro.conf import Positional
 from ...models import make_model
 from .._errors import ExperimentError
 from ..diagnostics import LayerCost, compare_kernels, layer_costs, summary
+from ..images import testing
 from ..methods import method
 from ..model_file import load_model
-from ..progress import Display, make_display
+from ..progress import Display
 from ..results import MODEL, TRANSFERRED, model_path
 from .evaluate import images_of
 
@@ -47,13 +48,13 @@ class Inspect:
         key = jax.random.fold_in(jax.random.key(seed), 0)
         dense = make_model(header["model"], shape, classes, key=key)
         costs = layer_costs(loaded.model, shape)
-        x = jnp.asarray(images.test.first(self.inputs).x)
+        x = jnp.asarray(testing(images).first(self.inputs).x)
         kernel = summary(compare_kernels(loaded.model, dense, x))
         if self.json:
             layers = [dataclasses.asdict(cost) for cost in costs]
             print(json.dumps({"network": str(path), "layers": layers, **kernel}))
             return 0
-        with make_display() as display:
+        with Display() as display:
             label = method(header.get("method") or "?").label
             display.say(f"{path}: {header['model']}, {label}")
             _show_layers(costs, display)

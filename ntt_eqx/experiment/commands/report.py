@@ -6,7 +6,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from .._errors import ExperimentError
-from ..progress import make_display
+from ..progress import Display
 from ..report import write_page, write_tables
 from ..results import find_runs
 from ..table import table_cells
@@ -32,7 +32,7 @@ class Report:
         if not done:
             raise ExperimentError(f"report: no finished run in {places}.")
         out = self.out or self.directories[0] / "report"
-        with make_display() as display:
+        with Display() as display:
             for run in found.values():
                 if run.state != "done":
                     display.say(f"left out: {run.directory} is {run.state}. {run.note}".rstrip())

@@ -6,7 +6,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from ..methods import method
-from ..progress import make_display
+from ..progress import Display
 from ..results import find_runs
 
 
@@ -19,7 +19,7 @@ class Runs:
     def run(self) -> int:
         """List the networks; returns the exit status."""
         found = find_runs(self.directory)
-        with make_display() as display:
+        with Display() as display:
             if not found:
                 display.say(f"{self.directory}: no runs.")
                 return 0

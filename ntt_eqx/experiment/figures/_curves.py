@@ -1,27 +1,83 @@
-"""The curves that figures draw, gathered from the metrics of finished cells."""
+"""What is measured while networks are made, against steps: test accuracy, and both distances."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from .._errors import ExperimentError
 from ..methods import method, method_order
 from ..metrics import read_metrics
 from ..results import Run
-from ._style import line_label, spread
+from ._style import (
+    describe,
+    in_panel,
+    line_label,
+    new_figure,
+    plain_decades,
+    scope_panels,
+    thousands,
+)
 
 _FEWEST = 3  # two points are a ruled line
+_DISTANCES = {"kernel_distance": "Kernel distance", "target_distance": "Target distance"}
+
+
+def accuracy_figure(runs: Sequence[Run]) -> Any | None:
+    """Test accuracy from the first look after step 0 on, where all networks guess."""
+    found = _curves(runs, "train", lambda row: row.get("test", {}).get("accuracy"), first=1)
+    if not found:
+        return None
+    panels, labels = scope_panels(c.scope for c in found), [curve.label for curve in found]
+    band = 0.15 if len(found) <= 4 * len(panels) else 0.07
+    with new_figure(describe(runs, "band"), 2.1, labels, panels, sharey=True) as (figure, axes):
+        for one, panel in zip(axes[0], panels, strict=True):
+            for curve in found:
+                if in_panel(curve.scope, panel):
+                    curve.draw(one, scale=100.0, band=band)
+            _label_steps(one, "Training steps")
+        axes[0][0].set_ylabel("Test accuracy (%)")
+    return figure
+
+
+def distances_figure(runs: Sequence[Run]) -> Any | None:
+    """Both distances on held-out images; refreshes of the mask are marked along the steps."""
+    rows = [_curves(runs, "transfer", _reader(name)) for name in _DISTANCES]
+    found = [curve for row in rows for curve in row]
+    if not found:
+        return None
+    panels = scope_panels(c.scope for c in found)
+    runs = [run for run in runs if run.config["method"] in {c.method for c in found}]
+    refreshes = _refreshes(runs, max(c.steps[-1] for c in found))
+    labels = [*(c.label for c in found), *(["mask refresh"] if refreshes else [])]
+    caption = describe(runs, "band")
+    with new_figure(caption, 3.0, labels, panels, 2, sharex=True, sharey="row") as (figure, axes):
+        for line, row, label in zip(axes, rows, _DISTANCES.values(), strict=True):
+            for one, panel in zip(line, panels, strict=True):
+                for curve in row:
+                    if in_panel(curve.scope, panel):
+                        curve.draw(one, floor=0.1)
+                one.set_yscale("log")
+                plain_decades(one.yaxis)
+                if refreshes:
+                    look: Any = {"color": "#777777", "ms": 6, "mew": 0.8, "label": "mask refresh"}
+                    look["transform"] = one.get_xaxis_transform()
+                    one.plot(refreshes, [0.03] * len(refreshes), "|", **look)
+                _label_steps(one, "Transfer steps" if line is axes[-1] else "")
+            line[0].set_ylabel(label)
+    return figure
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
+class _Curve:
     """One quantity against steps, for one method at one density, for every seed."""
 
     method: str  # how the mask was chosen
     scope: str | None  # `layer`, `global`, or `None`
     mask: str  # how weights are kept together or ablated; empty for plain masks
-    steps: Sequence[int]  # where the quantity was taken
-    values: Sequence[Sequence[float]]  # one list for each seed
+    steps: list[int]  # where the quantity was taken
+    values: np.ndarray  # `[seeds, steps]`
 
     @property
     def label(self) -> str:
@@ -31,32 +87,27 @@ class Curve:
     def draw(
         self, axes: Any, *, scale: float = 1.0, floor: float = 0.0, band: float = 0.15
     ) -> None:
-        """Draw the mean, and a band of one standard deviation where there are several seeds."""
-        mean, deviation = spread(self.values)
-        style, order = method(self.method), 3 if method(self.method).kernel else 2
-        look = {"color": style.colour, "zorder": order, "label": self.label}
+        """Draw the mean, and a band of one sample standard deviation where there are more seeds."""
+        style, mean = method(self.method), self.values.mean(0)
+        look: Any = {"color": style.colour, "ls": style.dashes, "marker": style.marker, "ms": 3.2}
+        look |= {"zorder": 3 if style.kernel else 2, "label": self.label}
         every = max(1, -(-len(self.steps) // 6))
-        axes.plot(
-            self.steps, scale * mean, ls=style.dashes, marker=style.marker, ms=3.2, **look,
-            markevery=(method_order(self.method) % every, every),
-        )  # fmt: skip
+        marks = (method_order(self.method) % every, every)
+        axes.plot(self.steps, scale * mean, markevery=marks, **look)
         if len(self.values) > 1:
-            low = (mean - deviation).clip(min=floor * mean)
+            deviation = self.values.std(0, ddof=1)
+            low = scale * (mean - deviation).clip(min=floor * mean)
             high = scale * (mean + deviation)
-            axes.fill_between(self.steps, scale * low, high, color=style.colour, alpha=band, lw=0)
+            axes.fill_between(self.steps, low, high, color=style.colour, alpha=band, lw=0)
 
 
-def curves(
+def _curves(
     runs: Iterable[Run],
     phase: str,
     pick: Callable[[dict[str, Any]], float | None],
-    *,
     first: int = 0,
-) -> list[Curve]:
-    """The curves of `runs`, one for each method and scope, in the order of legends.
-
-    Returns those of at least three points.
-    """
+) -> list[_Curve]:
+    """The curves of `runs` with three points or more, by method and scope, in legends' order."""
     groups: dict[tuple[str, str | None, str, str], list[dict[int, float]]] = {}
     for run in runs:
         path = run.directory / "metrics.jsonl"
@@ -77,6 +128,27 @@ def curves(
     for (name, scope, mask, _), members in groups.items():
         shared = sorted(step for step in set.intersection(*map(set, members)) if step >= first)
         if len(shared) >= _FEWEST:
-            values = [[member[step] for step in shared] for member in members]
-            found.append(Curve(name, scope, mask, shared, values))
+            values = np.array([[member[step] for step in shared] for member in members])
+            found.append(_Curve(name, scope, mask, shared, values))
     return sorted(found, key=lambda c: (method_order(c.method), c.scope != "layer", c.mask))
+
+
+def _label_steps(axes: Any, label: str) -> None:
+    axes.set_xlabel(label)
+    axes.margins(x=0.02)
+    thousands(axes.xaxis)
+
+
+def _refreshes(runs: Sequence[Run], last: int) -> list[int]:
+    """Steps after which masks were chosen again, if the runs agree on them."""
+    found = {(run.config.get("transfer") or {}).get("mask_every", 0) for run in runs}
+    every = found.pop() if len(found) == 1 else 0
+    return list(range(every, last - every, every)) if isinstance(every, int) and every > 0 else []
+
+
+def _reader(name: str) -> Callable[[dict[str, Any]], float | None]:
+    def read(row: dict[str, Any]) -> float | None:
+        value = (row.get("validation") or row.get("train") or {}).get(name)
+        return value if value is not None and value > 0 else None
+
+    return read

@@ -9,14 +9,12 @@ from ..methods import method, method_order
 from ..results import Run
 from ._style import (
     COLUMN,
-    bare_figure,
     describe,
     in_panel,
     line_label,
     new_figure,
     plain_decades,
     scope_panels,
-    styled,
 )
 
 _GRID = 4
@@ -32,40 +30,39 @@ def masks_figure(
     one that spreads its weights would hide each other on a common one. A convolution's filters are
     drawn with their channels side by side.
     """
-    shown = {label: _as_images(mask, input_shape) for label, mask in masks.items()}
-    shown = {label: images for label, images in shown.items() if images is not None}
+    found = {label: _as_images(mask, input_shape) for label, mask in masks.items()}
+    shown = [(label, images) for label, images in found.items() if images is not None]
     if not shown:
         return None
     blocks = -(-len(shown) // _WIDEST)
     columns = -(-len(shown) // blocks)
     width = max(COLUMN, 1.35 * columns + 0.3)
-    side = (width - 0.4) / columns  # of one picture
-    aspects = [images.shape[1] / images.shape[2] for images in shown.values()]
-    height = blocks * (2 * side * max(aspects) + 0.45) + 0.3
-    conv = any(np.ndim(masks[label]) == 4 for label in shown)
-    seed = min(run.config["seed"] for run in runs)
-    caption = describe(runs).rpartition("\n")[0] + f", seed {seed}; above: "
-    caption += "mean of all filters" if conv else "share of units that keep an input"
-    caption += f", below: first 16 {'filters' if conv else 'units'}"
-    with styled():
-        figure = bare_figure(caption, width, max(height, 1.6))
-        grid = figure.subplots(2 * blocks, columns, squeeze=False)
-        for place, (label, images) in enumerate(shown.items()):
+    tallest = max(images.shape[1] / images.shape[2] for _, images in shown)
+    height = blocks * (2 * tallest * (width - 0.4) / columns + 0.45) + 0.3
+    conv = any(np.ndim(masks[label]) == 4 for label, _ in shown)
+    what = (
+        ("mean of all filters", "filters")
+        if conv
+        else ("share of units that keep an input", "units")
+    )
+    caption = describe(runs).rpartition("\n")[0]
+    caption += f", seed {min(run.config['seed'] for run in runs)}; above: {what[0]}, below: first "
+    caption += f"16 {what[1]}"
+    size: Any = {"rows": 2 * blocks, "columns": columns, "width": width}
+    with new_figure(caption, max(height, 1.6), **size) as (figure, grid):
+        for axes in grid.flat:
+            axes.set(xticks=[], yticks=[], visible=False)
+            axes.grid(False)
+            axes.spines[:].set_visible(False)
+        for place, (label, images) in enumerate(shown):
             block, column = divmod(place, columns)
             above, below = grid[2 * block][column], grid[2 * block + 1][column]
             kept = 100 * images.mean(0)
             above.imshow(kept, cmap="cividis", vmin=0, vmax=max(kept.max(), 1e-9), rasterized=True)
-            above.set_title(label)
+            above.set(title=label, visible=True)
             above.set_xlabel(f"0 to {kept.max():.3g} %", fontsize=6.5, labelpad=2)
             below.imshow(_tiles(images), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        for place, axes in enumerate(grid.flat):
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.grid(False)
-            row, column = divmod(place, columns)
-            axes.set_visible((row // 2) * columns + column < len(shown))
-            for spine in axes.spines.values():
-                spine.set_visible(False)
+            below.set_visible(True)
     return figure
 
 
@@ -74,12 +71,10 @@ def densities_figure(runs: Sequence[Run]) -> Any | None:
     lines: dict[tuple[str, str | None, str], dict[str, list[float]]] = {}
     for run in runs:
         result = run.result or {}
-        if run.config["method"] == "dense" or not result.get("densities"):
-            continue
         key = (run.config["method"], run.config.get("scope"), result.get("mask") or "")
-        if key[1:] == ("layer", ""):  # all layers keep the same share by construction
+        if key[0] == "dense" or key[1:] == ("layer", ""):  # the same share by construction
             continue
-        for layer, share in result["densities"].items():
+        for layer, share in (result.get("densities") or {}).items():
             lines.setdefault(key, {}).setdefault(layer, []).append(share)
     if not lines:
         return None
@@ -95,16 +90,9 @@ def densities_figure(runs: Sequence[Run]) -> Any | None:
             for i, key in enumerate(here):
                 offset = (i - (len(here) - 1) / 2) * 0.75 / max(len(here), 1)
                 shares, style = lines[key], method(key[0])
-                present = [(n, shares[layer]) for n, layer in enumerate(layers) if layer in shares]
-                one.plot(
-                    [100 * float(np.mean(kept)) for _, kept in present],
-                    [n + offset for n, _ in present],
-                    linestyle="none",
-                    marker=style.marker,
-                    markersize=3.6,
-                    color=style.colour,
-                    label=labels[key],
-                )
+                kept = [100 * float(np.mean(shares.get(layer, np.nan))) for layer in layers]
+                look: Any = {"marker": style.marker, "color": style.colour, "ms": 3.6, "ls": "none"}
+                one.plot(kept, np.arange(len(layers)) + offset, label=labels[key], **look)
             for n in range(1, len(layers)):
                 one.axhline(n - 0.5, color="#C8C8C8", lw=0.6)
             one.grid(axis="y", visible=False)

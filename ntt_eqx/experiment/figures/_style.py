@@ -11,13 +11,11 @@ from .._errors import require
 from .._files import write_bytes
 from ..methods import method
 from ..results import Run
-from ..settings import SCOPES
 
 COLUMN = 3.5
-"""Width in inches of one column of a two-column page."""
+"""Width in inches of one column of a two-column page; a figure of several panels has two."""
 
-PAGE = 7.0
-"""Width in inches of both columns."""
+_SCOPES = {"layer": "ranked per layer", "global": "ranked over all layers"}
 
 
 def line_label(name: str, scope: str | None = None, mask: str = "") -> str:
@@ -36,16 +34,15 @@ def describe(runs: Sequence[Run], band: str = "") -> str:
         groups.setdefault(key, set()).add(run.config["seed"])
     counts = sorted({len(seeds) for seeds in groups.values()})
     seeds = f"{counts[0]} seed" if counts == [1] else f"{'–'.join(map(str, counts))} seeds"
-    what = ", ".join([*fields("dataset"), *fields("model"), *share])
     if counts[-1] > 1 and band:
         seeds = f"mean of {seeds}, {band}: ± standard deviation"
-    return f"{what}\n{seeds}"
+    return ", ".join([*fields("dataset"), *fields("model"), *share]) + f"\n{seeds}"
 
 
 def scope_panels(scopes: Iterable[str | None]) -> list[str | None]:
     """One panel for each scope when there are several, else one for all."""
-    found = {scope for scope in scopes if scope}
-    return [s for s in SCOPES if s in found] if len(found) > 1 else [None]
+    found = set(scopes)
+    return [s for s in _SCOPES if s in found] if found >= set(_SCOPES) else [None]
 
 
 def in_panel(scope: str | None, panel: str | None) -> bool:
@@ -60,67 +57,47 @@ def new_figure(
     labels: Iterable[str] = (),
     panels: Sequence[str | None] = (None,),
     rows: int = 1,
+    *,
+    width: float = COLUMN,
+    columns: int = 0,
     **options: Any,
 ) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes `[rows, panels]`, with `caption` above and a legend below."""
-    width = COLUMN if len(panels) == 1 else PAGE
+    """A figure and its axes, with `caption` above and a legend of `labels` below.
+
+    The axes are `[rows, panels]`, each column with its scope as a title, or `[rows, columns]`.
+    """
     labels = list(dict.fromkeys(labels))
+    width = width if len(panels) == 1 else 2 * COLUMN
     longest = max((len(label) for label in labels), default=1)
-    columns = max(1, int((width - 0.2) / (0.55 + 0.062 * longest)))
+    across = max(1, int((width - 0.2) / (0.55 + 0.062 * longest)))
     text = "\n".join(textwrap.fill(line, int(18 * width)) for line in caption.split("\n"))
-    height += 0.16 * -(-len(labels) // columns) + 0.13 * (text.count("\n") + 1)
-    figures = require("matplotlib.figure")
+    height += 0.16 * -(-len(labels) // across) + 0.13 * (text.count("\n") + 1)
     with require("matplotlib").rc_context(_RC):
-        figure = figures.Figure(figsize=(width, height), layout="constrained")
+        figure = require("matplotlib.figure").Figure((width, height), layout="constrained")
         figure.suptitle(text, x=0.02, ha="left", fontsize=6.5, color="#444444", linespacing=1.2)
-        axes = figure.subplots(rows, len(panels), squeeze=False, **options)
-        if len(panels) > 1:
-            for one, panel in zip(axes[0], panels, strict=True):
-                one.set_title("ranked per layer" if panel == "layer" else "ranked over all layers")
+        axes = figure.subplots(rows, columns or len(panels), squeeze=False, **options)
+        for one, panel in zip(axes[0], panels, strict=False):
+            one.set_title(_SCOPES.get(panel or "", ""))
         yield figure, axes
-        _legend_below(figure, axes.ravel(), columns)
-
-
-def bare_figure(caption: str, width: float, height: float) -> Any:
-    """A figure without axes; to be filled inside `styled`."""
-    figure = require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
-    text = textwrap.fill(caption.replace("\n", "; "), int(18 * width))
-    figure.suptitle(text, x=0.02, ha="left", fontsize=6.5, color="#444444", linespacing=1.2)
-    return figure
-
-
-@contextmanager
-def styled() -> Iterator[None]:
-    """The style of this library, for a figure that lays out its own axes."""
-    with require("matplotlib").rc_context(_RC):
-        yield
-
-
-def _legend_below(figure: Any, axes: Iterable[Any], columns: int) -> None:
-    entries: dict[str, Any] = {}
-    for one in axes:
-        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
-            line = handle[0] if isinstance(handle, tuple) else handle  # without error bars
-            entries.setdefault(label, line)
-    if entries:
-        figure.legend(
-            list(entries.values()),
-            list(entries),
-            loc="outside lower center",
-            ncols=min(columns, len(entries)),
-        )
+        entries: dict[str, Any] = {}
+        for one in axes.flat:
+            for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+                line = handle[0] if isinstance(handle, tuple) else handle  # without error bars
+                entries.setdefault(label, line)
+        if entries:
+            place: Any = {"loc": "outside lower center", "ncols": min(across, len(entries))}
+            figure.legend(list(entries.values()), list(entries), **place)
 
 
 def save_figure(figure: Any, stem: Path) -> list[Path]:
     """Write `stem.png` and `stem.svg`; the same figure gives the same bytes."""
     paths = []
-    with styled():
+    with require("matplotlib").rc_context(_RC):
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=metadata)
-            path = stem.with_name(f"{stem.name}.{kind}")
-            write_bytes(path, buffer.getvalue())
-            paths.append(path)
+            paths.append(stem.with_name(f"{stem.name}.{kind}"))
+            write_bytes(paths[-1], buffer.getvalue())
     return paths
 
 
@@ -128,9 +105,8 @@ def thousands(axis: Any) -> None:
     """Label large step counts as 5k, 10k."""
     ticker = require("matplotlib.ticker")
     axis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
-    axis.set_major_formatter(
-        ticker.FuncFormatter(lambda v, _: f"{v / 1000:g}k" if abs(v) >= 1000 else f"{v:g}")
-    )
+    text = lambda v, _: f"{v / 1000:g}k" if abs(v) >= 1000 else f"{v:g}"
+    axis.set_major_formatter(ticker.FuncFormatter(text))
 
 
 def plain_decades(axis: Any) -> None:
@@ -154,35 +130,19 @@ def minor_ticks(axis: Any) -> None:
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
-def spread(values: Sequence[Sequence[float]]) -> tuple[Any, Any]:
-    """Mean and sample standard deviation over seeds, point by point; 0 for one seed."""
-    numpy = require("numpy")
-    stacked = numpy.asarray(values, dtype=float)
-    deviation = stacked.std(axis=0, ddof=1) if len(stacked) > 1 else 0.0 * stacked[0]
-    return stacked.mean(axis=0), deviation
-
-
 _RC = {
     "font.size": 8.0,
-    "axes.titlesize": 8.0,
-    "axes.labelsize": 8.0,
-    "legend.fontsize": 7.0,
+    **dict.fromkeys(("axes.titlesize", "axes.labelsize"), 8.0),
+    **dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 7.0),
     "legend.frameon": False,
     "legend.handlelength": 2.6,
     "legend.columnspacing": 1.2,
-    "xtick.labelsize": 7.0,
-    "ytick.labelsize": 7.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.axisbelow": True,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+    **dict.fromkeys(("xtick.minor.width", "ytick.minor.width"), 0.4),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
     "grid.color": "#E3E3E3",
     "grid.linewidth": 0.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
     "lines.linewidth": 1.3,
     "lines.markersize": 4.0,
     "savefig.dpi": 220,
