@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 
 from ntt_eqx import LayerCollapseWarning
+from ntt_eqx.data import Split, make_dataset
 from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.cells import plan
 from ntt_eqx.experiment.methods import METHODS, FirstMask
+from ntt_eqx.experiment.phases import transfer_phase
 from ntt_eqx.experiment.pruning import (
     ablated,
     check_fits,
     collapse_told,
     pruned_at_start,
+    sparsity_of,
 )
 from ntt_eqx.experiment.settings import (
     PRESETS,
@@ -91,6 +94,22 @@ def test_masks_follow_their_pattern(teacher):
     assert set(blocks.reshape(3, 2, 4, 4).mean((1, 3)).ravel()) == {0, 1}
     shares = make(0.3, allocation="erk").densities()
     assert shares[".hidden.weight"] < 0.3 < shares[".output.weight"]
+
+
+@pytest.mark.parametrize(
+    ("density", "mask"), [(0.5, MaskSettings(pattern="2:4")), (0.3, MaskSettings("erk"))]
+)
+def test_the_masks_of_ntt_hold_through_its_refreshes(density, mask, teacher):
+    x = np.random.default_rng(0).normal(size=(32, 1, 4, 4)).astype(np.float32)
+    split = Split(x, np.arange(32, dtype=np.int32) % 4)
+    settings = TransferSettings(2.0, 8, 0.1, mask_every=2, held_out=0.0)
+    cell = one_cell("numbers", "tiny", "ntt", density=density, mask=mask, transfer=settings)
+    phase = transfer_phase(cell, teacher, make_dataset("numbers", split, split, 4), "")
+    state, _ = phase.run(phase.state, phase.batches, num_steps=phase.num_steps)
+    kept, before = state.student.mask, phase.state.student.mask
+    assert all(bool(sparsity_of(cell, teacher).holds(found)) for found in (kept, before))
+    assert bool((kept.hidden.weight != before.hidden.weight).any())
+    assert kept.output.weight.all() == (mask.pattern == "2:4")
 
 
 def test_ablations(teacher):
