@@ -123,7 +123,7 @@ def train_steps(
         if first:
             check_start("train", objective, state.model, batch)
         state, metrics = _step(batch, state)
-        if first and bool(jnp.isfinite(metrics.loss)):
+        if first and int(state.step) == 1 and bool(jnp.isfinite(metrics.loss)):
             check_first_update("train", state.model)
         first = False
         return state, metrics

@@ -73,7 +73,7 @@ def transfer(
         if first:
             x = _fitting("transfer", state.teacher, x)
         state, metrics = _step(state, jnp.asarray(x))
-        if first and bool(jnp.isfinite(metrics.loss)):
+        if first and int(state.step) == 1 and bool(jnp.isfinite(metrics.loss)):
             check_first_update("transfer", state.student)
         first = False
         return state, metrics

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
 
@@ -34,8 +34,7 @@ class Phase:
     advice: str  # what to try when the loss diverges
 
 
-@dataclasses.dataclass
-class Outcome:
+class Outcome(NamedTuple):
     """What a finished phase leaves."""
 
     state: PyTree  # the last state

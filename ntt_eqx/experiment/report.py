@@ -21,7 +21,7 @@ from .figures import (
     save_figure,
     sparsity_figure,
 )
-from .methods import method_order
+from .methods import line_order, method_order
 from .model_file import load_model
 from .results import MODEL, Run
 from .table import Cells, Row, latex, make_rows, markdown, table_cells, to_csv
@@ -136,8 +136,7 @@ def _masks(runs: Sequence[Run]) -> Any | None:
         first.setdefault((run.config["method"], run.config.get("scope"), kind), run)
     several = len({scope for _, scope, _ in first if scope}) > 1
     masks, shape = {}, ()
-    order = lambda key: (method_order(key[0]), key[1] != "layer", key[2])
-    for name, scope, kind in sorted(first, key=order):
+    for name, scope, kind in sorted(first, key=line_order):
         loaded = load_model(first[name, scope, kind].directory / MODEL)
         shape = tuple(loaded.header["arguments"]["input_shape"])
         label = line_label(name, scope if several else None, kind)

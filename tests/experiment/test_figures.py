@@ -75,6 +75,7 @@ def test_refreshes_are_marked(tmp_path):
     figure = distances_figure(find_runs(tmp_path))
     marks = [line for line in figure.axes[0].lines if line.get_label() == "mask refresh"]
     assert [list(line.get_xdata()) for line in marks] == [[1000, 2000, 3000]]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "Transfer steps"]
 
 
 def test_densities_only_where_layers_differ(tmp_path):

@@ -11,15 +11,5 @@ from .runs import Runs as Runs
 from .train import Train as Train
 from .transfer import Transfer as Transfer
 
-COMMANDS: dict[str, type] = {
-    "compare": Compare,
-    "transfer": Transfer,
-    "train": Train,
-    "evaluate": Evaluate,
-    "inspect": Inspect,
-    "export": Export,
-    "evolution": Evolution,
-    "data": Data,
-    "runs": Runs,
-    "report": Report,
-}
+_KINDS = (Compare, Transfer, Train, Evaluate, Inspect, Export, Evolution, Data, Runs, Report)
+COMMANDS: dict[str, type] = {kind.__name__.lower(): kind for kind in _KINDS}

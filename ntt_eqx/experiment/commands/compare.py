@@ -1,5 +1,6 @@
 """`ntt-eqx compare`."""
 
+import contextlib
 import dataclasses
 import platform
 import sys
@@ -8,12 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 import tyro
 
-from ... import sparsify
+from ... import DivergenceError, Progress, sparsify
 from .._errors import Diverged, ExperimentError
 from .._files import check_folder, locked, read_json, write_json
 from ..cells import Cell, plan
@@ -30,7 +32,7 @@ from ..table import make_rows, table_cells
 from ._options import RunOptions, accuracies, check_names
 
 _PACKAGES = ("ntt-eqx", "jax", "jaxlib", "equinox", "optax", "grain", "numpy")
-_TIMED_STEPS = 4
+_TIMED_STEPS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,17 +79,12 @@ def _show_plan(cells: Sequence[Cell], out: Path, context: RunContext, *, timed: 
     todo = [cell for cell in cells if not (out / CELLS / cell.folder / "result.json").exists()]
     done = f", {len(cells) - len(todo)} of them done already" if len(todo) < len(cells) else ""
     say(f"Plan: {len(cells)} networks{done}; results in {out}")
-    facts = {
-        "dataset": [cell.dataset for cell in cells],
-        "model": [cell.model for cell in cells],
-        "method": [cell.method for cell in cells],
-        "scope": [cell.scope for cell in cells if cell.scope],
-        "density": [f"{cell.density:g}" for cell in cells if cell.scope],
-        "seed": [str(cell.seed) for cell in cells],
-    }
-    for name, values in facts.items():
-        if values:
-            say(f"  {name + ':':10}{', '.join(dict.fromkeys(values))}")
+    for name in ("dataset", "model", "method", "scope", "density", "seed"):
+        dense = name not in ("scope", "density")  # of which a dense network has none
+        values = [getattr(cell, name) for cell in cells if dense or cell.scope]
+        words = dict.fromkeys(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+        if words:
+            say(f"  {name + ':':10}{', '.join(words)}")
     counts = Counter(part for cell in todo for part in planned_steps(cell, context.shelf).items())
     for (name, steps), times in counts.items():
         say(f"  {name + ':':10}{times} x {steps} steps")
@@ -132,19 +129,19 @@ def _build(cell: Cell, name: str, context: RunContext) -> Phase:
 
 
 def _measure(phase: Phase) -> tuple[float, float, float]:
-    """Seconds of the first step and look, of a later step, and of looks for each step."""
-    state = phase.state
+    """Seconds of the first step, of a later step, and of looks for each step (the last has one)."""
+    ends = [time.perf_counter()]
 
-    def timed(num_steps: int) -> float:
-        nonlocal state
-        begun = time.perf_counter()
-        state, _ = phase.run(state, phase.batches, num_steps=num_steps, log_every=None)
-        jax.block_until_ready(jax.tree.leaves(state))
-        return time.perf_counter() - begun
+    def on_step(at: Progress) -> None:
+        jax.block_until_ready(jax.tree.leaves(at.state))
+        ends.append(time.perf_counter())
 
-    first, several, single = timed(1), timed(1 + _TIMED_STEPS), timed(2 + _TIMED_STEPS)
-    step = max(several - single, 0.0) / (_TIMED_STEPS - 1)  # each ends in a look
-    return first, step, max(single - step, 0.0) / phase.log_every
+    how: Any = {"num_steps": _TIMED_STEPS, "log_every": None, "on_step": on_step}
+    with contextlib.suppress(DivergenceError):  # told when the phase is run
+        phase.run(phase.state, phase.batches, **how)
+    first, *steps, last = np.diff(ends + ends[-1:] * _TIMED_STEPS)[:_TIMED_STEPS]
+    step = float(np.mean(steps))
+    return float(first), step, max(float(last) - step, 0.0) / phase.log_every
 
 
 def _memory() -> int | None:

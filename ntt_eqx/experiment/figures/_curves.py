@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._errors import ExperimentError
-from ..methods import method, method_order
+from ..methods import line_order, method, method_order
 from ..metrics import read_metrics
 from ..results import Run
 from ._style import (
@@ -64,8 +64,10 @@ def distances_figure(runs: Sequence[Run]) -> Any | None:
                     look: Any = {"color": "#777777", "ms": 6, "mew": 0.8, "label": "mask refresh"}
                     look["transform"] = one.get_xaxis_transform()
                     one.plot(refreshes, [0.03] * len(refreshes), "|", **look)
-                _label_steps(one, "Transfer steps" if line is axes[-1] else "")
+                _label_steps(one, "")
             line[0].set_ylabel(label)
+        for one in axes[-1]:
+            one.set_xlabel("Transfer steps")
     return figure
 
 
@@ -130,7 +132,7 @@ def _curves(
         if len(shared) >= _FEWEST:
             values = np.array([[member[step] for step in shared] for member in members])
             found.append(_Curve(name, scope, mask, shared, values))
-    return sorted(found, key=lambda c: (method_order(c.method), c.scope != "layer", c.mask))
+    return sorted(found, key=lambda c: line_order((c.method, c.scope, c.mask)))
 
 
 def _label_steps(axes: Any, label: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..methods import method, method_order
+from ..methods import line_order, method
 from ..results import Run
 from ._style import (
     COLUMN,
@@ -78,7 +78,7 @@ def densities_figure(runs: Sequence[Run]) -> Any | None:
             lines.setdefault(key, {}).setdefault(layer, []).append(share)
     if not lines:
         return None
-    order = sorted(lines, key=lambda key: (method_order(key[0]), key[1] != "layer", key[2]))
+    order = sorted(lines, key=line_order)
     layers = list(dict.fromkeys(layer for shares in lines.values() for layer in shares))
     panels = scope_panels(scope for _, scope, _ in lines)
     labels = {key: line_label(key[0], mask=key[2]) for key in order}
