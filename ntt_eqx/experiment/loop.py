@@ -1,6 +1,5 @@
 """One phase of a run: rows, checkpoints, resumption, stops on request."""
 
-import base64
 import dataclasses
 import signal
 import threading
@@ -113,7 +112,7 @@ def _run(
     found = store.latest(like=phase.state) or Checkpoint(0, phase.state, {})
     record, display, stop = found.record, context.display, context.stop
     if record:
-        phase.batches.set_state(_decode(record["batches"]))
+        phase.batches.set_state(record["batches"])
     # rows that were written after the checkpoint, or by an attempt that died before its first one
     metrics.rewind(record.get("rows", metrics.rows))
     display.begin(phase.title, phase.num_steps, found.step)
@@ -140,7 +139,7 @@ def _run(
                 "rows": metrics.rows,
                 "row": row,
                 "window": window,
-                "batches": _encode(phase.batches.get_state()),
+                "batches": phase.batches.get_state(),
             }
             store.save(Checkpoint(at.step, at.state, kept))
             saved = time.monotonic()
@@ -158,13 +157,3 @@ def _run(
     )
     display.end()
     return Outcome(state, seconds(), row)
-
-
-def _encode(state: Any) -> Any:
-    if isinstance(state, bytes):
-        return {"base64": base64.b64encode(state).decode()}
-    return {"json": state}
-
-
-def _decode(state: Mapping[str, Any]) -> Any:
-    return base64.b64decode(state["base64"]) if "base64" in state else state["json"]

@@ -2,10 +2,11 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ._errors import require
+from .table import Cells
 
 _LINE_EVERY = 10.0  # seconds between two plain lines
 
@@ -39,10 +40,9 @@ class Display:
         """Show a line that stays."""
         self._console.print(text, soft_wrap=True)
 
-    def table(
-        self, header: Sequence[str], body: Sequence[Sequence[str]], right: Sequence[bool]
-    ) -> None:
-        """Show a table; `right` marks columns of numbers."""
+    def table(self, cells: Cells) -> None:
+        """Show a table."""
+        header, body, right = cells
         box = None if self._bar is None else require("rich.box").SIMPLE_HEAD
         table = require("rich.table").Table(box=box, pad_edge=False, padding=(0, 2, 0, 0))
         for name, numeric in zip(header, right, strict=True):

@@ -104,19 +104,20 @@ def check_fits(cell: Cell, teacher: Any) -> None:
 @contextmanager
 def collapse_told(say: Callable[[str], None], title: str) -> Iterator[None]:
     """Tell `LayerCollapseWarning`s of the body as one plain line each; leave others as they are."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", LayerCollapseWarning)
-        yield
-    told = set()
-    for warning in caught:
-        if not issubclass(warning.category, LayerCollapseWarning):
-            place = warning.filename, warning.lineno
-            warnings.warn_explicit(warning.message, warning.category, *place)
-            continue
-        text = str(warning.message).partition(": ")[2]
-        if text not in told:
+    told, usual = set(), warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        text = str(message).partition(": ")[2]
+        if not issubclass(category, LayerCollapseWarning):
+            usual(message, category, *place, **more)
+        elif text not in told:
             say(f"{title}: {text}")
-        told.add(text)
+            told.add(text)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LayerCollapseWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _plain(error: Exception) -> str:

@@ -19,7 +19,7 @@ def play(display):
         for step in range(110, 201, 10):
             display.advance(step, {"kernel": 12.3456})
         display.end()
-        display.table(["Method", "Test"], [["ntt", "86.40"]], [False, True])
+        display.table((["Method", "Test"], [["ntt", "86.40"]], [False, True]))
 
 
 def test_plain_lines(monkeypatch):

@@ -191,7 +191,7 @@ def _finish(cells: Sequence[Cell], out: Path, display: Display) -> None:
         return
     title = ", ".join(dict.fromkeys(name for c in cells for name in (c.dataset, c.model)))
     figures = write_page(runs, out, title, display.say)
-    display.table(*table_cells(make_rows([run.result for run in runs if run.result])))
+    display.table(table_cells(make_rows([run.result for run in runs if run.result])))
     names = ", ".join(sorted({path.stem for path in figures}))
     display.say(f"results: {out / 'results.json'}, {out / 'table.md'}, {out / 'report.html'}")
     display.say(f"figures: {out / 'figures'} ({names}; PNG and SVG)")

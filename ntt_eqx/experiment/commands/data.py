@@ -43,7 +43,7 @@ class Data:
                 if not info.available and info.problem != "not found":
                     notes.append(f"{info.name}: {info.problem}")
             header = ["Dataset", "Shape", "Train", "Test", "Classes", "Where"]
-            display.table(header, body, [False, False, True, True, True, False])
+            display.table((header, body, [False, False, True, True, True, False]))
             for note in (*notes, _WHERE):
                 display.say(note)
         return 0

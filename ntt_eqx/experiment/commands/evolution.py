@@ -91,7 +91,7 @@ class Evolution(NetworkOptions):
             display.say(
                 "distance to the dense network's outputs (root mean square), and kernel at start:"
             )
-            display.table(*table)
+            display.table(table)
             display.say(note)
             display.say(
                 f"written: {out / 'evolution.json'}, {out / 'figures'}, {out / 'report.html'}"
@@ -111,35 +111,30 @@ def _networks(cell: Cell, rival: Cell, images: Dataset, out: Path) -> dict[str, 
 def _report(
     found: Trajectories, kernels: Mapping[str, KernelComparison], student: str
 ) -> dict[str, Any]:
-    distances = {name: found.distances(name) for name in kernels}
+    distances = {}
+    for name in kernels:
+        values = found.distances(name)
+        ends = {"start": values[0], "mean": values.mean(), "end": values[-1]}
+        distances[name] = {k: float(v) for k, v in ends.items()} | {"all": values.tolist()}
     return {
         "steps": found.steps.tolist(),
         "dense_path": found.length(),
-        "distances": {
-            name: {
-                "start": float(values[0]),
-                "mean": float(values.mean()),
-                "end": float(values[-1]),
-                "all": values.tolist(),
-            }
-            for name, values in distances.items()
-        },
-        "ratio": float(distances[student].mean() / distances["random"].mean()),
+        "distances": distances,
+        "ratio": distances[student]["mean"] / distances["random"]["mean"],
         "kernels": {name: summary(kernel) for name, kernel in kernels.items()},
     }
 
 
 def _table(report: dict[str, Any], student: str) -> tuple[Any, str]:
+    columns = {"start": "Start", "mean": "Mean", "end": "End", "kernel_distance": "Kernel distance"}
+    columns |= {"kernel_alignment": "CKA", "effective_rank": "Effective rank"}
     body = []
     for name in (student, "random"):
-        distance, kernel = report["distances"][name], report["kernels"][name]
-        values = [distance["start"], distance["mean"], distance["end"]]
-        values += [kernel["kernel_distance"], kernel["kernel_alignment"], kernel["effective_rank"]]
-        body.append([method(name).label, *(f"{value:.4g}" for value in values)])
-    header = ["Network", "Start", "Mean", "End", "Kernel distance", "CKA", "Effective rank"]
+        values = {**report["distances"][name], **report["kernels"][name]}
+        body.append([method(name).label, *(f"{values[column]:.4g}" for column in columns)])
     rank = report["kernels"]["random"]["dense_effective_rank"]
     note = (
         f"dense: path {report['dense_path']:.4g}, effective rank {rank:.4g}; mean distance of "
         f"{student} to random {report['ratio']:.3g}"
     )
-    return (header, body, [False, *([True] * 6)]), note
+    return (["Network", *columns.values()], body, [False, *([True] * 6)]), note

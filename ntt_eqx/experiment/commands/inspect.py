@@ -73,18 +73,12 @@ def _show_layers(costs: list[LayerCost], display: Display) -> None:
     numbers = [f.name for f in dataclasses.fields(LayerCost) if f.name != "name"]
     everything = LayerCost("all", **{name: total(name) for name in numbers})
     whole = max(everything.flops, 1)
-    body = [
-        [
-            cost.name,
-            f"{cost.weights:,}",
-            f"{cost.kept:,}",
-            f"{100 * cost.kept / max(cost.weights, 1):.2f}",
-            f"{100 * cost.flops / whole:.2f}",
-            f"{100 * cost.kept_flops / whole:.2f}",
-        ]
-        for cost in (*costs, everything)
-    ]
+    body = []
+    for cost in (*costs, everything):
+        shares = cost.kept / max(cost.weights, 1), cost.flops / whole, cost.kept_flops / whole
+        counts = [f"{cost.weights:,}", f"{cost.kept:,}"]
+        body.append([cost.name, *counts, *(f"{100 * share:.2f}" for share in shares)])
     header = ["Layer", "Weights", "Kept", "Kept (%)", "FLOPs (%)", "FLOPs left (% of dense)"]
-    display.table(header, body, [False, *([True] * 5)])
+    display.table((header, body, [False, *([True] * 5)]))
     left = everything.kept_flops
     display.say(f"multiply-adds a sample: {left:,} of {whole:,} ({100 * left / whole:.2f} %)")

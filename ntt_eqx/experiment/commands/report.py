@@ -39,6 +39,6 @@ class Report:
             rows = write_tables([run.result for run in done if run.result], out)
             if self.figures:
                 write_page(done, out, places, display.say)
-            display.table(*table_cells(rows))
+            display.table(table_cells(rows))
             display.say(f"written: {out}")
         return 0

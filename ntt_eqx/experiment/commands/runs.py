@@ -7,7 +7,7 @@ from tyro.conf import Positional
 
 from ..methods import method
 from ..progress import Display
-from ..results import find_runs
+from ..results import Run, find_runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,28 +23,21 @@ class Runs:
             if not found:
                 display.say(f"{self.directory}: no runs.")
                 return 0
-            body = []
-            for run in found:
-                config = run.config
-                accuracy = (run.result or {}).get("test_accuracy")
-                name = lambda key, config=config: str(config.get(key, "?"))
-                body.append(
-                    [
-                        run.state,
-                        name("dataset"),
-                        name("model"),
-                        method(name("method")).label,
-                        str(config.get("scope") or "–"),
-                        f"{config['density']:g}" if "density" in config else "?",
-                        name("seed"),
-                        "–" if accuracy is None else f"{100 * accuracy:.2f}",
-                        str(run.directory),
-                    ]
-                )
             header = ["State", "Dataset", "Model", "Method", "Scope", "Density", "Seed"]
             right = [*([False] * 5), True, True, True, False]
-            display.table([*header, "Test (%)", "Directory"], body, right)
+            display.table(([*header, "Test (%)", "Directory"], list(map(_line, found)), right))
             for run in found:
                 if run.note:
                     display.say(run.note)
         return 0
+
+
+def _line(run: Run) -> list[str]:
+    config, accuracy = run.config, (run.result or {}).get("test_accuracy")
+    dataset, model, name, seed = (
+        str(config.get(field, "?")) for field in ("dataset", "model", "method", "seed")
+    )
+    density = f"{config['density']:g}" if "density" in config else "?"
+    names = [dataset, model, method(name).label, config.get("scope") or "–", density, seed]
+    reached = "–" if accuracy is None else f"{100 * accuracy:.2f}"
+    return [run.state, *names, reached, str(run.directory)]

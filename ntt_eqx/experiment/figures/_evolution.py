@@ -28,16 +28,16 @@ def evolution_figure(found: Trajectories, what: str) -> Any:
             above.plot(*points[-1], "o", color=style.colour, ms=3.2, zorder=6)
             if name != "dense":
                 below.plot(found.steps, found.distances(name), ls=style.dashes, **look)
-        above.set_xlabel(f"1st principal axis of the outputs ({100 * shares[0]:.0f} %)")
-        above.set_ylabel(f"2nd principal axis ({100 * shares[1]:.0f} %)")
+        above.set(
+            xlabel=f"1st principal axis of the outputs ({100 * shares[0]:.0f} %)",
+            ylabel=f"2nd principal axis ({100 * shares[1]:.0f} %)",
+        )
         above.set_aspect("equal", adjustable="datalim")
         above.margins(0.08)
         above.plot([], [], "o", color="#555555", mfc="none", ms=7.0, label="start")
         above.plot([], [], "o", color="#555555", ms=3.2, label="end")
-        below.set_xlabel("Training steps")
-        below.set_ylabel("Distance to dense")
-        below.set_ylim(bottom=0)
-        below.set_xlim(0, int(found.steps[-1]))
+        below.set(xlabel="Training steps", ylabel="Distance to dense")
+        below.set(xlim=(0, int(found.steps[-1])), ylim=(0, None))
         thousands(below.xaxis)
     return figure
 
@@ -55,10 +55,7 @@ def spectrum_figure(kernels: Mapping[str, KernelComparison], what: str) -> Any:
             style, values = method(name), spectra[name][spectra[name] > low]
             look = {"color": style.colour, "label": style.label, "ls": style.dashes}
             one.plot(range(1, len(values) + 1), values, **look)
-        one.set_xscale("log")
-        one.set_yscale("log")
-        one.set_xlabel("Eigenvalue number")
-        one.set_ylabel("Kernel eigenvalue")
+        one.set(xscale="log", yscale="log", xlabel="Eigenvalue number", ylabel="Kernel eigenvalue")
         plain_decades(one.xaxis)
         minor_ticks(one.yaxis)
     return figure

@@ -96,8 +96,7 @@ def densities_figure(runs: Sequence[Run]) -> Any | None:
             for n in range(1, len(layers)):
                 one.axhline(n - 0.5, color="#C8C8C8", lw=0.6)
             one.grid(axis="y", visible=False)
-            one.set_xscale("log")
-            one.set_xlabel("Weights kept in the layer (%)")
+            one.set(xscale="log", xlabel="Weights kept in the layer (%)")
             low, high = one.get_xlim()
             if high / low < 30:  # less than a decade would leave hardly a labelled tick
                 one.set_xlim(low / 2, high * 2)
