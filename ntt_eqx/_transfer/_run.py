@@ -6,8 +6,10 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
+from .._batch import as_arrays
 from .._checks import sample_of, sample_output
 from .._examples import as_inference, check_samples
 from .._fit import History, Progress, Row, fit, scalars
@@ -33,7 +35,8 @@ def transfer(
     **Arguments:**
 
     - `state`: from `ntt_init`, or of a run that goes on from where it stopped.
-    - `batches`: yields arrays `[batch, ...]`, or tuples that begin with one (labels are ignored).
+    - `batches`: yields arrays `[batch, ...]`, or tuples or lists that begin with one (labels are
+      ignored); of tensors, too, as a torch `DataLoader` does.
       Of a batch of odd size, as the last one of an epoch may be, one sample is left out. See `fit`
       for their number.
     - `num_steps`: the step to stop after, counted from the beginning of the transfer;
@@ -109,7 +112,9 @@ class _Even:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._batches:
-            x = batch[0] if isinstance(batch, tuple) else batch
+            x: Any = batch[0] if isinstance(batch, tuple | list) and batch else batch
+            if hasattr(x, "__array__") and not isinstance(x, Array | np.ndarray):
+                x = as_arrays("transfer", x)  # a tensor of another library
             size = x.shape[0] if len(getattr(x, "shape", ())) else 0
             before, self._before = self._before, size
             odd = size > 2 and size % 2 == 1 or size == 1 and before > 1

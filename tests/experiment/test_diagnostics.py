@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntt_eqx import make_mask, sparsify
-from ntt_eqx._scores import Random
+from ntt_eqx import make_mask, scores, sparsify
 from ntt_eqx.experiment.diagnostics import (
     alignment,
     compare_kernels,
@@ -89,7 +88,7 @@ def test_flops_count_every_position_of_a_convolution():
     assert [cost.name for cost in costs] == ["conv.weight", "grouped.weight", "head.weight"]
     assert [cost.weights for cost in costs] == [150, 108, 12]
     assert [cost.flops for cost in costs] == [150 * 64, 108 * 9, 12]
-    pruned = sparse.with_mask(make_mask(Random(jax.random.key(1))(sparse), 0.1))
+    pruned = sparse.with_mask(make_mask(scores.Random(jax.random.key(1))(sparse), 0.1))
     for cost in layer_costs(pruned, (1, 12, 12)):
         assert cost.kept == round(0.1 * cost.weights)
         assert cost.kept_flops * cost.weights == cost.flops * cost.kept

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntt_eqx import make_mask, sparsify
-from ntt_eqx._scores import Random
+from ntt_eqx import make_mask, scores, sparsify
 from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.model_file import load_model, save_model
@@ -34,7 +33,7 @@ MAGIC = b"ntt-eqx model\n"
 
 def network():
     sparse = sparsify(TwoLayers((1, 4, 4), 3, key=jax.random.key(3)))
-    return sparse.with_mask(make_mask(Random(jax.random.key(1))(sparse), 0.2))
+    return sparse.with_mask(make_mask(scores.Random(jax.random.key(1))(sparse), 0.2))
 
 
 @pytest.fixture

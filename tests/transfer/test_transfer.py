@@ -7,6 +7,7 @@ import jax.tree_util as jtu
 import optax
 import pytest
 from helpers.students import DENSITY, batches, same, start
+from helpers.torch_stand_in import Tensor
 
 import ntt_eqx as ntt
 
@@ -25,6 +26,15 @@ def test_the_kernel_comes_closer_and_the_teacher_stays(getkey):
     assert last["loss"] < 0.5 * first["loss"]
     assert same(state.teacher, teacher)
     assert not same(state.student.model, teacher)
+
+
+def test_batches_of_tensors(getkey):
+    """As a `DataLoader` of torch gives them: a list of inputs and labels, gone through again."""
+    state, seen = start(getkey), [x for x, _ in zip(batches(), range(3), strict=False)]
+    tensors = [[Tensor(x), Tensor([0, 1, 0, 1])] for x in seen]
+    found, _ = ntt.transfer(state, tensors, num_steps=6)
+    expected, _ = ntt.transfer(state, seen, num_steps=6)
+    assert same(found, expected) and not same(found, state)
 
 
 def test_history(getkey):
