@@ -107,3 +107,32 @@ def test_steps_on_a_mesh_of_explicit_axes():
     np.testing.assert_allclose([found, spread], [losses, losses], rtol=1e-10)
     same = lambda state: jax.tree.map(np.array_equal, state.student.mask, one.student.mask)
     assert all(jax.tree.leaves([same(alone), same(many)]))
+
+
+def test_a_state_of_eight_devices_goes_on_on_others(tmp_path):
+    model, x = model_and_samples("mlp", 32)
+    config = ntt.NTTConfig(density=0.1, mask_every=4, num_steps=12)
+    begin = lambda: ntt.ntt_init(model, config, optax.adam(1e-2), key=jax.random.key(3))
+    arrays = lambda state: jax.tree.leaves(eqx.filter(state, eqx.is_array))
+
+    def on(devices, path, steps):
+        """The state that is in a file after some steps on so many devices, and their losses."""
+        with ntt.distribute(mesh_of((devices,), ("a",))):
+            state = eqx.tree_deserialise_leaves(path, begin())
+            read = [np.asarray(leaf) for leaf in arrays(state)]
+            losses = []
+            for _ in range(steps):
+                state, metrics = eqx.filter_jit(ntt.ntt_step)(state, x)
+                losses.append(float(metrics.loss))
+        return read, losses
+
+    with ntt.distribute():
+        state, _ = transferred("mlp", config, 5)
+        path = tmp_path / "state.eqx"
+        eqx.tree_serialise_leaves(path, state)
+        written = [np.asarray(leaf) for leaf in arrays(state)]
+    _, losses = on(8, path, 5)
+    for devices in (1, 4):
+        read, found = on(devices, path, 5)
+        assert all(map(np.array_equal, read, written))
+        np.testing.assert_allclose(found, losses, rtol=1e-10)
