@@ -111,7 +111,6 @@ def outputs_and_ntk(
     elif support is not None and isinstance(model, SparseModel) and kernel == "active":
         found = checked_support(aligned(model, model.mask), aligned(model, support))
     layout = layout_in_use()
-    x = everywhere(x, layout)  # few bytes beside the factors; its halves lie across the devices
     n, m = tile_lengths(layout, half, len(x) - half)
     plan, operands = make_plan(
         model,
