@@ -157,10 +157,11 @@ def replicate(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: _placed(layout, leaf), tree)
 
 
-def spread(caller: str, batch: PyTree) -> PyTree:
+def spread(caller: str, batch: PyTree, *, whole: bool = False) -> PyTree:
     """A batch with its samples spread over all devices of the layout in use, if there is one.
 
-    A batch whose size is no multiple of their number lies on every device as a whole.
+    A batch whose size is no multiple of their number lies on every device as a whole; so does one
+    that shall (`whole`), unless it is spread already.
 
     **Raises:**
 
@@ -171,7 +172,7 @@ def spread(caller: str, batch: PyTree) -> PyTree:
         return batch
 
     def one(leaf: Any) -> Any:
-        spec = layout.spec_of_samples(np.shape(leaf))
+        spec = PartitionSpec() if whole else layout.spec_of_samples(np.shape(leaf))
         if isinstance(leaf, Tracer):
             return layout.place(leaf, *spec)
         if layout.processes > 1 and getattr(leaf, "is_fully_addressable", True):

@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree, Shaped
 
 from .._batch import as_arrays
 from .._checks import sample_of, sample_output
+from .._distribute import replicate, spread
 from .._examples import as_inference, check_samples
 from .._fit import History, Progress, Row, fit, scalars
 from .._optimise import check_first_update
@@ -73,6 +74,7 @@ def transfer(
     def step(state: NTTState, x: Any) -> tuple[NTTState, NTTMetrics]:
         nonlocal first
         check_halves("transfer", x)
+        x = spread("transfer", x, whole=True)  # the step tiles it
         if first:
             x = _fitting("transfer", state.teacher, x)
         state, metrics = _step(state, jnp.asarray(x))
@@ -83,7 +85,7 @@ def transfer(
 
     return fit(
         step,
-        state,
+        replicate(state),
         _Even(batches, int(state.step)),
         num_steps=num_steps,
         log_every=log_every,

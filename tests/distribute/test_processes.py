@@ -44,3 +44,8 @@ def test_same_losses(tmp_path):
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-6)
     assert two["kept"] == one["kept"]
     assert two["trace"] == pytest.approx(one["trace"], rel=1e-5)
+
+
+def test_batch_of_one_process_is_refused(tmp_path):
+    error = found("local", 2, tmp_path)["error"]
+    assert error.startswith("transfer: the batch is an array of this process alone")
