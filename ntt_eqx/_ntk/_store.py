@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
+from .._errors import require
 from ._ntk import ntk
 from ._tiles import check_tiles, tile_shape, tiles_between
 
@@ -43,7 +44,7 @@ def ntk_to_zarr(
     **Raises:**
 
     `ValueError` where the folder holds the kernel of another model, of other samples or options, or
-    something else; `ImportError` without tensorstore (the extra `store`); what `ntk_tiles` raises.
+    something else; `MissingExtra` without tensorstore (the extra `store`); what `ntk_tiles` raises.
     """
     check_tiles("ntk_to_zarr", x2, tile, options)
     shape = tile_shape(x1, x2, tile)
@@ -71,12 +72,7 @@ def _opened(
     dtype: str,
     identity: str,
 ) -> Any:
-    try:
-        import tensorstore
-    except ImportError as error:
-        raise ImportError(
-            "ntk_to_zarr: needs tensorstore: pip install 'ntt-eqx[store]'."
-        ) from error
+    tensorstore = require("ntk_to_zarr", "tensorstore", "store")
     begun = (place / "zarr.json").is_file()
     spec = {
         "driver": "zarr3",
