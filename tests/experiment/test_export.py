@@ -11,8 +11,8 @@ import pytest
 from safetensors import safe_open
 
 import ntt_eqx as ntt
+from ntt_eqx.experiment import images
 from ntt_eqx.experiment.cli import main
-from ntt_eqx.experiment.images import shelf_of, testing
 from ntt_eqx.experiment.model_file import save_model
 
 HEADER = {
@@ -55,7 +55,8 @@ def test_onnx(run, capsys, layout):
     words = ["export", str(folder / "model.eqx"), "--format", f"onnx{layout}", "--out", str(out)]
     assert main(words) == 0
     assert "64 test images its logits differ by" in " ".join(capsys.readouterr().out.split())
-    x = testing(shelf_of(None)("fashion-mnist-mini")).first(9).x
+    data = images.shelf_of(None)("fashion-mnist-mini")
+    x = images.testing(data).first(9).x
     (found,) = onnxruntime.InferenceSession(out).run(None, {"x": np.asarray(x)})
     np.testing.assert_allclose(found, jax.vmap(sparse)(x), atol=1e-5)
 
