@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,21 +13,17 @@ from jaxtyping import Array, Float, PyTree
 from .. import SparseModel, explain, kernel_matrix, ntk
 
 
-@dataclasses.dataclass(frozen=True)
-class KernelComparison:
+class KernelComparison(NamedTuple):
     """The tangent kernel of a sparse network beside that of a dense one, on the same inputs."""
 
-    distance: float  # mean squared difference of the kernels' entries, all outputs against all
-    # centred kernel alignment (CKA; Cortes et al., JMLR 2012) of the kernels between inputs, summed
-    # over the outputs; 1 for kernels that are the same up to scale
-    alignment: float
+    # `kernel_distance`, the mean squared difference of the kernels' entries, all outputs against
+    # all; `kernel_alignment`, the centred alignment (CKA; Cortes et al., JMLR 2012) of the kernels
+    # between inputs, summed over the outputs, 1 for kernels that are the same up to scale;
+    # `trace_ratio`, the sparse one's trace divided by the dense one's; `effective_rank` and
+    # `dense_effective_rank`, the exponential of the spectrum's entropy (Roy & Vetterli, 2007)
+    numbers: dict[str, float]
     spectrum: np.ndarray  # eigenvalues of the sparse network's kernel, falling
     dense_spectrum: np.ndarray  # likewise of the dense one's
-
-    @property
-    def trace_ratio(self) -> float:
-        """The sparse kernel's trace divided by the dense one's."""
-        return float(self.spectrum.sum() / self.dense_spectrum.sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,23 +42,18 @@ def compare_kernels(
 ) -> KernelComparison:
     """Compare the active kernel of `sparse` with the kernel of `dense` on the inputs `x`."""
     found = [ntk(network, x) for network in eqx.nn.inference_mode((sparse, dense))]
-    one, two = (np.asarray(theta, np.float64) for theta in found)
-    return KernelComparison(
-        float(np.mean(np.square(one - two))),
-        alignment(*(np.einsum("nmkk->nm", theta) for theta in (one, two))),
-        *(_spectrum(np.asarray(kernel_matrix(theta), np.float64)) for theta in found),
-    )
-
-
-def summary(found: KernelComparison) -> dict[str, Any]:
-    """The comparison as plain numbers."""
-    return {
-        "kernel_distance": found.distance,
-        "kernel_alignment": found.alignment,
-        "trace_ratio": found.trace_ratio,
-        "effective_rank": effective_rank(found.spectrum),
-        "dense_effective_rank": effective_rank(found.dense_spectrum),
+    one, two = (np.asarray(kernel_matrix(theta), np.float64) for theta in found)
+    spectrum, dense_spectrum = _spectrum(one), _spectrum(two)
+    over_outputs = lambda k: np.einsum("nkmk->nm", k.reshape(2 * (len(x), len(k) // len(x))))
+    numbers = {
+        "kernel_distance": np.mean(np.square(one - two)),
+        "kernel_alignment": alignment(over_outputs(one), over_outputs(two)),
+        "trace_ratio": spectrum.sum() / dense_spectrum.sum(),
+        "effective_rank": effective_rank(spectrum),
+        "dense_effective_rank": effective_rank(dense_spectrum),
     }
+    numbers = {name: float(value) for name, value in numbers.items()}
+    return KernelComparison(numbers, spectrum, dense_spectrum)
 
 
 def alignment(one: np.ndarray, two: np.ndarray) -> float:

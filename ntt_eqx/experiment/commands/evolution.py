@@ -17,7 +17,7 @@ from ...data import Dataset
 from .._errors import Diverged
 from .._files import locked, write_json
 from ..cells import Cell, claim
-from ..diagnostics import KernelComparison, compare_kernels, summary
+from ..diagnostics import KernelComparison, compare_kernels
 from ..figures import evolution_figure, save_figure, spectrum_figure
 from ..images import check_labelled, shelf_of, testing
 from ..loop import RunContext, StopRequest, run_phase
@@ -121,7 +121,7 @@ def _report(
         "dense_path": found.length(),
         "distances": distances,
         "ratio": distances[student]["mean"] / distances["random"]["mean"],
-        "kernels": {name: summary(kernel) for name, kernel in kernels.items()},
+        "kernels": {name: kernel.numbers for name, kernel in kernels.items()},
     }
 
 

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from ...models import make_model
 from .._errors import ExperimentError
-from ..diagnostics import LayerCost, compare_kernels, layer_costs, summary
+from ..diagnostics import LayerCost, compare_kernels, layer_costs
 from ..images import testing
 from ..methods import method
 from ..model_file import load_model
@@ -49,7 +49,7 @@ class Inspect:
         dense = make_model(header["model"], shape, classes, key=key)
         costs = layer_costs(loaded.model, shape)
         x = jnp.asarray(testing(images).first(self.inputs).x)
-        kernel = summary(compare_kernels(loaded.model, dense, x))
+        kernel = compare_kernels(loaded.model, dense, x).numbers
         if self.json:
             layers = [dataclasses.asdict(cost) for cost in costs]
             print(json.dumps({"network": str(path), "layers": layers, **kernel}))
