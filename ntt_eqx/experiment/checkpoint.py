@@ -1,11 +1,10 @@
 """Checkpoints of a running phase: atomic, verified, and bounded in number (Orbax)."""
 
-import dataclasses
 import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,7 @@ from ._errors import ExperimentError, require
 KEPT = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """Everything that a phase needs to go on exactly where it was."""
 
     step: int  # steps done

@@ -1,5 +1,6 @@
 """The command `ntt-eqx`: from the words of a command line to what they ask for."""
 
+import argparse
 import dataclasses
 import signal
 import sys
@@ -62,11 +63,14 @@ def parse(words: Sequence[str]) -> Any:
     if command is not None:
         check_choice("command", command, COMMANDS)
         _check_options(command, COMMANDS[command], words)
-    config, preset = _option(words, "--config"), _option(words, "--preset") or "quick"
-    preset = preset if preset in PRESETS else "quick"  # tyro will explain one that is wrong
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--preset", "--config"):
+        early.add_argument(name, nargs="?")
+    given, _ = early.parse_known_args(words)
+    preset = given.preset if given.preset in PRESETS else "quick"  # tyro will explain a wrong one
     settings = PRESETS[preset]
-    if command == "compare" and config is not None:
-        settings = load_config(Path(config), settings)
+    if command == "compare" and given.config is not None:
+        settings = load_config(Path(given.config), settings)
     default = Compare(settings=settings, preset=typing.cast(Any, preset))
     options = {"compare": {"default": default}}
     kinds = [
@@ -111,12 +115,3 @@ def _flags(kind: Any, prefix: str = "--") -> Iterator[str]:
             yield from _flags(hints[field.name], inner)
         else:
             yield f"{prefix}no-{name}" if field.default is True else prefix + name
-
-
-def _option(words: Sequence[str], name: str) -> str | None:
-    for word, following in zip(words, [*words[1:], None], strict=True):
-        if word == name and following is not None:
-            return following
-        if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-    return None

@@ -12,7 +12,6 @@ from ..data import (
     Batch,
     BatchIterator,
     Dataset,
-    DatasetError,
     Split,
     as_batch,
     batches,
@@ -82,13 +81,10 @@ def parts(images: Dataset, held_out: float, seed: int) -> tuple[Part, Part]:
 
 
 def check_dataset(name: str) -> None:
-    """Raise `ExperimentError` unless `name` is a dataset, some of its classes, two, or a folder."""
+    """Raise unless `name` is a dataset, some of its classes, two of them, or a folder."""
     for part in [] if name.startswith("npy:") else name.split("+"):
         check_choice("dataset", part.partition(":")[0], DATASETS)
-    try:
-        check_dataset_name(name)
-    except DatasetError as error:
-        raise ExperimentError(str(error)) from error
+    check_dataset_name(name)
 
 
 def check_labelled(images: Dataset) -> None:

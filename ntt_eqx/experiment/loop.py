@@ -111,10 +111,13 @@ def _run(
 ) -> Outcome:
     found = store.latest(like=phase.state) or Checkpoint(0, phase.state, {})
     record, display, stop = found.record, context.display, context.stop
-    if record:
-        phase.batches.set_state(record["batches"])
-    # rows that were written after the checkpoint, or by an attempt that died before its first one
-    metrics.rewind(record.get("rows", metrics.rows))
+    if record:  # of which version 0.1 wrote the iterator's state under a name
+        phase.batches.set_state(record["batches"].get("json", record["batches"]))
+    rows = record.get("rows", metrics.rows)
+    if found.step < phase.num_steps:  # after a finished phase stand rows of the next
+        # those that were written after the checkpoint, or by an attempt that died before its first
+        metrics.rewind(rows)
+    metrics.rows = rows
     display.begin(phase.title, phase.num_steps, found.step)
     row, shown = record.get("row", {}), None
     begun = saved = time.monotonic()

@@ -98,6 +98,14 @@ def test_a_finished_phase_is_not_run_again(tmp_path):
     np.testing.assert_array_equal(first.state["w"], again.state["w"])
 
 
+def test_a_finished_phase_leaves_the_rows_of_the_next(tmp_path):
+    run(make_phase(), tmp_path / "a")
+    path = tmp_path / "a" / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"phase": "next"}\n')
+    run(make_phase(), tmp_path / "a")
+    assert [row["phase"] for row in read_metrics(path)] == ["train"] * 4 + ["next"]
+
+
 def test_a_bad_loss_stops_at_its_step_and_keeps_the_last_good_state(tmp_path):
     with pytest.raises(Diverged, match=r"nan at step 7 of 11; .* step 6, in .*Try less") as caught:
         run(make_phase(bad_at=7), tmp_path / "a", every=0.0)
