@@ -1,5 +1,10 @@
 """A model that compiles in no time, on two classes of the images that the package carries."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import pytest
@@ -46,3 +51,19 @@ def tiny(*more):
         *("--training.evaluate-every", "3"),
         *more,
     ]
+
+
+def own_process(*words):
+    """`ntt-eqx` with the tiny model in a process that computes as this one does, to the bit.
+
+    What `subprocess` takes: the command, and its options.
+    """
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from conftest import MODELS, TwoLayers; MODELS['tiny'] = TwoLayers\n"
+        "from ntt_eqx.experiment.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    same = ("jax_disable_most_optimizations", "jax_num_cpu_devices")
+    here = {name.upper(): str(jax.config.values[name]) for name in same}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return [sys.executable, "-c", code, *words], {**quiet, "env": {**os.environ, **here}}

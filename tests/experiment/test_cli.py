@@ -15,7 +15,7 @@ from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.loop import StopRequest
 from ntt_eqx.experiment.progress import Display
 
-from .conftest import DATASET, tiny
+from .conftest import DATASET, own_process, tiny
 
 METHODS = ("ntt", "ntt-ambient", "random", "magnitude", "snip", "logit-snip", "dense")
 
@@ -119,16 +119,9 @@ def test_an_interrupted_comparison_goes_on_where_it_was(finished, tmp_path, monk
 
 @pytest.mark.slow
 def test_a_killed_comparison_goes_on_where_it_was(finished, tmp_path):
-    folder = Path(__file__).parent
-    code = (
-        f"import sys; sys.path.insert(0, {str(folder)!r}); from conftest import TwoLayers;"
-        "from ntt_eqx.models import MODELS; MODELS['tiny'] = TwoLayers;"
-        "from ntt_eqx.experiment.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
     out = tmp_path / "cut"
     methods = tiny("--methods", "ntt", "snip", "--densities", "0.1", "--checkpoint-every", "0")
-    command = [sys.executable, "-c", code, "compare", "--out", str(out), *methods]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    command, quiet = own_process("compare", "--out", str(out), *methods)
     process = subprocess.Popen(command, **quiet)
     deadline = time.monotonic() + 300
     while not list(out.glob("cells/*-ntt-*/checkpoints/*/[1-9]*")):

@@ -9,7 +9,6 @@ import random
 import resource
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pytest
 from ntt_eqx.experiment import _files
 from ntt_eqx.experiment.cli import main
 
-from .conftest import tiny
+from .conftest import own_process, tiny
 
 KILLS = 25
 
@@ -124,16 +123,9 @@ def phase_of(out):
 
 @pytest.mark.slow
 def test_kills_at_any_moment_lose_nothing(whole, tmp_path, record_property):
-    folder = Path(__file__).parent
-    code = (
-        f"import sys; sys.path.insert(0, {str(folder)!r}); from conftest import TwoLayers;"
-        "from ntt_eqx.models import MODELS; MODELS['tiny'] = TwoLayers;"
-        "from ntt_eqx.experiment.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
     out = tmp_path / "out"
     lock = out / ".lock"
-    words = [sys.executable, "-c", code, *command(out, "--checkpoint-every", "0")]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    words, quiet = own_process(*command(out, "--checkpoint-every", "0"))
     rng, kills, whole_runs, longest = random.Random(0), collections.Counter(), 0, 1.0
     # Most kills wait for a phase, which on a slow machine few moments would fall into; "end" is no
     # phase and leaves a process alone, so that the next one begins anew.
