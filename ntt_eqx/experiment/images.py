@@ -67,11 +67,6 @@ class Part:
         return evaluate(model, (self.first(_CHUNK, at) for at in range(0, self.size, _CHUNK)))
 
 
-def testing(images: Dataset) -> Part:
-    """The test images."""
-    return Part(images, images.test)
-
-
 def parts(images: Dataset, held_out: float, seed: int) -> tuple[Part, Part]:
     """The training images to use and those to hold out: a random share, the same per seed."""
     used, kept = images.train, images.train[:0]

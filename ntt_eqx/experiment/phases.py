@@ -17,7 +17,7 @@ from .. import (
 )
 from ..data import Dataset
 from .cells import Cell
-from .images import Shelf, check_labelled, parts, testing
+from .images import Part, Shelf, check_labelled, parts
 from .loop import Phase
 from .methods import METHODS
 from .pruning import pruned_at_start, sparsity_of
@@ -89,7 +89,7 @@ def training_phase(cell: Cell, start: SparseModel, images: Dataset, title: str) 
         log_every=min(each, steps),
         state=train_init(model, config, _adam(settings.learning_rate), key=key),
         batches=used.batches(settings.batch_size, seed=cell.seed),
-        run=functools.partial(train_steps, test_set=testing(images).first(_CURVE_IMAGES)),
+        run=functools.partial(train_steps, test_set=Part(images, images.test).first(_CURVE_IMAGES)),
         shown=lambda row: {
             "test accuracy": row["test"]["accuracy"],
             "loss": row["train"]["loss"],

@@ -16,7 +16,7 @@ from ..models import make_model
 from ._errors import Diverged, ExperimentError
 from ._files import write_json
 from .cells import Cell, claim
-from .images import Shelf, check_labelled, check_network, parts, testing
+from .images import Part, Shelf, check_labelled, check_network, parts
 from .loop import RunContext, run_phase
 from .metrics import MetricsFile
 from .model_file import load_model, save_model
@@ -121,7 +121,8 @@ def _make(cell: Cell, directory: Path, context: RunContext, title: str) -> dict[
         student = outcome.state.model
         seconds["train"], rows["train"] = outcome.seconds, outcome.row
         used, held_out = parts(images, cell.training.held_out, cell.seed)
-        for name, part in (("test", testing(images)), ("train", used), ("held_out", held_out)):
+        looked_at = {"test": Part(images, images.test), "train": used, "held_out": held_out}
+        for name, part in looked_at.items():
             scores = part.evaluate(student) if part.size else {}
             accuracies |= {f"{name}_{what}": value for what, value in scores.items()}
     save_model(directory / MODEL, student, header)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from .. import SparseModel, TrainConfig, TrainState, fit, train_init, train_step
 from ..data import Dataset
 from ._files import write_bytes
-from .images import parts, testing
+from .images import Part, parts
 from .loop import Phase
 from .settings import EvolutionSettings
 
@@ -63,7 +63,7 @@ def side_by_side(
     The phase's state ends in an array `[networks, T, inputs, classes]`: see `Trajectories.of`.
     """
     part, _ = parts(images, 0.0, seed)
-    inputs = jnp.asarray(testing(images).first(settings.inputs).x)
+    inputs = jnp.asarray(Part(images, images.test).first(settings.inputs).x)
     optimizer = _optimizer(settings.optimizer, settings.learning_rate)
     copy = lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf
     states = [

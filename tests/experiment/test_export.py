@@ -56,7 +56,7 @@ def test_onnx(run, capsys, layout):
     assert main(words) == 0
     assert "64 test images its logits differ by" in " ".join(capsys.readouterr().out.split())
     data = images.shelf_of(None)("fashion-mnist-mini")
-    x = images.testing(data).first(9).x
+    x = images.Part(data, data.test).first(9).x
     (found,) = onnxruntime.InferenceSession(out).run(None, {"x": np.asarray(x)})
     np.testing.assert_allclose(found, jax.vmap(sparse)(x), atol=1e-5)
 

@@ -8,7 +8,7 @@ from tyro.conf import Positional
 
 from ...data import Dataset
 from .._errors import ExperimentError
-from ..images import check_dataset, check_labelled, check_network, shelf_of, testing
+from ..images import Part, check_dataset, check_labelled, check_network, shelf_of
 from ..model_file import LoadedModel, load_model
 from ..results import model_path
 
@@ -28,7 +28,7 @@ class Evaluate:
         loaded = load_model(path)
         images = images_of(path, loaded, self.dataset, self.data_dir)
         check_labelled(images)
-        scores = testing(images).evaluate(loaded.model)
+        scores = Part(images, images.test).evaluate(loaded.model)
         found = {
             "network": str(path),
             "dataset": images.name,

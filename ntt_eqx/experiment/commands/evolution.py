@@ -19,7 +19,7 @@ from .._files import locked, write_json
 from ..cells import Cell, claim
 from ..diagnostics import KernelComparison, compare_kernels
 from ..figures import evolution_figure, save_figure, spectrum_figure
-from ..images import check_labelled, shelf_of, testing
+from ..images import Part, check_labelled, shelf_of
 from ..loop import RunContext, StopRequest, run_phase
 from ..methods import TransferName, method
 from ..metrics import MetricsFile
@@ -78,7 +78,7 @@ class Evolution(NetworkOptions):
                 return 1
             found = Trajectories.of(outcome.state, networks, self.evolution)
             found.save(out / "evolution.npz")
-            x = jnp.asarray(testing(images).first(self.evolution.kernel_inputs).x)
+            x = jnp.asarray(Part(images, images.test).first(self.evolution.kernel_inputs).x)
             teacher = networks.pop("dense").model
             kernels = {name: compare_kernels(one, teacher, x) for name, one in networks.items()}
             report = _report(found, kernels, cell.method)

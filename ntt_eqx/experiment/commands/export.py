@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from ...export import ExportError, save_onnx, save_safetensors
 from .._errors import ExperimentError
-from ..images import testing
+from ..images import Part
 from ..model_file import LoadedModel, load_model
 from ..progress import Display
 from ..results import model_path
@@ -58,6 +58,6 @@ class Export:
 
     def _write_onnx(self, out: Path, path: Path, loaded: LoadedModel, layout: Any) -> str:
         images = images_of(path, loaded, self.dataset, self.data_dir, labels=False)
-        x = testing(images).first(64).x
+        x = Part(images, images.test).first(64).x
         difference = save_onnx(out, loaded.model, x, layout=layout)
         return f"; on {len(x)} test images its logits differ by {difference:.2g}"

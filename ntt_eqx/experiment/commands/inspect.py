@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from ...models import make_model
 from .._errors import ExperimentError
 from ..diagnostics import LayerCost, compare_kernels, layer_costs
-from ..images import testing
+from ..images import Part
 from ..methods import method
 from ..model_file import load_model
 from ..progress import Display
@@ -48,7 +48,7 @@ class Inspect:
         key = jax.random.fold_in(jax.random.key(seed), 0)
         dense = make_model(header["model"], shape, classes, key=key)
         costs = layer_costs(loaded.model, shape)
-        x = jnp.asarray(testing(images).first(self.inputs).x)
+        x = jnp.asarray(Part(images, images.test).first(self.inputs).x)
         kernel = compare_kernels(loaded.model, dense, x).numbers
         if self.json:
             layers = [dataclasses.asdict(cost) for cost in costs]
