@@ -1,18 +1,16 @@
-"""JSON in and out, the fields of what was read, and the lock of a run directory."""
+"""JSON in and out, the fields of what was read, and folders that can be written."""
 
 import contextlib
 import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .._files import write_whole
 from ._errors import ExperimentError
-
-_LOCK = ".lock"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -73,41 +71,3 @@ def check_folder(folder: Path) -> None:
         if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
             return
     raise ExperimentError(f"{folder}: cannot be written; choose another folder with --out.")
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep every other process out of a run directory while the body runs.
-
-    The lock dies with the process, so that a killed run leaves nothing to clean up.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / _LOCK, "a+")  # noqa: SIM115
-    except OSError as error:
-        raise ExperimentError(
-            f"{folder}: cannot be written ({error.strerror}); choose another folder with --out."
-        ) from error
-    with file:
-        _take(file, folder)
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def _take(file: Any, folder: Path) -> None:
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        raise ExperimentError(
-            f"{folder}: another process (pid {holder}) works in this directory; wait for it or "
-            "choose another folder with --out."
-        ) from None
-    except (ImportError, OSError):  # a system, or a file system, without locks
-        return

@@ -137,7 +137,7 @@ def plan(settings: CompareSettings) -> list[Cell]:
     return list(dict.fromkeys(cells))
 
 
-def claim(directory: Path, asked: dict[str, Any]) -> None:
+def settle(directory: Path, asked: dict[str, Any]) -> None:
     """Write down in a directory what it is for, or check that what is there is the same."""
     path = directory / "config.json"
     if not path.exists():

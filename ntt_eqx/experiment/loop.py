@@ -41,8 +41,13 @@ class Outcome(NamedTuple):
     row: dict[str, Any]  # the last row of metrics
 
 
+_STOPS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+]
+
+
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a request to stop after the current step.
+    """Turns Ctrl-C, SIGTERM and SIGUSR1 (a preemption) into a request to stop after this step.
 
     A second Ctrl-C ends the process at once.
     """
@@ -53,7 +58,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _STOPS:
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -81,6 +86,8 @@ class RunContext:
     stop: StopRequest  # says whether to stop
     checkpoint_every: float = 60.0  # seconds between two checkpoints
     start: Path | None = None  # the model file to train from, for a cell with a `start`
+    # raises `Lost` where another worker has the cell by now; asked before anything is written
+    check_claim: Callable[[], None] = lambda: None
 
 
 def run_phase(phase: Phase, directory: Path, metrics: MetricsFile, context: RunContext) -> Outcome:
@@ -125,6 +132,7 @@ def _run(
 
     def on_log(state: PyTree, found: Mapping[str, Any]) -> None:
         nonlocal row, shown
+        context.check_claim()
         row = {"phase": phase.name, **found}
         metrics.append(row)
         shown = phase.shown(row) if "train" in row else None
@@ -134,6 +142,7 @@ def _run(
         display.advance(at.step, shown)
         shown, last = None, at.step == phase.num_steps
         if last or stop.asked or time.monotonic() - saved >= context.checkpoint_every:
+            context.check_claim()
             window = at.window()  # stops at a loss that is not finite, before its state is kept
             metrics.sync()
             kept = {

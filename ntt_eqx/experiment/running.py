@@ -15,7 +15,7 @@ from ..data import Dataset
 from ..models import make_model
 from ._errors import Diverged, ExperimentError
 from ._files import write_json
-from .cells import Cell, claim
+from .cells import Cell, settle
 from .images import Part, Shelf, check_labelled, check_network, parts
 from .loop import RunContext, run_phase
 from .metrics import MetricsFile
@@ -51,7 +51,7 @@ def run_cell(cell: Cell, directory: Path, context: RunContext, title: str) -> di
     when a stop was asked for; `ExperimentError` when the directory belongs to something else.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    claim(directory, cell.to_json())
+    settle(directory, cell.to_json())
     result = read_result(directory)
     if result is not None:
         if result["fingerprint"] != cell.fingerprint:
@@ -67,6 +67,7 @@ def run_cell(cell: Cell, directory: Path, context: RunContext, title: str) -> di
     except Diverged as error:
         write_json(failure, {"stage": error.stage, "step": error.step, "message": str(error)})
         raise
+    context.check_claim()
     write_json(directory / "result.json", result)  # the last file: the cell is done
     failure.unlink(missing_ok=True)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)

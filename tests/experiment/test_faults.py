@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ntt_eqx.experiment import _files
+from ntt_eqx.experiment.claims import claimed
 from ntt_eqx.experiment.cli import main
 
 from .conftest import own_process, tiny
@@ -101,11 +101,10 @@ def test_a_read_only_folder_is_named(tmp_path, capsys):
 
 
 def test_a_second_process_is_told_who_holds_the_directory(tmp_path, capsys):
-    with _files.locked(tmp_path):
-        for words in (command(tmp_path), ["train", "--out", str(tmp_path)]):
-            assert main(words) == 2
-            assert f"another process (pid {os.getpid()}) works in" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    with claimed(tmp_path):
+        assert main(["train", "--out", str(tmp_path)]) == 2
+        assert f"another process (pid {os.getpid()} on " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def phase_of(out):
@@ -121,10 +120,39 @@ def phase_of(out):
     return "between cells" if begun else "the start"
 
 
+def holders(out):
+    """The process that works on each cell."""
+    found = {}
+    for path in out.glob("cells/*/.claim"):
+        with contextlib.suppress(OSError, ValueError):
+            found[path.parent.name] = json.loads(path.read_text())["pid"]
+    return found
+
+
+@pytest.mark.slow
+def test_workers_share_a_comparison_and_take_over_from_the_dead(whole, tmp_path):
+    out = tmp_path / "out"
+    words, quiet = own_process(*command(out, "--checkpoint-every", "0"))
+    start = lambda: subprocess.Popen(words, **quiet)
+    one, two = start(), start()
+    seen, killed = collections.defaultdict(set), None
+    while one.poll() is None or two.poll() is None:
+        for cell, pid in holders(out).items():
+            seen[cell].add(pid)
+            if killed is None and pid == one.pid:
+                one.kill()
+                killed = cell
+        time.sleep(0.005)
+    said = two.communicate()[0]
+    assert (one.wait(), two.returncode) == (-9, 0), said
+    assert seen[killed] >= {one.pid} and (out / "cells" / killed / "result.json").exists()
+    assert_same(out, whole)
+    assert not list(out.glob("cells/*/.claim*"))
+
+
 @pytest.mark.slow
 def test_kills_at_any_moment_lose_nothing(whole, tmp_path, record_property):
     out = tmp_path / "out"
-    lock = out / ".lock"
     words, quiet = own_process(*command(out, "--checkpoint-every", "0"))
     rng, kills, whole_runs, longest = random.Random(0), collections.Counter(), 0, 1.0
     # Most kills wait for a phase, which on a slow machine few moments would fall into; "end" is no
@@ -132,8 +160,8 @@ def test_kills_at_any_moment_lose_nothing(whole, tmp_path, record_property):
     aims = itertools.cycle(("transfer", "any", "transfer", "train", "any", "end"))
     while kills.total() < KILLS:
         process, aim = subprocess.Popen(words, **quiet), next(aims)
-        # imports are not worth a kill: the lock names the process once it is at work
-        at_work = lambda pid=process.pid: lock.exists() and lock.read_text() == str(pid)
+        # imports are not worth a kill: a claim names the process once it is at work
+        at_work = lambda pid=process.pid: pid in holders(out).values()
         while process.poll() is None and not (at_work() and aim in ("any", phase_of(out))):
             time.sleep(0.01)
         begun = time.monotonic()

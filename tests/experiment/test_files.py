@@ -1,4 +1,4 @@
-"""Files are whole or absent, and a run directory has one owner."""
+"""Files are whole or absent."""
 
 import os
 
@@ -34,22 +34,6 @@ def test_a_broken_json_file_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ExperimentError, match=r"broken\.json: not a JSON file"):
         _files.read_json(path)
-
-
-def test_a_second_process_is_kept_out(tmp_path):
-    with _files.locked(tmp_path / "run"):
-        with pytest.raises(ExperimentError, match=rf"pid {os.getpid()}.*--out"):
-            with _files.locked(tmp_path / "run"):
-                pass
-    with _files.locked(tmp_path / "run"):
-        pass
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ExperimentError, match="file/run: cannot be written"):
-        with _files.locked(tmp_path / "file" / "run"):
-            pass
 
 
 def test_choices_are_listed_and_guessed():

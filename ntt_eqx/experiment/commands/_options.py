@@ -6,8 +6,8 @@ from typing import Any
 
 from ...models import MODELS
 from .._errors import Diverged, check_choice
-from .._files import locked
 from ..cells import Cell, plan
+from ..claims import claimed
 from ..images import check_dataset, shelf_of
 from ..loop import RunContext, StopRequest
 from ..methods import MethodName
@@ -96,8 +96,9 @@ def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
     shelf, out = shelf_of(options.data_dir), options.out
     if start is None:
         check_cells([cell], shelf)
-    with Display() as display, StopRequest() as stop, locked(out):
-        context = RunContext(shelf, display, stop, options.checkpoint_every, start)
+    with Display() as display, StopRequest() as stop, claimed(out) as claim:
+        every = options.checkpoint_every
+        context = RunContext(shelf, display, stop, every, start, claim.check)
         done = (out / "result.json").exists()
         display.say(f"{cell.dataset}, {cell.model}, {cell.name}; results in {out}")
         try:

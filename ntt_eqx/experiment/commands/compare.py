@@ -17,8 +17,9 @@ import tyro
 
 from ... import DivergenceError, Progress, sparsify
 from .._errors import Diverged, ExperimentError
-from .._files import check_folder, locked, read_json, write_json
+from .._files import check_folder, read_json, write_json
 from ..cells import Cell, plan
+from ..claims import Lost, Taken, claimed
 from ..images import shelf_of
 from ..loop import Phase, RunContext, StopRequest
 from ..methods import METHODS
@@ -33,6 +34,7 @@ from ._options import RunOptions, accuracies, check_names
 
 _PACKAGES = ("ntt-eqx", "jax", "jaxlib", "equinox", "optax", "grain", "numpy")
 _TIMED_STEPS = 5
+_POLL = 2.0  # seconds between two looks at what other workers do
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class Compare(RunOptions):
 
     Every method at every scope, density and seed is a unit of its own: finished ones are skipped
     and an interrupted one is continued when the same command is given again with the same --out.
+    Given several times at once, on one machine or on many that share the folder, the commands share
+    the work; networks of one that died are taken over by the others.
     Ends with a table, figures and report.html. The defaults shown are those of the chosen preset.
     """
 
@@ -65,11 +69,10 @@ class Compare(RunOptions):
                 check_folder(out)
                 _show_plan(cells, out, context, timed=False)
                 return 0
-            with locked(out):
-                _record(out, settings)
-                _show_plan(cells, out, context, timed=True)
-                failed = _run_cells(cells, out, context)
-                _finish(cells, out, display)
+            _record(out, settings)
+            _show_plan(cells, out, context, timed=True)
+            failed = _run_cells(cells, out, context)
+            _finish(cells, out, display)
         return 1 if failed else 0
 
 
@@ -158,28 +161,62 @@ def _memory() -> int | None:
 
 
 def _run_cells(cells: Sequence[Cell], out: Path, context: RunContext) -> bool:
-    """Run every cell that is not done; tables are written after each.
+    """Run every cell that is neither done nor another worker's, until all are; tables after each.
 
     A cell whose loss diverges is left as it is and the others go on. Returns whether there is one.
     """
-    failed, results = False, []
+    begun, failed, waits = time.time(), False, False
     several = len({(cell.dataset, cell.model) for cell in cells}) > 1
-    for number, cell in enumerate(cells, start=1):
-        directory = out / CELLS / cell.folder
-        done = (directory / "result.json").exists()
-        title = f"[{number}/{len(cells)}] {cell.name}"
-        title += f" ({cell.dataset}, {cell.model})" if several else ""
-        try:
-            result = run_cell(cell, directory, context, title)
-        except Diverged as error:
-            failed = True
-            context.display.say(str(error))
-            continue
-        results.append(result)
-        write_tables(results, out)
-        if not done and result["test_accuracy"] is not None:
-            context.display.say(f"{title}: {accuracies(result)}")
+    todo = list(enumerate(cells, start=1))
+    while todo:
+        others: list[tuple[int, Cell]] = []
+        for number, cell in todo:
+            directory = out / CELLS / cell.folder
+            title = f"[{number}/{len(cells)}] {cell.name}"
+            title += f" ({cell.dataset}, {cell.model})" if several else ""
+            if (directory / "result.json").exists():  # to be read, and checked
+                run_cell(cell, directory, context, title)
+                continue
+            if _has_failed(directory, begun):
+                failed = True
+                continue
+            try:
+                with claimed(directory) as claim:
+                    mine = dataclasses.replace(context, check_claim=claim.check)
+                    result = run_cell(cell, directory, mine, title)
+            except (Taken, Lost):
+                others.append((number, cell))
+                continue
+            except Diverged as error:
+                failed = True
+                context.display.say(str(error))
+                continue
+            write_tables(_results(cells, out), out)
+            if result["test_accuracy"] is not None:
+                context.display.say(f"{title}: {accuracies(result)}")
+        if len(others) == len(todo):
+            if not waits:
+                context.display.say(f"{len(others)} networks are in the hands of other workers")
+            waits = True
+            context.stop.check()
+            time.sleep(_POLL)
+        todo = others
+    write_tables(_results(cells, out), out)
     return failed
+
+
+def _has_failed(directory: Path, since: float) -> bool:
+    """Whether another worker saw the cell's loss diverge meanwhile."""
+    try:
+        return (directory / "failure.json").stat().st_mtime > since
+    except OSError:
+        return False
+
+
+def _results(cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
+    """Those that are there, in the order of the cells, whoever made them."""
+    found = [read_result(out / CELLS / cell.folder) for cell in cells]
+    return [result for result in found if result is not None]
 
 
 def _finish(cells: Sequence[Cell], out: Path, display: Display) -> None:

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from ... import SparseModel, sparsify
 from ...data import Dataset
 from .._errors import Diverged
-from .._files import locked, write_json
-from ..cells import Cell, claim
+from .._files import write_json
+from ..cells import Cell, settle
+from ..claims import claimed
 from ..diagnostics import KernelComparison, compare_kernels
 from ..figures import evolution_figure, save_figure, spectrum_figure
 from ..images import Part, check_labelled, shelf_of
@@ -63,10 +64,12 @@ class Evolution(NetworkOptions):
         images = shelf(self.dataset)
         check_labelled(images)
         asked = {"transfer": cell.to_json(), "evolution": to_json(self.evolution)}
-        with Display() as display, StopRequest() as stop, locked(out):
-            claim(out, {"command": "evolution", **asked})
+        with Display() as display, StopRequest() as stop, claimed(out) as claim:
+            settle(out, {"command": "evolution", **asked})
             display.say(f"{cell.dataset}, {cell.model}, {cell.name}; results in {out}")
-            context = RunContext(shelf, display, stop, self.checkpoint_every)
+            context = RunContext(
+                shelf, display, stop, self.checkpoint_every, check_claim=claim.check
+            )
             try:
                 run_cell(cell, out / "transfer", context, cell.name)
                 networks = _networks(cell, rival, images, out)
