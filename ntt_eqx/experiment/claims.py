@@ -110,16 +110,9 @@ def claimed(folder: Path) -> Iterator[Claim]:
     Raises `Taken` when another one has it; `ExperimentError` for a folder that cannot be written,
     or whose file system cannot tell who was first.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _check_exclusive(folder)
-        claim = Claim(folder)
-        taken = claim.take()
-    except OSError as error:
-        raise ExperimentError(
-            f"{folder}: cannot be written ({error.strerror}); choose another folder with --out."
-        ) from error
-    if not taken:
+    check_exclusive(folder)
+    claim = Claim(folder)
+    if not claim.take():
         owner = _read(folder / _NAME)
         raise Taken(
             f"{folder}: another process (pid {owner.get('pid', 'unknown')} on "
@@ -142,17 +135,22 @@ def claimed(folder: Path) -> Iterator[Claim]:
         claim.release()
 
 
-def _check_exclusive(folder: Path) -> None:
-    """Raise `ExperimentError` on a file system where two can create one file."""
+def check_exclusive(folder: Path) -> None:
+    """Make a folder; `ExperimentError` where that fails, or two can create one file in it."""
     probe, flags = folder / f"{_NAME}-probe-{uuid.uuid4().hex}", os.O_CREAT | os.O_EXCL
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         os.close(os.open(probe, flags | os.O_WRONLY))
         try:
             os.close(os.open(probe, flags | os.O_WRONLY))
         except FileExistsError:
             return
-    finally:
-        probe.unlink(missing_ok=True)
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise ExperimentError(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder with --out."
+        ) from error
     raise ExperimentError(
         f"{folder}: this file system cannot tell which of two workers came first; choose another "
         "folder with --out."

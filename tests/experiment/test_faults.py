@@ -143,8 +143,8 @@ def test_workers_share_a_comparison_and_take_over_from_the_dead(whole, tmp_path)
                 one.kill()
                 killed = cell
         time.sleep(0.005)
-    said = two.communicate()[0]
-    assert (one.wait(), two.returncode) == (-9, 0), said
+    _, said = one.communicate()[0], two.communicate()[0]
+    assert (one.returncode, two.returncode) == (-9, 0), said
     assert seen[killed] >= {one.pid} and (out / "cells" / killed / "result.json").exists()
     assert_same(out, whole)
     assert not list(out.glob("cells/*/.claim*"))

@@ -19,7 +19,7 @@ from ... import DivergenceError, Progress, sparsify
 from .._errors import Diverged, ExperimentError
 from .._files import check_folder, read_json, write_json
 from ..cells import Cell, plan
-from ..claims import Lost, Taken, claimed
+from ..claims import Lost, Taken, check_exclusive, claimed
 from ..images import shelf_of
 from ..loop import Phase, RunContext, StopRequest
 from ..methods import METHODS
@@ -69,6 +69,7 @@ class Compare(RunOptions):
                 check_folder(out)
                 _show_plan(cells, out, context, timed=False)
                 return 0
+            check_exclusive(out)
             _record(out, settings)
             _show_plan(cells, out, context, timed=True)
             failed = _run_cells(cells, out, context)
