@@ -21,6 +21,7 @@ from .._files import check_folder, read_json, write_json
 from ..cells import Cell, plan
 from ..claims import Lost, Taken, check_exclusive, claimed
 from ..images import shelf_of
+from ..launch import launch
 from ..loop import Phase, RunContext, StopRequest
 from ..methods import METHODS
 from ..phases import planned_steps, training_phase, transfer_phase
@@ -57,6 +58,11 @@ class Compare(RunOptions):
     config: Path | None = None
     out: Path = Path("runs/compare")
     plan_only: bool = False  # show what would be done, and stop
+    # where the work is done: in this process, by processes of this machine, or by jobs of Slurm
+    launch: Literal["here", "local", "slurm"] = "here"
+    workers: int = 2  # how many are launched
+    # parameters of submitit for them, as slurm_partition=gpu gpus_per_node=1 timeout_min=600
+    job: tuple[str, ...] = ()
 
     def run(self) -> int:
         """Run the comparison; returns the exit status."""
@@ -70,6 +76,10 @@ class Compare(RunOptions):
                 _show_plan(cells, out, context, timed=False)
                 return 0
             check_exclusive(out)
+            if self.launch != "here":
+                worker = dataclasses.replace(self, launch="here")
+                jobs = (self.workers, self.launch, self.job, out / "jobs")
+                return launch(worker.run, *jobs, display.say)
             _record(out, settings)
             _show_plan(cells, out, context, timed=True)
             failed = _run_cells(cells, out, context)
