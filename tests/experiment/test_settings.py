@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ntt_eqx.experiment._errors import ExperimentError
-from ntt_eqx.experiment.cells import claim, plan
+from ntt_eqx.experiment.cells import plan, settle
 from ntt_eqx.experiment.settings import (
     PRESETS,
     CompareSettings,
@@ -122,14 +122,14 @@ def test_published_values_fill_what_is_left_out():
 
 def test_a_directory_belongs_to_one_configuration(tmp_path):
     one, two = plan(SETTINGS)[:2]
-    claim(tmp_path, one.to_json())
-    claim(tmp_path, one.to_json())
+    settle(tmp_path, one.to_json())
+    settle(tmp_path, one.to_json())
     with pytest.raises(ExperimentError, match="another configuration .*method.* differ.*--out"):
-        claim(tmp_path, dataclasses.replace(one, method="random", seed=3).to_json())
+        settle(tmp_path, dataclasses.replace(one, method="random", seed=3).to_json())
     newer = {**one.to_json(), "format": 99}
     (tmp_path / "config.json").write_text(json.dumps(newer))
     with pytest.raises(ExperimentError, match="newer version"):
-        claim(tmp_path, one.to_json())
+        settle(tmp_path, one.to_json())
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ExperimentError, match="not the configuration of an ntt-eqx run"):
-        claim(tmp_path, two.to_json())
+        settle(tmp_path, two.to_json())
