@@ -30,15 +30,10 @@ class TwoLayers(eqx.Module):
 
 @pytest.fixture(autouse=True)
 def quick_starts(monkeypatch, tmp_path_factory):
-    """What one command compiled, the next one that a test starts takes from disk.
-
-    It compiles as the process of the test does: other programs give other bits.
-    """
+    """What one command compiled, the next one that a test starts takes from disk."""
     folder = tmp_path_factory.getbasetemp() / "compiled"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(jax.local_device_count()))
 
 
 @pytest.fixture(autouse=True)

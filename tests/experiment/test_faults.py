@@ -143,7 +143,7 @@ def test_workers_share_a_comparison_and_take_over_from_the_dead(whole, tmp_path)
                 one.kill()
                 killed = cell
         time.sleep(0.005)
-    _, said = one.communicate()[0], two.communicate()[0]
+    _, said = one.communicate()[1], two.communicate()[1]
     assert (one.returncode, two.returncode) == (-9, 0), said
     assert seen[killed] >= {one.pid} and (out / "cells" / killed / "result.json").exists()
     assert_same(out, whole)
