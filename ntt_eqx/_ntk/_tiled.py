@@ -155,4 +155,5 @@ def _padded(x: Array, layout: Layout) -> Array:
     if not missing:
         return x
     x = everywhere(x, layout)  # few bytes; XLA cuts no padding that is spread
-    return jnp.concatenate([x, jnp.broadcast_to(x[-1:], (missing, *x.shape[1:]))])
+    filled = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (missing, *x.shape[1:]))])
+    return everywhere(filled, layout)

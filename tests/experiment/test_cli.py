@@ -46,6 +46,17 @@ def read(path):
     return json.loads(Path(path).read_text())
 
 
+def test_all_devices_make_what_one_makes(finished, tmp_path):
+    words = tiny("--methods", "ntt", "snip", "--densities", "0.1", "--devices", "all")
+    assert main(["compare", "--out", str(tmp_path), *words]) == 0
+    one = {result["method"]: result for result in read(finished / "results.json")}
+    for result in read(tmp_path / "results.json"):
+        for name in ("train_loss", "test_loss", "kept_density"):
+            assert result[name] == pytest.approx(one[result["method"]][name], rel=1e-3)
+        distance = one[result["method"]]["kernel_distance"]
+        assert result["kernel_distance"] == (distance and pytest.approx(distance, rel=1e-3))
+
+
 def test_compare_writes_results_tables_and_figures(finished):
     results = read(finished / "results.json")
     assert len(results) == len(METHODS)

@@ -1,9 +1,11 @@
 """Options that several commands share, and how one network is made."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ... import distribute
 from ...models import MODELS
 from .._errors import Diverged, check_choice
 from ..cells import Cell, plan
@@ -33,11 +35,17 @@ class RunOptions:
         out: directory of the run.
         data_dir: folder with datasets; more places are searched, see `ntt-eqx data`.
         checkpoint_every: seconds between two checkpoints.
+        devices: compute on one device, or share every step among all; results agree to rounding.
     """
 
     out: Path = Path("runs")
     data_dir: Path | None = None
     checkpoint_every: float = 60.0
+    devices: Literal["one", "all"] = "one"
+
+    def on_devices(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it, what is computed is computed on the devices asked for."""
+        return distribute() if self.devices == "all" else contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +104,7 @@ def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
     shelf, out = shelf_of(options.data_dir), options.out
     if start is None:
         check_cells([cell], shelf)
-    with Display() as display, StopRequest() as stop, claimed(out) as claim:
+    with Display() as display, StopRequest() as stop, claimed(out) as claim, options.on_devices():
         every = options.checkpoint_every
         context = RunContext(shelf, display, stop, every, start, claim.check)
         done = (out / "result.json").exists()

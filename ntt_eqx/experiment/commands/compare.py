@@ -69,7 +69,7 @@ class Compare(RunOptions):
         settings = check_names(check(self.settings))
         cells, shelf, out = plan(settings), shelf_of(self.data_dir), self.out
         check_cells(cells, shelf)
-        with Display() as display, StopRequest() as stop:
+        with Display() as display, StopRequest() as stop, self.on_devices():
             context = RunContext(shelf, display, stop, self.checkpoint_every)
             if self.plan_only:
                 check_folder(out)

@@ -64,7 +64,7 @@ class Evolution(NetworkOptions):
         images = shelf(self.dataset)
         check_labelled(images)
         asked = {"transfer": cell.to_json(), "evolution": to_json(self.evolution)}
-        with Display() as display, StopRequest() as stop, claimed(out) as claim:
+        with Display() as display, StopRequest() as stop, claimed(out) as claim, self.on_devices():
             settle(out, {"command": "evolution", **asked})
             display.say(f"{cell.dataset}, {cell.model}, {cell.name}; results in {out}")
             context = RunContext(
