@@ -26,6 +26,13 @@ def pytest_unconfigure():
     shutil.rmtree(COMPILED, ignore_errors=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgets():
+    """Forget what a module compiled: a process can hold only so many pieces of machine code."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def getkey():
     """A function that returns a new PRNG key at every call; the same keys in every run."""
