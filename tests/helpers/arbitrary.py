@@ -4,6 +4,7 @@ import builtins
 import collections
 import io
 import re
+import tracemalloc
 import warnings
 
 import hypothesis.extra.numpy as hnp
@@ -145,6 +146,22 @@ def explore_file(content, read, errors, folder, examples):
     if content is not OBJECTS:  # else only one error would be seen, again and again
         read(path)
     explore(holds, examples, both=False, change=CHANGES)
+
+
+def assert_refused(content, read, error, message, folder):
+    """What reads a file of this content says so and where it is, runs nothing, and takes little."""
+    path = folder / "inner" / "file"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(error, match=message) as caught:
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 30 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert str(path.parent) in str(caught.value)
+    assert_harmless(folder)
 
 
 def assert_harmless(folder):
