@@ -235,11 +235,9 @@ def _layout(
     if mesh is None:
         sides = _near_square(len(jax.devices()))
         mesh = jax.make_mesh(sides, ("rows", "columns"), axis_types=(AxisType.Auto,) * 2)
-    rest = [axis for axis in mesh.axis_names if axis not in (rows or ())]
-    taken = tuple(mesh.axis_names[:1]) if rows is None and columns is None else tuple(rows or ())
-    if columns is None:
-        columns = tuple(axis for axis in rest if axis not in taken)[:1] if rows is None else ()
-    layout = Layout(mesh, taken, tuple(columns), exchange)
+    if rows is None and columns is None:
+        rows, columns = mesh.axis_names[:1], mesh.axis_names[1:2]
+    layout = Layout(mesh, tuple(rows or ()), tuple(columns or ()), exchange)
     unknown = [axis for axis in layout.axes if axis not in mesh.axis_names]
     if unknown or len(set(layout.axes)) != len(layout.axes) or not layout.axes:
         raise ValueError(

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
 from .._checks import is_count
+from .._distribute import replicate
 from ._ntk import ntk
 from ._pairs import mirrored
 
@@ -69,7 +70,7 @@ def tiles_between(
     wanted: Callable[[slice, slice], bool] = lambda rows, columns: True,
 ) -> Iterator[tuple[slice, slice, np.ndarray]]:
     """The tiles `[rows, columns]` of a kernel that are wanted, one after the other."""
-    symmetric = x2 is None
+    symmetric, model = x2 is None, replicate(model)  # once, and not for every tile
     sides = (x1, x1 if symmetric else x2)
     for row in range(0, len(sides[0]), shape[0]):
         for column in range(row if symmetric else 0, len(sides[1]), shape[1]):
