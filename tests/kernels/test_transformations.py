@@ -1,10 +1,6 @@
 """`jit`, `vmap`, `grad`, `shard_map` and donation, through every implementation."""
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -154,9 +150,4 @@ def test_shard_map():
 
 @pytest.mark.slow
 def test_shard_map_over_two_devices():
-    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=2")
-    here = Path(__file__).parent
-    paths = [str(here), str(here.parents[1]), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
-    code = "import test_transformations as t; t.check_sharded(2)"
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=300)
+    check_sharded(2)
