@@ -51,12 +51,12 @@ def layer_metric(
     if layer.bias is not None:
         ones = jnp.ones_like(offset)
         offset = ones if bias is None else layer.bias_metric(bias).reshape(-1).astype(dtype)
-    fits = indices.fits if isinstance(indices, Checked) else None
-    indices = indices.indices if isinstance(indices, Checked) else indices
+    checked = indices if isinstance(indices, Checked) else None
+    indices = indices if checked is None else checked.indices
     found = gather_rows(indices, layer.metric(weight).reshape(-1, layer.inputs), offset)
-    if fits is None:
+    if checked is None:
         return found
-    values = jnp.where(fits, found.values, jnp.nan)
+    values = jnp.where(checked.fits, found.values, jnp.nan)
     return dataclasses.replace(found, values=values.astype(found.values.dtype))
 
 

@@ -16,7 +16,7 @@ from .._examples import as_inference, check_samples
 from .._fit import History, Progress, Row, fit, scalars
 from .._optimise import check_first_update
 from ._ntt_loss import NTTMetrics, check_halves
-from ._state import NTTState
+from ._state import NTTState, check_room
 from ._step import ntt_evaluate, ntt_step
 
 
@@ -66,6 +66,7 @@ def transfer(
     num_steps = state.method.num_steps if num_steps is None else num_steps
     if num_steps is None:
         raise ValueError("transfer: give `num_steps` here or in NTTConfig.")
+    check_room("transfer", state)
     observe, first = {}, True
     if validation is not None:
         held_out = _fitting("transfer: validation", state.teacher, validation)

@@ -78,6 +78,22 @@ def support_for(method: NeuralTangentTransfer, mask: MaskTree) -> Any:
     return mask_support(mask)
 
 
+def check_room(caller: str, state: NTTState) -> None:
+    """Raise `ValueError` when a mask was put into `state` for which its support has no room.
+
+    It looks at values: to be called once a run, outside of `jit`, where the kernel is NaN instead.
+    """
+
+    def one(mask: Any, indices: Any) -> None:
+        if indices is not None and int(jnp.sum(mask)) > len(indices):
+            raise ValueError(
+                f"{caller}: the mask keeps more weights than the one that this state was made for: "
+                "put a mask into an NTTState by state.with_mask(mask)."
+            )
+
+    jax.tree.map(one, state.student.mask, state.support, is_leaf=lambda leaf: leaf is None)
+
+
 def key_words(key: PRNGKeyArray | None) -> UInt32[Array, "2"]:
     """Two words that stand for `key`; arrays of plain numbers can be stored in any file."""
     given: Any = jax.random.key(0) if key is None else key

@@ -112,15 +112,7 @@ def test_a_support_of_another_mask_is_found_anew():
         assert relative_error(run(pruned, support), expected) < 1e-5
 
 
-def test_a_support_without_room_is_an_error_and_never_a_number(monkeypatch):
+def test_a_support_without_room_never_gives_a_number():
     model, _, mask, run = outdated()
     more, support = model.with_mask(mask(5, 1)), mask_support(mask(10, 0))
-    with pytest.raises(Exception, match="keeps more weights than the one that this state"):
-        jax.block_until_ready(run(more, support))
-    # On an accelerator, which would wait for the host, it is NaN: chosen by the device alone.
-    from ntt_eqx._ntk import _support
-
-    gpu = ntt.kernels.Device("gpu", "NVIDIA H100")
-    monkeypatch.setattr(_support, "target_device", lambda: gpu)
-    _, _, _, run = outdated()
     assert jnp.isnan(run(more, support)).all()
