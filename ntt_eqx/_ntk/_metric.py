@@ -51,12 +51,11 @@ def layer_metric(
     if layer.bias is not None:
         ones = jnp.ones_like(offset)
         offset = ones if bias is None else layer.bias_metric(bias).reshape(-1).astype(dtype)
-    checked = indices if isinstance(indices, Checked) else None
-    indices = indices if checked is None else checked.indices
-    found = gather_rows(indices, layer.metric(weight).reshape(-1, layer.inputs), offset)
-    if checked is None:
+    places = indices.indices if isinstance(indices, Checked) else indices
+    found = gather_rows(places, layer.metric(weight).reshape(-1, layer.inputs), offset)
+    if not isinstance(indices, Checked):
         return found
-    values = jnp.where(checked.fits, found.values, jnp.nan)
+    values = jnp.where(indices.fits, found.values, jnp.nan)
     return dataclasses.replace(found, values=values.astype(found.values.dtype))
 
 
