@@ -90,8 +90,14 @@ class Cell:
         found = {"format": FORMAT, **to_json(self)}
         if found["mask"] is None:
             del found["mask"]
-        if found["scoring"] is not None and found["scoring"]["schedule"] == "exponential":
-            del found["scoring"]["schedule"]
+        later = {
+            "transfer": {"decay": 1.0, "sketch_size": None},
+            "scoring": {"schedule": "exponential"},
+        }
+        for part, idle in later.items():
+            for name, value in idle.items():
+                if found[part] is not None and found[part][name] == value:
+                    del found[part][name]
         return found
 
 
@@ -111,6 +117,10 @@ def plan(settings: CompareSettings) -> list[Cell]:
         transfer, scoring = None, None
         if METHODS[method].kernel:
             transfer = settings.transfer
+            if not METHODS[method].sketched:
+                transfer = dataclasses.replace(transfer, sketch_size=None)
+            elif transfer.sketch_size is None:
+                transfer = dataclasses.replace(transfer, sketch_size=TransferSettings.sketch_size)
             if transfer.l2_weight is None:
                 published = 1e-5 if model.startswith("lenet-5") else 1e-4
                 transfer = dataclasses.replace(transfer, l2_weight=published)

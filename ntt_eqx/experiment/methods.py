@@ -21,6 +21,7 @@ class Method:
     dashes: Any = "-"  # of its lines, likewise
     # the kernel that it transfers, `active` or `ambient`; empty for a method that scores
     kernel: str = ""
+    sketched: bool = False  # whether only random directions of it are compared
     # makes its score from a random key, the dense network and the density; `None` for dense
     # networks and for transfers, which start from the mask of another method
     score: Callable[[PRNGKeyArray, Any, float], Any] | None = None
@@ -48,6 +49,9 @@ METHODS: dict[str, Method] = {
     "dense": Method("dense", "#000000", "_", (0, (1, 1))),
     "ntt": Method("NTT (active)", "#0072B2", "o", kernel="active"),
     "ntt-ambient": Method("NTT (ambient)", "#56B4E9", "s", (0, (4, 1.5)), kernel="ambient"),
+    "ntt-sketch": Method(
+        "NTT (sketched)", "#44AA99", "*", (0, (2, 1, 2, 3)), kernel="ambient", sketched=True
+    ),
     "random": Method(
         "random", "#8A8A8A", "X", (0, (1, 1.2)), score=_drawn(scores.Random), examples=False
     ),

@@ -39,6 +39,8 @@ def transfer_phase(cell: Cell, teacher: Any, images: Dataset, title: str) -> Pha
         scope=sparsity.scope,
         mask_every=settings.mask_every or None,
         kernel="ambient" if METHODS[cell.method].kernel == "ambient" else "active",
+        outputs="full" if settings.sketch_size is None else "sketch",
+        sketch_size=settings.sketch_size or NTTConfig.sketch_size,
         kernel_weight=settings.kernel_weight,
         l2_weight=settings.l2_weight,
         allocation=sparsity.allocation,
@@ -62,7 +64,9 @@ def transfer_phase(cell: Cell, teacher: Any, images: Dataset, title: str) -> Pha
         title=f"{title}, transfer",
         num_steps=steps,
         log_every=min(settings.log_every, steps),
-        state=ntt_init(teacher, config, _adam(settings.learning_rate), mask=first),
+        state=ntt_init(
+            teacher, config, _adam(settings.learning_rate, settings.decay, steps), mask=first
+        ),
         batches=used.batches(settings.batch_size, seed=cell.seed),
         run=functools.partial(transfer, validation=held_out.first(watched).x if watched else None),
         shown=shown,
@@ -115,6 +119,8 @@ def steps_in(epochs: float, samples: int, batch_size: int) -> int:
 
 
 @functools.lru_cache
-def _adam(learning_rate: float) -> optax.GradientTransformation:
+def _adam(learning_rate: float, decay: float = 1.0, steps: int = 0) -> optax.GradientTransformation:
     # One object for one rate: a new one would make every cell compile its steps again.
-    return optax.adam(learning_rate)
+    if decay == 1:
+        return optax.adam(learning_rate)
+    return optax.adam(optax.cosine_decay_schedule(learning_rate, steps, decay))

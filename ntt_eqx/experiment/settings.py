@@ -34,6 +34,9 @@ class TransferSettings:
     epochs: float = _number(20.0, above=True)  # passes over the training images
     batch_size: int = _number(64, 2)  # images a step; cut in halves for the kernel, so even
     learning_rate: float = _number(5e-4, high=1e30, above=True)  # of Adam
+    decay: float = _number(1.0, high=1)  # share of it that a cosine falls to at the end
+    # random directions of the outputs, new at every step, along which `ntt-sketch` compares kernels
+    sketch_size: int | None = _number(2, 1)
     mask_every: int = _number(100)  # steps between two choices of the mask; 0 keeps the first mask
     kernel_weight: float = _number(1e-3)  # weight of the kernel distance in the loss
     # weight of the L2 term; left out, the published one: 1e-4, and 1e-5 for LeNet-5
@@ -116,7 +119,7 @@ class CompareSettings:
     datasets: tuple[str, ...] = ("fashion-mnist-mini",)
     models: tuple[str, ...] = ("lenet-300-100",)  # networks to prune
     # ways to choose the sparse network; `ntt` is Neural Tangent Transfer with the active kernel,
-    # `ntt-ambient` with the ambient one
+    # `ntt-ambient` with the ambient one, `ntt-sketch` with a few random directions of the latter
     methods: tuple[MethodName, ...] = ("ntt", "random", "snip", "dense")
     # rank weights within each layer, or over all layers at once
     scopes: tuple[Scope, ...] = ("layer",)
@@ -139,6 +142,11 @@ PRESETS: Mapping[str, CompareSettings] = types.MappingProxyType(
             transfer=TransferSettings(epochs=20.0, held_out=0.02),
             training=TrainingSettings(epochs=25.0),
         ),
+        "fast": CompareSettings(
+            methods=("ntt-sketch", "random", "snip", "dense"),
+            transfer=TransferSettings(epochs=20.0, held_out=0.02, learning_rate=1e-3, decay=0.05),
+            training=TrainingSettings(epochs=25.0),
+        ),
         "paper": CompareSettings(
             datasets=("fashion-mnist",),
             methods=("ntt", "random", "snip", "logit-snip", "dense"),
@@ -146,7 +154,8 @@ PRESETS: Mapping[str, CompareSettings] = types.MappingProxyType(
         ),
     }
 )
-"""`quick`: a comparison within three minutes. `paper`: the published protocol."""
+"""`quick`: a comparison within three minutes. `fast`: the same with a sketched transfer, for larger
+networks and data. `paper`: the published protocol."""
 
 
 def check(settings: _T, place: str = "") -> _T:

@@ -33,7 +33,7 @@ from ntt_eqx.experiment.settings import (
 
 from .conftest import TwoLayers
 
-SCORED = [name for name in METHODS if name not in ("dense", "ntt", "ntt-ambient")]
+SCORED = [name for name in METHODS if name not in ("dense", "ntt", "ntt-ambient", "ntt-sketch")]
 
 
 def cell_of(method, scope="layer", density=0.1, **fields):
@@ -96,20 +96,40 @@ def test_masks_follow_their_pattern(teacher):
     assert shares[".hidden.weight"] < 0.3 < shares[".output.weight"]
 
 
+def numbers():
+    x = np.random.default_rng(0).normal(size=(32, 1, 4, 4)).astype(np.float32)
+    split = Split(x, np.arange(32, dtype=np.int32) % 4)
+    return make_dataset("numbers", split, split, 4)
+
+
 @pytest.mark.parametrize(
     ("density", "mask"), [(0.5, MaskSettings(pattern="2:4")), (0.3, MaskSettings("erk"))]
 )
 def test_the_masks_of_ntt_hold_through_its_refreshes(density, mask, teacher):
-    x = np.random.default_rng(0).normal(size=(32, 1, 4, 4)).astype(np.float32)
-    split = Split(x, np.arange(32, dtype=np.int32) % 4)
     settings = TransferSettings(2.0, 8, 0.1, mask_every=2, held_out=0.0)
     cell = one_cell("numbers", "tiny", "ntt", density=density, mask=mask, transfer=settings)
-    phase = transfer_phase(cell, teacher, make_dataset("numbers", split, split, 4), "")
+    phase = transfer_phase(cell, teacher, numbers(), "")
     state, _ = phase.run(phase.state, phase.batches, num_steps=phase.num_steps)
     kept, before = state.student.mask, phase.state.student.mask
     assert all(bool(sparsity_of(cell, teacher).holds(found)) for found in (kept, before))
     assert bool((kept.hidden.weight != before.hidden.weight).any())
     assert kept.output.weight.all() == (mask.pattern == "2:4")
+
+
+def test_a_sketched_transfer_and_a_rate_that_falls(teacher):
+    settings = TransferSettings(2.0, 8, 0.1, decay=0.25, sketch_size=3, held_out=0.0)
+    cell = one_cell("numbers", "tiny", "ntt-sketch", transfer=settings)
+    phase = transfer_phase(cell, teacher, numbers(), "")
+    assert phase.state.method.loss.probe.size == 3 and phase.state.method.loss.kernel == "ambient"
+    optimizer, one = phase.state.method.optimizer, {"w": jnp.ones(())}
+    state, updates = optimizer.init(one), []
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(phase.num_steps + 1):  # Adam's step along a constant gradient is the rate
+            update, state = optimizer.update(one, state)
+            updates.append(-float(update["w"]))
+    half = (1 + 0.25) / 2
+    found = [updates[0], updates[phase.num_steps // 2], updates[-1]]
+    np.testing.assert_allclose(found, [0.1, 0.1 * half, 0.1 * 0.25], rtol=1e-4)
 
 
 def test_ablations(teacher):

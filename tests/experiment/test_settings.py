@@ -115,9 +115,19 @@ def test_published_values_fill_what_is_left_out():
     make = lambda dataset, model, method: plan(CompareSettings((dataset,), (model,), (method,)))[0]
     assert make("mnist", "lenet-300-100", "ntt").transfer.l2_weight == 1e-4
     assert make("mnist", "lenet-5", "ntt").transfer.l2_weight == 1e-5
+    assert make("mnist", "lenet-5", "ntt-sketch").transfer.sketch_size == 2
     assert make("mnist", "lenet-5", "snip").scoring.examples == 100
     assert make("cifar-10", "conv-4", "snip").scoring.examples == 128
     assert make("mnist", "lenet-5", "random").scoring is None
+
+
+def test_settings_that_came_later_leave_older_results_in_their_place():
+    ntt, sketched = plan(CompareSettings(methods=("ntt", "ntt-sketch")))
+    assert "decay" not in ntt.to_json()["transfer"]
+    assert "sketch_size" not in ntt.to_json()["transfer"]
+    assert sketched.to_json()["transfer"]["sketch_size"] == 2
+    falling = dataclasses.replace(CompareSettings(), transfer=TransferSettings(decay=0.1))
+    assert plan(falling)[0].to_json()["transfer"]["decay"] == 0.1
 
 
 def test_a_directory_belongs_to_one_configuration(tmp_path):

@@ -56,11 +56,11 @@ class NetworkOptions(RunOptions):
         dataset: images to use; NAME:0,1:250 takes 250 images of two classes.
         model: the dense network's architecture.
         method: how the mask is chosen; `ntt` matches the active kernel, `ntt-ambient` the ambient
-            one.
+            one, `ntt-sketch` a few random directions of the latter.
         scope: rank weights within each layer, or over all layers at once.
         density: share of weights to keep.
         seed: decides the dense network and the order of the images.
-        transfer: the label-free phase, for `ntt` and `ntt-ambient`.
+        transfer: the label-free phase, for `ntt`, `ntt-ambient` and `ntt-sketch`.
         scoring: the scores that choose masks.
     """
 

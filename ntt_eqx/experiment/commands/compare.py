@@ -51,9 +51,10 @@ class Compare(RunOptions):
 
     # what is compared
     settings: Annotated[CompareSettings, tyro.conf.arg(name="")] = PRESETS["quick"]
-    # where defaults come from: `quick` ends within minutes, `paper` is the published protocol.
+    # where defaults come from: `quick` ends within minutes, `fast` transfers by a sketch of the
+    # kernel in a fraction of the time, `paper` is the published protocol.
     # Single options and --config change it
-    preset: Literal["quick", "paper"] = "quick"
+    preset: Literal["quick", "fast", "paper"] = "quick"
     # JSON file with fields like those of config.json's `settings`; options override it
     config: Path | None = None
     out: Path = Path("runs/compare")
