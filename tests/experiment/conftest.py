@@ -63,7 +63,11 @@ def own_process(*words):
         "from conftest import MODELS, TwoLayers; MODELS['tiny'] = TwoLayers\n"
         "from ntt_eqx.experiment.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    same = ("jax_disable_most_optimizations", "jax_num_cpu_devices")
-    here = {name.upper(): str(jax.config.values[name]) for name in same}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return [sys.executable, "-c", code, *words], {**quiet, "env": {**os.environ, **here}}
+    return [sys.executable, "-c", code, *words], {**quiet, "env": {**os.environ, **same_bits()}}
+
+
+def same_bits():
+    """The environment in which another process computes as this one does."""
+    names = ("jax_disable_most_optimizations", "jax_num_cpu_devices")
+    return {name.upper(): str(jax.config.values[name]) for name in names}

@@ -6,6 +6,8 @@ import pytest
 
 from ntt_eqx.experiment.cli import main
 
+from .conftest import same_bits
+
 pytest.importorskip("submitit")
 TINY = [
     *("--datasets", "fashion-mnist-mini:0,1:40", "--methods", "random", "dense", "--seeds", "0"),
@@ -14,7 +16,9 @@ TINY = [
 
 
 @pytest.mark.slow
-def test_local_workers_make_what_one_process_makes(tmp_path):
+def test_local_workers_make_what_one_process_makes(tmp_path, monkeypatch):
+    for name, value in same_bits().items():
+        monkeypatch.setenv(name, value)
     alone, many = tmp_path / "alone", tmp_path / "many"
     assert main(["compare", *TINY, "--out", str(alone)]) == 0
     assert main(["compare", *TINY, "--out", str(many), "--launch", "local"]) == 0

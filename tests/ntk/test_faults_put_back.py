@@ -177,7 +177,7 @@ def test_a_refresh_forgets_the_structure(monkeypatch):
     )
     assert examples_until_found(drawn, is_right, most=15) is None
     plain = lambda self, mask: dataclasses.replace(self, allocation=None, pattern=None)
-    monkeypatch.setattr(Sparsity, "of_mask", plain)
+    monkeypatch.setattr(ntt.Sparsity, "of_mask", plain)
     found = examples_until_found(drawn, is_right)
     print(f"structure lost: found by example {found}")
     assert found is not None
