@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._primitives import apply_primitive
 from .._program import Const, Site, read, run, slots_of
 from .._types import widen
 from ..kernels import GatheredMetric, block_size, gathered_tangents, map_blocks
@@ -23,7 +24,6 @@ from ._layers import Layer
 from ._metric import LayerMetric
 from ._parts import Part
 from ._plan import Operands, Plan
-from ._primitives import apply_primitive
 
 
 class LayerFactors(eqx.Module):

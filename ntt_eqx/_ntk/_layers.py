@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._primitives import apply_primitive
 from .._program import Const, Loop, Program, Site, Step, slots_of
 from ._linear import AbstractLinearUse, linear_use
-from ._primitives import apply_primitive
 
 _REARRANGING = (
     "reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p", "broadcast_in_dim",

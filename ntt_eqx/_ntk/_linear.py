@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._primitives import patches
+from .._primitives import patches
 
 
 class AbstractLinearUse(eqx.Module):

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .._checks import check_weight, check_weights
 from .._distribute import left_to_xla, replicate, spread
 from .._optimise import init_optimizer, optimise
+from .._primitives import with_equivalents
 from .._sparse import SparseModel, masked_weights, prunable_leaves
 from .._types import squared_norm
 from ._objective import CROSS_ENTROPY, Objective, judge
@@ -127,6 +128,7 @@ def _stepped(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
     params, rest = eqx.partition(_with_zeros(state.model), eqx.is_inexact_array)
 
+    @with_equivalents
     def loss(params: PyTree) -> tuple[Float[Array, ""], TrainMetrics]:
         metrics = _loss(eqx.combine(params, rest), batch, key, state.config)
         return metrics.loss, metrics

@@ -7,24 +7,59 @@ included (the first entry of a window wins).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
-from .._program import bind
-from ..kernels import target_device
+from ._program import bind, read, run, unfold
+from .kernels import target_device
+
+_CONVOLUTION, _MAXIMUM = _EQUIVALENTS = ("conv_general_dilated", "reduce_window_max")
+_LARGEST = 2**28  # bytes of patches that a whole batch may have
+
+
+def with_equivalents(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """A function of arrays with the faster equivalents in the place of its primitives.
+
+    For functions of whole batches under `jit`: a convolution whose patches would take too many
+    bytes is left as it is, and so is what a loop repeats or `jax.checkpoint` makes again.
+    """
+
+    def call(*arguments: PyTree) -> PyTree:
+        if target_device().platform != "cpu":
+            return function(*arguments)
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        program = unfold(closed, lambda eqn: eqn.primitive.name in ("jit", "pjit"))
+        if not any(step.name in _EQUIVALENTS for step in program.steps):
+            return function(*arguments)
+
+        def evaluate(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
+            large = eqn.primitive.name == _CONVOLUTION and _bytes_of_patches(eqn) > _LARGEST
+            return bind(eqn, inputs) if large else apply_primitive(eqn, inputs)
+
+        values, _ = run(
+            program,
+            dict(enumerate(jax.tree.leaves(arguments))),
+            range(len(program.steps)),
+            evaluate,
+        )
+        out = [read(values, slot) for slot in program.outputs]
+        return jax.tree.unflatten(jax.tree.structure(shape), out)
+
+    return call
 
 
 def apply_primitive(eqn: Any, inputs: Sequence[Any]) -> list[Array]:
     """The outputs of `eqn` for concrete or traced `inputs`."""
     if target_device().platform == "cpu":
-        if eqn.primitive.name == "conv_general_dilated" and eqn.params["batch_group_count"] == 1:
+        if eqn.primitive.name == _CONVOLUTION and eqn.params["batch_group_count"] == 1:
             return [_convolution(eqn, *inputs)]
-        if eqn.primitive.name == "reduce_window_max" and _tiles(eqn, inputs[0]):
+        if eqn.primitive.name == _MAXIMUM and _tiles(eqn, inputs[0]):
             return [_max_over_tiles(eqn, inputs[0])]
     return bind(eqn, inputs)
 
@@ -57,6 +92,14 @@ def patches(eqn: Any, a: Array) -> Array:
         taps = [lax.slice_in_dim(a, t, t + span, stride, axis + 1) for t in starts.tolist()]
         a = jnp.stack(taps, axis=len(window) + 1)
     return a.reshape(*a.shape[: len(window) + 1], math.prod(window), channels_size)
+
+
+def _bytes_of_patches(eqn: Any) -> int:
+    a, weight = (v.aval for v in eqn.invars)
+    numbers, out = eqn.params["dimension_numbers"], eqn.outvars[0].aval
+    features, positions = numbers.rhs_spec[0], out.size // out.shape[numbers.out_spec[1]]
+    window = weight.size // weight.shape[features] * eqn.params["feature_group_count"]
+    return positions * window * a.dtype.itemsize
 
 
 def _windows_in_a_loop(a: Array, starts: np.ndarray, count: int, axis: int, place: int) -> Array:

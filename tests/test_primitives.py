@@ -7,7 +7,8 @@ import pytest
 from helpers.comparison import relative_error
 from jax import lax
 
-from ntt_eqx._ntk._primitives import apply_primitive
+from ntt_eqx import _primitives
+from ntt_eqx._primitives import apply_primitive, with_equivalents
 
 pytestmark = [
     pytest.mark.usefixtures("x64"),
@@ -133,3 +134,53 @@ def test_convolution(name):
     found, expected = both(eqn, x, w)
     for f, e in zip(found, expected, strict=True):
         assert relative_error(f, e) < 1e-13
+
+
+def two_layers(weights, x):
+    """A batch through a convolution and a pool inside `jit`, and one more convolution."""
+    dims = ("NCHW", "OIHW", "NCHW")
+    first = lambda w, x: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=dims)
+    pool = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+    hidden = jax.jit(lambda w, x: pool(jax.nn.relu(first(w, x))))(weights[0], x)
+    deep = lax.conv_general_dilated(hidden, weights[1], (2, 2), "VALID", feature_group_count=2)
+    return {"sum": jnp.sum(jnp.sin(deep)), "deep": deep}
+
+
+def primitives_of(function, *arguments):
+    names = set()
+
+    def look(jaxpr):
+        for eqn in jaxpr.eqns:
+            names.add(eqn.primitive.name)
+            for value in eqn.params.values():
+                if hasattr(value, "jaxpr"):
+                    look(value.jaxpr)
+
+    look(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return names
+
+
+def test_a_function_of_a_batch_by_the_equivalents(monkeypatch):
+    rng = np.random.default_rng(0)
+    weights = [jnp.asarray(rng.normal(size=s)) for s in ((4, 3, 3, 3), (6, 2, 2, 2))]
+    x = jnp.asarray(rng.normal(size=(5, 3, 9, 8)))
+
+    def both(function):
+        def loss(weights):
+            out = function(weights, x)
+            return out["sum"], out
+
+        return jax.value_and_grad(loss, has_aux=True)
+
+    found = jax.jit(both(with_equivalents(two_layers)))(weights)
+    assert relative_error(found, both(two_layers)(weights)) < 1e-13
+
+    convolution = "conv_general_dilated"
+    names = lambda: primitives_of(with_equivalents(two_layers), weights, x)
+    assert {convolution, "reduce_window_max"} <= primitives_of(two_layers, weights, x)
+    assert not {convolution, "reduce_window_max"} & names()
+    patches = 8 * (5 * 9 * 8) * (3 * 3 * 3)  # of the first layer, which has more than the second
+    monkeypatch.setattr(_primitives, "_LARGEST", patches - 1)
+    assert convolution in names() and "reduce_window_max" not in names()
+    monkeypatch.setattr(_primitives, "_LARGEST", patches)
+    assert convolution not in names()
