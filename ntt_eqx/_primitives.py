@@ -21,13 +21,17 @@ from .kernels import target_device
 
 _CONVOLUTION, _MAXIMUM = _EQUIVALENTS = ("conv_general_dilated", "reduce_window_max")
 _LARGEST = 2**28  # bytes of patches that a whole batch may have
+# Products that an entry of an image takes part in, features times window, for which the patches of
+# a whole batch pay: 1.7 times faster at 500 (LeNet-5), 10 % slower at 144 and 288 (ResNet-20).
+_FEWEST = 500
 
 
 def with_equivalents(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """A function of arrays with the faster equivalents in the place of its primitives.
 
-    For functions of whole batches under `jit`: a convolution whose patches would take too many
-    bytes is left as it is, and so is what a loop repeats or `jax.checkpoint` makes again.
+    For functions of whole batches under `jit`: convolutions whose patches do not pay or would take
+    too many bytes are left as they are, and so is what a loop repeats or `jax.checkpoint` makes
+    again.
     """
 
     def call(*arguments: PyTree) -> PyTree:
@@ -39,8 +43,8 @@ def with_equivalents(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
             return function(*arguments)
 
         def evaluate(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
-            large = eqn.primitive.name == _CONVOLUTION and _bytes_of_patches(eqn) > _LARGEST
-            return bind(eqn, inputs) if large else apply_primitive(eqn, inputs)
+            left = eqn.primitive.name == _CONVOLUTION and not _pays(eqn)
+            return bind(eqn, inputs) if left else apply_primitive(eqn, inputs)
 
         values, _ = run(
             program,
@@ -94,12 +98,15 @@ def patches(eqn: Any, a: Array) -> Array:
     return a.reshape(*a.shape[: len(window) + 1], math.prod(window), channels_size)
 
 
-def _bytes_of_patches(eqn: Any) -> int:
+def _pays(eqn: Any) -> bool:
+    """Whether a whole batch is convolved faster by its patches, and they are not too large."""
     a, weight = (v.aval for v in eqn.invars)
     numbers, out = eqn.params["dimension_numbers"], eqn.outvars[0].aval
-    features, positions = numbers.rhs_spec[0], out.size // out.shape[numbers.out_spec[1]]
-    window = weight.size // weight.shape[features] * eqn.params["feature_group_count"]
-    return positions * window * a.dtype.itemsize
+    features, channels, *window = (weight.shape[axis] for axis in numbers.rhs_spec)
+    groups, taps = eqn.params["feature_group_count"], math.prod(window)
+    positions = out.size // features
+    large = positions * taps * channels * groups * a.dtype.itemsize > _LARGEST
+    return features // groups * taps >= _FEWEST and not large
 
 
 def _windows_in_a_loop(a: Array, starts: np.ndarray, count: int, axis: int, place: int) -> Array:

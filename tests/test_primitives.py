@@ -172,6 +172,7 @@ def test_a_function_of_a_batch_by_the_equivalents(monkeypatch):
 
         return jax.value_and_grad(loss, has_aux=True)
 
+    monkeypatch.setattr(_primitives, "_FEWEST", 0)
     found = jax.jit(both(with_equivalents(two_layers)))(weights)
     assert relative_error(found, both(two_layers)(weights)) < 1e-13
 
@@ -184,3 +185,5 @@ def test_a_function_of_a_batch_by_the_equivalents(monkeypatch):
     assert convolution in names() and "reduce_window_max" not in names()
     monkeypatch.setattr(_primitives, "_LARGEST", patches)
     assert convolution not in names()
+    monkeypatch.setattr(_primitives, "_FEWEST", 4 * 9 + 1)  # one more than the first layer has
+    assert convolution in names()
