@@ -1,5 +1,8 @@
 """The memory of a kernel is what was allowed, by the compiler's count; blocks cost no compiling."""
 
+import os
+import subprocess
+import sys
 import time
 
 import equinox as eqx
@@ -175,3 +178,38 @@ def test_tiles_that_cannot_be():
         ntt.ntk_tiles(model, x, tile=(0, 2))
     with pytest.raises(ValueError, match="ntk_tiles: with directions"):
         ntt.ntk_tiles(model, x, directions=(jnp.ones((1, 2)), jnp.ones((1, 2))))
+
+
+PEAK = """
+import sys
+import jax
+import jax.numpy as jnp
+import numpy as np
+import ntt_eqx as ntt
+
+samples, outputs, budget, gathered = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+model = ntt.sparsify(ntt.models.LeNet300100(key=jax.random.key(0)))
+mask = ntt.prune(model, ntt.scores.Magnitude(), ntt.Sparsity(0.03)).mask
+kernel = lambda x, m: ntt.ntk(model.with_mask(m), x, outputs=outputs, max_bytes=budget)
+known = (lambda x, m: kernel(x, mask)) if gathered == "gathered" else kernel
+x = jnp.asarray(np.random.default_rng(0).normal(size=(samples, 1, 28, 28)), jnp.float32)
+compiled = jax.jit(known).lower(x, mask).compile()
+status = lambda name: next(
+    int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name)
+)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak begins here
+before = status("VmRSS")
+found = compiled(x, mask).block_until_ready()
+print(status("VmHWM") - before - found.nbytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
+@pytest.mark.parametrize("case", ["256 full 32 gathered", "512 trace 64 whole"])
+def test_the_process_takes_what_was_allowed(case):
+    samples, outputs, budget, mask = case.split()
+    command = [sys.executable, "-c", PEAK, samples, outputs, str(int(budget) * MiB), mask]
+    took = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 0 < took <= 1.25 * int(budget) * MiB
