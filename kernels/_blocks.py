@@ -30,6 +30,8 @@ def block_bytes() -> int:
 def block_size(rows: int, bytes_per_row: int, budget: int | None = None) -> int:
     """Rows per block: as many as fit the budget, spread evenly over the blocks.
 
+    Rather fewer, down to half as many, than a last block that is filled up.
+
     **Arguments:**
 
     - `rows`: rows in all.
@@ -42,8 +44,8 @@ def block_size(rows: int, bytes_per_row: int, budget: int | None = None) -> int:
     """
     budget = block_bytes() if budget is None else budget
     fit = max(1, min(rows, budget // max(1, bytes_per_row)))
-    blocks = -(-rows // fit)
-    return -(-rows // blocks)
+    even = -(-rows // -(-rows // fit))
+    return next((size for size in range(even, even // 2, -1) if rows % size == 0), even)
 
 
 def map_blocks(function: Callable[..., Any], arrays: Any, rows: int, size: int) -> Any:

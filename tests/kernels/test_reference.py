@@ -187,7 +187,9 @@ def test_masks_with_as_many_entries_compile_once():
         (10, 1, 100, 10),  # all at once
         (10, 10, 100, 10),  # just so
         (10, 11, 100, 5),  # 9 fit, and 5 + 5 are more even than 9 + 1
-        (10, 30, 100, 3),  # 3 + 3 + 3 + 1
+        (10, 30, 100, 2),  # 3 fit, and 3 + 3 + 3 + 1 would be filled up
+        (32, 6, 30, 4),
+        (11, 30, 100, 3),  # 11 divides into nothing: 3 + 3 + 3 + 2
         (7, 60, 100, 1),
         (7, 1000, 100, 1),  # one row is the least
         (5, 0, 100, 5),
