@@ -28,7 +28,8 @@ from .results import MODEL, TRANSFERRED, read_result
 def check_cells(cells: Sequence[Cell], shelf: Shelf) -> None:
     """Check every mask and every dataset that `cells` need before anything is computed.
 
-    Raises `ExperimentError` for a mask that does not fit its network, or images without labels.
+    Raises `ExperimentError` for a mask that does not fit its network, images without labels, or
+    more directions of a sketch than outputs.
     """
     teachers: dict[tuple[str, str], Any] = {}
     for cell in cells:
@@ -39,6 +40,12 @@ def check_cells(cells: Sequence[Cell], shelf: Shelf) -> None:
         if place not in teachers:
             teachers[place] = dense_initialisation(cell, images)
         check_fits(cell, teachers[place])
+        size = cell.transfer.sketch_size if cell.transfer is not None else None
+        if size is not None and size > images.num_classes:
+            raise ExperimentError(
+                f"transfer.sketch_size: {size} directions of {images.num_classes} outputs; use at "
+                f"most {images.num_classes}."
+            )
 
 
 def run_cell(cell: Cell, directory: Path, context: RunContext, title: str) -> dict[str, Any]:

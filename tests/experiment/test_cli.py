@@ -211,6 +211,10 @@ def test_a_folder_of_arrays_of_ones_own(tmp_path):
         ("report nowhere", "nowhere: no such directory"),
         ("runs nowhere", "nowhere: no such directory"),
         ("data mnits", "unknown dataset 'mnits'. Did you mean 'mnist'"),
+        (
+            f"transfer --dataset {DATASET} --method ntt-sketch --transfer.sketch-size 3",
+            "transfer.sketch_size: 3 directions of 2 outputs; use at most 2.",
+        ),
         ("compare --plan-only --out x --data-dir nowhere --datasets mnist", "nowhere does not exi"),
         ("compare --epochs 3", "no option --epochs. Did you mean --training.epochs or --transfer"),
         ("train --l-2=3", "no option --l-2. Did you mean --training.l2"),
