@@ -10,6 +10,7 @@ from helpers.devices import close, mesh_of, model_and_samples
 from jax.sharding import AxisType
 
 import ntt_eqx as ntt
+from ntt_eqx import _primitives
 
 pytestmark = pytest.mark.usefixtures("x64", "gathers")
 
@@ -65,9 +66,11 @@ def test_step_compiles_once():
     assert traces == 1
 
 
-def test_train_and_evaluate():
-    model, x = model_and_samples("mlp", 48, density=0.3)
-    y = np.arange(48) % 4
+@pytest.mark.parametrize(("name", "classes"), [("mlp", 4), ("cnn", 3)])
+def test_train_and_evaluate(name, classes, monkeypatch):
+    monkeypatch.setattr(_primitives, "_FEWEST", 0)  # the small network's convolution, too
+    model, x = model_and_samples(name, 48, density=0.3)
+    y = np.arange(48) % classes
     batches = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 48, 16)]
 
     def run():
