@@ -1,12 +1,15 @@
 """Make docs/results.md, and the table of the README, from the raw results.
 
     python benchmarks/make_results.py
+    python benchmarks/make_results.py --collect runs/notebooks mnist_notebooks
 
-The text is benchmarks/pages/results.md, with places for numbers. Those come from the files in
+The first makes the pages; the second adds a run with its curves to the raw results before. The
+text is benchmarks/pages/results.md, with places for numbers. Those come from the files in
 benchmarks/results; what a sentence claims of them is checked here, so that text and data cannot
 part.
 """
 
+import argparse
 import json
 import pathlib
 import re
@@ -24,6 +27,7 @@ NAMES = {
     "dense": "dense",
     "ntt": "**NTT, active kernel**",
     "ntt-ambient": "**NTT, ambient kernel**",
+    "ntt-sketch": "**NTT, sketched kernel**",
     "magnitude": "magnitude",
     "random": "random",
     "snip": "SNIP",
@@ -136,6 +140,67 @@ def evolution_table(results: Results) -> str:
     return table([*header, "kernel alignment with dense, NTT / random"], [True] * 5, rows)
 
 
+def collect(run: pathlib.Path, name: str) -> None:
+    """Write the results of a run with their curves: `[steps, kernel, target]`, `[steps, %]`."""
+    results = []
+    for path in sorted((run / "cells").glob("*/result.json")):
+        result = json.loads(path.read_text())
+        lines = (path.parent / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        results.append(result)
+        result["transfer_curve"] = [
+            [row["step"], *(row["validation"][f"{d}_distance"] for d in ("kernel", "target"))]
+            for row in rows
+            if row["phase"] == "transfer"
+            and row["step"] in (0, 100, 1000, 5000, 10000, result["transfer_steps"])
+        ]
+        result["accuracy_curve"] = [
+            [row["step"], round(100 * row["test"]["accuracy"], 2)]
+            for row in rows
+            if row["phase"] == "train"
+        ]
+    (RAW / f"{name}.json").write_text(json.dumps(results) + "\n")
+
+
+def notebooks_table(published: dict[str, Any], results: Results) -> str:
+    """Distances of the transfer and accuracies of the training, there and here: means over runs."""
+
+    def row(name: str, steps: str, transfers: list[Any], curves: list[Any], time: str) -> list[str]:
+        ends = [(t[0], t[-1]) for t in transfers]
+        distances = [
+            f"{mean(a[n] for a, _ in ends):.{d}f} → {mean(b[n] for _, b in ends):.{d}f}"
+            for n, d in ((1, 0), (2, 2))
+            if ends
+        ]
+        shown = []
+        for at in (1000, 5000, 20000, None):
+            reached = [[v for s, v in c if at is None or s <= at][-1] for c in curves]
+            shown.append(f"{mean(reached):.2f}")
+        return [name, steps, *(distances or ["–", "–"]), *shown, time]
+
+    rows = [
+        row("published, NTT", "18,720", published["transfer"], published["accuracy"]["ntt"], "–"),
+        row("published, random", "–", [], published["accuracy"]["random"], "–"),
+    ]
+    for method in ("ntt-ambient", "ntt-sketch", "random", "dense"):
+        found = [r for r in results if r["method"] == method]
+        if found:
+            steps, seconds = found[0]["transfer_steps"], mean(r["transfer_seconds"] for r in found)
+            transfers = [r["transfer_curve"] for r in found if r["transfer_curve"]]
+            rows.append(
+                row(
+                    NAMES[method].replace(" kernel", ""),
+                    f"{steps:,}" if steps else "–",
+                    transfers,
+                    [r["accuracy_curve"] for r in found],
+                    f"{seconds / 60:.1f}" if steps else "–",
+                )
+            )
+    header = ["network", "steps", "kernel distance", "target distance"]
+    header += [f"{at} steps" for at in ("1,000", "5,000", "20,000", "42,000")]
+    return table([*header, "minutes"], [False, True, True, True] + [True] * 5, rows)
+
+
 def minutes(results: Results, method: str) -> tuple[float, float]:
     """Shortest and longest transfer."""
     found = [r["transfer_seconds"] / 60 for r in results if r["method"] == method]
@@ -175,6 +240,20 @@ def facts() -> dict[str, str]:
     claim(abs(conv["ntt"] - conv["random"]) < 1, "NTT and random are within a point.")
     steps = next(r for r in lenet5 if r["method"] == "ntt")
 
+    published, mnist = load("published_notebooks"), load("mnist_notebooks")
+    curves = {
+        (r["method"], r["seed"]): dict(map(tuple, r["accuracy_curve"]))
+        for r in mnist
+        if r["method"] != "dense"
+    }
+    for method in ("ntt-ambient", "ntt-sketch"):
+        for seed in (0, 1):
+            ours, theirs = curves[method, seed], curves["random", seed]
+            gain = min(ours[step] - theirs[step] for step in ours if step)
+            claim(gain > 1.5, "Both transfers are ahead of random by more than 1.5 points.")
+    ends = [mean(values(mnist, method=m)) for m in ("ntt-ambient", "ntt-sketch")]
+    claim(abs(ends[0] - ends[1]) < 0.3, "The sketched transfer is as good as the full one.")
+
     ambient, active = minutes(main, "ntt-ambient"), minutes(main, "ntt")
     return {
         "main_table": main_table(main),
@@ -193,6 +272,7 @@ def facts() -> dict[str, str]:
         "lenet5_table": lenet5_table(lenet5),
         "lenet5_transfer": f"{steps['transfer_steps']:,}",
         "lenet5_train": f"{steps['train_steps']:,}",
+        "notebooks_table": notebooks_table(published["lenet-300-100"], mnist),
         "evolution_table": evolution_table(evolution),
     }
 
@@ -213,6 +293,12 @@ def readme() -> str:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Make docs/results.md from the raw results.")
+    parser.add_argument(
+        "--collect", nargs=2, metavar=("RUN", "NAME"), help="add a run to the raw results first"
+    )
+    if given := parser.parse_args().collect:
+        collect(pathlib.Path(given[0]), given[1])
     PAGE.write_text(page())
     README.write_text(readme())
     print(f"wrote {PAGE} and the table of {README}")
