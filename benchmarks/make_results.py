@@ -43,7 +43,7 @@ DENSITIES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.3)
 Results = list[dict[str, Any]]
 
 
-def load(name: str) -> Results:
+def load(name: str) -> Any:
     """The raw results of one file."""
     return json.loads((RAW / f"{name}.json").read_text())
 
