@@ -32,6 +32,12 @@ def write_whole(path: Path, content: bytes) -> None:
             os.close(handle)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed left in `folder`; nobody may be writing there now."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

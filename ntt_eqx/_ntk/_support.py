@@ -85,10 +85,18 @@ def _checked(mask: Bool[Array, "..."], indices: Int[Array, " nonzeros"]) -> Chec
     inside = indices < size
     held = flat.at[jnp.minimum(indices, size - 1)].get(mode="promise_in_bounds")
     ascends = jnp.all(indices[1:] > indices[:-1], where=inside[1:])
-    count = jnp.sum(mask, dtype=jnp.int32)
+    count = _count(mask)
     right = jnp.all(held | ~inside) & ascends & (count == jnp.sum(inside, dtype=jnp.int32))
     found = jax.lax.cond(right, lambda: indices, lambda: _found(mask, indices))
     return Checked(found, count <= len(indices))
+
+
+def _count(mask: Bool[Array, "..."]) -> Int[Array, ""]:
+    """How many entries are `True`: first in bytes, 255 rows at a time, which a CPU adds up fast."""
+    flat = mask.reshape(-1)
+    even = flat.size - flat.size % 255
+    bytes_ = jnp.sum(flat[:even].reshape(255, -1), axis=0, dtype=jnp.uint8)
+    return jnp.sum(bytes_, dtype=jnp.int32) + jnp.sum(flat[even:], dtype=jnp.int32)
 
 
 def _found(mask: Bool[Array, "..."], like: Int[Array, " nonzeros"]) -> Array:

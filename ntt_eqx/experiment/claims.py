@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .._files import remove_unfinished
 from ._errors import ExperimentError
 
 BEAT = 10.0  # seconds between two heartbeats
@@ -107,6 +108,8 @@ class Claim:
 def claimed(folder: Path) -> Iterator[Claim]:
     """Keep every other worker out of a folder while the body runs.
 
+    What a killed worker was writing there when it died is removed.
+
     Raises `Taken` when another one has it; `ExperimentError` for a folder that cannot be written,
     or whose file system cannot tell who was first.
     """
@@ -119,6 +122,7 @@ def claimed(folder: Path) -> Iterator[Claim]:
             f"{owner.get('host', 'an unknown host')}) works in this directory; wait for it or "
             "choose another folder with --out."
         )
+    remove_unfinished(folder)
     stop = threading.Event()
 
     def beats() -> None:

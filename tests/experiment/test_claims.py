@@ -44,8 +44,11 @@ def test_the_claim_of_a_dead_process_is_taken_over(tmp_path):
     code += "assert Claim(pathlib.Path(sys.argv[1])).take()"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert (tmp_path / ".claim").exists()
+    (tmp_path / ".config.json.half.tmp").write_text("{")  # what it was writing
+    (tmp_path / "config.json").write_text("{}")
     with claimed(tmp_path) as claim:
         claim.check()
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_a_silent_claim_of_elsewhere_is_taken_over_and_its_worker_told(tmp_path):

@@ -9,6 +9,7 @@ from helpers.comparison import relative_error
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk import mask_support, outputs_and_ntk, refresh_support
+from ntt_eqx._ntk._support import _count
 
 pytestmark = pytest.mark.usefixtures("gathers")
 
@@ -28,6 +29,13 @@ def test_indices_are_those_of_the_mask():
     assert support["many"] is None and support["unmasked"] is None
     assert support["none"].shape == (0,)
     assert support["few"].dtype == jnp.int32
+
+
+@pytest.mark.parametrize("shape", [(0, 7), (1, 3), (5, 51), (16, 16), (300, 784)])
+def test_entries_are_counted(shape):
+    """However many there are: counted in bytes, no sum may go round."""
+    for mask in (np.zeros(shape, bool), np.ones(shape, bool), mask_of(shape, np.prod(shape) // 3)):
+        assert _count(jnp.asarray(mask)) == np.count_nonzero(mask)
 
 
 def test_buckets_are_few_and_filled_up_past_the_end():
