@@ -58,7 +58,7 @@ def _gathered_density() -> float:
         rng = np.random.default_rng(0)
         mask = rng.random((300, 784)) < density
         sides = [rng.normal(size=s).astype(np.float32) for s in ((32, 784), (32, 10, 300)) * 2]
-        short = gather_rows(_indices(mask), jnp.asarray(mask), jnp.zeros(300))
+        short = gather_rows(mask, int(mask.sum())).metric(jnp.asarray(mask), jnp.zeros(300))
 
         def loss(factors: Any, c: Any) -> Any:
             return jnp.sum(
@@ -77,7 +77,7 @@ def _gathered_entry() -> int:
     """Time of a gathered tangent's entry, in entries of whole tangents; both with contraction."""
     rng = np.random.default_rng(0)
     mask = rng.random((50, 500)) < 0.03
-    short = gather_rows(_indices(mask), jnp.asarray(mask), jnp.zeros(50))
+    short = gather_rows(mask, int(mask.sum())).metric(jnp.asarray(mask), jnp.zeros(50))
     a = jnp.asarray(rng.normal(size=(64, 500, 64)), jnp.float32)
     d = jnp.asarray(rng.normal(size=(64, 10, 50, 64)), jnp.float32)
 
@@ -112,10 +112,6 @@ def _block_bytes() -> int:
         times[size] = _time(jax.jit(run), x)
         print(f"  blocks of {size / 2**20:6.0f} MiB: {times[size]:8.2f} ms", flush=True)
     return min(times, key=lambda size: times[size])
-
-
-def _indices(mask: np.ndarray) -> jax.Array:
-    return jnp.asarray(np.flatnonzero(mask), jnp.int32)
 
 
 def _time(run: Callable[..., Any], *arguments: Any, repeats: int = 9) -> float:

@@ -14,6 +14,7 @@ from ._dispatch import (
 )
 from ._gather import (
     GatheredMetric as GatheredMetric,
+    GatheredRows as GatheredRows,
     gather_rows as gather_rows,
     gathered_entries as gathered_entries,
     gathered_tangents as gathered_tangents,

@@ -6,10 +6,13 @@ number of non-zeros alone, so that another mask with as many compiles nothing ag
 falls with the density however unequal the rows are.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 # Chunks of 8, 16 and 32 are within a fifth of each other on CPU at densities from 1 to 10 %.
 WIDTH = 16
@@ -33,12 +36,70 @@ class GatheredMetric(eqx.Module):
     shape: tuple[int, int] = eqx.field(static=True)
 
 
+class GatheredRows(eqx.Module):
+    """Where a mask `[I, J]` has its entries.
+
+    Attributes:
+        rows: the row of each chunk, ascending; I for a chunk that is not in use.
+        columns: the columns of its entries, ascending in each row; J where one is not in use.
+        shape: (I, J).
+    """
+
+    rows: Int[Array, " chunks"]
+    columns: Int[Array, "chunks width"]
+    shape: tuple[int, int] = eqx.field(static=True)
+
+    @property
+    def room(self) -> int:
+        """So many entries fit in, however they are spread over the rows."""
+        return (len(self.rows) - self.shape[0] + 1) * WIDTH - 1
+
+    def metric(
+        self, c: Bool[Array, "i j"] | Float[Array, "i j"], offset: Float[Array, " i"]
+    ) -> GatheredMetric:
+        """A metric at the mask's entries; zero elsewhere.
+
+        **Arguments:**
+
+        - `c`: the metric.
+        - `offset`: see `GatheredMetric`; its dtype becomes that of the values.
+        """
+        used = self._used()
+        values = jnp.where(used, self._at(c).astype(offset.dtype), 0)
+        columns = jnp.where(used, self.columns, 0)
+        return GatheredMetric(self.rows, columns, values, offset, self.shape)
+
+    def holds(self, mask: Bool[Array, "i j"], count: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether these are the entries of `mask`, which has `count` of them: each, and once.
+
+        True of nothing else, whatever the arrays hold: places ascend, strictly where they are in
+        use, are of `mask`, and as many.
+        """
+        (i, j), used = self.shape, self._used()
+        rows = self.rows[:, None]
+        place = rows * (j + 1) + self.columns
+        before = jnp.pad(place.reshape(-1)[:-1], (1, 0), constant_values=-1).reshape(place.shape)
+        right = jnp.where(used, self._at(mask) & (before < place), before <= place)
+        right &= (0 <= rows) & (rows <= i) & (0 <= self.columns) & (self.columns <= j)
+        wrong = jnp.sum(~right, dtype=jnp.int32)
+        return (wrong == 0) & (jnp.sum(used, dtype=jnp.int32) == count)
+
+    def _used(self) -> Bool[Array, "chunks width"]:
+        i, j = self.shape
+        return (self.rows < i)[:, None] & (self.columns < j)
+
+    def _at(self, x: Shaped[Array, "i j"]) -> Shaped[Array, "chunks width"]:
+        """`x` at every entry; whatever it may be where one is not in use."""
+        places = self.rows[:, None] * self.shape[1] + self.columns
+        return x.reshape(-1).at[jnp.where(self._used(), places, 0)].get(mode="clip")
+
+
 def gathered_entries(nonzeros: int, rows: int) -> int:
-    """Entries that `gather_rows` stores, those that are not in use included.
+    """Entries that chunks of a mask have, those that are not in use included.
 
     **Arguments:**
 
-    - `nonzeros`, `rows`: how many of each the metric has.
+    - `nonzeros`, `rows`: how many of each the mask has.
 
     **Returns:**
 
@@ -47,44 +108,42 @@ def gathered_entries(nonzeros: int, rows: int) -> int:
     return (nonzeros // WIDTH + rows) * WIDTH
 
 
-def gather_rows(
-    indices: Int[Array, " nonzeros"],
-    metric: Bool[Array, "i j"] | Float[Array, "i j"],
-    offset: Float[Array, " i"],
-) -> GatheredMetric:
-    """Gather the entries of `metric` at some flat indices.
+def gather_rows(mask: Bool[Array, "i j"] | np.ndarray, nonzeros: int) -> GatheredRows:
+    """Where `mask` has its entries, under `jit` too; on the host if it is a NumPy array.
 
     **Arguments:**
 
-    - `indices`: ascending flat indices into `metric` that cover all its non-zeros; I J (one
-      past the end) fills up an array that is longer than needed.
-    - `metric`: the metric `c[I, J]`, zero at all other indices.
-    - `offset`: see `GatheredMetric`; its dtype becomes that of the values.
+    - `mask`: a mask, with at most `nonzeros` entries: of one with more, some are left out.
+    - `nonzeros`: how many to make room for.
 
     **Returns:**
 
-    A `GatheredMetric`, whose shapes depend on the number of indices alone.
+    `GatheredRows`, whose shapes depend on the mask's shape and on `nonzeros` alone.
     """
-    shape = (metric.shape[0], metric.shape[1])
-    size, count = metric.size, len(indices)
-    row, column = indices // shape[1], indices % shape[1]
-    per_row = jax.ops.segment_sum(jnp.ones_like(row), row, shape[0] + 1, indices_are_sorted=True)
-    first = jnp.cumsum(per_row) - per_row  # place of each row's first entry
+    i, j = mask.shape
+    chunks = gathered_entries(nonzeros, i) // WIDTH
+    if isinstance(mask, np.ndarray):
+        row, column = np.nonzero(mask)
+        chunk, slot = _places(np, mask, row)
+        rows, columns = np.full(chunks, i, np.int32), np.full((chunks, WIDTH), j, np.int32)
+        rows[chunk], columns[chunk, slot] = row, column
+        return GatheredRows(jnp.asarray(rows), jnp.asarray(columns), (i, j))
+    row, column = (x.astype(jnp.int32) for x in jnp.nonzero(mask, size=nonzeros, fill_value=(i, j)))
+    chunk, slot = _places(jnp, mask, row)
+    chunk = jnp.where(row < i, chunk, chunks)
+    rows = jnp.full(chunks, i, jnp.int32).at[chunk].set(row, mode="drop")
+    columns = jnp.full((chunks, WIDTH), j, jnp.int32).at[chunk, slot].set(column, mode="drop")
+    return GatheredRows(rows, columns, (i, j))
+
+
+def _places(xp: Any, mask: Any, row: Any) -> tuple[Any, Any]:
+    """Chunk and slot of a mask's entries, of which the row is known, in their order."""
+    per_row = xp.sum(mask, axis=1, dtype=xp.int32)
+    first = xp.cumsum(per_row) - per_row
     chunks = -(-per_row // WIDTH)
-    first_chunk = jnp.cumsum(chunks) - chunks
-    place = jnp.arange(count, dtype=row.dtype) - first[row]
-    chunk, slot = first_chunk[row] + place // WIDTH, place % WIDTH
-    total = gathered_entries(count, shape[0]) // WIDTH
-    value = metric.reshape(-1)[jnp.minimum(indices, size - 1)].astype(offset.dtype)
-    value = jnp.where(indices < size, value, jnp.zeros_like(value))
-    put = lambda fill, x: fill.at[chunk, slot].set(x, mode="drop")
-    return GatheredMetric(
-        jnp.full(total, shape[0], row.dtype).at[chunk].set(row, mode="drop"),
-        put(jnp.zeros((total, WIDTH), row.dtype), jnp.where(indices < size, column, 0)),
-        put(jnp.zeros((total, WIDTH), offset.dtype), value),
-        offset,
-        shape,
-    )
+    first_chunk = xp.cumsum(chunks) - chunks
+    place = xp.arange(len(row), dtype=xp.int32) - first[row]
+    return first_chunk[row] + place // WIDTH, place % WIDTH
 
 
 def gathered_u(

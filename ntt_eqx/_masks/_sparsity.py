@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PyTree
 
+from .._sparse import count_kept
 from .._types import MaskTree, ScoreTree
 from ._allocation import Allocation, Density, check_density
 from ._collapse import check_collapse, is_traced
@@ -103,7 +104,7 @@ class Sparsity(eqx.Module):
         if not isinstance(density, Mapping):
             return density
         leaves = jax.tree.leaves(mask)
-        kept = sum(jnp.sum(m, dtype=jnp.int32) for m in leaves)
+        kept = sum(count_kept(m) for m in leaves)
         return kept.astype(jnp.float32) / sum(m.size for m in leaves)  # pyright: ignore
 
     def mask(self, scores: ScoreTree, step: Int[Array, ""] | int = 0) -> MaskTree:

@@ -13,5 +13,9 @@ from ._linear import (
 from ._ntk import ntk as ntk, ntk_and_outputs as ntk_and_outputs
 from ._sketch import sketch_directions as sketch_directions
 from ._store import ntk_to_zarr as ntk_to_zarr
-from ._support import mask_support as mask_support, refresh_support as refresh_support
+from ._support import (
+    is_support as is_support,
+    mask_support as mask_support,
+    refresh_support as refresh_support,
+)
 from ._tiles import ntk_tiles as ntk_tiles

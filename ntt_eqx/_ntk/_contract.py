@@ -39,8 +39,9 @@ def contract(
     for c, one, two in zip(operands.jacobians, first.jacobians, second.jacobians, strict=True):
         terms.append(_gram(one.t, two.t, None if c is None else c.reshape(-1), outputs))
     if not terms:  # the outputs depend on no parameter
-        r, shape = plan.sizes.directions, (len(first.outputs), len(second.outputs))
-        shape += {"full": (r, r), "diagonal": (r,), "trace": ()}[outputs]
+        r, s = first.directions, second.directions
+        pairs = {"full": (r, s), "diagonal": (r,), "trace": ()}[outputs]
+        shape = (len(first.outputs), len(second.outputs), *pairs)
         return jnp.zeros(shape, wide_dtype(plan.traced.output_aval.dtype))
     # A bfloat16 parameter beside float64 ones gives a float32 term.
     widest = jnp.float64 if any(t.dtype == jnp.float64 for t in terms) else jnp.float32

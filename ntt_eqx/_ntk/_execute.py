@@ -46,11 +46,13 @@ class Factors(eqx.Module):
         outputs: model outputs, `[N, K]`.
         layers: for each layer its factors, or its tangents where these are smaller.
         jacobians: for each parameter that is in no layer, its Jacobian.
+        directions: R.
     """
 
     outputs: Array
     layers: list[LayerFactors | Tangents]
     jacobians: list[Tangents]
+    directions: int = eqx.field(static=True)
 
 
 def factorise(
@@ -124,6 +126,7 @@ def factorise(
         jnp.reshape(outputs, (len(x), -1)),
         [layers[n] for n in range(len(plan.layers))],
         [Tangents(bars[p].reshape(len(x), len(rows), -1)) for p in plan.jacobians],
+        len(rows),
     )
 
 

@@ -134,7 +134,7 @@ def plan_layer(
     **Arguments:**
 
     - `masked`: whether its weight or its bias has a metric.
-    - `nonzeros`: how many indices cover the non-zeros of the weight's metric, where that is known.
+    - `nonzeros`: how many non-zeros of the weight's metric there is room for, where they are known.
     """
     gathered = None if nonzeros is None else _gathered(layer, nonzeros, costs)
     return LayerPlan(layer, _form(layer, gathered, sizes), masked, gathered)

@@ -35,8 +35,8 @@ def layer_metric(
     **Arguments:**
 
     - `metric`: for each parameter of the program its `c`, or `None` for 1.
-    - `support`: for each parameter the flat indices of all its non-zero `c` where they are known
-      (ascending, filled up with one past the end, or a `Checked`), else `None`.
+    - `support`: for each parameter where its non-zero `c` are, if that is known (`GatheredRows`,
+      or a `Checked`), else `None`.
     """
     layer = plan.layer
     weight = metric[layer.weight]
@@ -45,17 +45,20 @@ def layer_metric(
         return None
     if plan.gathered is None:
         return DenseMetric(_dense(layer, weight, bias, dtype))
-    indices = support[layer.weight]
-    assert weight is not None and indices is not None
+    known = support[layer.weight]
+    assert weight is not None and known is not None
     offset = jnp.zeros(layer.groups * layer.features, dtype)
     if layer.bias is not None:
         ones = jnp.ones_like(offset)
         offset = ones if bias is None else layer.bias_metric(bias).reshape(-1).astype(dtype)
-    places = indices.indices if isinstance(indices, Checked) else indices
-    found = gather_rows(places, layer.metric(weight).reshape(-1, layer.inputs), offset)
-    if not isinstance(indices, Checked):
+    rows = known.rows if isinstance(known, Checked) else known
+    values = layer.metric(weight).reshape(-1, layer.inputs)
+    if rows.shape != values.shape:  # the layer's rows are not those of the array
+        rows = gather_rows(values != 0, rows.room)
+    found = rows.metric(values, offset)
+    if not isinstance(known, Checked):
         return found
-    values = jnp.where(indices.fits, found.values, jnp.nan)
+    values = jnp.where(known.fits, found.values, jnp.nan)
     return dataclasses.replace(found, values=values.astype(found.values.dtype))
 
 

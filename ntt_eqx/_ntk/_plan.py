@@ -22,6 +22,7 @@ from ._forms import Cost, LayerPlan, Sizes, jacobian_cost, parameter_count, plan
 from ._layers import find_layers
 from ._metric import LayerMetric, layer_metric
 from ._parts import Part, derivative_flow, split
+from ._support import is_support
 from ._trace import Traced, trace
 
 KernelKind: TypeAlias = Literal["active", "ambient"]
@@ -109,7 +110,7 @@ def make_plan(
 
     - `x`, `m`: the first batch (or its shape), and the number of samples of the second.
     - `kernel`, `metric`, `outputs`: as for `ntk`.
-    - `support`: for each parameter the flat indices of its mask's entries, where they are known.
+    - `support`: for each parameter where its mask's entries are, if that is known.
     - `directions`: number of output directions; `None` for all outputs themselves.
     - `device`, `costs`: what to plan for.
     """
@@ -132,8 +133,8 @@ def make_plan(
         layer = layers[number]
         weight = weights[layer.weight]
         masked = weight is not None or layer.bias is not None and weights[layer.bias] is not None
-        indices = found[layer.weight]
-        nonzeros = None if weight is None or indices is None else len(indices)
+        known = found[layer.weight]
+        nonzeros = None if weight is None or known is None else known.room
         planned.append(plan_layer(layer, masked, nonzeros, sizes, costs))
     kept = [plan.layer for plan in planned]
     flow = derivative_flow(traced, kept, flow.parameters)
@@ -177,10 +178,10 @@ def dense_and_metric(
 
 
 def aligned(model: SparseModel, tree: PyTree) -> list[Any]:
-    """Leaves of a tree like the mask (arrays or `None`) in the order of the model's parameters."""
+    """Leaves of a mask or a support in the order of the model's parameters, `None` among them."""
     is_none = lambda leaf: leaf is None
     marks = jax.tree.leaves(jax.tree.map(eqx.is_inexact_array, model.model, is_leaf=is_none))
-    leaves = jax.tree.leaves(tree, is_leaf=is_none)
+    leaves = jax.tree.leaves(tree, is_leaf=is_support)
     return [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]
 
 

@@ -1,10 +1,11 @@
 """Where a mask's kept weights are: what makes the kernel of a sparse model cheap.
 
-Shapes must be static, so that a program which is compiled for masks that change holds the indices
+Shapes must be static, so that a program which is compiled for masks that change holds the places
 of their entries in arrays of a fixed length. Such a support is only ever a cache: whoever uses it
 checks it against the mask in use (`checked_support`), and no kernel is of another mask.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -12,53 +13,63 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, PyTree
 
-from ..kernels import target_device
+from .._sparse import count_kept
+from ..kernels import GatheredRows, gather_rows, target_device
 from ._costs import costs_on
 
 
 def mask_support(mask: PyTree, *, bucketed: bool = False) -> PyTree:
-    """The flat indices of each concrete mask's `True` entries, ascending; `None` if they are many.
+    """The `GatheredRows` of each concrete mask's `True` entries; `None` if they are many.
+
+    A mask of more than two axes has the rows that it has with all axes after the first as one.
 
     **Arguments:**
 
-    - `bucketed`: fill up to one of few lengths (by an index one past the end), so that masks with
-      about as many entries compile only once.
+    - `bucketed`: with room for one of few numbers of entries, so that masks with about as many
+      compile only once.
     """
     few = costs_on(target_device()).gathered_density
 
-    def indices(m):
-        found = np.flatnonzero(np.asarray(m)).astype(np.int32)
-        if len(found) > few * m.size:
+    def places(m):
+        values = np.asarray(m)
+        room = int(np.count_nonzero(values))
+        if room > few * values.size:
             return None
-        length = len(found)
         if bucketed:
-            length = int(1.25 ** math.ceil(math.log(max(length, 16), 1.25))) + 1
-        return jnp.asarray(np.pad(found, (0, length - len(found)), constant_values=m.size))
+            room = int(1.25 ** math.ceil(math.log(max(room, 16), 1.25))) + 1
+        return gather_rows(_matrix(values), room)
 
-    return jax.tree.map(indices, mask)
+    return jax.tree.map(places, mask)
 
 
 def refresh_support(mask: PyTree, support: PyTree) -> PyTree:
     """The support of a new mask with as many `True` entries as the old one; works under `jit`."""
-    refreshed = lambda m, old: None if old is None else _found(m, old)
-    return jax.tree.map(refreshed, mask, support, is_leaf=lambda leaf: leaf is None)
+    refreshed = lambda m, old: None if old is None else gather_rows(_matrix(m), old.room)
+    return jax.tree.map(refreshed, mask, support, is_leaf=is_support)
+
+
+def is_support(leaf: Any) -> bool:
+    """Whether a leaf of a support is one, `None` included."""
+    return leaf is None or isinstance(leaf, GatheredRows)
 
 
 class Checked(eqx.Module):
     """A support that was compared with the mask in use.
 
     Attributes:
-        indices: flat indices of the mask's entries, ascending, filled up with one past the end.
+        rows: the mask's entries.
         fits: whether there is room for all of them.
     """
 
-    indices: Int[Array, " nonzeros"]
+    rows: GatheredRows
     fits: Bool[Array, ""]
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    @property
+    def room(self) -> int:
+        """As of its rows."""
+        return self.rows.room
 
 
 def checked_support(masks: list[Any], support: list[Any]) -> list[Any]:
@@ -71,34 +82,27 @@ def checked_support(masks: list[Any], support: list[Any]) -> list[Any]:
 
     **Returns:**
 
-    A `Checked` for each: what was given where it is right, and otherwise the indices found anew.
-    Where a mask has more entries than there is room for, `fits` is false, and whoever uses it makes
-    the kernel NaN: an exception would need a callback, which costs every step a fifth of its time
-    on a CPU, and makes an accelerator wait for the host.
+    A `Checked` for each: what was given where all of it is right, and otherwise everything found
+    anew. Where a mask has more entries than there is room for, `fits` is false, and whoever uses it
+    makes the kernel NaN: an exception would need a callback, which costs every step a fifth of its
+    time on a CPU, and makes an accelerator wait for the host.
     """
     pairs = zip(masks, support, strict=True)
-    return [None if m is None or s is None else _checked(m, s) for m, s in pairs]
+    held = [None if m is None or s is None else (_matrix(m), s) for m, s in pairs]
+    used = [pair for pair in held if pair is not None]
+    if not used:
+        return held
+    counts = [count_kept(m) for m, _ in used]
+    right = [s.holds(m, count) for (m, s), count in zip(used, counts, strict=True)]
+    found = jax.lax.cond(
+        functools.reduce(jnp.logical_and, right),
+        lambda: [s for _, s in used],
+        lambda: [gather_rows(m, s.room) for m, s in used],
+    )
+    checked = iter([Checked(s, c <= s.room) for s, c in zip(found, counts, strict=True)])
+    return [None if pair is None else next(checked) for pair in held]
 
 
-def _checked(mask: Bool[Array, "..."], indices: Int[Array, " nonzeros"]) -> Checked:
-    flat, size = mask.reshape(-1), mask.size
-    inside = indices < size
-    held = flat.at[jnp.minimum(indices, size - 1)].get(mode="promise_in_bounds")
-    ascends = jnp.all(indices[1:] > indices[:-1], where=inside[1:])
-    count = _count(mask)
-    right = jnp.all(held | ~inside) & ascends & (count == jnp.sum(inside, dtype=jnp.int32))
-    found = jax.lax.cond(right, lambda: indices, lambda: _found(mask, indices))
-    return Checked(found, count <= len(indices))
-
-
-def _count(mask: Bool[Array, "..."]) -> Int[Array, ""]:
-    """How many entries are `True`: first in bytes, 255 rows at a time, which a CPU adds up fast."""
-    flat = mask.reshape(-1)
-    even = flat.size - flat.size % 255
-    bytes_ = jnp.sum(flat[:even].reshape(255, -1), axis=0, dtype=jnp.uint8)
-    return jnp.sum(bytes_, dtype=jnp.int32) + jnp.sum(flat[even:], dtype=jnp.int32)
-
-
-def _found(mask: Bool[Array, "..."], like: Int[Array, " nonzeros"]) -> Array:
-    (places,) = jnp.nonzero(mask.reshape(-1), size=len(like), fill_value=mask.size)
-    return places.astype(like.dtype)
+def _matrix(mask: Any) -> Any:
+    rows = mask.shape[0] if mask.ndim > 1 else 1
+    return mask.reshape(rows, mask.size // max(rows, 1))

@@ -13,7 +13,7 @@ from .._checks import is_count
 from .._masks._select import keep_highest
 from .._scores import AbstractLabelFreeScore, split_weights
 from .._scores._base import fresh
-from .._sparse import SparseModel
+from .._sparse import SparseModel, count_kept
 from .._types import ScoreTree, widen
 from ._loss import AbstractTransferLoss
 from ._moment import Moment
@@ -176,7 +176,7 @@ class RigLRefresh(AbstractPeriodicRefresh):
 
         def one(mask: Array, weight: Array, slope: Array) -> Array:
             size = jnp.abs(weight).astype(jnp.float32)
-            kept = jnp.sum(mask, dtype=jnp.int32)
+            kept = count_kept(mask)
             dropped = jnp.round(share * kept.astype(jnp.float32)).astype(jnp.int32)
             ranked = jnp.where(mask, size, -jnp.inf).reshape(-1)
             stays = keep_highest(ranked, kept - dropped).reshape(mask.shape)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from .._masks._collapse import is_traced
-from .._ntk import mask_support, refresh_support
-from .._sparse import SparseModel
+from .._ntk import is_support, mask_support, refresh_support
+from .._sparse import SparseModel, count_kept
 from .._types import MaskTree
 from ._given import hold_mask
 from ._method import NeuralTangentTransfer
@@ -29,7 +29,7 @@ class NTTState(eqx.Module):
         opt_state: the optimiser's state for the student's floating-point leaves.
         step: number of steps done, int32.
         key: two words, from which every step draws its own PRNG key.
-        support: flat indices of the mask's kept weights, for layers with a fixed number of them;
+        support: where the mask's kept weights are, for layers with a fixed number of them;
             derived from the mask, to make the kernel faster, and checked at every step.
         method: the loss, the sparsity, the refresh and the optimiser.
     """
@@ -84,14 +84,14 @@ def check_room(caller: str, state: NTTState) -> None:
     It looks at values: to be called once a run, outside of `jit`, where the kernel is NaN instead.
     """
 
-    def one(mask: Any, indices: Any) -> None:
-        if indices is not None and int(jnp.sum(mask)) > len(indices):
+    def one(mask: Any, known: Any) -> None:
+        if known is not None and int(count_kept(mask)) > known.room:
             raise ValueError(
                 f"{caller}: the mask keeps more weights than the one that this state was made for: "
                 "put a mask into an NTTState by state.with_mask(mask)."
             )
 
-    jax.tree.map(one, state.student.mask, state.support, is_leaf=lambda leaf: leaf is None)
+    jax.tree.map(one, state.student.mask, state.support, is_leaf=is_support)
 
 
 def key_words(key: PRNGKeyArray | None) -> UInt32[Array, "2"]:

@@ -27,8 +27,8 @@ def mask_of(sizes, counts, kind="bool"):
 
 
 def gathered(mask, offset, fill=0):
-    indices = np.pad(np.flatnonzero(mask), (0, fill), constant_values=mask.size)
-    return kernels.gather_rows(jnp.asarray(indices, jnp.int32), jnp.asarray(mask), offset)
+    places = kernels.gather_rows(mask != 0, int(np.count_nonzero(mask)) + fill)
+    return places.metric(jnp.asarray(mask), offset)
 
 
 def check(sizes, counts, implementation, precision, kind="bool", fill=0, dtype=jnp.float32):

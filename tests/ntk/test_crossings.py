@@ -272,6 +272,15 @@ def test_paths_of_weights_inside_loops():
     assert found[".stack + .shifts"] == "factors"
 
 
+@pytest.mark.parametrize("name", ["nothing", "recurrent"])
+def test_each_side_has_directions_of_its_own_number(name):
+    model, x = MODELS[name](jax.random.key(0)), jax.random.normal(jax.random.key(1), (3, 3, 4))
+    one, two = jnp.eye(jnp.size(model(x[0])))[:2], jnp.eye(jnp.size(model(x[0])))[:1]
+    found = ntt.ntk(model, x, x[:2], directions=(one, two))
+    assert found.shape == (3, 2, 2, 1)
+    assert relative_error(found, ntt.ntk(model, x, x[:2])[:, :, :2, :1]) < 1e-5
+
+
 def test_unused_parameters_are_named():
     (weight, bias) = ntt.explain(
         MODELS["nothing"](jax.random.key(0)), jnp.ones((2, 3, 4))

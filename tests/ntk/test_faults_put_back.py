@@ -17,8 +17,8 @@ from helpers.programs import cases, check
 from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
 
 import ntt_eqx as ntt
-from ntt_eqx._ntk import _execute, _parts, _support, mask_support, outputs_and_ntk
-from ntt_eqx._ntk._support import Checked
+from ntt_eqx._ntk import _execute, _parts, mask_support, outputs_and_ntk
+from ntt_eqx.kernels import GatheredRows
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("gathers", "x64")]
 
@@ -141,9 +141,7 @@ def test_a_support_is_believed(monkeypatch):
 
     drawn = st.tuples(st.integers(1, 6), st.integers(0, 2), st.integers(0, 9), st.integers(0, 9))
     assert examples_until_found(drawn, is_right, most=15) is None
-    monkeypatch.setattr(
-        _support, "_checked", lambda mask, indices: Checked(indices, jnp.array(True))
-    )
+    monkeypatch.setattr(GatheredRows, "holds", lambda places, mask, count: jnp.array(True))
     found = examples_until_found(drawn, is_right)
     print(f"stale support: found by example {found}")
     assert found is not None

@@ -6,10 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.comparison import relative_error
+from helpers.support import flat_indices, known
+from hypothesis import given, settings, strategies as st
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk import mask_support, outputs_and_ntk, refresh_support
-from ntt_eqx._ntk._support import _count
+from ntt_eqx._sparse import count_kept
+from ntt_eqx.kernels import GatheredRows, gather_rows
+from ntt_eqx.kernels._gather import WIDTH
 
 pytestmark = pytest.mark.usefixtures("gathers")
 
@@ -21,33 +25,61 @@ def mask_of(shape, count, seed=0):
     return jnp.asarray(flat.reshape(shape))
 
 
-def test_indices_are_those_of_the_mask():
+def test_places_are_those_of_the_mask():
     mask = {"few": mask_of((5, 40), 9), "many": mask_of((5, 40), 60), "none": mask_of((4, 8), 0)}
-    mask["unmasked"] = None
+    mask |= {"unmasked": None, "filters": mask_of((5, 2, 4, 5), 9)}
     support = mask_support(mask)
-    np.testing.assert_array_equal(support["few"], np.flatnonzero(mask["few"]))
+    for name in ("few", "none", "filters"):
+        np.testing.assert_array_equal(flat_indices(support[name]), np.flatnonzero(mask[name]))
     assert support["many"] is None and support["unmasked"] is None
-    assert support["none"].shape == (0,)
-    assert support["few"].dtype == jnp.int32
+    assert support["few"].shape == support["filters"].shape == (5, 40)
+    assert support["few"].rows.dtype == support["few"].columns.dtype == jnp.int32
 
 
 @pytest.mark.parametrize("shape", [(0, 7), (1, 3), (5, 51), (16, 16), (300, 784)])
 def test_entries_are_counted(shape):
     """However many there are: counted in bytes, no sum may go round."""
     for mask in (np.zeros(shape, bool), np.ones(shape, bool), mask_of(shape, np.prod(shape) // 3)):
-        assert _count(jnp.asarray(mask)) == np.count_nonzero(mask)
+        assert count_kept(jnp.asarray(mask)) == np.count_nonzero(mask)
 
 
-def test_buckets_are_few_and_filled_up_past_the_end():
-    lengths = set()
+def test_buckets_are_few_and_have_room():
+    rooms = set()
     for count in range(0, 150):
         mask = mask_of((10, 100), count)
-        found = np.asarray(mask_support(mask, bucketed=True))
-        np.testing.assert_array_equal(found[:count], np.flatnonzero(mask))
-        assert (found[count:] == mask.size).all()
-        assert len(found) <= max(1.25 * count + 2, 20)
-        lengths.add(len(found))
-    assert len(lengths) <= 12
+        found = mask_support(mask, bucketed=True)
+        np.testing.assert_array_equal(flat_indices(found), np.flatnonzero(mask))
+        assert count <= found.room <= max(1.25 * count + 2, 20) + WIDTH
+        rooms.add(found.room)
+    assert len(rooms) <= 12
+
+
+HELD = np.random.default_rng(5).random((3, 40)) < 0.3
+
+
+@jax.jit
+def holds(rows, columns, mask):
+    return GatheredRows(rows, columns, (3, 40)).holds(mask, jnp.sum(mask, dtype=jnp.int32))
+
+
+@given(st.data())
+@settings(max_examples=200)
+def test_no_other_places_pass_for_those_of_a_mask(data):
+    """Whatever was written into them, and whatever other mask they are held against."""
+    places = gather_rows(HELD, int(HELD.sum()))
+    rows, columns = np.array(places.rows), np.array(places.columns)
+    assert holds(rows, columns, HELD)
+    number = st.one_of(st.integers(-2, 42), st.integers(-(2**31), 2**31 - 1))
+    for _ in range(data.draw(st.integers(0, 3))):
+        array = data.draw(st.sampled_from([rows, columns]))
+        array.flat[data.draw(st.integers(0, array.size - 1))] = data.draw(number)
+    mask = HELD.copy()
+    for place in data.draw(st.lists(st.integers(0, 119), max_size=3)):
+        mask.flat[place] = not mask.flat[place]
+    used = (columns < 40) & (rows < 3)[:, None]
+    flat = (rows[:, None].astype(np.int64) * 40 + columns)[used]
+    right = sorted(flat) == list(np.flatnonzero(mask)) and (columns[used] >= 0).all()
+    assert right or not holds(rows, columns, mask)
 
 
 def test_refreshed_support_is_that_of_the_new_mask_and_nothing_is_retraced():
@@ -66,8 +98,7 @@ def test_refreshed_support_is_that_of_the_new_mask_and_nothing_is_retraced():
             mask = {"a": mask_of((6, 50), 11, seed), "b": None, "c": mask_of((3, 4), 9, seed)}
             support = refresh(mask, support)
             expected = mask_support(mask, bucketed=bucketed)["a"]
-            np.testing.assert_array_equal(support["a"], expected)
-            assert support["a"].dtype == expected.dtype
+            assert eqx.tree_equal(support["a"], expected)
             assert support["b"] is None and support["c"] is None
         assert len(traces) == 1
 
@@ -82,7 +113,7 @@ def test_kernel_after_a_refresh_compiles_nothing_again():
         for seed in range(3)
     ]
     support = mask_support(masks[0], bucketed=True)
-    assert all(s is not None for s in jax.tree.leaves(support))
+    assert len(known(support)) == 2
     traces = []
 
     @eqx.filter_jit
