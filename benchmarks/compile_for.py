@@ -112,7 +112,8 @@ def step_rows(target, name, model, shape, options) -> list[dict[str, Any]]:
 
         def step(arrays, x, static=static):
             state, metrics = ntt.ntt_step(eqx.combine(arrays, static), x)
-            return eqx.filter(state, eqx.is_array), metrics
+            changed = (state.student, state.opt_state, state.step, state.support)
+            return eqx.filter(changed, eqx.is_array), metrics  # as `transfer` runs it
 
         x = jax.ShapeDtypeStruct((options.batch, *shape), jnp.float32)
         row = dict(case=name, kernel=kernel, batch=options.batch, density=options.density)

@@ -41,6 +41,7 @@ def main() -> None:
     current = costs_on(target_device())
     found = Costs(
         gathered_density=_gathered_density(),
+        gathering_flops=current.gathering_flops,
         gathered_entry=_gathered_entry(),
         flops_per_weight=current.flops_per_weight,
         block_bytes=_block_bytes(),

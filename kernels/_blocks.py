@@ -6,15 +6,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._dispatch import target_device
+from ._dispatch import Device, target_device
 
 # On a CPU one block's intermediates should stay in a core's cache: measured, blocks of 1 to 8 MiB
 # are equally fast, and 1.5 to 2.5 times faster than no blocks at all.
 BLOCK_BYTES = 4 * 2**20
 
 # On an accelerator every block is several launches, of which each should fill the chip: blocks are
-# there to bound memory alone. Counted by the chips' compilers, not measured.
-ACCELERATOR_BLOCK_BYTES = 256 * 2**20
+# there to bound memory alone, to this share of it. Counted by the chips' compilers, not measured.
+MEMORY_SHARE = 64
+
+# GiB, of devices that are compiled for without being there.
+_MEMORY = {
+    "NVIDIA A100": 40,
+    "NVIDIA H100": 80,
+    "NVIDIA H200": 141,
+    "TPU v4": 32,
+    "TPU v5": 95,
+    "TPU v5 lite": 16,
+    "TPU v6 lite": 32,
+}
 
 
 def on_cpu() -> bool:
@@ -24,7 +35,17 @@ def on_cpu() -> bool:
 
 def block_bytes() -> int:
     """Bytes of intermediates that one block may take on the device that a call is meant for."""
-    return BLOCK_BYTES if on_cpu() else ACCELERATOR_BLOCK_BYTES
+    return BLOCK_BYTES if on_cpu() else memory_of(target_device()) // MEMORY_SHARE
+
+
+def memory_of(device: Device) -> int:
+    """Bytes of an accelerator's memory; 8 GiB where nothing is known of it."""
+    for local in jax.local_devices():
+        stats = local.memory_stats() if local.device_kind == device.kind else None
+        if stats and "bytes_limit" in stats:
+            return int(stats["bytes_limit"])
+    known = [kind for kind in _MEMORY if device.kind.startswith(kind)]
+    return _MEMORY[max(known, key=len)] * 2**30 if known else 8 * 2**30
 
 
 def block_size(rows: int, bytes_per_row: int, budget: int | None = None) -> int:

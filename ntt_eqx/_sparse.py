@@ -80,12 +80,12 @@ class SparseModel(eqx.Module):
 def count_kept(mask: Bool[Array, "..."]) -> Int[Array, ""]:
     """How many weights a mask keeps, int32.
 
-    They are added up in bytes first, 255 rows at a time, which on a CPU takes a third of the time.
+    They are added up in bytes first, where at most 255 rows of equal length can be made of them,
+    which on a CPU takes a third of the time.
     """
-    flat = mask.reshape(-1)
-    even = flat.size - flat.size % 255
-    in_bytes = jnp.sum(flat[:even].reshape(255, even // 255), axis=0, dtype=jnp.uint8)
-    return jnp.sum(in_bytes, dtype=jnp.int32) + jnp.sum(flat[even:], dtype=jnp.int32)
+    rows = next(n for n in range(255, 0, -1) if mask.size % n == 0)
+    in_bytes = jnp.sum(mask.reshape(rows, mask.size // rows), axis=0, dtype=jnp.uint8)
+    return jnp.sum(in_bytes, dtype=jnp.int32)
 
 
 def prunable_leaves(model: PyTree) -> list[Array]:

@@ -6,7 +6,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from ..kernels import Device
+from ..kernels import Device, memory_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +16,8 @@ class Costs:
     Attributes:
         gathered_density: a mask of a dense layer that keeps more than this share of its weights is
             multiplied as a whole; below it, its non-zeros are gathered.
+        gathering_flops: operations of a whole product that take as long as the further launches
+            that gathering needs: a product of fewer is not gathered.
         gathered_entry: what a gathered entry of a tangent costs, its contraction included, in
             entries of tangents that are made and contracted as a whole.
         flops_per_weight: operations of a network's head that take as long, a sample, as one weight
@@ -27,6 +29,7 @@ class Costs:
     """
 
     gathered_density: float
+    gathering_flops: int
     gathered_entry: int
     flops_per_weight: int
     block_bytes: int
@@ -35,13 +38,19 @@ class Costs:
 
 
 # On a CPU the intermediates of a block should stay in a core's cache. An accelerator wants large
-# blocks; nothing has been measured on one yet.
+# blocks (by its memory, below) and few launches; nothing has been measured on one yet. Gathering is
+# 18 launches of 2 us more on an H100, gradient included, which meanwhile does 5e8 operations of a
+# whole product, three times, at 50 TFLOP/s.
 COSTS: Mapping[str, Costs] = {
-    "cpu": Costs(0.06, 4, 100, 4 * 2**20, 64 * 2**20, 10),
-    "accelerator": Costs(0.06, 4, 0, 2**30, 2**30, 100),
+    "cpu": Costs(0.06, 0, 4, 100, 4 * 2**20, 64 * 2**20, 10),
+    "accelerator": Costs(0.06, 5 * 10**8, 4, 0, 0, 0, 100),
 }
+_MEMORY_SHARE = 16  # of an accelerator's memory a block may take one part in so many
 
 
 def costs_on(device: Device) -> Costs:
-    """Those of a device's platform."""
-    return COSTS["cpu" if device.platform == "cpu" else "accelerator"]
+    """Those of a device's platform; an accelerator's blocks follow its memory."""
+    if device.platform == "cpu":
+        return COSTS["cpu"]
+    block = memory_of(device) // _MEMORY_SHARE
+    return dataclasses.replace(COSTS["accelerator"], block_bytes=block, tail_bytes=block)

@@ -136,7 +136,7 @@ def plan_layer(
     - `masked`: whether its weight or its bias has a metric.
     - `nonzeros`: how many non-zeros of the weight's metric there is room for, where they are known.
     """
-    gathered = None if nonzeros is None else _gathered(layer, nonzeros, costs)
+    gathered = None if nonzeros is None else _gathered(layer, nonzeros, sizes, costs)
     return LayerPlan(layer, _form(layer, gathered, sizes), masked, gathered)
 
 
@@ -147,14 +147,15 @@ def jacobian_cost(count: int, sizes: Sizes) -> Cost:
     return Cost(flops, 0, stored, stored, 0, 2 * sizes.entries * sizes.itemsize, 0)
 
 
-def _gathered(layer: Layer, nonzeros: int, costs: Costs) -> int | None:
+def _gathered(layer: Layer, nonzeros: int, sizes: Sizes, costs: Costs) -> int | None:
     """Entries of a gathered metric, where that is possible and worth it."""
     rows = layer.groups * layer.features
     if not layer.keeps_order or rows == 0:
         return None
     entries = gathered_entries(nonzeros, rows)
     if layer.positions == 1:
-        return entries if layer.groups == 1 else None
+        whole = 2 * sizes.n * sizes.m * rows * layer.inputs
+        return entries if layer.groups == 1 and whole >= costs.gathering_flops else None
     return entries if costs.gathered_entry * entries < rows * layer.inputs else None
 
 

@@ -54,7 +54,7 @@ def layer_metric(
     rows = known.rows if isinstance(known, Checked) else known
     values = layer.metric(weight).reshape(-1, layer.inputs)
     if rows.shape != values.shape:  # the layer's rows are not those of the array
-        rows = gather_rows(values != 0, rows.room)
+        rows = gather_rows(values.astype(bool), rows.room)
     found = rows.metric(values, offset)
     if not isinstance(known, Checked):
         return found

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..kernels import Device
+from ..kernels import Device, memory_of
 from ..kernels.manual_axes import zeros_of
 from ._forms import Cost
 
@@ -48,7 +48,7 @@ def default_budget(device: Device) -> int:
     MiB: more is not faster there.
     """
     if device.platform != "cpu":
-        return _memory_of(device) // 4
+        return memory_of(device) // 4
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -163,15 +163,6 @@ def kernel_in_blocks(
         return jax.lax.scan(one, theta, jnp.asarray(starts[1], jnp.int32))[0], None
 
     return jax.lax.scan(row, empty, jnp.asarray(starts[0], jnp.int32))[0]
-
-
-def _memory_of(device: Device) -> int:
-    """Bytes of an accelerator's memory; 8 GiB where it is not known."""
-    for local in jax.local_devices():
-        stats = local.memory_stats() if local.device_kind == device.kind else None
-        if stats and "bytes_limit" in stats:
-            return int(stats["bytes_limit"])
-    return 8 * 2**30
 
 
 def _fitting(

@@ -22,7 +22,7 @@ from ._forms import Cost, LayerPlan, Sizes, jacobian_cost, parameter_count, plan
 from ._layers import find_layers
 from ._metric import LayerMetric, layer_metric
 from ._parts import Part, derivative_flow, split
-from ._support import is_support
+from ._support import Unchecked, checked_support, is_support
 from ._trace import Traced, trace
 
 KernelKind: TypeAlias = Literal["active", "ambient"]
@@ -110,7 +110,8 @@ def make_plan(
 
     - `x`, `m`: the first batch (or its shape), and the number of samples of the second.
     - `kernel`, `metric`, `outputs`: as for `ntk`.
-    - `support`: for each parameter where its mask's entries are, if that is known.
+    - `support`: for each parameter where its mask's entries are, if that is known: `GatheredRows`,
+      or an `Unchecked`, which is checked where it is used.
     - `directions`: number of output directions; `None` for all outputs themselves.
     - `device`, `costs`: what to plan for.
     """
@@ -134,7 +135,8 @@ def make_plan(
         weight = weights[layer.weight]
         masked = weight is not None or layer.bias is not None and weights[layer.bias] is not None
         known = found[layer.weight]
-        nonzeros = None if weight is None or known is None else known.room
+        rows = known.rows if isinstance(known, Unchecked) else known
+        nonzeros = None if weight is None or rows is None else rows.room
         planned.append(plan_layer(layer, masked, nonzeros, sizes, costs))
     kept = [plan.layer for plan in planned]
     flow = derivative_flow(traced, kept, flow.parameters)
@@ -150,6 +152,8 @@ def make_plan(
         device=device,
         costs=costs,
     )
+    used = {layer.layer.weight for layer in planned if layer.gathered is not None}
+    found = checked_support([s if n in used else None for n, s in enumerate(found)])
     metrics = [layer_metric(layer, weights, found, dtype) for layer in planned]
     return plan, Operands(arrays, metrics, [weights[p] for p in flow.parameters])
 

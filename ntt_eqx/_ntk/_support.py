@@ -7,6 +7,7 @@ checks it against the mask in use (`checked_support`), and no kernel is of anoth
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -55,6 +56,18 @@ def is_support(leaf: Any) -> bool:
     return leaf is None or isinstance(leaf, GatheredRows)
 
 
+class Unchecked(eqx.Module):
+    """A support that may be out of date, and the mask in use.
+
+    Attributes:
+        rows: the entries of that mask or of another one.
+        mask: the mask.
+    """
+
+    rows: GatheredRows
+    mask: Bool[Array, "..."]
+
+
 class Checked(eqx.Module):
     """A support that was compared with the mask in use.
 
@@ -66,41 +79,33 @@ class Checked(eqx.Module):
     rows: GatheredRows
     fits: Bool[Array, ""]
 
-    @property
-    def room(self) -> int:
-        """As of its rows."""
-        return self.rows.room
 
-
-def checked_support(masks: list[Any], support: list[Any]) -> list[Any]:
-    """A support of exactly the masks in use, from one that may be out of date.
+def checked_support(support: Sequence[Any]) -> list[Any]:
+    """A support of exactly the masks in use.
 
     **Arguments:**
 
-    - `masks`: boolean arrays, or `None`.
-    - `support`: for each of them its `mask_support` or that of another mask, or `None`.
+    - `support`: some `Unchecked`, among others that are left as they are.
 
     **Returns:**
 
-    A `Checked` for each: what was given where all of it is right, and otherwise everything found
-    anew. Where a mask has more entries than there is room for, `fits` is false, and whoever uses it
-    makes the kernel NaN: an exception would need a callback, which costs every step a fifth of its
-    time on a CPU, and makes an accelerator wait for the host.
+    A `Checked` for each `Unchecked`: what was given where all of it is right, and otherwise
+    everything found anew. Where a mask has more entries than there is room for, `fits` is false,
+    and whoever uses it makes the kernel NaN: an exception would need a callback, which costs every
+    step a fifth of its time on a CPU, and makes an accelerator wait for the host.
     """
-    pairs = zip(masks, support, strict=True)
-    held = [None if m is None or s is None else (_matrix(m), s) for m, s in pairs]
-    used = [pair for pair in held if pair is not None]
-    if not used:
-        return held
-    counts = [count_kept(m) for m, _ in used]
-    right = [s.holds(m, count) for (m, s), count in zip(used, counts, strict=True)]
+    pairs = [(s.rows, _matrix(s.mask)) for s in support if isinstance(s, Unchecked)]
+    if not pairs:
+        return list(support)
+    counts = [count_kept(mask) for _, mask in pairs]
+    right = [rows.holds(mask, c) for (rows, mask), c in zip(pairs, counts, strict=True)]
     found = jax.lax.cond(
         functools.reduce(jnp.logical_and, right),
-        lambda: [s for _, s in used],
-        lambda: [gather_rows(m, s.room) for m, s in used],
+        lambda: [rows for rows, _ in pairs],
+        lambda: [gather_rows(mask, rows.room) for rows, mask in pairs],
     )
-    checked = iter([Checked(s, c <= s.room) for s, c in zip(found, counts, strict=True)])
-    return [None if pair is None else next(checked) for pair in held]
+    checked = iter([Checked(rows, c <= rows.room) for rows, c in zip(found, counts, strict=True)])
+    return [next(checked) if isinstance(s, Unchecked) else s for s in support]
 
 
 def _matrix(mask: Any) -> Any:

@@ -98,7 +98,19 @@ def transfer(
     )
 
 
-_step = eqx.filter_jit(ntt_step)
+def _step(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
+    """`ntt_step`, compiled, without a copy of the teacher, which it leaves as it is."""
+    (student, opt_state, step, support), metrics = _changed(state, x)
+    teacher, key, method = state.teacher, state.key, state.method
+    return NTTState(teacher, student, opt_state, step, key, support, method), metrics
+
+
+@eqx.filter_jit
+def _changed(state: NTTState, x: Array) -> tuple[Any, NTTMetrics]:
+    state, metrics = ntt_step(state, x)
+    return (state.student, state.opt_state, state.step, state.support), metrics
+
+
 _evaluate = eqx.filter_jit(ntt_evaluate)
 
 

@@ -273,7 +273,7 @@ def test_an_accelerators_batched_products(blocks, kind, x64, monkeypatch):
     sizes = Sizes(n=5, m=3, k=2, l=2, i=6, j=37)
     monkeypatch.setattr(_blocks, "target_device", lambda: Device("gpu", "some"))
     budget = BATCHED[blocks] * sizes.m * sizes.j * 8
-    monkeypatch.setattr(_blocks, "ACCELERATOR_BLOCK_BYTES", budget)
+    monkeypatch.setattr(_blocks, "memory_of", lambda device: _blocks.MEMORY_SHARE * budget)
     args = oracle.factors(sizes, dtype=jnp.float64)
     given = mask = None
     if kind != "none":

@@ -133,7 +133,9 @@ def test_which_blocks():
 
 
 def test_the_budget_is_a_share_of_the_memory_even_where_nobody_knows_it(monkeypatch):
-    cpu, gpu = Device("cpu", "cpu"), Device("gpu", "NVIDIA H100")
+    cpu, gpu = Device("cpu", "cpu"), Device("gpu", "some other")
+    for absent, gibibytes in (("NVIDIA H100 80GB HBM3", 80), ("TPU v5", 95), ("TPU v5 lite", 16)):
+        assert _pairs.default_budget(Device("gpu", absent)) == gibibytes * 2**30 // 4
     assert 0 < _pairs.default_budget(cpu) <= 2**28
 
     def refuse(name):

@@ -61,6 +61,6 @@ def test_costs_decide_anew(masked, monkeypatch):
     monkeypatch.setattr(_ntk, "costs_on", lambda device: asked.append(device) or costs)
     costs = _costs.COSTS["cpu"]
     theta = ntt.ntk(masked, X)
-    costs = _costs.Costs(0.9, 0, 0, 1, 1, 10)  # other blocks, other forms
+    costs = _costs.Costs(0.9, 0, 0, 0, 1, 1, 10)  # other blocks, other forms
     assert relative_error(ntt.ntk(masked, X), theta) < 1e-6
     assert len(asked) == 2

@@ -151,6 +151,35 @@ def test_a_support_of_another_mask_is_found_anew():
         assert relative_error(run(pruned, support), expected) < 1e-5
 
 
+class Heads(eqx.Module):
+    """Its weight's first axis is not the layer's features."""
+
+    weight: jax.Array
+
+    def __call__(self, x):
+        return jnp.tanh(self.weight.reshape(6, 20) @ x)
+
+
+@pytest.mark.parametrize("kept", [9, 12, 40])
+def test_a_layer_whose_rows_are_not_those_of_its_weight(kept):
+    """By its own support, by one of another mask, and, with too many entries, by none."""
+    heads = Heads(jax.random.normal(jax.random.key(0), (2, 3, 20)))
+    model = ntt.sparsify(heads, lambda path, owner, leaf: True)
+    first, other = (
+        model.with_mask(jax.tree.map(lambda m, c=c, s=s: mask_of(m.shape, c, s), model.mask))
+        for c, s in ((12, 0), (kept, 1))
+    )
+    x = jax.random.normal(jax.random.key(1), (4, 20))
+    support = mask_support(first.mask)
+    assert known(support)[0].shape == (2, 60)
+    run = eqx.filter_jit(lambda m, s: outputs_and_ntk(m, x, "active", support=s)[1])
+    assert relative_error(run(first, support), ntt.ntk(first, x[:2], x[2:])) < 1e-5
+    expected = ntt.ntk(other, x[:2], x[2:], implementation="jacobian")
+    found = run(other, support)
+    assert jnp.isnan(found).all() if kept == 40 else relative_error(found, expected) < 1e-5
+    assert relative_error(ntt.ntk(other, x[:2], x[2:]), expected) < 1e-5
+
+
 def test_a_support_without_room_never_gives_a_number():
     model, _, mask, run = outdated()
     more, support = model.with_mask(mask(5, 1)), mask_support(mask(10, 0))
