@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import sys
@@ -80,6 +81,7 @@ def parse():
     parser.add_argument("--density", type=float, default=0.03)
     parser.add_argument("--kernel", nargs="*", choices=("active", "ambient"), default=["active"])
     parser.add_argument("--precision", nargs="*", choices=tuple(PRECISIONS), default=["float32"])
+    parser.add_argument("--mask", nargs="*", choices=("whole", "gathered"), default=["whole"])
     parser.add_argument("--implementation", nargs="*", help="of a product; all by default")
     parser.add_argument("--out", type=Path, help="write all rows here, as JSON")
     options = parser.parse_args()
@@ -137,33 +139,37 @@ def own_model(place: str) -> Any:
 def product_rows(target, name, options) -> list[dict[str, Any]]:
     """A product alone, and with the gradients of all four factors, by implementation."""
     layer_name = name.split(":")[1]
-    layer = Layer(layer_name, options.batch, **dict(LAYERS)[layer_name], density=options.density)
     pallas = "pallas_gpu" if target.chip.platform == "cuda" else "pallas_tpu"
-    inputs = jax.eval_shape(lambda: layer.inputs(0))
     rows = []
-    for precision in options.precision:
-        for implementation in options.implementation or ("reference", pallas):
-            call = functools.partial(
-                operation(layer), precision=precision, implementation=implementation
-            )
+    for mask, precision, implementation in itertools.product(
+        options.mask, options.precision, options.implementation or ("reference", pallas)
+    ):
+        sizes = dict(LAYERS)[layer_name]
+        layer = Layer(layer_name, options.batch, **sizes, density=options.density, mask=mask)
+        inputs = jax.eval_shape(lambda layer=layer: layer.inputs(0))
+        call = functools.partial(
+            operation(layer), precision=precision, implementation=implementation
+        )
 
-            def with_gradient(*args, call=call):
-                *factors, mask = args
-                theta, pull_back = jax.vjp(lambda *factors: call(*factors, mask), *factors)
-                return theta, pull_back(theta)
+        def with_gradient(*args, call=call):
+            *factors, mask = args
+            theta, pull_back = jax.vjp(lambda *factors: call(*factors, mask), *factors)
+            return theta, pull_back(theta)
 
-            for direction, function in (("forward", call), ("gradient", with_gradient)):
-                row = dict(case=name, batch=layer.n, precision=precision, direction=direction)
-                row["implementation"] = implementation
-                title = f"{name} {implementation} {precision} {direction}"
-                row = measured(row, title, target, function, *inputs, shown=False)
-                if implementation.startswith("pallas") and "error" not in row:
-                    flops = layer.flops() * (1 if direction == "forward" else 5)
-                    row["flops"] += flops
-                    rate = 1e12 * target.chip.tflops / PIECE_PRODUCTS[precision]
-                    row["roofline_s"] += flops / rate
-                show(title, row)
-                rows.append(row)
+        for direction, function in (("forward", call), ("gradient", with_gradient)):
+            row = dict(case=name, batch=layer.n, mask=mask, density=options.density)
+            row |= dict(precision=precision, direction=direction, implementation=implementation)
+            title = f"{name} {mask} {implementation} {precision} {direction}"
+            row = measured(row, title, target, function, *inputs, shown=False)
+            if implementation.startswith("pallas") and "error" not in row:
+                gathered = mask == "gathered"  # of which the kernels make u alone, and pull it back
+                flops = 2 * layer.n**2 * layer.nonzeros if gathered else layer.flops()
+                flops *= 1 if direction == "forward" else 4 if gathered else 5
+                row["flops"] += flops
+                rate = 1e12 * target.chip.tflops / PIECE_PRODUCTS[precision]
+                row["roofline_s"] += flops / rate
+            show(title, row)
+            rows.append(row)
     return rows
 
 
@@ -175,7 +181,7 @@ def measured(row, title, target, function, *inputs, shown=True) -> dict[str, Any
             compiled = target.compile(function, *inputs)
     except Exception as error:  # a case that does not compile is a result
         row["error"] = f"{type(error).__name__}: {error}"[:2000]
-        print(f"{title:44} {row['error'][:120]}", flush=True)
+        print(f"{title:58} {row['error'][:120]}", flush=True)
         return row
     row["compile_s"] = round(time.perf_counter() - start, 1)
     program = Program(compiled.as_text(), target.chip)
@@ -202,7 +208,7 @@ def measured(row, title, target, function, *inputs, shown=True) -> dict[str, Any
 
 def header():
     print(
-        f"{'case':44} {'launches':>8} {'refresh':>7} {'loops (trips x launches)':26} {'temp':>8} "
+        f"{'case':58} {'launches':>8} {'refresh':>7} {'loops (trips x launches)':26} {'temp':>8} "
         f"{'peak':>8} {'GFLOP':>7} {'GB':>7} {'time':>9}"
     )
 
@@ -213,7 +219,7 @@ def show(title: str, row: dict[str, Any]) -> None:
     loops = " ".join(f"{loop['trips']}x{loop['launches']}" for loop in row["loops"][:5])
     loops += " .." if len(row["loops"]) > 5 else ""
     print(
-        f"{title:44} {row['launches']:8} {row['refresh_launches']:7} {loops or '-':26} "
+        f"{title:58} {row['launches']:8} {row['refresh_launches']:7} {loops or '-':26} "
         f"{row['temporary_bytes'] / 2**20:6.1f}Mi {row['peak_bytes'] / 2**20:6.1f}Mi "
         f"{row['flops'] / 1e9:7.2f} {row['bytes'] / 1e9:7.2f} {row['roofline_s'] * 1e3:7.3f}ms",
         flush=True,

@@ -29,7 +29,10 @@ from ntt_eqx import kernels
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One layer and one pair of batches; `s` positions for a layer applied at many."""
+    """One layer and one pair of batches; `s` positions for a layer applied at many.
+
+    The mask is `"whole"`, or its non-zeros are `"gathered"`.
+    """
 
     name: str
     n: int
@@ -38,12 +41,19 @@ class Case:
     k: int = 10
     s: int | None = None
     density: float = 0.05
+    mask: str = "whole"
+
+    @property
+    def nonzeros(self) -> int:
+        """Of the mask."""
+        return round(self.density * self.i * self.j)
 
     def flops(self) -> int:
-        """Multiplications and additions of the dense formula, forward."""
+        """Multiplications and additions, forward; for `u` of the gathered non-zeros alone."""
         n, k, i, j = self.n, self.k, self.i, self.j
         if self.s is None:
-            return 2 * n * n * (i * j + k * i + k * k * i)
+            weights = self.nonzeros if self.mask == "gathered" else i * j
+            return 2 * n * n * (weights + k * i + k * k * i)
         return 2 * (2 * n * k * i * j * self.s + n * n * k * k * i * j)
 
     def bytes(self, itemsize: int) -> int:
@@ -61,7 +71,12 @@ class Case:
             jax.random.normal(key, shape, dtype) / math.sqrt(shape[1])
             for key, shape in zip(keys[:4], shapes, strict=True)
         ]
-        return *factors, jax.random.bernoulli(keys[4], self.density, (self.i, self.j))
+        order = jax.random.permutation(keys[4], self.i * self.j)
+        mask = (order < self.nonzeros).reshape(self.i, self.j)
+        if self.mask == "whole":
+            return *factors, mask
+        rows = kernels.gather_rows(mask, self.nonzeros)
+        return *factors, rows.metric(mask, jnp.zeros(self.i, dtype))
 
 
 LAYERS = (

@@ -87,21 +87,28 @@ def test_a_step_on_an_h100_keeps_to_its_limits(tmp_path):
         assert 0 < row["temporary_bytes"] <= megabytes * 2**20
 
 
+# Of the default tiles of a product and of its gradient.
+MASKS = ("--mask", "whole", "gathered", "--density", "0.03")
+
+
 @pytest.mark.chip
 def test_default_gpu_kernels_keep_to_their_registers(tmp_path):
     options = ("--implementation", "pallas_gpu", "--precision", "float32", "bfloat16")
-    rows = compile_for("h100", tmp_path, "masked_ntk:lenet_300", "--batch", "64", *options)
-    kernels = [kernel for row in rows for kernel in row["kernels"]]
-    assert len(kernels) == 6  # the product and two of its gradient, in each precision
-    for kernel in kernels:
-        assert not kernel["serialised"], kernel
-        assert kernel["spilled_bytes"] == 0, kernel
+    rows = compile_for("h100", tmp_path, "masked_ntk:lenet_300", "--batch", "64", *MASKS, *options)
+    names = [kernel["name"] for row in rows for kernel in row["kernels"]]
+    # The product, and two of its gradient; of gathered non-zeros u, and u with its way back.
+    assert len(names) == 12 and len({name for name in names if "gathered" in name}) == 2
+    for row in rows:
+        for kernel in row["kernels"]:
+            assert not kernel["serialised"], kernel
+            assert kernel["spilled_bytes"] == 0, kernel
 
 
 @pytest.mark.chip
 @pytest.mark.parametrize("chip", ("tpu-v5e", "tpu-v5p"))
 def test_tpu_kernels_compile_forward_and_backward(chip, tmp_path):
-    rows = compile_for(
-        chip, tmp_path, "masked_ntk:lenet_300", "--batch", "32", "--implementation", "pallas_tpu"
-    )
-    assert [row["direction"] for row in rows] == ["forward", "gradient"]
+    options = ("--batch", "32", "--implementation", "pallas_tpu")
+    rows = compile_for(chip, tmp_path, "masked_ntk:lenet_300", *MASKS, *options)
+    assert [(row["mask"], row["direction"]) for row in rows] == [
+        (mask, direction) for mask in ("whole", "gathered") for direction in ("forward", "gradient")
+    ]
