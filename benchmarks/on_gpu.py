@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ class Case:
         return *factors, rows.metric(mask, jnp.zeros(self.i, dtype))
 
 
-LAYERS = (
+LAYERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("lenet_300", dict(i=300, j=784)),
     ("lenet5_dense", dict(i=500, j=800)),
     ("conv4_3200", dict(i=512, j=3200)),

@@ -101,18 +101,22 @@ def slots_of(operands: Iterable[Any]) -> list[int]:
     return [slot for slot in operands if not isinstance(slot, Const)]
 
 
-def unfold(closed: Any, opens: Callable[[Any], bool] | None = None) -> Program:
+def unfold(
+    closed: Any, opens: Callable[[Any], bool] | None = None, known: Sequence[Any] = ()
+) -> Program:
     """The program of a closed jaxpr.
 
     **Arguments:**
 
     - `opens`: which equations are calls to be opened; by default those whose derivative is that of
       what they call.
+    - `known`: the values of its last inputs, which become constants.
     """
     steps: list[Step] = []
     slots = _Slots()
-    inputs = [slots.new() for _ in closed.jaxpr.invars]
-    outputs = _unfold(closed.jaxpr, closed.consts, inputs, steps, slots, opens or is_call)
+    inputs: list[Any] = [slots.new() for _ in closed.jaxpr.invars[len(known) :]]
+    given = inputs + [Const(value) for value in known]
+    outputs = _unfold(closed.jaxpr, closed.consts, given, steps, slots, opens or is_call)
     return Program(tuple(steps), len(inputs), tuple(outputs))
 
 
@@ -134,6 +138,34 @@ def without_dead_steps(program: Program) -> Program:
             needed.update(step.reads)
             kept.append(step)
     return dataclasses.replace(program, steps=tuple(reversed(kept)))
+
+
+def constants(program: Program) -> list[Array]:
+    """The arrays that a program holds, each as often as it is read."""
+    found: list[Array] = []
+    _map_constants(program, lambda value: found.append(value) or value)
+    return found
+
+
+def with_constants(program: Program, arrays: Sequence[Array]) -> Program:
+    """A program with other arrays in the places of its `constants`."""
+    rest = iter(arrays)
+    return _map_constants(program, lambda _: next(rest))
+
+
+def _map_constants(program: Program, function: Callable[[Array], Any]) -> Program:
+    def operand(slot: Any) -> Any:
+        held = isinstance(slot, Const) and isinstance(slot.value, jax.Array)
+        return Const(function(slot.value)) if held else slot
+
+    def mapped(step: Step) -> Step:
+        loop = step.loop
+        if loop is not None:
+            loop = dataclasses.replace(loop, body=_map_constants(loop.body, function))
+        return dataclasses.replace(step, inputs=tuple(map(operand, step.inputs)), loop=loop)
+
+    steps = tuple(map(mapped, program.steps))
+    return Program(steps, program.num_inputs, tuple(map(operand, program.outputs)))
 
 
 def read(values: Mapping[int, Any], slot: Any) -> Any:

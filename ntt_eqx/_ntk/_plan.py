@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._program import constants, with_constants
 from .._sparse import SparseModel
 from .._types import wide_dtype
 from ..kernels import Device
@@ -69,6 +70,16 @@ class Plan:
         """The costs of all terms of the sum."""
         layers = [self.cost_of_layer(n) for n in range(len(self.layers))]
         return layers + [self.cost_of_jacobian(p) for p in self.jacobians]
+
+    @property
+    def constants(self) -> list[Array]:
+        """The arrays that the model's program holds beside its parameters."""
+        return constants(self.traced.program)
+
+    def with_constants(self, arrays: Sequence[Array]) -> "Plan":
+        """The plan with other arrays in the places of its `constants`."""
+        program = with_constants(self.traced.program, arrays)
+        return dataclasses.replace(self, traced=dataclasses.replace(self.traced, program=program))
 
     @property
     def stored(self) -> int:

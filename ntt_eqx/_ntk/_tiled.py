@@ -49,24 +49,25 @@ def carry_out(
     specs = (rows + columns, columns + rows) if exchange else (rows, columns)
     spec1, spec2 = map(PartitionSpec, specs)
 
-    def tile(operands: Operands, x1: Array, x2: Array, sides: Any) -> Found:
+    def tile(held: list[Array], operands: Operands, x1: Array, x2: Array, sides: Any) -> Found:
+        mine = plan.with_constants(held)  # what is read inside has to come in, too
         if not exchange:
-            return _on_one(plan, operands, blocks, x1, x2, sides, budget, one_pass)
-        first, second = _factors(plan, operands, x1, x2, sides, budget, one_pass)
+            return _on_one(mine, operands, blocks, x1, x2, sides, budget, one_pass)
+        first, second = _factors(mine, operands, x1, x2, sides, budget, one_pass)
         both = (_gathered(first, columns), _gathered(second, rows))
         lengths = (plan.sizes.n, plan.sizes.m)
-        join = lambda one, two: contract(plan, operands, one, two)
+        join = lambda one, two: contract(mine, operands, one, two)
         return kernel_in_blocks(blocks, lengths, None, join, both), first.outputs, second.outputs
 
     whole = PartitionSpec()
     theta, f1, f2 = jax.shard_map(
         tile,
         mesh=layout.here,
-        in_specs=(whole, spec1, spec2, whole),
+        in_specs=(whole, whole, spec1, spec2, whole),
         out_specs=(PartitionSpec(rows, columns), spec1, spec2),
         axis_names=set(layout.axes),
         check_vma=False,
-    )(operands, _padded(x1, layout), _padded(x2, layout), sides)
+    )(plan.constants, operands, _padded(x1, layout), _padded(x2, layout), sides)
     return theta[: len(x1), : len(x2)], f1[: len(x1)], f2[: len(x2)]
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, get_abstract_mesh, use_abstract_mesh
 from jaxtyping import Array, PyTree
 
 from .._checks import calling_model, checked_output
+from .._masks._collapse import is_traced
 from .._program import Program, unfold, without_dead_steps
 from ..kernels.manual_axes import like_varying, varies
 
@@ -103,17 +105,22 @@ def trace(model: PyTree, sample: jax.ShapeDtypeStruct) -> tuple[Traced, list[Arr
 
     The traced model, and its parameters as real arrays.
     """
+    others, model = eqx.partition(model, lambda a: is_traced(a) and not eqx.is_inexact_array(a))
     arrays, parameters, rebuild = real_parameters(model)
 
-    def call(arrays: list[Array], x: Array) -> Any:
-        return rebuild(arrays)(x)
+    def call(arrays: list[Array], x: Array, others: PyTree) -> Any:
+        return eqx.combine(rebuild(arrays), others)(x)
 
-    given: Any = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays], sample
+    # The program has the types that arrays have without a mesh, whichever is in use: it runs where
+    # a mesh is used by hand, too, and the rules of derivatives in it remember their types.
+    plain = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+    given, mesh = (plain(arrays), sample, plain(others)), AbstractMesh((), ())
     if varies(arrays):  # inside `jax.shard_map`, where types say so
-        given = arrays, like_varying(jnp.zeros(sample.shape, sample.dtype), arrays)
-    with calling_model("ntk", model, sample):
+        given = arrays, like_varying(jnp.zeros(sample.shape, sample.dtype), arrays), others
+        mesh = get_abstract_mesh()
+    with calling_model("ntk", model, sample), use_abstract_mesh(mesh):
         closed, out = jax.make_jaxpr(call, return_shape=True)(*given)
     checked_output("ntk", out)
     (aval,) = closed.out_avals
-    program = without_dead_steps(unfold(closed))
+    program = without_dead_steps(unfold(closed, known=jax.tree.leaves(others)))
     return Traced(program, parameters, jax.ShapeDtypeStruct(aval.shape, aval.dtype)), arrays

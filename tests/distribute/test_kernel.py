@@ -156,3 +156,28 @@ def test_on_a_mesh_of_explicit_axes(spec):
         close(jax.jit(lambda x1: ntt.ntk(model, x1, x2))(x1), one)
         with ntt.distribute(mesh):
             close(ntt.ntk(model, x1, x2), one)
+
+
+class Chosen(eqx.Module):
+    """A rule of a derivative (that of `relu`), and integers that the model holds."""
+
+    layer: eqx.nn.Linear
+    order: jax.Array
+
+    def __call__(self, x):
+        return jax.nn.relu(self.layer(x[self.order])) * jnp.where(self.order[:3] > 1, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("layer", ["parameters", "integers, too"])
+def test_inside_a_mesh_in_use(kind, layer):
+    """A program is traced under that mesh and runs where it is used by hand."""
+    model = eqx.nn.MLP(5, 3, 8, 1, key=jax.random.key(0))
+    if layer == "integers, too":
+        model = Chosen(eqx.nn.Linear(5, 3, key=jax.random.key(0)), jnp.array([0, 2, 1, 4, 3]))
+    x = jax.random.normal(jax.random.key(1), (9, 5))
+    one = ntt.ntk(model, x, x[:4])
+    mesh = mesh_of((4, 2), ("a", "b"), kind)
+    with jax.set_mesh(mesh), ntt.distribute(mesh):
+        close(ntt.ntk(model, x, x[:4]), one)
+        close(eqx.filter_jit(lambda model, x: ntt.ntk(model, x, x[:4]))(model, x), one)
