@@ -7,7 +7,7 @@
     python benchmarks/compile_for.py h100 --model net.py:make_model --input-shape 3 32 32
 
 A case is a model of `cases.py` (its whole `ntt_step`); `masked_ntk:LAYER` or
-`masked_tangent_ntk:LAYER` with a layer of `on_gpu.py` (the product, and the product with its
+`masked_tangent_ntk:LAYER` with a layer of `products.py` (the product, and the product with its
 gradients, by every implementation that takes it); or a function that returns an Equinox model,
 called without arguments or with `key=`.
 
@@ -44,7 +44,7 @@ from cases import CASES, Case  # noqa: E402
 from chips import CHIPS, Target  # noqa: E402
 from chips.kernels import recorded  # noqa: E402
 from chips.program import Program  # noqa: E402
-from on_gpu import LAYERS, PRECISIONS, Case as Layer, operation  # noqa: E402
+from products import LAYERS, PRECISIONS, Product  # noqa: E402
 
 import ntt_eqx as ntt  # noqa: E402
 
@@ -145,10 +145,10 @@ def product_rows(target, name, options) -> list[dict[str, Any]]:
         options.mask, options.precision, options.implementation or ("reference", pallas)
     ):
         sizes = dict(LAYERS)[layer_name]
-        layer = Layer(layer_name, options.batch, **sizes, density=options.density, mask=mask)
+        layer = Product(layer_name, options.batch, **sizes, density=options.density, mask=mask)
         inputs = jax.eval_shape(lambda layer=layer: layer.inputs(0))
         call = functools.partial(
-            operation(layer), precision=precision, implementation=implementation
+            layer.operation, precision=precision, implementation=implementation
         )
 
         def with_gradient(*args, call=call):

@@ -1,168 +1,175 @@
-"""Values, gradients and timings of every GPU path of the kernels, in a few minutes on one GPU.
+"""Values, gradients and times of every GPU path, those first that decide most.
 
     python benchmarks/on_gpu.py --out on_gpu.json          # on a GPU
     python benchmarks/on_gpu.py --dry-run                  # on any machine: small, interpreted
 
-Each case runs the pure-JAX version and the Pallas kernels on the same inputs. Values and gradients
-are compared with the pure-JAX version in float64 (on small batches, where that is quick); timings
-are medians of calls that wait for the result, on fresh inputs, forward and forward + backward
-apart, with compile time and peak memory beside them. Rates are put beside those of a plain matrix
-product and a plain copy on the same device in the same run.
+In this order, with the report written after each part, so that a run that is cut off leaves what it
+has: what the device reaches by plain products and copies; whole `ntt_step`s and `ntk`s; the masked
+product by layer and by density, whole and gathered, by pure JAX and by Pallas, with the fastest
+that is right named; whether a hundred runs give the same bits; the tangents' product; memory
+against `max_bytes`; the edges of the kernels' tiles.
+
+Values and gradients are compared with pure JAX in float64 at the sizes that are timed. `wall` is
+the median of calls that each wait for their result, `device` the time of the device alone (by
+CUPTI, where JAX offers it), `row` that of a call among many which are waited for together.
 """
 
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
-import math
 import statistics
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
+from cases import CASES
+from products import LAYERS, PRECISIONS, Product
 
-from ntt_eqx import kernels
+import ntt_eqx as ntt
+
+DENSITIES = (0.03, 0.1, 0.01, 0.3, 1.0)
+# Seconds that a whole active step at batch 64, 3 %, may take on an H100.
+GOALS = {"lenet300100": 1e-3, "lenet5": 3e-3, "conv4": 15e-3}
+EDGES = (
+    Product("one", 1, 1, 1, k=1, density=1.0),
+    Product("odd", 20, 37, 19, k=3),
+    Product("edges", 67, 130, 257, k=11),
+    Product("one_output", 33, 70, 100, k=1),
+    Product("dense_mask", 32, 100, 300, density=1.0),
+    Product("empty_mask", 32, 100, 300, density=0.0),
+    Product("conv", 8, 16, 72, k=10, s=49),
+)
+
+Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """One layer and one pair of batches; `s` positions for a layer applied at many.
+class Plan:
+    """What a run does: the whole, or small and interpreted."""
 
-    The mask is `"whole"`, or its non-zeros are `"gathered"`.
-    """
-
-    name: str
-    n: int
-    i: int
-    j: int
-    k: int = 10
-    s: int | None = None
-    density: float = 0.05
-    mask: str = "whole"
+    dry: bool
+    batch: int
+    repeats: int
 
     @property
-    def nonzeros(self) -> int:
-        """Of the mask."""
-        return round(self.density * self.i * self.j)
+    def pallas(self) -> str:
+        """The kernels' name."""
+        return "pallas_gpu_interpret" if self.dry else "pallas_gpu"
 
-    def flops(self) -> int:
-        """Multiplications and additions, forward; for `u` of the gathered non-zeros alone."""
-        n, k, i, j = self.n, self.k, self.i, self.j
-        if self.s is None:
-            weights = self.nonzeros if self.mask == "gathered" else i * j
-            return 2 * n * n * (weights + k * i + k * k * i)
-        return 2 * (2 * n * k * i * j * self.s + n * n * k * k * i * j)
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Of the products."""
+        return ("float32",) if self.dry else tuple(PRECISIONS)
 
-    def bytes(self, itemsize: int) -> int:
-        """What has to be read and written once, forward."""
-        s = self.s or 1
-        factors = 2 * self.n * s * (self.j + self.k * self.i) * itemsize
-        return factors + self.i * self.j + 4 * (self.n * self.k) ** 2
-
-    def inputs(self, seed: int, dtype=jnp.float32):
-        """Random factors of both sides and a mask."""
-        keys = jax.random.split(jax.random.key(seed), 5)
-        s = () if self.s is None else (self.s,)
-        shapes = 2 * ((self.n, self.j, *s), (self.n, self.k, self.i, *s))
-        factors = [
-            jax.random.normal(key, shape, dtype) / math.sqrt(shape[1])
-            for key, shape in zip(keys[:4], shapes, strict=True)
-        ]
-        order = jax.random.permutation(keys[4], self.i * self.j)
-        mask = (order < self.nonzeros).reshape(self.i, self.j)
-        if self.mask == "whole":
-            return *factors, mask
-        rows = kernels.gather_rows(mask, self.nonzeros)
-        return *factors, rows.metric(mask, jnp.zeros(self.i, dtype))
+    def layers(self, *, positions: bool) -> list[Product]:
+        """Layers with or without many positions, at 3 %."""
+        found = [Product(name, self.batch, **sizes, density=0.03) for name, sizes in LAYERS]
+        if self.dry:
+            found = [Product("dense", 3, 20, 40, k=2), Product("conv", 2, 4, 9, k=2, s=4)]
+        return [layer for layer in found if (layer.s is not None) == positions]
 
 
-LAYERS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("lenet_300", dict(i=300, j=784)),
-    ("lenet5_dense", dict(i=500, j=800)),
-    ("conv4_3200", dict(i=512, j=3200)),
-    ("conv4_8192", dict(i=512, j=8192)),
-    ("conv4_conv2", dict(i=64, j=576, s=900)),
-    ("conv4_conv4", dict(i=128, j=1152, s=169)),
-)
-ACCURACY = (
-    Case("one", 1, 1, 1, k=1, density=1.0),
-    Case("odd", 20, 37, 19, k=3),
-    Case("edges", 67, 130, 257, k=11),
-    Case("one_output", 33, 70, 100, k=1),
-    Case("dense_mask", 32, 100, 300, density=1.0),
-    Case("empty_mask", 32, 100, 300, density=0.0),
-    Case("lenet_300", 32, 300, 784),
-    Case("conv", 8, 16, 72, k=10, s=49),
-)
-PRECISIONS = {"float32": 1e-5, "tf32": 1e-3, "bfloat16": 1e-2}
-
-
-def main():
-    parser = argparse.ArgumentParser(description="Check and time the kernels on a GPU.")
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Check and time everything on a GPU.")
     parser.add_argument("--dry-run", action="store_true", help="small cases, interpreted")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
-    parser.add_argument("--batch", type=int, nargs="*", default=[32, 128, 256])
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=256, help="N = M of a product")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--parts", nargs="*", choices=tuple(PARTS), default=list(PARTS))
     options = parser.parse_args()
-
     device = jax.devices()[0]
     if device.platform != "gpu" and not options.dry_run:
         sys.exit(f"No GPU here ({device.device_kind}); --dry-run goes through the motions.")
-    pallas = "pallas_gpu_interpret" if options.dry_run else "pallas_gpu"
-    report = {
-        "device": device.device_kind,
-        "jax": jax.__version__,
-        "dry_run": options.dry_run,
-        "implementations": ["reference", pallas],
-    }
-    print(f"{device.device_kind}, JAX {jax.__version__}, {pallas}")
-    if options.dry_run:
+    plan = Plan(options.dry_run, options.batch, 2 if options.dry_run else options.repeats)
+    print(f"{device.device_kind}, JAX {jax.__version__}, {plan.pallas}")
+    if plan.dry:
         print("Dry run: the kernels are interpreted, and no time below says anything about a GPU.")
-    cases = ACCURACY[:2] + ACCURACY[-1:] if options.dry_run else ACCURACY
-    if options.dry_run:
-        cases = [dataclasses.replace(case, n=min(case.n, 3), k=2) for case in cases]
-    report["accuracy"] = accuracy(cases, ("reference", pallas))
-    report["rates"] = rates(256 if options.dry_run else 8192, options.repeats)
-    report["timings"] = timings(timing_cases(options), ("reference", pallas), options, report)
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
-    failed = [row for row in report["accuracy"] if not row["ok"]]
-    failed += [row for row in report["timings"] if row.get("error")]
-    print(f"{len(failed)} failed" if failed else "all passed")
+    report: dict[str, Any] = dict(device=device.device_kind, jax=jax.__version__, dry_run=plan.dry)
+    for name in options.parts:
+        start, rows = time.perf_counter(), []
+        report[name] = rows
+        print(f"\n== {name}")
+        for row in PARTS[name](plan):
+            rows.append(row)
+            print(told(row), flush=True)
+        report[f"{name}_s"] = time.perf_counter() - start
+        if options.out:
+            options.out.write_text(json.dumps(report, indent=1) + "\n")
+    failed = [row for name in options.parts for row in report[name] if not row.get("ok", True)]
+    print(f"\n{len(failed)} failed" if failed else "\nall passed")
+    for row in failed:
+        print("  " + told(row))
     sys.exit(bool(failed))
 
 
-def accuracy(cases, implementations):
-    """Errors of products and gradients, as shares of the largest entry of the float64 ones."""
-    rows = []
-    print(f"\n{'case':12} {'implementation':22} {'precision':9} {'product':>8} {'gradient':>8}")
-    for case in cases:
-        expected = reference_float64(case)
-        for implementation in implementations:
-            for precision, bound in PRECISIONS.items():
-                row = dict(case=case.name, implementation=implementation, precision=precision)
-                try:
-                    found = product_and_gradient(case, implementation, precision)(*case.inputs(0))
-                    errors = [relative_error(x, y) for x, y in zip(found, expected, strict=True)]
-                    row |= dict(product=errors[0], gradient=max(errors[1:]))
-                    row["ok"] = max(errors) < bound
-                    shown = f"{errors[0]:8.1e} {max(errors[1:]):8.1e}"
-                except Exception as error:  # one path that fails must not hide the others
-                    row |= dict(ok=False, error="".join(traceback.format_exception(error)))
-                    shown = f"{type(error).__name__}: {error}"[:80]
-                rows.append(row)
-                mark = "" if row["ok"] else "  <- FAILED"
-                print(f"{case.name:12} {implementation:22} {precision:9} {shown}{mark}", flush=True)
-    return rows
+def told(row: Row) -> str:
+    """A row in one line."""
+    short = lambda v: f"{v:.3g}" if isinstance(v, float) else str(v)
+    return "  ".join(f"{k}={short(v)}" for k, v in row.items() if v is not None)[:300]
 
 
-def rates(size, repeats):
+def attempted(row: Row, measure: Callable[[], Row]) -> Row:
+    """`row` with what was measured, or with its error: one that fails must not hide the others."""
+    try:
+        return row | measure()
+    except Exception as error:
+        traceback.print_exc()
+        return row | dict(ok=False, error=f"{type(error).__name__}: {error}"[:500])
+
+
+def times(plan: Plan, function: Callable[..., Any], *batches: tuple[Any, ...]) -> Row:
+    """Seconds of a compiled function; see the head of this file."""
+    for arguments in batches:  # warm up
+        jax.block_until_ready(function(*arguments))
+    seconds = []
+    for _, arguments in zip(range(plan.repeats), itertools.cycle(batches), strict=False):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        seconds.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    jax.block_until_ready([function(*batches[0]) for _ in range(plan.repeats)])
+    row = (time.perf_counter() - start) / plan.repeats
+    return dict(wall_s=statistics.median(seconds), row_s=row, device_s=on_device(function, batches))
+
+
+def on_device(function: Callable[..., Any], batches: tuple[tuple[Any, ...], ...]) -> float | None:
+    """The time of the device alone, or nothing where JAX cannot tell."""
+    if jax.devices()[0].platform != "gpu":
+        return None
+    try:
+        from jax.experimental.mosaic.gpu import profiler
+
+        _, milliseconds = profiler.measure(function)(*batches[0])
+        return milliseconds / 1e3 if milliseconds else None
+    except Exception as error:  # an experimental module, which may not be there
+        print(f"  no device time: {type(error).__name__}: {error}"[:200])
+        return None
+
+
+def error_of(found: Any, expected: Any) -> float:
+    """The largest difference of some arrays, as a share of the largest entry of each."""
+    worst = 0.0
+    for mine, right in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        mine, right = np.asarray(mine, np.float64), np.asarray(right, np.float64)
+        largest = np.abs(right).max(initial=0.0) or 1.0
+        difference = np.abs(mine - right).max(initial=0.0) / largest
+        worst = max(worst, float(difference) if np.isfinite(difference) else np.inf)
+    return worst
+
+
+def rates(plan: Plan) -> Iterator[Row]:
     """What a plain matrix product and a plain copy reach on this device."""
-    found = {}
+    size = 256 if plan.dry else 8192
     for name, dtype, precision in (
         ("bfloat16", jnp.bfloat16, "bfloat16"),
         ("tf32", jnp.float32, "tensorfloat32"),
@@ -171,128 +178,186 @@ def rates(size, repeats):
         x = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
         with jax.default_matmul_precision(precision):
             product = jax.jit(lambda x, y: x @ y).lower(x, x).compile()
-        seconds = median_seconds(product, [(x, x)], repeats)
-        found[f"matmul_{name}_tflops"] = 2 * size**3 / seconds / 1e12
+        seconds = times(plan, product, (x, x))["wall_s"]
+        yield dict(what=f"matmul {name}", tflops=2 * size**3 / seconds / 1e12)
     x = jnp.zeros((size, size), jnp.float32)
-    seconds = median_seconds(jax.jit(lambda x: x + 1).lower(x).compile(), [(x,)], repeats)
-    found["copy_gbytes"] = 2 * x.nbytes / seconds / 1e9
-    print("\n" + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
-    return found
+    seconds = times(plan, jax.jit(lambda x: x + 1).lower(x).compile(), (x,))["wall_s"]
+    yield dict(what="copy", gbytes=2 * x.nbytes / seconds / 1e9)
 
 
-def timing_cases(options):
-    if options.dry_run:
-        return [Case("lenet_300", 3, 20, 40, k=2), Case("conv", 2, 4, 9, k=2, s=4)]
-    return [Case(name, n, **layer) for name, layer in LAYERS for n in options.batch]
+def steps(plan: Plan) -> Iterator[Row]:
+    """Whole steps at batch 64, 3 %, and the kernel of their student, beside float64."""
+    cases = {"lenet300100": GOALS["lenet300100"]} if plan.dry else GOALS
+    for case, goal in cases.items():
+        row = dict(case=case, kernel="active", goal_s=goal)
+        yield attempted(row, functools.partial(_step, plan, case, "active"))
+        row = dict(case=case, kernel="ambient")
+        yield attempted(row, functools.partial(_step, plan, case, "ambient"))
 
 
-def timings(cases, implementations, options, report):
-    """Seconds, rates and memory of every implementation, and the ratio to pure JAX."""
-    rows = []
-    print(
-        f"\n{'case':14} {'N=M':>4} {'precision':9} {'implementation':20} {'forward':>9} "
-        f"{'+gradient':>9} {'TFLOP/s':>8} {'GB/s':>7} {'of plain':>8} {'temp':>8} {'speed-up':>8}"
-    )
-    precisions = ("float32",) if options.dry_run else tuple(PRECISIONS)
-    for case in cases:
-        for precision in precisions:
-            baseline = None
-            for implementation in implementations:
-                row = dict(dataclasses.asdict(case), precision=precision)
-                row["implementation"] = implementation
-                try:
-                    row |= measure(case, implementation, precision, options.repeats)
-                except Exception as error:  # out of memory, for one: that is a result
-                    row["error"] = f"{type(error).__name__}: {error}"[:2000]
-                    print(
-                        f"{case.name:14} {case.n:4} {precision:9} {implementation:20} "
-                        f"{row['error'][:70]}",
-                        flush=True,
-                    )
-                    rows.append(row)
-                    continue
-                baseline = baseline or row
-                row["speed_up_forward"] = baseline["forward_s"] / row["forward_s"]
-                row["speed_up_gradient"] = baseline["gradient_s"] / row["gradient_s"]
-                plain = report["rates"][f"matmul_{precision}_tflops"]
-                row["share_of_matmul"] = row["tflops"] / plain
-                rows.append(row)
-                print(
-                    f"{case.name:14} {case.n:4} {precision:9} {implementation:20} "
-                    f"{row['forward_s'] * 1e3:7.2f}ms {row['gradient_s'] * 1e3:7.2f}ms "
-                    f"{row['tflops']:8.2f} {row['gbytes']:7.1f} {row['share_of_matmul']:8.1%} "
-                    f"{row['temporary_bytes'] / 2**20:6.0f}Mi "
-                    f"{row['speed_up_forward']:4.2f}/{row['speed_up_gradient']:4.2f}",
-                    flush=True,
-                )
-    return rows
-
-
-def measure(case, implementation, precision, repeats):
-    call = functools.partial(operation(case), precision=precision, implementation=implementation)
-    batches = [case.inputs(seed) for seed in range(3)]
-    start = time.perf_counter()
-    forward = jax.jit(call).lower(*batches[0]).compile()
-    compiled = time.perf_counter()
-    gradient = product_and_gradient(case, implementation, precision).lower(*batches[0]).compile()
-    both_compiled = time.perf_counter()
-    forward_s = median_seconds(forward, batches, repeats)
-    analysis = forward.memory_analysis()
-    return dict(
-        compile_forward_s=compiled - start,
-        compile_gradient_s=both_compiled - compiled,
-        forward_s=forward_s,
-        gradient_s=median_seconds(gradient, batches, repeats),
-        tflops=case.flops() / forward_s / 1e12,
-        gbytes=case.bytes(4) / forward_s / 1e9,
-        temporary_bytes=getattr(analysis, "temp_size_in_bytes", 0),
-        gradient_temporary_bytes=getattr(gradient.memory_analysis(), "temp_size_in_bytes", 0),
-        peak_bytes_in_use=(jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
-    )
-
-
-def median_seconds(function, batches, repeats):
-    for inputs in batches:  # warm up
-        jax.block_until_ready(function(*inputs))
-    seconds = []
-    for repeat in range(repeats):
-        inputs = batches[repeat % len(batches)]
-        start = time.perf_counter()
-        jax.block_until_ready(function(*inputs))
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
-def product_and_gradient(case, implementation, precision=None):
-    call = functools.partial(operation(case), precision=precision, implementation=implementation)
-
-    @jax.jit
-    def function(*args):
-        *factors, mask = args
-        theta, pull_back = jax.vjp(lambda *factors: call(*factors, mask), *factors)
-        return theta, *pull_back(
-            jnp.cos(jnp.arange(theta.size)).reshape(theta.shape).astype(theta.dtype)
+def _step(plan: Plan, case: str, kernel: Literal["active", "ambient"]) -> Row:
+    few = 4 if plan.dry else 16
+    teacher = CASES[case].teacher(jax.random.key(0))
+    config = ntt.NTTConfig(density=0.03, kernel=kernel)
+    state = ntt.ntt_init(teacher, config, optax.adam(5e-4))
+    x = CASES[case].samples(jax.random.key(1), 4 if plan.dry else 64)
+    step = eqx.filter_jit(ntt.ntt_step)
+    found = times(plan, step, (state, x))
+    call = lambda model, x: ntt.ntk(model, x, x[: few // 2], kernel=kernel)
+    evaluate = eqx.filter_jit(lambda state, x: ntt.ntt_evaluate(state, x).loss)
+    mine = call(state.student, x[:few]), evaluate(state, x[:few])
+    with jax.enable_x64(True):
+        wide = jax.tree.map(
+            lambda a: a.astype(jnp.float64) if eqx.is_inexact_array(a) else a, (state, x[:few])
         )
+        error = error_of(mine, (call(wide[0].student, wide[1]), evaluate(*wide)))
+    memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return found | dict(error=error, ok=error < 1e-4, peak_bytes=memory)
+
+
+def products(plan: Plan) -> Iterator[Row]:
+    """The masked product by layer, density and implementation; the fastest that is right wins."""
+    densities = DENSITIES[:1] if plan.dry else DENSITIES
+    for density, layer in itertools.product(densities, plan.layers(positions=False)):
+        layer = dataclasses.replace(layer, density=density)
+        expected = _expected(layer)
+        for precision in plan.precisions if density == densities[0] else ("float32",):
+            rows = []
+            for mask, implementation in itertools.product(
+                ("whole", "gathered"), ("reference", plan.pallas)
+            ):
+                rows.append(_product(plan, layer, expected, precision, mask, implementation))
+                yield rows[-1]
+            right = [row for row in rows if row["ok"]]
+            what = dict(case=layer.name, density=density, precision=precision)
+            for name in ("forward_s", "gradient_s"):
+                if right:
+                    best = min(right, key=lambda row, name=name: row[name])
+                    by = f"{best['implementation']}, {best['mask']}"
+                    plain = [r[name] for r in right if r["implementation"] == "reference"]
+                    what |= {name.replace("_s", ""): by}
+                    if plain:
+                        what |= {f"{name[:-2]}_times_xla": min(plain) / best[name]}
+            yield what
+
+
+def tangents(plan: Plan) -> Iterator[Row]:
+    """The product of a layer at many positions."""
+    for layer in plan.layers(positions=True):
+        expected = _expected(layer)
+        for precision, name in itertools.product(plan.precisions, ("reference", plan.pallas)):
+            yield _product(plan, layer, expected, precision, "whole", name)
+
+
+def edges(plan: Plan) -> Iterator[Row]:
+    """Sizes around the kernels' tiles."""
+    layers = [dataclasses.replace(e, n=3, k=2) for e in EDGES[:1]] if plan.dry else EDGES
+    for layer in layers:
+        expected = _expected(layer)
+        for mask in ("whole",) if layer.s else ("whole", "gathered"):
+            for precision in plan.precisions:
+                yield _product(plan, layer, expected, precision, mask, plan.pallas)
+
+
+def _product(
+    plan: Plan, layer: Product, expected: Any, precision: str, mask: str, implementation: str
+) -> Row:
+    layer = dataclasses.replace(layer, mask=mask)
+    row: Row = dict(case=layer.name, n=layer.n, density=layer.density, precision=precision)
+    row |= dict(mask=mask, implementation=implementation)
+
+    def measure() -> Row:
+        call = functools.partial(
+            layer.operation, precision=precision, implementation=implementation
+        )
+        batches = [layer.inputs(seed) for seed in range(2 if plan.dry else 3)]
+        forward = jax.jit(call).lower(*batches[0]).compile()
+        both = _with_gradient(call).lower(*batches[0]).compile()
+        error = error_of(both(*batches[0]), expected)
+        ahead, back = times(plan, forward, *batches), times(plan, both, *batches)
+        return dict(
+            forward_s=ahead["device_s"] or ahead["row_s"],
+            gradient_s=back["device_s"] or back["row_s"],
+            forward_wall_s=ahead["wall_s"],
+            gradient_wall_s=back["wall_s"],
+            tflops=layer.flops() / ahead["row_s"] / 1e12,
+            temporary_bytes=getattr(both.memory_analysis(), "temp_size_in_bytes", 0),
+            error=error,
+            ok=error < PRECISIONS[precision],
+        )
+
+    return attempted(row, measure)
+
+
+def _expected(layer: Product) -> Any:
+    """The product and its gradients by pure JAX in float64, from the same factors."""
+    *factors, mask = dataclasses.replace(layer, mask="whole").inputs(0)
+    with jax.enable_x64(True):
+        wide = [factor.astype(jnp.float64) for factor in factors]
+        call = functools.partial(layer.operation, implementation="reference")
+        return jax.device_get(_with_gradient(call)(*wide, mask))
+
+
+def _with_gradient(call: Callable[..., Any]) -> Any:
+    @jax.jit
+    def function(*arguments: Any) -> Any:
+        *factors, mask = arguments
+        theta, pull_back = jax.vjp(lambda *factors: call(*factors, mask), *factors)
+        weights = jnp.cos(jnp.arange(theta.size)).reshape(theta.shape)
+        return theta, *pull_back(weights.astype(theta.dtype))
 
     return function
 
 
-def reference_float64(case):
-    *factors, mask = case.inputs(0)
-    with jax.enable_x64(True):
-        wide = [factor.astype(jnp.float64) for factor in factors]
-        found = product_and_gradient(case, "reference")(*wide, mask)
-        return jax.device_get(found)
+def repeats(plan: Plan) -> Iterator[Row]:
+    """Whether runs on the same inputs give the same bits."""
+    (layer, *_), count = plan.layers(positions=False), 3 if plan.dry else 100
+    for mask, implementation in itertools.product(
+        ("whole", "gathered"), ("reference", plan.pallas)
+    ):
+        layer = dataclasses.replace(layer, mask=mask)
+        call = functools.partial(layer.operation, implementation=implementation)
+        row = dict(case=layer.name, mask=mask, implementation=implementation, runs=count)
+
+        def measure(call=call, layer=layer) -> Row:
+            run, inputs = _with_gradient(call), layer.inputs(0)
+            first = jax.device_get(run(*inputs))
+            same = [
+                all(map(np.array_equal, first, jax.device_get(run(*inputs)))) for _ in range(count)
+            ]
+            return dict(same=sum(same), ok=all(same))
+
+        yield attempted(row, measure)
 
 
-def relative_error(found, expected):
-    found = jax.device_get(found)
-    largest = abs(expected).max()
-    return float(abs(found - expected).max() / largest) if largest else float(abs(found).max())
+def memory(plan: Plan) -> Iterator[Row]:
+    """What a kernel takes beside inputs and result, against `max_bytes`."""
+    case, count, budgets = CASES["lenet300100"], 1024, (2**26, 2**28, 2**30)
+    if plan.dry:
+        count, budgets = 8, (2**24,)
+    model = ntt.sparsify(case.teacher(jax.random.key(0)))
+    model = model.with_mask(ntt.make_mask(ntt.scores.Magnitude()(model), 0.03))
+    x = case.samples(jax.random.key(1), count)
+    for budget in budgets:
+
+        def measure(budget=budget) -> Row:
+            call = functools.partial(ntt.ntk, outputs="trace", max_bytes=budget)
+            compiled = eqx.filter_jit(call).lower(model, x).compile().compiled
+            taken = compiled.memory_analysis().temp_size_in_bytes
+            return dict(temporary_bytes=taken, share=taken / budget, ok=taken <= 1.25 * budget)
+
+        yield attempted(dict(samples=count, max_bytes=budget), measure)
 
 
-def operation(case):
-    return kernels.masked_ntk if case.s is None else kernels.masked_tangent_ntk
+PARTS: dict[str, Callable[[Plan], Iterator[Row]]] = {
+    "rates": rates,
+    "steps": steps,
+    "products": products,
+    "repeats": repeats,
+    "tangents": tangents,
+    "memory": memory,
+    "edges": edges,
+}
 
 
 if __name__ == "__main__":
