@@ -1,10 +1,12 @@
-"""Compile kernels and whole steps for a chip that is not there, and count what its compiler made.
+r"""Compile kernels and whole steps for a chip that is not there, and count what its compiler made.
 
     pip install 'ntt-eqx[compile]'                                  # Python >= 3.12, no GPU needed
     python benchmarks/compile_for.py h100 lenet300100 lenet5 conv4
     python benchmarks/compile_for.py tpu-v5e conv4 --kernel active --out conv4.json
     python benchmarks/compile_for.py h100 masked_ntk:conv4_8192 --batch 256
     python benchmarks/compile_for.py h100 --model net.py:make_model --input-shape 3 32 32
+    python benchmarks/compile_for.py h100 --devices 8 --sketch 8 \
+        --model benchmarks/large_models.py:vit_b --input-shape 3 224 224
 
 A case is a model of `cases.py` (its whole `ntt_step`); `masked_ntk:LAYER` or
 `masked_tangent_ntk:LAYER` with a layer of `products.py` (the product, and the product with its
@@ -53,8 +55,8 @@ PIECE_PRODUCTS = {"bfloat16": 1, "tf32": 2, "float32": 3}  # of a 0/1 mask with 
 
 def main():
     options = parse()
-    target = Target(CHIPS[options.chip])
-    print(f"{target.kind}, JAX {jax.__version__}; roofline, nothing was run")
+    target = Target(CHIPS[options.chip], options.devices)
+    print(f"{options.devices} x {target.kind}, JAX {jax.__version__}; roofline, nothing was run")
     header()
     rows = []
     for case in options.cases:
@@ -77,6 +79,8 @@ def parse():
     parser.add_argument("cases", nargs="*", metavar="CASE")
     parser.add_argument("--model", metavar="FILE.py:FUNCTION", help="a model of your own")
     parser.add_argument("--input-shape", type=int, nargs="+", help="of one sample of that model")
+    parser.add_argument("--devices", type=int, default=1, help="under ntt.distribute()")
+    parser.add_argument("--sketch", type=int, metavar="R", help="a step by R random directions")
     parser.add_argument("--batch", type=int, default=64, help="of a step; N = M of a product")
     parser.add_argument("--density", type=float, default=0.03)
     parser.add_argument("--kernel", nargs="*", choices=("active", "ambient"), default=["active"])
@@ -108,7 +112,12 @@ def step_rows(target, name, model, shape, options) -> list[dict[str, Any]]:
         teacher = Case(model, shape).teacher(jax.random.key(0))
     rows = []
     for kernel in options.kernel:
-        config = ntt.NTTConfig(density=options.density, kernel=kernel)
+        config = ntt.NTTConfig(
+            density=options.density,
+            kernel=kernel,
+            outputs="full" if options.sketch is None else "sketch",
+            sketch_size=options.sketch or 8,
+        )
         state = ntt.ntt_init(teacher, config, optax.adam(5e-4))
         arrays, static = eqx.partition(state, eqx.is_array)
 
@@ -119,6 +128,7 @@ def step_rows(target, name, model, shape, options) -> list[dict[str, Any]]:
 
         x = jax.ShapeDtypeStruct((options.batch, *shape), jnp.float32)
         row = dict(case=name, kernel=kernel, batch=options.batch, density=options.density)
+        row |= dict(devices=options.devices, sketch=options.sketch)
         rows.append(measured(row, f"{name} {kernel}", target, step, arrays, x))
     return rows
 
@@ -199,6 +209,7 @@ def measured(row, title, target, function, *inputs, shown=True) -> dict[str, Any
         flops=usual.flops,
         bytes=usual.bytes,
         roofline_s=usual.seconds,
+        sent=program.sent(),
         kernels=[dataclasses.asdict(kernel) for kernel in kernels],
     )
     if shown:
@@ -224,6 +235,8 @@ def show(title: str, row: dict[str, Any]) -> None:
         f"{row['flops'] / 1e9:7.2f} {row['bytes'] / 1e9:7.2f} {row['roofline_s'] * 1e3:7.3f}ms",
         flush=True,
     )
+    for name, (count, size) in row["sent"].items():
+        print(f"    {name:32} {count:3} of {size / 2**20:8.1f} MiB", flush=True)
     for kernel in row["kernels"]:
         faults = " SERIALISED" * kernel["serialised"]
         faults += f" SPILLS {kernel['spilled_bytes']} bytes" * bool(kernel["spilled_bytes"])

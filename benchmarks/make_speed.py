@@ -19,8 +19,7 @@ CASES = {
     "resnet": "ResNet-20",
 }
 PASSES = ("forward", "gradient", "step")
-CHIPS = {"h100": "H100", "tpu-v5e": "TPU v5e"}
-LAYERS = {"lenet_300": "300 x 784", "conv4_8192": "512 x 8192"}
+COMPILED = {"H100": "compiled_h100", "TPU v5e": "compiled_tpu-v5e"}
 BASELINE = "ntk_vector_products"
 
 Row = dict[str, Any]
@@ -90,35 +89,16 @@ def sketch_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def compiled(kind: str) -> list[tuple[str, Row]]:
-    """What was compiled for chips that were not there: a chip's name, and a row of its file."""
-    files = {chip: load(f"compiled_{chip}_{kind}") for chip in CHIPS}
-    return [(CHIPS[chip], row) for chip, found in files.items() for row in found["rows"]]
-
-
-def counts(row: Row) -> list[str]:
-    mebibytes = [f"{row[name] / 2**20:,.0f}" for name in ("temporary_bytes", "peak_bytes")]
-    work = [f"{row['flops'] / 1e9:,.1f}", f"{row['bytes'] / 1e9:,.2f}"]
-    return [f"{row['launches']:,}", *mebibytes, *work, f"{1e3 * row['roofline_s']:,.2f}"]
-
-
-COUNTS = ["launches", "temporary MiB", "peak MiB", "GFLOP", "GB", "roofline (ms)"]
-
-
-def compiled_steps() -> str:
-    lines = [line(["chip", "network", "kernel", *COUNTS]), line(["---"] * 3 + ["---:"] * 6)]
-    for chip, row in compiled("steps"):
-        lines.append(line([chip, CASES[row["case"]], row["kernel"], *counts(row)]))
-    return "\n".join(lines)
-
-
-def compiled_products() -> str:
-    names = ["chip", "layer", "mask", "implementation", "pass"]
-    lines = [line([*names, *COUNTS]), line(["---"] * 5 + ["---:"] * 6)]
-    for chip, row in compiled("products"):
-        layer = row["case"].split(":")[1]
-        what = [LAYERS[layer], row["mask"], row["implementation"], row["direction"]]
-        lines.append(line([chip, *what, *(counts(row) if "error" not in row else ["–"] * 6)]))
+def compiled_table() -> str:
+    """Whole steps, compiled for chips that were not there."""
+    names = ["chip", "network", "kernel", "launches", "temporary MiB", "peak MiB", "GFLOP", "GB"]
+    lines = [line([*names, "roofline (ms)"]), line(["---"] * 3 + ["---:"] * 6)]
+    for chip, file in COMPILED.items():
+        for row in load(file)["rows"]:
+            memory = [f"{row[name] / 2**20:,.0f}" for name in ("temporary_bytes", "peak_bytes")]
+            work = [f"{row['flops'] / 1e9:,.1f}", f"{row['bytes'] / 1e9:,.2f}"]
+            cells = [chip, CASES[row["case"]], row["kernel"], f"{row['launches']:,}"]
+            lines.append(line([*cells, *memory, *work, f"{1e3 * row['roofline_s']:,.2f}"]))
     return "\n".join(lines)
 
 
@@ -147,9 +127,8 @@ def facts() -> dict[str, str]:
         "alone_baseline": milliseconds(theirs),
         "alone_ratio": f"{theirs['median_s'] / ours['median_s']:.0f}x",
         "alone_matmul": products(alone["matmul_gflops_per_s"]),
-        "compiled_steps": compiled_steps(),
-        "compiled_products": compiled_products(),
-        "compiled_jax": load("compiled_h100_steps")["jax"],
+        "compiled_table": compiled_table(),
+        "compiled_jax": load("compiled_h100")["jax"],
         "sketch_table": sketch_table(sketch["rows"]),
         "sketch_matmul": " and ".join(
             f"{run['1024']:.0f}" for run in sketch["matmul_gflops_per_s"]

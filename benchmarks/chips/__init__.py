@@ -1,6 +1,7 @@
 """Chips that programs can be compiled for without having one: their figures and their compilers."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
+
+from ntt_eqx import distribute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +20,9 @@ class Chip:
 
     Attributes:
         platform: as JAX's lowering calls it.
-        topology: the name of the smallest topology that has the chip.
-        options: what else its description takes.
+        topology: the name of a topology of some of them, with the lengths of its sides to be filled
+            in.
+        sides: how many sides that has; the last of a GPU's is the devices of a machine.
         tflops: of its matrix units, a second, by the precision of a product.
         vector_tflops: of its other units, in float32: where XLA computes full float32 products.
         gbytes: bytes from and to memory a second, in 1e9.
@@ -28,7 +32,7 @@ class Chip:
     name: str
     platform: str
     topology: str
-    options: tuple[tuple[str, str], ...]
+    sides: int
     tflops: float
     vector_tflops: float
     gbytes: float
@@ -40,48 +44,67 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("h100", "cuda", "h100", (("topology", "1x1x1"),), 989, 67, 3352, 2.0),
-        Chip("tpu-v4", "tpu", "v4:2x2x1", (), 275, 4.3, 1228, 0.2),
-        Chip("tpu-v5e", "tpu", "v5e:2x2", (), 197, 6.1, 819, 0.2),
-        Chip("tpu-v5p", "tpu", "v5p:2x2x1", (), 459, 7.2, 2765, 0.2),
-        Chip("tpu-v6e", "tpu", "v6e:2x2", (), 918, 14.3, 1640, 0.2),
+        Chip("h100", "cuda", "1x{}x1", 1, 989, 67, 3352, 2.0),
+        Chip("tpu-v4", "tpu", "v4:{}x{}x{}", 3, 275, 4.3, 1228, 0.2),
+        Chip("tpu-v5e", "tpu", "v5e:{}x{}", 2, 197, 6.1, 819, 0.2),
+        Chip("tpu-v5p", "tpu", "v5p:{}x{}x{}", 3, 459, 7.2, 2765, 0.2),
+        Chip("tpu-v6e", "tpu", "v6e:{}x{}", 2, 918, 14.3, 1640, 0.2),
     )
 }
 
 
 class Target:
-    """A chip with its compiler loaded: compiles functions of abstract arguments for it."""
+    """A chip, or several, with the compiler loaded: compiles functions of abstract arguments."""
 
-    def __init__(self, chip: Chip):
+    def __init__(self, chip: Chip, devices: int = 1):
         """Load the compiler of `chip`; raises `RuntimeError` where its package is missing."""
         jax.devices()  # topologies of other platforms need a client to exist
-        options = dict(chip.options)
+        # The smallest topology of TPUs that can be described has four of them.
+        name = chip.topology.format(*_sides(max(devices, 4 if chip.platform == "tpu" else 1), chip))
+        options = {}
         if chip.platform == "cuda":
             text = (Path(__file__).parent / "h100.txtpb").read_text()
-            options["target_config"] = text
+            name, options = chip.name, dict(topology=name, target_config=text)
         try:
             topology = topologies.get_topology_desc(
-                platform=chip.platform, topology_name=chip.topology, **options
+                platform=chip.platform, topology_name=name, **options
             )
         except Exception as error:
             raise RuntimeError(
-                f"the compiler for {chip.name} is not installed; on Python >= 3.12: "
-                f"pip install 'ntt-eqx[compile]' ({type(error).__name__}: {error})"
+                f"the compiler for {chip.name} is not installed, or has no topology {name!r}; on "
+                f"Python >= 3.12: pip install 'ntt-eqx[compile]' ({type(error).__name__}: {error})"
             ) from error
-        self.chip = chip
-        self.mesh = Mesh(np.array(topology.devices[:1]), ("x",))
-        self.kind = topology.devices[0].device_kind
+        columns = next(c for c in range(math.isqrt(devices), 0, -1) if devices % c == 0)
+        found = np.array(topology.devices[:devices]).reshape(devices // columns, columns)
+        self.chip, self.kind = chip, topology.devices[0].device_kind
+        self.mesh = Mesh(found, ("rows", "columns"), axis_types=(AxisType.Auto,) * 2)
 
     def abstract(self, tree: Any) -> Any:
-        """`tree` with every array replaced by its shape and dtype, placed on the chip."""
+        """`tree` with every array replaced by its shape and dtype, placed on every device."""
         sharding = NamedSharding(self.mesh, PartitionSpec())
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
         )
 
     def compile(self, function: Callable[..., Any], *inputs: Any) -> Any:
-        """`function` compiled for the chip; `inputs` are trees of arrays or of their shapes."""
-        with use_abstract_mesh(self.mesh.abstract_mesh):  # whose device all choices follow
+        """`function` compiled for the chip; `inputs` are trees of arrays or of their shapes.
+
+        For several, as it is inside `ntt_eqx.distribute`.
+        """
+        # All choices follow the device of this mesh.
+        with use_abstract_mesh(self.mesh.abstract_mesh), distribute(self.mesh):
             lowered = jax.jit(function).trace(*map(self.abstract, inputs))
             lowered = lowered.lower(lowering_platforms=(self.chip.platform,))
         return lowered.compile()
+
+
+def _sides(devices: int, chip: Chip) -> list[int]:
+    """Sides of a topology, as equal as can be."""
+    sides = [1] * chip.sides
+    rest, factor = devices, 2
+    while rest > 1:
+        while rest % factor:
+            factor += 1
+        sides[sides.index(min(sides))] *= factor
+        rest //= factor
+    return sorted(sides, reverse=chip.sides == 3)

@@ -28,6 +28,13 @@ FREE = {
     "replica-id",
     "tuple",
 }
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-permute",
+    "reduce-scatter",
+)
 _ITEM_BITS = {"pred": 8, "s4": 4, "u4": 4, "s2": 2, "u2": 2, "token": 0, "opaque": 0}
 
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
@@ -123,6 +130,17 @@ class Program:
                 source = re.search(r'op_name="([^"]*)"', x.attributes)
                 found.append(Loop(self._trips(x), body.launches, source[1] if source else ""))
         return sorted(found, key=lambda loop: -loop.trips * loop.launches)
+
+    def sent(self) -> dict[str, tuple[int, int]]:
+        """What devices exchange: kind of collective -> how many, and bytes that they give back."""
+        found: dict[str, tuple[int, int]] = {}
+        for computation in self.computations.values():
+            for x in computation.values():
+                name = x.opcode.removesuffix("-start")
+                if name in COLLECTIVES:
+                    count, size = found.get(name, (0, 0))
+                    found[name] = count + 1, size + x.bytes
+        return found
 
     def custom_calls(self) -> list[str]:
         """The targets of all custom calls."""

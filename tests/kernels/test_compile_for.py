@@ -87,6 +87,15 @@ def test_a_step_on_an_h100_keeps_to_its_limits(tmp_path):
         assert 0 < row["temporary_bytes"] <= megabytes * 2**20
 
 
+@pytest.mark.chip
+def test_a_step_over_eight_h100s_sums_one_gradient(tmp_path):
+    (row,) = compile_for("h100", tmp_path, "lenet300100", "--devices", "8")
+    parameters = 4 * (784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10)
+    count, size = row["sent"]["all-reduce"]
+    assert count == 1 and size >= parameters
+    assert sum(size for _, size in row["sent"].values()) < 5 * parameters
+
+
 # Of the default tiles of a product and of its gradient.
 MASKS = ("--mask", "whole", "gathered", "--density", "0.03")
 

@@ -1,0 +1,18 @@
+"""Models of the sizes that need several devices, for `compile_for.py --model`."""
+
+from typing import Any
+
+from jaxtyping import PRNGKeyArray
+
+from ntt_eqx import models
+
+
+def vit_b(key: PRNGKeyArray) -> Any:
+    """Of the size of ViT-B/16: 86 million weights, samples of 3 x 224 x 224, 1,000 outputs."""
+    shape = (3, 224, 224)
+    return models.ViT(shape, 1000, patch_size=16, dim=768, depth=12, num_heads=12, key=key)
+
+
+def resnet_50(key: PRNGKeyArray) -> Any:
+    """Of the size of ResNet-50: 25 million weights, samples of 3 x 64 x 64, 1,000 outputs."""
+    return models.ResNet20((3, 64, 64), 1000, width=152, key=key)
