@@ -39,7 +39,16 @@ def block_bytes() -> int:
 
 
 def memory_of(device: Device) -> int:
-    """Bytes of an accelerator's memory; 8 GiB where nothing is known of it."""
+    """The memory of an accelerator, that it has or, where it is not there, that its kind has.
+
+    **Arguments:**
+
+    - `device`: the device computed for.
+
+    **Returns:**
+
+    Bytes; 8 GiB where nothing is known of its kind.
+    """
     for local in jax.local_devices():
         stats = local.memory_stats() if local.device_kind == device.kind else None
         if stats and "bytes_limit" in stats:

@@ -111,13 +111,14 @@ def trace(model: PyTree, sample: jax.ShapeDtypeStruct) -> tuple[Traced, list[Arr
     def call(arrays: list[Array], x: Array, others: PyTree) -> Any:
         return eqx.combine(rebuild(arrays), others)(x)
 
-    # The program has the types that arrays have without a mesh, whichever is in use: it runs where
-    # a mesh is used by hand, too, and the rules of derivatives in it remember their types.
+    # The program has the types that arrays have without a mesh, whichever is in use: its tiles run
+    # where that is used by hand, and the rules of derivatives in it remember their types.
     plain = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
-    given, mesh = (plain(arrays), sample, plain(others)), AbstractMesh((), ())
-    if varies(arrays):  # inside `jax.shard_map`, where types say so
+    given, mesh = (plain(arrays), sample, plain(others)), get_abstract_mesh()
+    if not getattr(mesh, "manual_axes", ()):
+        mesh = AbstractMesh((), ())
+    elif varies(arrays):  # a `jax.shard_map` of the user's own, where types say so
         given = arrays, like_varying(jnp.zeros(sample.shape, sample.dtype), arrays), others
-        mesh = get_abstract_mesh()
     with calling_model("ntk", model, sample), use_abstract_mesh(mesh):
         closed, out = jax.make_jaxpr(call, return_shape=True)(*given)
     checked_output("ntk", out)

@@ -18,6 +18,7 @@ from pytest import mark
 import ntt_eqx as ntt
 from ntt_eqx._ntk import outputs_and_ntk
 from ntt_eqx._ntk._support import mask_support
+from ntt_eqx.kernels import gather_rows
 
 pytestmark = mark.usefixtures("gathers")
 
@@ -223,15 +224,8 @@ def compiled(kind, gathered):
 
 
 def support_of(mask):
-    """The support of a mask, filled up so that every mask of the weight has one length."""
-
-    def one(m):
-        found = np.flatnonzero(np.asarray(m))
-        return jnp.asarray(
-            np.pad(found, (0, m.size - len(found)), constant_values=m.size), jnp.int32
-        )
-
-    return jax.tree.map(one, mask)
+    """The support of a mask, with room for every mask of the weight: all have one shape."""
+    return jax.tree.map(lambda m: gather_rows(np.asarray(m).reshape(len(m), -1), m.size), mask)
 
 
 def check_mask(kind, gathered, density, seed):
