@@ -55,7 +55,7 @@ PIECE_PRODUCTS = {"bfloat16": 1, "tf32": 2, "float32": 3}  # of a 0/1 mask with 
 
 def main():
     options = parse()
-    target = Target(CHIPS[options.chip], options.devices)
+    target = Target(CHIPS[options.chip], options.devices, options.option)
     print(f"{options.devices} x {target.kind}, JAX {jax.__version__}; roofline, nothing was run")
     header()
     rows = []
@@ -87,8 +87,16 @@ def parse():
     parser.add_argument("--precision", nargs="*", choices=tuple(PRECISIONS), default=["float32"])
     parser.add_argument("--mask", nargs="*", choices=("whole", "gathered"), default=["whole"])
     parser.add_argument("--implementation", nargs="*", help="of a product; all by default")
+    parser.add_argument(
+        "--option",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the compiler, as xla_gpu_enable_split_k_autotuning=false",
+    )
     parser.add_argument("--out", type=Path, help="write all rows here, as JSON")
     options = parser.parse_args()
+    options.option = dict(pair.partition("=")[::2] for pair in options.option)
     layers = {f"{kind}:{name}" for name, sizes in LAYERS for kind in (kind_of(sizes),)}
     unknown = [c for c in options.cases if c not in CASES and c not in layers]
     if unknown:
@@ -105,18 +113,19 @@ def kind_of(sizes: dict[str, int]) -> str:
 
 
 def step_rows(target, name, model, shape, options) -> list[dict[str, Any]]:
-    """A whole `ntt_step`, one row a kind of kernel."""
+    """A whole `ntt_step`, one row a kind of kernel and precision."""
     if model is None:
         teacher = own_model(name)
     else:
         teacher = Case(model, shape).teacher(jax.random.key(0))
     rows = []
-    for kernel in options.kernel:
+    for kernel, precision in itertools.product(options.kernel, options.precision):
         config = ntt.NTTConfig(
             density=options.density,
             kernel=kernel,
             outputs="full" if options.sketch is None else "sketch",
             sketch_size=options.sketch or 8,
+            precision=precision,
         )
         state = ntt.ntt_init(teacher, config, optax.adam(5e-4))
         arrays, static = eqx.partition(state, eqx.is_array)
@@ -128,8 +137,8 @@ def step_rows(target, name, model, shape, options) -> list[dict[str, Any]]:
 
         x = jax.ShapeDtypeStruct((options.batch, *shape), jnp.float32)
         row = dict(case=name, kernel=kernel, batch=options.batch, density=options.density)
-        row |= dict(devices=options.devices, sketch=options.sketch)
-        rows.append(measured(row, f"{name} {kernel}", target, step, arrays, x))
+        row |= dict(devices=options.devices, sketch=options.sketch, precision=precision)
+        rows.append(measured(row, f"{name} {kernel} {precision}", target, step, arrays, x))
     return rows
 
 

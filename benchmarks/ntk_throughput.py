@@ -29,6 +29,7 @@ from cases import CASES, Case
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk import outputs_and_ntk, sketch_directions
+from ntt_eqx.kernels import PRECISIONS
 
 PASSES = ("forward", "gradient", "step")
 IMPLEMENTATIONS = ("factors", "jacobian", "ntk_vector_products")
@@ -48,6 +49,7 @@ class Job:
     what: str
     classes: int
     sketch_size: int
+    precision: str
 
 
 def main() -> None:
@@ -106,7 +108,7 @@ def _block(
             continue
         job = Job(
             case, n, options.density, kernel, outputs, implementation, what,
-            options.classes, sketch_size,
+            options.classes, sketch_size, options.precision,
         )  # fmt: skip
         row = measure(job, options)
         if row is not None:
@@ -168,6 +170,7 @@ def _time(job: Job, repeats: int, seconds: float) -> dict[str, Any]:
         "kernel": job.kernel,
         "implementation": job.implementation,
         "pass": job.what,
+        "precision": job.precision,
         "repeats": len(times),
         "median_s": median,
         "p10_s": max(cuts[0], min(times)),
@@ -188,6 +191,7 @@ def _program(job: Job, case: Case) -> tuple[Callable[..., Any], Callable[[int], 
         kernel=job.kernel,
         outputs=job.outputs,
         sketch_size=job.sketch_size,
+        precision=job.precision,  # pyright: ignore[reportArgumentType]
         implementation=job.implementation,
     )
     state = ntt.ntt_init(teacher, config, optax.adam(5e-4))
@@ -195,7 +199,9 @@ def _program(job: Job, case: Case) -> tuple[Callable[..., Any], Callable[[int], 
     dynamic, static = eqx.partition(state, eqx.is_array)
     params, rest = eqx.partition(state.student, eqx.is_inexact_array)
 
-    how: dict[str, Any] = dict(implementation=job.implementation, outputs=job.outputs)
+    how: dict[str, Any] = dict(
+        precision=job.precision, implementation=job.implementation, outputs=job.outputs
+    )
     shape = {"full": (job.classes, job.classes), "diagonal": (job.classes,), "trace": ()}
     if job.outputs == "sketch":
         directions = sketch_directions(jax.random.key(1), job.sketch_size, job.classes)
@@ -301,6 +307,7 @@ def _options() -> argparse.Namespace:
     add("--outputs", nargs="+", choices=kinds, default=["full"])
     add("--sketch-sizes", nargs="+", type=int, default=[8], help="directions R (default: 8)")
     add("--classes", type=int, default=10, help="outputs K of the model (default: 10)")
+    add("--precision", choices=PRECISIONS, default="float32", help="default: float32")
     add("--density", type=float, default=0.03, help="share of weights kept (default: 0.03)")
     add("-n", type=int, help="samples a side, n = m (default: 32; with --quick: 8)")
     add("--repeats", type=int, default=21, help="runs a row at most (default: 21)")

@@ -106,7 +106,7 @@ def _block_bytes() -> int:
         def run(x: Any, other: Costs = other) -> Any:
             plan, operands = make_plan(
                 model, x, m=64, kernel="ambient", metric=None, support=None, outputs="full",
-                directions=None, device=target_device(), costs=other,
+                directions=None, precision="float32", device=target_device(), costs=other,
             )  # fmt: skip
             return factorise(plan, operands, x)
 

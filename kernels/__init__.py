@@ -20,6 +20,11 @@ from ._gather import (
     gathered_entries as gathered_entries,
     gathered_tangents as gathered_tangents,
 )
+from ._precision import (
+    PRECISIONS as PRECISIONS,
+    Precision as Precision,
+    at_precision as at_precision,
+)
 from .masked_ntk import (
     masked_ntk as masked_ntk,
     masked_ntk_choice as masked_ntk_choice,

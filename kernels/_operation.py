@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ._dispatch import Choice, Device, Request, choose, target_device
 from ._gather import GatheredMetric
-from ._precision import MATMUL, Precision, accumulator_dtype, resolve
+from ._precision import Precision, accumulator_dtype, at_precision, resolve
 from .manual_axes import like_varying, varying_alike
 
 Sizes: TypeAlias = tuple[int, int, int, int, int, int]
@@ -122,7 +122,7 @@ def reference_implementation(reference: Callable[..., jax.Array]) -> Implementat
     """The pure-JAX version, which takes every case on every device."""
 
     def forward(plan, a1, d1, a2, d2, c):
-        with jax.default_matmul_precision(MATMUL[plan.precision]):
+        with at_precision(plan.precision):
             return reference(a1, d1, a2, d2, c)
 
     return Implementation(lambda device, case: None, forward, None, maps=True)
@@ -202,7 +202,7 @@ def _reference_backward(plan, reference, a1, d1, a2, d2, c, g, sides):
 
     kept = (a1, d1, a2, d2)
     indices = [index for index in range(4) if sides[index // 2]]
-    with jax.default_matmul_precision(MATMUL[plan.precision]):
+    with at_precision(plan.precision):
         _, vjp = jax.vjp(of_perturbed, *(kept[index] for index in indices))
         found = dict(zip(indices, vjp(g), strict=True))
     return [found.get(index) for index in range(4)]

@@ -1,6 +1,7 @@
-"""How exactly the kernels multiply: float32 numbers as sums of bfloat16 ones."""
+"""How exactly numbers are multiplied: by JAX as told, by the kernels as sums of bfloat16 ones."""
 
-from typing import Any, Literal, TypeAlias
+import contextlib
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,31 @@ Precision: TypeAlias = Literal["float32", "tf32", "bfloat16"]
 # relative errors of 2^-9, 2^-17 and 2^-25.
 PIECES: dict[str, int] = {"bfloat16": 1, "tf32": 2, "float32": 3}
 
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""Their names, the most exact first."""
+
 MATMUL: dict[str, str] = {
     "bfloat16": "bfloat16",
     "tf32": "tensorfloat32",
     "float32": "float32",
 }
 """The names that `jax.default_matmul_precision` has for them."""
+
+
+def at_precision(precision: Precision) -> contextlib.AbstractContextManager[None]:
+    """Within it JAX's products are at least as exact as `precision`, whatever is set outside.
+
+    Their transposes keep it, wherever they are taken.
+
+    **Arguments:**
+
+    - `precision`: `"float32"`, `"tf32"` or `"bfloat16"`.
+
+    **Returns:**
+
+    A context manager.
+    """
+    return jax.default_matmul_precision(MATMUL[precision])
 
 
 def resolve(operation: str, precision: Precision | None, dtype: jnp.dtype) -> Precision:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +53,27 @@ CHIPS = {
     )
 }
 
+NO_OPTIONS: Mapping[str, str] = types.MappingProxyType({})
+
 
 class Target:
     """A chip, or several, with the compiler loaded: compiles functions of abstract arguments."""
 
-    def __init__(self, chip: Chip, devices: int = 1):
-        """Load the compiler of `chip`; raises `RuntimeError` where its package is missing."""
+    def __init__(self, chip: Chip, devices: int = 1, options: Mapping[str, str] = NO_OPTIONS):
+        """Load the compiler of `chip`; raises `RuntimeError` where its package is missing.
+
+        `options` are the compiler's own, by name.
+        """
         jax.devices()  # topologies of other platforms need a client to exist
         # The smallest topology of TPUs that can be described has four of them.
         name = chip.topology.format(*_sides(max(devices, 4 if chip.platform == "tpu" else 1), chip))
-        options = {}
+        described = {}
         if chip.platform == "cuda":
             text = (Path(__file__).parent / "h100.txtpb").read_text()
-            name, options = chip.name, dict(topology=name, target_config=text)
+            name, described = chip.name, dict(topology=name, target_config=text)
         try:
             topology = topologies.get_topology_desc(
-                platform=chip.platform, topology_name=name, **options
+                platform=chip.platform, topology_name=name, **described
             )
         except Exception as error:
             raise RuntimeError(
@@ -77,6 +83,7 @@ class Target:
         columns = next(c for c in range(math.isqrt(devices), 0, -1) if devices % c == 0)
         found = np.array(topology.devices[:devices]).reshape(devices // columns, columns)
         self.chip, self.kind = chip, topology.devices[0].device_kind
+        self.options: dict[str, str | bool] = dict(options)
         self.mesh = Mesh(found, ("rows", "columns"), axis_types=(AxisType.Auto,) * 2)
 
     def abstract(self, tree: Any) -> Any:
@@ -95,7 +102,7 @@ class Target:
         with use_abstract_mesh(self.mesh.abstract_mesh), distribute(self.mesh):
             lowered = jax.jit(function).trace(*map(self.abstract, inputs))
             lowered = lowered.lower(lowering_platforms=(self.chip.platform,))
-        return lowered.compile()
+        return lowered.compile(compiler_options=self.options)
 
 
 def _sides(devices: int, chip: Chip) -> list[int]:

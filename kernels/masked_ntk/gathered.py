@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from .._gather import GatheredMetric, sum_columns
-from .._precision import MATMUL, Precision
+from .._precision import Precision, at_precision
 from .reference import epilogue, epilogue_backward
 
 
@@ -20,7 +20,7 @@ def forward(
 ) -> jax.Array:
     """`Theta[n, m, k, l]` in float32."""
     u = _u(kernels, a1, a2, c, precision, interpret)
-    with jax.default_matmul_precision(MATMUL[precision]):
+    with at_precision(precision):
         return epilogue(u, d1.astype(jnp.float32), d2.astype(jnp.float32))
 
 
@@ -39,7 +39,7 @@ def backward(
 ) -> list[jax.Array | None]:
     """Cotangents of `a1`, `d1`, `a2` and `d2`, from that of `Theta`; `None` of a side not asked."""
     u = _u(kernels, a1, a2, c, precision, interpret)
-    with jax.default_matmul_precision(MATMUL[precision]):
+    with at_precision(precision):
         d1_bar, d2_bar, u_bar = epilogue_backward(
             g, u, d1.astype(jnp.float32), d2.astype(jnp.float32)
         )

@@ -1,10 +1,9 @@
 """Per-sample tangents of a layer applied at many positions, and their gradient, as XLA products."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._precision import MATMUL, Precision
+from .._precision import Precision, at_precision
 
 
 def tangents(
@@ -14,7 +13,7 @@ def tangents(
 
     In float32, or in bfloat16 where the products that follow are.
     """
-    with jax.default_matmul_precision(MATMUL[precision]):
+    with at_precision(precision):
         t = jnp.einsum("nkis,njs->nkij", d, a, preferred_element_type=jnp.float32)
     t = t.reshape(t.shape[0] * t.shape[1], -1)
     return t.astype(jnp.bfloat16) if precision == "bfloat16" else t
@@ -29,5 +28,5 @@ def pull_back(
     """Cotangents of `a` and `d` in float32, from that of `T`."""
     t_bar = t_bar.reshape(*d.shape[:3], a.shape[1])
     a, d = a.astype(jnp.float32), d.astype(jnp.float32)
-    with jax.default_matmul_precision(MATMUL[precision]):
+    with at_precision(precision):
         return jnp.einsum("nkij,nkis->njs", t_bar, d), jnp.einsum("nkij,njs->nkis", t_bar, a)

@@ -35,7 +35,7 @@ def contract(
         if isinstance(one, Tangents) and isinstance(two, Tangents):
             terms.append(_gram(one.t, two.t, _flat(planned.layer, metric), outputs))
         elif isinstance(one, LayerFactors) and isinstance(two, LayerFactors):
-            terms.append(_layer_kernel(planned.layer, metric, one, two, outputs))
+            terms.append(_layer_kernel(plan, planned.layer, metric, one, two))
     for c, one, two in zip(operands.jacobians, first.jacobians, second.jacobians, strict=True):
         terms.append(_gram(one.t, two.t, None if c is None else c.reshape(-1), outputs))
     if not terms:  # the outputs depend on no parameter
@@ -50,10 +50,10 @@ def contract(
 
 
 def _layer_kernel(
-    layer: Layer, metric: LayerMetric, one: LayerFactors, two: LayerFactors, outputs: Outputs
+    plan: Plan, layer: Layer, metric: LayerMetric, one: LayerFactors, two: LayerFactors
 ) -> Array:
     """A layer's share from its factors; groups are independent of each other."""
-    total = 0.0
+    outputs, total = plan.outputs, 0.0
     for g in range(layer.groups):
         a1, d1, a2, d2 = one.a[:, g], one.d[:, :, g], two.a[:, g], two.d[:, :, g]
         if one.a.dtype != one.d.dtype:
@@ -61,15 +61,17 @@ def _layer_kernel(
         mask = metric.values[g] if isinstance(metric, DenseMetric) else None
         if layer.positions > 1:
             assert outputs == "full"  # `choose_form` keeps tangents for the others
-            total = total + masked_tangent_ntk(a1, d1, a2, d2, mask)
+            total = total + masked_tangent_ntk(a1, d1, a2, d2, mask, precision=plan.precision)
             continue
         a1, d1, a2, d2 = (side[..., 0] for side in (a1, d1, a2, d2))
         if isinstance(metric, GatheredMetric):
             if layer.bias is not None:  # the gathered metric adds the bias itself
                 a1, a2 = a1[:, :-1], a2[:, :-1]
             mask = metric
-        product = masked_ntk if outputs == "full" else masked_ntk_diagonal_reference
-        theta = product(a1, d1, a2, d2, mask)
+        if outputs == "full":
+            theta = masked_ntk(a1, d1, a2, d2, mask, precision=plan.precision)
+        else:
+            theta = masked_ntk_diagonal_reference(a1, d1, a2, d2, mask)
         total = total + (jnp.mean(theta, axis=-1) if outputs == "trace" else theta)
     return total  # pyright: ignore[reportReturnType]
 

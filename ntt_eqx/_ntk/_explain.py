@@ -145,6 +145,7 @@ def explain(
         support=None if support is None else aligned(model, support),
         outputs=outputs,
         directions=None,
+        precision="float32",
         device=device,
         costs=costs_on(device),
     )

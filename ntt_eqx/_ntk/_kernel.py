@@ -11,7 +11,7 @@ from .._checks import sample_of, sample_output
 from .._distribute import everywhere, layout_in_use
 from .._masks._collapse import is_traced
 from .._sparse import SparseModel
-from ..kernels import Device, target_device
+from ..kernels import Device, Precision, at_precision, target_device
 from ..kernels.manual_axes import varying_alike
 from ._costs import Costs, costs_on
 from ._oracles import jacobian_contraction, ntk_vector_products
@@ -50,6 +50,7 @@ def kernel_between(
     kernel: KernelKind,
     outputs: Outputs,
     directions: tuple[Array, Array] | None,
+    precision: Precision,
     support: PyTree | None,
     budget: int,
     device: Device,
@@ -74,6 +75,7 @@ def kernel_between(
         support=None if support is None else aligned(model, support),
         outputs=outputs,
         directions=None if directions is None else len(directions[0]),
+        precision=precision,
         device=device,
         costs=costs,
     )
@@ -93,6 +95,7 @@ def outputs_and_ntk(
     support: PyTree | None = None,
     implementation: Implementation = "factors",
     metric: PyTree | None = None,
+    precision: Precision = "float32",
 ) -> tuple[Array, Array]:
     """Outputs `[batch, K]`, and the kernel between the batch's two halves, from one pass.
 
@@ -101,9 +104,11 @@ def outputs_and_ntk(
     model, x, directions, support, metric = _alike(model, x, directions, support, metric)
     half = len(x) // 2
     if implementation != "factors":
-        theta = oracle(model, x[:half], x[half:], kernel, metric, outputs, implementation)
+        how = (kernel, metric, outputs, precision, implementation)
+        theta = oracle(model, x[:half], x[half:], *how)
         dense = model.to_dense() if isinstance(model, SparseModel) else model
-        return jax.vmap(lambda sample: jnp.reshape(dense(sample), (-1,)))(x), theta
+        with at_precision(precision):
+            return jax.vmap(lambda sample: jnp.reshape(dense(sample), (-1,)))(x), theta
     device = target_device()
     found, known = None, known_support(model, kernel, bucketed=False)
     if known is not None:
@@ -122,6 +127,7 @@ def outputs_and_ntk(
         support=found,
         outputs=outputs,
         directions=None if directions is None else len(directions[0]),
+        precision=precision,
         device=device,
         costs=costs_on(device),
     )
@@ -141,12 +147,14 @@ def oracle(
     kernel: KernelKind,
     metric: PyTree | None,
     outputs: Outputs,
+    precision: Precision,
     implementation: Implementation,
 ) -> Array:
     """The kernel by one of the direct implementations."""
     dense, weights = dense_and_metric(model, kernel, metric)
     sample_output("ntk", dense, sample_of(x1))
-    theta = ORACLES[implementation](dense, x1, x2, weights)
+    with at_precision(precision):
+        theta = ORACLES[implementation](dense, x1, x2, weights)
     if outputs == "full":
         return theta
     diagonal = jnp.diagonal(theta, axis1=2, axis2=3)

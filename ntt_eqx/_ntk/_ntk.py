@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._checks import check_batch, is_count
 from .._distribute import left_to_xla, replicate
-from ..kernels import target_device
+from ..kernels import PRECISIONS, Precision, target_device
 from ._costs import costs_on
 from ._kernel import ORACLES, Implementation, kernel_between, known_support, oracle
 from ._pairs import default_budget
@@ -23,6 +23,7 @@ def ntk(
     metric: PyTree | None = None,
     outputs: Outputs = "full",
     directions: tuple[Float[Array, "r k"], Float[Array, "s k"]] | None = None,
+    precision: Precision = "float32",
     implementation: Implementation | None = None,
     max_bytes: int | None = None,
 ) -> Float[Array, "n m *outputs"]:
@@ -45,6 +46,10 @@ def ntk(
       mean of the diagonal.
     - `directions`: `(V[R, K], W[S, K])`: return `V Theta W^T` instead, at the cost of R and S
       outputs; see `sketch_directions`.
+    - `precision`: how exactly float32 numbers are multiplied, in the passes through the model as in
+      the products of their factors: `"float32"`, `"tf32"` or `"bfloat16"`, with errors of about
+      1e-6, 1e-3 and 1e-2 of the largest entry on devices that multiply so (GPUs and TPUs). JAX's
+      own `default_matmul_precision` does not reach the kernel.
     - `implementation`: `"factors"` (the default), or one of the oracles `"jacobian"` and
       `"ntk_vector_products"`, which take neither `directions` nor `max_bytes`.
     - `max_bytes`: bytes that intermediates may take beside inputs and result; pairs of samples are
@@ -62,13 +67,13 @@ def ntk(
     `ValueError` if the two batches hold samples of different shape or dtype, if a name is unknown,
     or if the model does not map one sample to one array.
     """
-    _check(x1, x2, kernel, outputs, directions, implementation, max_bytes)
+    _check(x1, x2, kernel, outputs, directions, precision, implementation, max_bytes)
     model, x1, x2, metric, directions = replicate((model, x1, x2, metric, directions))
     if implementation in ORACLES:
         x2 = x1 if x2 is None else x2
-        return _ntk_oracle(model, x1, x2, kernel, metric, outputs, implementation)
+        return _ntk_oracle(model, x1, x2, kernel, metric, outputs, precision, implementation)
     how = _decided(model, kernel, max_bytes)
-    return _kernel(model, x1, x2, metric, kernel, outputs, directions, *how)
+    return _kernel(model, x1, x2, metric, kernel, outputs, directions, precision, *how)
 
 
 def ntk_and_outputs(
@@ -80,13 +85,15 @@ def ntk_and_outputs(
     metric: PyTree | None = None,
     outputs: Outputs = "full",
     directions: tuple[Float[Array, "r k"], Float[Array, "s k"]] | None = None,
+    precision: Precision = "float32",
     max_bytes: int | None = None,
 ) -> tuple[Float[Array, "n m *outputs"], Float[Array, "n k"], Float[Array, "m k"]]:
     """`ntk`, and the outputs of the model for both batches, which come out on the way.
 
     **Arguments:**
 
-    - `model`, `x1`, `x2`, `kernel`, `metric`, `outputs`, `directions`, `max_bytes`: those of `ntk`.
+    - `model`, `x1`, `x2`, `kernel`, `metric`, `outputs`, `directions`, `precision`,
+      `max_bytes`: those of `ntk`.
 
     **Returns:**
 
@@ -97,10 +104,10 @@ def ntk_and_outputs(
 
     What `ntk` raises.
     """
-    _check(x1, x2, kernel, outputs, directions, None, max_bytes)
+    _check(x1, x2, kernel, outputs, directions, precision, None, max_bytes)
     model, x1, x2, metric, directions = replicate((model, x1, x2, metric, directions))
     how = _decided(model, kernel, max_bytes)
-    return _both(model, x1, x2, metric, kernel, outputs, directions, *how)
+    return _both(model, x1, x2, metric, kernel, outputs, directions, precision, *how)
 
 
 def _decided(model: PyTree, kernel: KernelKind, max_bytes: int | None) -> tuple[Any, ...]:
@@ -131,6 +138,7 @@ def _check(
     kernel: str,
     outputs: str,
     directions: Any,
+    precision: str,
     implementation: str | None,
     max_bytes: int | None,
 ) -> None:
@@ -145,6 +153,7 @@ def _check(
     for name, value, allowed in (
         ("kernel", kernel, ("active", "ambient")),
         ("outputs", outputs, ("full", "diagonal", "trace")),
+        ("precision", precision, PRECISIONS),
         ("implementation", implementation, (None, "factors", *ORACLES)),
     ):
         if value not in allowed:

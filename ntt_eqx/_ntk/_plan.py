@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 from .._program import constants, with_constants
 from .._sparse import SparseModel
 from .._types import wide_dtype
-from ..kernels import Device
+from ..kernels import Device, Precision, at_precision
 from ._costs import Costs
 from ._forms import Cost, LayerPlan, Sizes, jacobian_cost, parameter_count, plan_layer
 from ._layers import find_layers
@@ -42,6 +42,7 @@ class Plan:
         unused: parameters that the outputs do not depend on.
         outputs: which pairs of outputs are wanted.
         sizes: samples, directions and the size of a number.
+        precision: how exactly products are taken.
         device: the device that it is made for.
         costs: that device's.
     """
@@ -53,6 +54,7 @@ class Plan:
     unused: tuple[int, ...]
     outputs: Outputs
     sizes: Sizes
+    precision: Precision
     device: Device
     costs: Costs
 
@@ -112,6 +114,7 @@ def make_plan(
     support: Sequence[Any] | None,
     outputs: Outputs,
     directions: int | None,
+    precision: Precision,
     device: Device,
     costs: Costs,
 ) -> tuple[Plan, Operands]:
@@ -120,14 +123,15 @@ def make_plan(
     **Arguments:**
 
     - `x`, `m`: the first batch (or its shape), and the number of samples of the second.
-    - `kernel`, `metric`, `outputs`: as for `ntk`.
+    - `kernel`, `metric`, `outputs`, `precision`: as for `ntk`.
     - `support`: for each parameter where its mask's entries are, if that is known: `GatheredRows`,
       or an `Unchecked`, which is checked where it is used.
     - `directions`: number of output directions; `None` for all outputs themselves.
     - `device`, `costs`: what to plan for.
     """
     dense, weights = dense_and_metric(model, kernel, metric)
-    traced, arrays = trace(dense, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+    with at_precision(precision):
+        traced, arrays = trace(dense, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
     weights = [p.spread(c) for p, c in zip(traced.parameters, weights, strict=True)]
     found: Sequence[Any] = [None] * len(weights) if support is None else support
     dtype = wide_dtype(traced.output_aval.dtype)
@@ -160,6 +164,7 @@ def make_plan(
         unused=tuple(p for p in range(len(arrays)) if p not in covered),
         outputs=outputs,
         sizes=sizes,
+        precision=precision,
         device=device,
         costs=costs,
     )

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from .._distribute import Layout, everywhere
+from ..kernels import at_precision
 from ._contract import contract
 from ._execute import Factors, evaluate, factorise
 from ._pairs import Blocks, kernel_in_blocks
@@ -42,8 +43,23 @@ def carry_out(
     - `layout`: the devices; one if left out.
     """
     sides = (None, None) if directions is None else directions
-    if layout is None:
-        return _on_one(plan, operands, blocks, x1, x2, sides, budget, one_pass)
+    with at_precision(plan.precision):
+        if layout is None:
+            return _on_one(plan, operands, blocks, x1, x2, sides, budget, one_pass)
+        return _on_many(plan, operands, blocks, x1, x2, sides, budget, one_pass, layout)
+
+
+def _on_many(
+    plan: Plan,
+    operands: Operands,
+    blocks: Blocks,
+    x1: Array,
+    x2: Array,
+    sides: Sequence[Any],
+    budget: int | None,
+    one_pass: bool,
+    layout: Layout,
+) -> Found:
     exchange = exchanges(layout, plan, blocks)
     rows, columns = layout.rows, layout.columns
     specs = (rows + columns, columns + rows) if exchange else (rows, columns)

@@ -11,6 +11,7 @@ from .._masks import AbstractPattern, Sparsity
 from .._masks._allocation import Allocation, check_density
 from .._masks._sparsity import LayerDensities
 from .._scores import LogitSnip, Magnitude
+from ..kernels import PRECISIONS, Precision
 from ._losses import KernelMatching
 from ._method import NeuralTangentTransfer, Pruned
 from ._probes import AbstractProbe, Diagonal, Full, Sketch, Trace
@@ -40,6 +41,7 @@ class NTTConfig:
             drawn anew at every step, whose squared distance is right on average: for many
             outputs, where all pairs cost too much.
         sketch_size: R, at most the number of outputs.
+        precision: how exactly float32 numbers are multiplied, for outputs and kernels; see `ntk`.
         implementation: of the kernels; see `ntk`.
         allocation: how the density is shared out over the layers; see `Sparsity`.
         pattern: which weights are kept or dropped together; see `Sparsity`.
@@ -56,6 +58,7 @@ class NTTConfig:
     l2_weight: float = 1e-4
     outputs: Literal["full", "diagonal", "trace", "sketch"] = "full"
     sketch_size: int = 8
+    precision: Precision = "float32"
     implementation: Literal["factors", "jacobian", "ntk_vector_products"] = "factors"
     allocation: Allocation | None = None
     pattern: AbstractPattern | None = None
@@ -78,6 +81,7 @@ class NTTConfig:
             ("initial_mask", ("magnitude", "logit_snip")),
             ("kernel", ("active", "ambient")),
             ("outputs", ("full", "diagonal", "trace", "sketch")),
+            ("precision", PRECISIONS),
             ("implementation", ("factors", "jacobian", "ntk_vector_products")),
             ("pruned", ("free", "frozen", "zero")),
         ):
@@ -118,6 +122,7 @@ class NTTConfig:
             probes[self.outputs],
             self.kernel_weight,
             self.l2_weight,
+            precision=self.precision,
             implementation=self.implementation,
         )
 

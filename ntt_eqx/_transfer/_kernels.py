@@ -13,6 +13,7 @@ from .._ntk import outputs_and_ntk
 from .._ntk._kernel import Implementation
 from .._ntk._plan import KernelKind
 from .._sparse import SparseModel
+from ..kernels import Precision
 from ._moment import Moment
 from ._probes import AbstractProbe, Full
 
@@ -42,6 +43,7 @@ def outputs_and_kernels(
     kernel: KernelKind = "active",
     probe: AbstractProbe | None = None,
     metric: PyTree | None = None,
+    precision: Precision = "float32",
     implementation: Implementation = "factors",
 ) -> OutputsAndKernels:
     """Outputs and kernels of student and teacher, each from one pass over the batch.
@@ -54,7 +56,7 @@ def outputs_and_kernels(
     - `kernel`: `"active"` or `"ambient"`, see `ntk`.
     - `probe`: which pairs of outputs; all of them without.
     - `metric`: weights of the parameters in both kernels, see `ntk`; for all 1, `None`.
-    - `implementation`: of the kernels; see `ntk`.
+    - `precision`, `implementation`: of the kernels, and of the outputs; see `ntk`.
 
     **Returns:**
 
@@ -63,7 +65,10 @@ def outputs_and_kernels(
     num_outputs = math.prod(sample_output("ntt_loss", teacher, sample_of(x)).shape)
     outputs, directions = (Full() if probe is None else probe).view(moment.key, num_outputs)
     how: dict[str, Any] = dict(
-        outputs=outputs, directions=directions, implementation=implementation
+        outputs=outputs,
+        directions=directions,
+        precision=precision,
+        implementation=implementation,
     )
     f_t, theta_t = jax.lax.stop_gradient(outputs_and_ntk(teacher, x, kernel, metric=metric, **how))
     support = moment.support

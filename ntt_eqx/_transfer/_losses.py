@@ -12,13 +12,17 @@ from .._ntk._kernel import Implementation
 from .._ntk._plan import KernelKind
 from .._sparse import SparseModel
 from .._types import widen
+from ..kernels import PRECISIONS, Precision
 from ._kernels import outputs_and_kernels
 from ._loss import AbstractTransferLoss, l2_penalty
 from ._moment import Moment
 from ._probes import AbstractProbe, Full, Sketch
 
-_KERNELS = ("active", "ambient")
-_IMPLEMENTATIONS = ("factors", "jacobian", "ntk_vector_products")
+_CHOICES = (
+    ("kernel", ("active", "ambient")),
+    ("precision", PRECISIONS),
+    ("implementation", ("factors", "jacobian", "ntk_vector_products")),
+)
 
 
 class AbstractKernelLoss(AbstractTransferLoss):
@@ -33,6 +37,7 @@ class AbstractKernelLoss(AbstractTransferLoss):
         kernel_weight: lambda_K.
         l2_weight: lambda_2.
         metric: weights of the parameters in both kernels, such as their learning rates; see `ntk`.
+        precision: how exactly float32 numbers are multiplied; see `ntk`.
         implementation: of the kernels; see `ntk`.
     """
 
@@ -41,6 +46,7 @@ class AbstractKernelLoss(AbstractTransferLoss):
     kernel_weight: eqx.AbstractVar[float]
     l2_weight: eqx.AbstractVar[float]
     metric: eqx.AbstractVar[Any]
+    precision: eqx.AbstractVar[Precision]
     implementation: eqx.AbstractVar[Implementation]
 
     @abc.abstractmethod
@@ -54,7 +60,7 @@ class AbstractKernelLoss(AbstractTransferLoss):
     def __check_init__(self) -> None:
         """Reject settings that cannot work."""
         name = type(self).__name__
-        for field, allowed in (("kernel", _KERNELS), ("implementation", _IMPLEMENTATIONS)):
+        for field, allowed in _CHOICES:
             if getattr(self, field) not in allowed:
                 raise ValueError(
                     f"{name}: {field} must be one of {allowed}, got {getattr(self, field)!r}."
@@ -82,6 +88,7 @@ class AbstractKernelLoss(AbstractTransferLoss):
             kernel=self.kernel,
             probe=self.probe,
             metric=self.metric,
+            precision=self.precision,
             implementation=self.implementation,
         )
         target = jnp.mean(jnp.square(widen(found.student) - widen(found.teacher)))
@@ -108,6 +115,7 @@ class KernelMatching(AbstractKernelLoss):
     kernel_weight: float = eqx.field(static=True, default=1e-3)
     l2_weight: float = eqx.field(static=True, default=1e-4)
     metric: Any = None
+    precision: Precision = eqx.field(static=True, default="float32")
     implementation: Implementation = eqx.field(static=True, default="factors")
 
     def distance(
@@ -135,6 +143,7 @@ class KernelAlignment(AbstractKernelLoss):
     kernel_weight: float = eqx.field(static=True, default=1.0)
     l2_weight: float = eqx.field(static=True, default=1e-4)
     metric: Any = None
+    precision: Precision = eqx.field(static=True, default="float32")
     implementation: Implementation = eqx.field(static=True, default="factors")
 
     def distance(

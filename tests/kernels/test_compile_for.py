@@ -10,8 +10,10 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-# Of a step at batch 64, 3 %, on an H100: launches, and megabytes of temporaries.
-LIMITS = {"lenet300100": (130, 40), "lenet5": (240, 250)}
+# Of a step at batch 64, 3 %, on an H100: launches, and megabytes of temporaries. Products are not
+# split: where that pays is found out by timing, and without a chip it is a guess.
+LIMITS = {"lenet300100": (115, 40), "lenet5": (240, 250)}
+UNSPLIT = ("--option", "xla_gpu_experimental_force_split_k=1")
 
 TEXT = """
 %body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
@@ -80,7 +82,7 @@ def compile_for(chip, folder, *arguments):
 
 @pytest.mark.chip
 def test_a_step_on_an_h100_keeps_to_its_limits(tmp_path):
-    for row in compile_for("h100", tmp_path, *LIMITS):
+    for row in compile_for("h100", tmp_path, *LIMITS, *UNSPLIT):
         launches, megabytes = LIMITS[row["case"]]
         assert 0 < row["launches"] <= launches
         assert row["loops"] == []

@@ -105,15 +105,16 @@ def test_arguments(name):
         ntt.ntk(linear(), options.pop("x1"), **options)
 
 
-@pytest.mark.parametrize("name", ["kernel", "outputs", "implementation"])
+@pytest.mark.parametrize("name", ["kernel", "outputs", "precision", "implementation"])
 def test_unknown_names(name):
     """A wrong name is refused by the type check under test, and by `ntk` itself without it."""
     from ntt_eqx._ntk._ntk import _check
 
-    given = dict(kernel="active", outputs="full", implementation=None) | {name: "fancy"}
+    given = dict(kernel="active", outputs="full", precision="float32", implementation=None)
+    kernel, *rest = (given | {name: "fancy"}).values()
     unchecked = getattr(_check, "__wrapped__", _check)
     with pytest.raises(ValueError, match=rf"ntk: {name} must be one of .*, got 'fancy'"):
-        unchecked(X, None, given["kernel"], given["outputs"], None, given["implementation"], None)
+        unchecked(X, None, kernel, rest[0], None, *rest[1:], None)
 
 
 @pytest.mark.parametrize("what", ["pair", "integers", "dictionary", "nothing"])

@@ -28,9 +28,8 @@ def compiled(model, shape, n, m, outputs, budget):
 
     def run(arrays, x1, x2):
         model, support = eqx.combine(arrays, static)
-        return kernel_between(
-            model, x1, x2, None, "active", outputs, None, support, budget, device, costs_on(device)
-        )[0]
+        how = ("active", outputs, None, "float32", support, budget, device, costs_on(device))
+        return kernel_between(model, x1, x2, None, *how)[0]
 
     x1 = jax.ShapeDtypeStruct((n, *shape), jnp.float32)
     x2 = None if m is None else jax.ShapeDtypeStruct((m, *shape), jnp.float32)

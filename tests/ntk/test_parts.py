@@ -45,7 +45,7 @@ def parts_of(model, shape):
     x, device = jax.ShapeDtypeStruct((2, *shape), dtype), target_device()
     plan, _ = make_plan(
         model, x, m=2, kernel="active", metric=None, support=None, outputs="full",
-        directions=None, device=device, costs=costs_on(device),
+        directions=None, precision="float32", device=device, costs=costs_on(device),
     )  # fmt: skip
     kinds = {p.name: [plan.layers[n].layer.kind for n in p.layers] for p in plan.parts}
     return {part.name: part for part in plan.parts}, kinds

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.refusals import unchecked
 from helpers.students import ADAM, Tiny, moved
 
 import ntt_eqx as ntt
@@ -100,6 +101,7 @@ def test_settings_that_cannot_work_are_refused():
     for make, message in (
         (lambda: ntt.KernelMatching(kernel_weight=-1.0), "kernel_weight must be finite and >= 0"),
         (lambda: ntt.KernelAlignment(l2_weight=float("nan")), "l2_weight must be finite"),
+        (lambda: ntt.KernelMatching(precision="half"), "precision must be one of .* got 'half'"),
         (
             lambda: ntt.KernelMatching(probe=ntt.Sketch(2), implementation="jacobian"),
             "a sketch needs implementation='factors'",
@@ -108,5 +110,5 @@ def test_settings_that_cannot_work_are_refused():
         (lambda: ntt.MagnitudeRefresh(every=0), "MagnitudeRefresh: every must be an integer"),
         (lambda: ntt.RigLRefresh(fraction=1.0), r"fraction must be in \(0, 1\)"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with unchecked(), pytest.raises(ValueError, match=message):
             make()

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("gathers")
         ({"kernel_weight": -1.0}, "kernel_weight must be finite and >= 0, got -1.0"),
         ({"kernel_weight": math.inf}, "kernel_weight must be finite and >= 0, got inf"),
         ({"l2_weight": math.nan}, "l2_weight must be finite and >= 0, got nan"),
+        ({"precision": "half"}, r"precision must be one of \('float32', .* got 'half'"),
         ({"outputs": "some"}, r"outputs must be one of .*'trace', 'sketch'\), got 'some'"),
         (
             {"implementation": "pallas"},
