@@ -8,10 +8,9 @@ r"""Compile kernels and whole steps for a chip that is not there, and count what
     python benchmarks/compile_for.py h100 --devices 8 --sketch 8 \
         --model benchmarks/large_models.py:vit_b --input-shape 3 224 224
 
-A case is a model of `cases.py` (its whole `ntt_step`); `masked_ntk:LAYER` or
-`masked_tangent_ntk:LAYER` with a layer of `products.py` (the product, and the product with its
-gradients, by every implementation that takes it); or a function that returns an Equinox model,
-called without arguments or with `key=`.
+A case is a model of `cases.py` (its whole `ntt_step`); `masked_ntk:LAYER` with a layer of
+`products.py` (the product, and the product with its gradients, by every implementation that takes
+it); or a function that returns an Equinox model, called without arguments or with `key=`.
 
 Nothing runs, so there are no values and no times. The time that is printed is a roofline: the sum
 over launches of what takes longest, the launch itself, its products at the rate of the units that
@@ -49,7 +48,9 @@ from chips.program import Program  # noqa: E402
 from products import LAYERS, PRECISIONS, Product  # noqa: E402
 
 import ntt_eqx as ntt  # noqa: E402
+from ntt_eqx.kernels import masked_ntk  # noqa: E402
 
+PRODUCT: Any = masked_ntk
 PIECE_PRODUCTS = {"bfloat16": 1, "tf32": 2, "float32": 3}  # of a 0/1 mask with a split operand
 
 
@@ -97,7 +98,7 @@ def parse():
     parser.add_argument("--out", type=Path, help="write all rows here, as JSON")
     options = parser.parse_args()
     options.option = dict(pair.partition("=")[::2] for pair in options.option)
-    layers = {f"{kind}:{name}" for name, sizes in LAYERS for kind in (kind_of(sizes),)}
+    layers = {f"masked_ntk:{name}" for name, _ in LAYERS}
     unknown = [c for c in options.cases if c not in CASES and c not in layers]
     if unknown:
         parser.error(f"no case {unknown[0]!r}; choose from {sorted(CASES)} and {sorted(layers)}")
@@ -106,10 +107,6 @@ def parse():
     if options.model and not options.input_shape:
         parser.error("--model needs --input-shape, the shape of one sample")
     return options
-
-
-def kind_of(sizes: dict[str, int]) -> str:
-    return "masked_tangent_ntk" if "s" in sizes else "masked_ntk"
 
 
 def step_rows(target, name, model, shape, options) -> list[dict[str, Any]]:
@@ -166,9 +163,7 @@ def product_rows(target, name, options) -> list[dict[str, Any]]:
         sizes = dict(LAYERS)[layer_name]
         layer = Product(layer_name, options.batch, **sizes, density=options.density, mask=mask)
         inputs = jax.eval_shape(lambda layer=layer: layer.inputs(0))
-        call = functools.partial(
-            layer.operation, precision=precision, implementation=implementation
-        )
+        call = functools.partial(PRODUCT, precision=precision, implementation=implementation)
 
         def with_gradient(*args, call=call):
             *factors, mask = args

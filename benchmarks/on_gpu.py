@@ -6,8 +6,8 @@
 In this order, with the report written after each part, so that a run that is cut off leaves what it
 has: what the device reaches by plain products and copies; whole `ntt_step`s and `ntk`s; the masked
 product by layer and by density, whole and gathered, by pure JAX and by Pallas, with the fastest
-that is right named; whether a hundred runs give the same bits; the tangents' product; memory
-against `max_bytes`; the edges of the kernels' tiles.
+that is right named; whether a hundred runs give the same bits; memory against
+`max_bytes`; the edges of the kernels' tiles.
 
 Values and gradients are compared with pure JAX in float64 at the sizes that are timed. `wall` is
 the median of calls that each wait for their result, `device` the time of the device alone (by
@@ -49,7 +49,6 @@ EDGES = (
     Product("one_output", 33, 70, 100, k=1),
     Product("dense_mask", 32, 100, 300, density=1.0),
     Product("empty_mask", 32, 100, 300, density=0.0),
-    Product("conv", 8, 16, 72, k=10, s=49),
 )
 
 Row = dict[str, Any]
@@ -73,12 +72,12 @@ class Plan:
         """Of the products."""
         return ("float32",) if self.dry else kernels.PRECISIONS
 
-    def layers(self, *, positions: bool) -> list[Product]:
-        """Layers with or without many positions, at 3 %."""
-        found = [Product(name, self.batch, **sizes, density=0.03) for name, sizes in LAYERS]
+    @property
+    def layers(self) -> list[Product]:
+        """Those of the paper's networks, at 3 %."""
         if self.dry:
-            found = [Product("dense", 3, 20, 40, k=2), Product("conv", 2, 4, 9, k=2, s=4)]
-        return [layer for layer in found if (layer.s is not None) == positions]
+            return [Product("dense", 3, 20, 40, k=2)]
+        return [Product(name, self.batch, **sizes, density=0.03) for name, sizes in LAYERS]
 
 
 def main() -> None:
@@ -221,7 +220,7 @@ def _step(plan: Plan, case: str, kernel: Literal["active", "ambient"], precision
 def products(plan: Plan) -> Iterator[Row]:
     """The masked product by layer, density and implementation; the fastest that is right wins."""
     densities = DENSITIES[:1] if plan.dry else DENSITIES
-    for density, layer in itertools.product(densities, plan.layers(positions=False)):
+    for density, layer in itertools.product(densities, plan.layers):
         layer = dataclasses.replace(layer, density=density)
         expected = _expected(layer)
         for precision in plan.precisions if density == densities[0] else ("float32",):
@@ -244,26 +243,18 @@ def products(plan: Plan) -> Iterator[Row]:
             yield what
 
 
-def tangents(plan: Plan) -> Iterator[Row]:
-    """The product of a layer at many positions."""
-    for layer in plan.layers(positions=True):
-        expected = _expected(layer)
-        for precision, name in itertools.product(plan.precisions, ("reference", plan.pallas)):
-            yield _product(plan, layer, expected, precision, "whole", name)
-
-
 def edges(plan: Plan) -> Iterator[Row]:
     """Sizes around the kernels' tiles."""
     layers = [dataclasses.replace(e, n=3, k=2) for e in EDGES[:1]] if plan.dry else EDGES
     for layer in layers:
         expected = _expected(layer)
-        for mask in ("whole",) if layer.s else ("whole", "gathered"):
+        for mask in ("whole", "gathered"):
             for precision in plan.precisions:
                 yield _product(plan, layer, expected, precision, mask, plan.pallas)
 
 
 def _product(
-    plan: Plan, layer: Product, expected: Any, precision: str, mask: str, implementation: str
+    plan: Plan, layer: Product, expected: Any, precision: Precision, mask: str, implementation: str
 ) -> Row:
     layer = dataclasses.replace(layer, mask=mask)
     row: Row = dict(case=layer.name, n=layer.n, density=layer.density, precision=precision)
@@ -271,7 +262,7 @@ def _product(
 
     def measure() -> Row:
         call = functools.partial(
-            layer.operation, precision=precision, implementation=implementation
+            kernels.masked_ntk, precision=precision, implementation=implementation
         )
         batches = [layer.inputs(seed) for seed in range(2 if plan.dry else 3)]
         forward = jax.jit(call).lower(*batches[0]).compile()
@@ -297,7 +288,7 @@ def _expected(layer: Product) -> Any:
     *factors, mask = dataclasses.replace(layer, mask="whole").inputs(0)
     with jax.enable_x64(True):
         wide = [factor.astype(jnp.float64) for factor in factors]
-        call = functools.partial(layer.operation, implementation="reference")
+        call = functools.partial(kernels.masked_ntk, implementation="reference")
         return jax.device_get(_with_gradient(call)(*wide, mask))
 
 
@@ -314,12 +305,12 @@ def _with_gradient(call: Callable[..., Any]) -> Any:
 
 def repeats(plan: Plan) -> Iterator[Row]:
     """Whether runs on the same inputs give the same bits."""
-    (layer, *_), count = plan.layers(positions=False), 3 if plan.dry else 100
+    (layer, *_), count = plan.layers, 3 if plan.dry else 100
     for mask, implementation in itertools.product(
         ("whole", "gathered"), ("reference", plan.pallas)
     ):
         layer = dataclasses.replace(layer, mask=mask)
-        call = functools.partial(layer.operation, implementation=implementation)
+        call = functools.partial(kernels.masked_ntk, implementation=implementation)
         row = dict(case=layer.name, mask=mask, implementation=implementation, runs=count)
 
         def measure(call=call, layer=layer) -> Row:
@@ -357,7 +348,6 @@ PARTS: dict[str, Callable[[Plan], Iterator[Row]]] = {
     "steps": steps,
     "products": products,
     "repeats": repeats,
-    "tangents": tangents,
     "memory": memory,
     "edges": edges,
 }

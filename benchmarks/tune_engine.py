@@ -26,7 +26,7 @@ from ntt_eqx.kernels import (
     gathered_entries,
     gathered_tangents,
     masked_ntk_reference,
-    masked_tangent_ntk_reference,
+    masked_tangent_ntk,
     target_device,
 )
 
@@ -86,7 +86,7 @@ def _gathered_entry() -> int:
         t = jax.lax.map(lambda one: gathered_tangents(one[0], one[1], short), (a, d))
         return t[:32].reshape(320, -1) @ t[32:].reshape(320, -1).T
 
-    every = jax.jit(lambda a, d: masked_tangent_ntk_reference(a[:32], d[:32], a[32:], d[32:]))
+    every = jax.jit(lambda a, d: masked_tangent_ntk(a[:32], d[:32], a[32:], d[32:]))
     whole, gathered = _time(every, a, d), _time(jax.jit(some), a, d)
     entries = gathered_entries(int(mask.sum()), 50)
     print("\ntangents of a 50 x 500 convolution at 64 places, 32 x 32 samples, 10 outputs")

@@ -24,21 +24,14 @@ import jax.numpy as jnp
 from ntt_eqx.kernels import masked_ntk as masked_ntk  # noqa: F401  (loads the package first)
 from ntt_eqx.kernels._precision import PIECES
 from ntt_eqx.kernels.masked_ntk import pallas_gpu, pallas_tpu
-from ntt_eqx.kernels.masked_tangent_ntk import (
-    pallas_gpu as tangent_gpu,
-    pallas_tpu as tangent_tpu,
-)
 
-# (N, M, K, L, I, J), and positions S for the second operation
-DENSE = ((32, 32, 10, 10, 300, 784), (128, 128, 10, 10, 512, 3200), (256, 256, 10, 10, 512, 8192))
-POSITIONS = ((32, 32, 10, 10, 64, 576, 900), (32, 32, 10, 10, 128, 1152, 169))
+# (N, M, K, L, I, J)
+SHAPES = ((32, 32, 10, 10, 300, 784), (128, 128, 10, 10, 512, 3200), (256, 256, 10, 10, 512, 8192))
 GRIDS = {
     pallas_gpu: dict(
         m=(1, 2, 4), i=(64, 128, 256), j=(64, 128), stages=(2, 3, 4), blocks=(132, 264)
     ),
     pallas_tpu: dict(n=(16, 32), m=(8, 16, 32), i=(128, 256, 512), j=(256, 512, 1024)),
-    tangent_gpu: dict(rows=(1, 2, 4), columns=(64, 128, 256), stages=(2, 3, 4), blocks=(132, 264)),
-    tangent_tpu: dict(rows=(128, 256, 512), columns=(128, 256, 512), parameters=(256, 512, 1024)),
 }
 
 
@@ -55,12 +48,8 @@ def main():
     platforms = ("gpu", "tpu") if options.dry_run else (device.platform,)
     rows = []
     for platform in platforms:
-        modules = {
-            "gpu": ((pallas_gpu, DENSE), (tangent_gpu, POSITIONS)),
-            "tpu": ((pallas_tpu, DENSE), (tangent_tpu, POSITIONS)),
-        }[platform]
-        for module, shapes in modules:
-            rows += tune(module, shapes[: 1 if options.dry_run else None], platform, options)
+        module = {"gpu": pallas_gpu, "tpu": pallas_tpu}[platform]
+        rows += tune(module, SHAPES[: 1 if options.dry_run else None], platform, options)
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -103,7 +92,6 @@ def tune(module, shapes, platform, options):
 def configs(module, shape, precision):
     """The valid configs of the module's grid that fit the shape and the memory."""
     axes = GRIDS[module]
-    n, m, k, l, i, j = shape[:6]  # noqa: E741
     for values in itertools.product(*axes.values()):
         settings = dict(zip(axes, values, strict=True))
         try:
@@ -111,14 +99,9 @@ def configs(module, shape, precision):
                 fitted = module.config_for("", shape, jnp.float32, precision, binary=True)
                 config = dataclasses.replace(fitted, **settings)
                 needed = max(config.shared_bytes(4, 1, PIECES[precision]))
-            elif module is pallas_tpu:
+            else:
                 fitted = module.config_for("", shape)
                 config, needed = dataclasses.replace(fitted, **settings), 0
-            elif module is tangent_gpu:
-                config = module.Config(**settings)
-                needed = config.shared_bytes(4, PIECES[precision])
-            else:
-                config, needed = module.Config(**settings), 0
         except ValueError:
             continue
         if needed <= 223 * 1024:
@@ -131,8 +114,8 @@ def base(module, config):
 
 
 def arguments(shape):
-    n, m, k, l, i, j, *s = shape  # noqa: E741
-    shapes = ((n, j, *s), (n, k, i, *s), (m, j, *s), (m, l, i, *s))
+    n, m, k, l, i, j = shape  # noqa: E741
+    shapes = ((n, j), (n, k, i), (m, j), (m, l, i))
     return [jax.ShapeDtypeStruct(x, jnp.float32) for x in shapes] + [
         jax.ShapeDtypeStruct((i, j), bool),
         jax.ShapeDtypeStruct((n, m, k, l), jnp.float32),

@@ -31,8 +31,4 @@ from .masked_ntk import (
     masked_ntk_diagonal_reference as masked_ntk_diagonal_reference,
     masked_ntk_reference as masked_ntk_reference,
 )
-from .masked_tangent_ntk import (
-    masked_tangent_ntk as masked_tangent_ntk,
-    masked_tangent_ntk_choice as masked_tangent_ntk_choice,
-    masked_tangent_ntk_reference as masked_tangent_ntk_reference,
-)
+from .masked_tangent_ntk import masked_tangent_ntk as masked_tangent_ntk

@@ -24,14 +24,14 @@ def implementations(
     gpu_config: Callable[..., Any],
     tpu: ModuleType,
     tpu_config: Callable[..., Any],
-    gathered: Gathered | None = None,
+    gathered: Gathered,
 ) -> dict[str, Implementation]:
     """The pure-JAX version, the kernels, and the kernels as JAX interprets them on any device.
 
     A module of kernels has `refusal`, `WITHOUT_MASK`, `forward` and `backward`; a config is made
     from the plan and the arguments of a call. `gathered` has what takes gathered non-zeros.
     """
-    one, two = gathered or (None, None)
+    one, two = gathered
     interpreted = InterpretGPUParams(detect_races=True)
     return {
         "reference": reference_implementation(reference),
@@ -45,25 +45,24 @@ def implementations(
 def _pallas(
     module: ModuleType,
     config: Callable[..., Any],
-    gathered: tuple[Callable[..., Any], Callable[..., Any]] | None,
+    gathered: tuple[Callable[..., Any], Callable[..., Any]],
     interpret: Any,
     *,
     interpreted: bool,
 ) -> Implementation:
     def refusal(device: Device, case: Case) -> str | None:
         reason = None if interpreted else module.refusal(device)
-        return reason or _refusal_of_case(module, case, gathered is not None)
+        return reason or _refusal_of_case(module, case)
 
     def options(plan: Plan, args: tuple[Any, ...]) -> dict[str, Any]:
         return dict(precision=plan.precision, config=config(plan, *args), interpret=interpret)
 
     def forward(plan: Plan, *args: Any) -> jax.Array:
-        if gathered is not None and isinstance(args[4], GatheredMetric):
+        if isinstance(args[4], GatheredMetric):
             return gathered[0](*args, precision=plan.precision, interpret=interpret)
         return module.forward(*args, **options(plan, args))
 
     def backward_gathered(plan: Plan, *args: Any) -> list[jax.Array | None]:
-        assert gathered is not None
         return gathered[1](*args, precision=plan.precision, interpret=interpret)
 
     return Implementation(
@@ -74,12 +73,10 @@ def _pallas(
     )
 
 
-def _refusal_of_case(module: ModuleType, case: Case, gathers: bool) -> str | None:
+def _refusal_of_case(module: ModuleType, case: Case) -> str | None:
     """Why a kernel cannot take a call on any device, or `None`."""
     if case.dtype not in (jnp.float32, jnp.bfloat16):
         return f"takes float32 and bfloat16, not {case.dtype}"
     if case.mask == "none":
         return f"has nothing to fuse without a mask: {module.WITHOUT_MASK}"
-    if case.mask == "gathered" and not gathers:
-        return "takes the whole mask, not its gathered non-zeros"
     return None

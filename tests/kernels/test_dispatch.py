@@ -24,106 +24,84 @@ def on(device):
     return use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device))
 
 
-def choice_of(operation, *, dtype=jnp.float32, masked=True, **options):
-    sizes = OPERATIONS[operation]
+def chosen(*, dtype=jnp.float32, masked=True, **options):
+    sizes = Sizes()
     factors = [jax.ShapeDtypeStruct(shape, dtype) for shape in sizes.shapes]
     mask = jax.ShapeDtypeStruct((sizes.i, sizes.j), bool) if masked else None
-    return getattr(kernels, f"{operation}_choice")(*factors, mask, **options)
+    return kernels.masked_ntk_choice(*factors, mask, **options)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("device", (None, H100, A100, TPU), ids=str)
-def test_reference_is_the_default_on_every_device(operation, device):
+def test_reference_is_the_default_on_every_device(device):
     # Until a kernel was measured faster on a device: then its row of DEFAULTS changes, and this.
     if device is None:
-        assert choice_of(operation).implementation == "reference"
+        assert chosen().implementation == "reference"
         return
     with on(device):
-        assert choice_of(operation).implementation == "reference"
+        assert chosen().implementation == "reference"
 
 
 def test_default_table_names_implementations():
     from ntt_eqx.kernels.masked_ntk.api import IMPLEMENTATIONS
-    from ntt_eqx.kernels.masked_tangent_ntk.api import IMPLEMENTATIONS as AT_POSITIONS
 
     for names in _dispatch.DEFAULTS.values():
         assert names[-1] == "reference"
-        assert set(names) <= set(IMPLEMENTATIONS) == set(AT_POSITIONS)
+        assert set(names) <= set(IMPLEMENTATIONS)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_device_decides(operation):
+def test_device_decides():
     with on(TPU):
-        assert choice_of(operation, implementation="pallas_tpu").implementation == "pallas_tpu"
+        assert chosen(implementation="pallas_tpu").implementation == "pallas_tpu"
         with pytest.raises(NotImplementedError, match="needs a Hopper GPU.*TPU v5 lite"):
-            choice_of(operation, implementation="pallas_gpu")
+            chosen(implementation="pallas_gpu")
     with on(A100), pytest.raises(NotImplementedError, match="needs a Hopper GPU.*A100"):
-        choice_of(operation, implementation="pallas_gpu")
+        chosen(implementation="pallas_gpu")
     with on(H100):
         if _mosaic_gpu.version_refusal() is None:
-            assert choice_of(operation, implementation="pallas_gpu").implementation == "pallas_gpu"
+            assert chosen(implementation="pallas_gpu").implementation == "pallas_gpu"
         else:
             with pytest.raises(NotImplementedError, match="needs JAX 0.11"):
-                choice_of(operation, implementation="pallas_gpu")
+                chosen(implementation="pallas_gpu")
     for name in ("pallas_gpu", "pallas_tpu"):
-        with pytest.raises(NotImplementedError, match=f"{operation}.*{name} needs a .*cpu"):
-            choice_of(operation, implementation=name)
+        with pytest.raises(NotImplementedError, match=f"masked_ntk.*{name} needs a .*cpu"):
+            chosen(implementation=name)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("name", oracle.INTERPRETED)
-def test_case_decides(operation, name):
-    assert choice_of(operation, implementation=name).implementation == name
+def test_case_decides(name):
+    assert chosen(implementation=name).implementation == name
     with pytest.raises(NotImplementedError, match="not float16"):
-        choice_of(operation, dtype=jnp.float16, implementation=name)
+        chosen(dtype=jnp.float16, implementation=name)
     with pytest.raises(NotImplementedError, match="nothing to fuse without a mask"):
-        choice_of(operation, masked=False, implementation=name)
-
-
-def test_gathered_masks_at_many_positions_are_refused():
-    sizes = OPERATIONS["masked_tangent_ntk"]
-    mask = oracle.random_mask(sizes)
-    gathered = kernels.gather_rows(mask, int(mask.sum())).metric(mask, jnp.zeros(sizes.i))
-    factors = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in sizes.shapes]
-    for name in oracle.INTERPRETED:
-        assert (
-            kernels.masked_ntk_choice(
-                *(jax.ShapeDtypeStruct(x.shape[:-1], x.dtype) for x in factors),
-                gathered,
-                implementation=name,
-            ).implementation
-            == name
-        )
-        with pytest.raises(NotImplementedError, match="takes the whole mask"):
-            kernels.masked_tangent_ntk_choice(*factors, gathered, implementation=name)
+        chosen(masked=False, implementation=name)
 
 
 def test_refusals_are_kept_in_order():
-    choice = choice_of("masked_ntk", implementation=("pallas_gpu", "pallas_tpu", "reference"))
+    choice = chosen(implementation=("pallas_gpu", "pallas_tpu", "reference"))
     assert choice.implementation == "reference"
     assert [name for name, _ in choice.refusals] == ["pallas_gpu", "pallas_tpu"]
     assert all("needs a" in reason for _, reason in choice.refusals)
     with pytest.raises(NotImplementedError, match="pallas_gpu needs.*; pallas_tpu needs"):
-        choice_of("masked_ntk", implementation=("pallas_gpu", "pallas_tpu"))
+        chosen(implementation=("pallas_gpu", "pallas_tpu"))
 
 
 def test_who_decides():
     gpu, tpu = oracle.INTERPRETED
     with kernels.use_implementation(("pallas_gpu", tpu)):
-        assert choice_of("masked_ntk").implementation == tpu
+        assert chosen().implementation == tpu
         with kernels.use_implementation(gpu):
-            assert choice_of("masked_ntk").implementation == gpu
+            assert chosen().implementation == gpu
             with kernels.use_implementation("reference"):
-                assert choice_of("masked_ntk").implementation == "reference"
-            assert choice_of("masked_ntk", implementation=tpu).implementation == tpu
-        assert choice_of("masked_ntk").implementation == tpu
-    assert choice_of("masked_ntk").implementation == "reference"
+                assert chosen().implementation == "reference"
+            assert chosen(implementation=tpu).implementation == tpu
+        assert chosen().implementation == tpu
+    assert chosen().implementation == "reference"
 
 
 def test_the_environment_decides_at_the_import(monkeypatch):
     monkeypatch.setenv(_dispatch.ENVIRONMENT_VARIABLE, "pallas_gpu, pallas_tpu_interpret")
     assert _dispatch._from_environment() == ("pallas_gpu", "pallas_tpu_interpret")
-    assert choice_of("masked_ntk").implementation == "reference"  # this process has begun
+    assert chosen().implementation == "reference"  # this process has begun
     monkeypatch.delenv(_dispatch.ENVIRONMENT_VARIABLE)
     assert _dispatch._from_environment() is None
 
@@ -160,7 +138,7 @@ def test_choices_that_ran_are_recorded():
 @pytest.mark.parametrize("request_", ("pallas", (), ("reference", "cuda")[1:]), ids=str)
 def test_names_that_do_not_exist(request_):
     with pytest.raises(ValueError, match="masked_ntk: .*implementation"):
-        choice_of("masked_ntk", implementation=request_)
+        chosen(implementation=request_)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -198,23 +176,23 @@ def test_messages_say_what_was_given():
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_messages_without_a_type_checker(operation, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    sizes, choice = OPERATIONS[operation], getattr(kernels, f"{operation}_choice")
+    sizes, call = OPERATIONS[operation], getattr(kernels, operation)
     array = jax.ShapeDtypeStruct
     factors = [array(shape, jnp.float32) for shape in sizes.shapes]
     mask = array((sizes.i, sizes.j), jnp.int32)
     with pytest.raises(ValueError, match=f"{operation}: mask must be boolean or .*, got int32"):
-        choice(*factors, mask)
+        call(*factors, mask)
     with pytest.raises(ValueError, match=f"{operation}: the factors must be .*, got int32"):
-        choice(*(array(x.shape, jnp.int32) for x in factors))
+        call(*(array(x.shape, jnp.int32) for x in factors))
     for index, name in enumerate(("a1", "d1", "a2", "d2")):
         other = list(factors)
         other[index] = array((*factors[index].shape, 1), jnp.float32)
         axes = len(factors[index].shape)
         with pytest.raises(ValueError, match=f"{operation}: {name} must have {axes} axes, got"):
-            choice(*other)
+            call(*other)
     message = r"precision must be one of \['bfloat16', 'float32', 'tf32'\] or None, got 'float16'"
     with pytest.raises(ValueError, match=f"{operation}: {message}"):
-        choice(*factors, precision="float16")
+        call(*factors, precision="float16")
 
 
 def test_a_default_device_given_by_its_platform():

@@ -13,10 +13,6 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from ntt_eqx import kernels
 from ntt_eqx.kernels import _mosaic_gpu
 from ntt_eqx.kernels.masked_ntk import pallas_gpu, pallas_tpu
-from ntt_eqx.kernels.masked_tangent_ntk import (
-    pallas_gpu as tangent_gpu,
-    pallas_tpu as tangent_tpu,
-)
 
 H100 = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
 TPU = AbstractDevice("TPU v5 lite", 1, "tpu")
@@ -26,7 +22,6 @@ CUSTOM_CALL = {"cuda": r"@mosaic_gpu_v2", "tpu": r"@tpu_custom_call"}
 QUICK = {
     "ones": Sizes(n=1, m=1, k=1, l=1, i=1, j=1),
     "odd": Sizes(n=20, m=37, k=3, l=2, i=19, j=37),
-    "positions": Sizes(n=20, m=3, k=3, l=2, i=19, j=37, s=17),
 }
 TABLE = {
     "lenet_300": Sizes(n=32, m=32, k=10, l=10, i=300, j=784),
@@ -37,31 +32,18 @@ TABLE = {
     "one_output": Sizes(n=130, m=7, k=1, l=1, i=129, j=257),
     "hundred_outputs": Sizes(n=17, m=9, k=100, l=100, i=65, j=129),
     "sides_differ": Sizes(n=3, m=65, k=17, l=33, i=70, j=3),
-    "conv4_first": Sizes(n=32, m=32, k=10, l=10, i=64, j=27, s=1024),
-    "conv4_last": Sizes(n=32, m=32, k=10, l=10, i=128, j=1152, s=64),
-    "one_position": Sizes(n=1, m=5, k=1, l=3, i=3, j=17, s=1),
 }
 
 
 def lower(platform, sizes, dtype, precision, binary=True):
     """The StableHLO of product and one-sided gradient: a pair of texts."""
-    modules = {
-        ("cuda", False): pallas_gpu,
-        ("tpu", False): pallas_tpu,
-        ("cuda", True): tangent_gpu,
-        ("tpu", True): tangent_tpu,
-    }
-    module = modules[platform, sizes.s is not None]
+    module = {"cuda": pallas_gpu, "tpu": pallas_tpu}[platform]
     n, m, k, l, i, j = sizes.n, sizes.m, sizes.k, sizes.l, sizes.i, sizes.j  # noqa: E741
     kind = DEVICES[platform].device_kind
     if module is pallas_gpu:
         config = module.config_for(kind, (n, m, k, l, i, j), dtype, precision, binary=binary)
-    elif module is pallas_tpu:
-        config = module.config_for(kind, (n, m, k, l, i, j))
-    elif module is tangent_gpu:
-        config = module.config_for(kind, n * k, m * l, dtype, precision)
     else:
-        config = module.config_for(kind, n * k, m * l, i * j)
+        config = module.config_for(kind, (n, m, k, l, i, j))
     options = dict(precision=precision, config=config)
     args = [jax.ShapeDtypeStruct(shape, dtype) for shape in sizes.shapes]
     args.append(jax.ShapeDtypeStruct((i, j), bool if binary else jnp.float32))
@@ -80,7 +62,7 @@ def check_lowering(platform, sizes, dtype, precision, binary=True):
     launches = len(re.findall(CUSTOM_CALL[platform], product))
     assert launches == 1
     launches = len(re.findall(CUSTOM_CALL[platform], gradient))
-    assert launches == (2 if sizes.s is None else 1)
+    assert launches == 2
 
 
 @pytest.mark.parametrize("platform", DEVICES)
@@ -102,18 +84,17 @@ def test_lowering_of_the_table(platform, name, dtype, precision):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", DEVICES)
-@pytest.mark.parametrize("name", ("lenet_100", "conv4_last"))
+@pytest.mark.parametrize("name", ("lenet_100", "sides_differ"))
 def test_lowering_of_a_metric(platform, name):
     check_lowering(platform, TABLE[name], jnp.float32, "float32", binary=False)
 
 
-@pytest.mark.parametrize("operation", ("masked_ntk", "masked_tangent_ntk"))
 @pytest.mark.parametrize("platform", DEVICES)
-def test_lowering_by_name_with_the_gradient(platform, operation):
+def test_lowering_by_name_with_the_gradient(platform):
     # As a user calls it: the entry chooses by the device that the program is meant for.
-    sizes = QUICK["odd" if operation == "masked_ntk" else "positions"]
+    sizes = QUICK["odd"]
     name = {"cuda": "pallas_gpu", "tpu": "pallas_tpu"}[platform]
-    call = functools.partial(getattr(kernels, operation), implementation=name)
+    call = functools.partial(kernels.masked_ntk, implementation=name)
     args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in sizes.shapes]
     mask = jnp.ones((sizes.i, sizes.j), bool)
     gradient = jax.grad(lambda *args: jnp.sum(call(*args, mask) ** 2), argnums=(0, 1, 2, 3))
@@ -124,7 +105,7 @@ def test_lowering_by_name_with_the_gradient(platform, operation):
             return
         text = jax.jit(gradient).trace(*args).lower(lowering_platforms=(platform,)).as_text()
     launches = len(re.findall(CUSTOM_CALL[platform], text))
-    assert launches == (5 if operation == "masked_ntk" else 3)
+    assert launches == 5
 
 
 @pytest.mark.parametrize("platform", DEVICES)
@@ -151,7 +132,7 @@ def test_configs_fit_the_memory_they_are_for():
 
 @pytest.mark.parametrize(
     "config",
-    (pallas_gpu.Config, pallas_tpu.Config, tangent_gpu.Config, tangent_tpu.Config),
+    (pallas_gpu.Config, pallas_tpu.Config),
     ids=lambda config: config.__module__,
 )
 def test_configs_refuse_impossible_tiles(config):
