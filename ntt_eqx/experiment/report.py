@@ -32,6 +32,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; border-top: 2px solid; border-bottom: 2px solid; }
 th, td { padding: 0.2rem 0.8rem; text-align: left; } th { border-bottom: 1px solid; }
 .n { text-align: right; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; }
 figure { margin: 2rem 0; } img { max-width: 100%; } figcaption { color: #555; }"""
 _CAPTIONS = {
     "accuracy": "Test accuracy while the networks train.",
@@ -80,8 +81,9 @@ def save_page(out: Path, title: str, table: Cells, figures: Sequence[Path], note
     head = html.escape(title)
     parts = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
         f"<title>{head}</title>\n<style>{_STYLE}</style></head><body>\n<h1>{head}</h1>",
-        f"<table>\n<tr>{line(header, 'th')}</tr>\n{rows}\n</table>",
+        f'<div class="wide"><table>\n<tr>{line(header, "th")}</tr>\n{rows}\n</table></div>',
         f"<p>{html.escape(note)}</p>",
     ]
     for path in figures:

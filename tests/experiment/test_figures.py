@@ -76,6 +76,11 @@ def test_refreshes_are_marked(tmp_path):
     marks = [line for line in figure.axes[0].lines if line.get_label() == "mask refresh"]
     assert [list(line.get_xdata()) for line in marks] == [[1000, 2000, 3000]]
     assert [axes.get_xlabel() for axes in figure.axes] == ["", "Transfer steps"]
+    path.write_text(json.dumps({**config, "transfer": {"mask_every": 50}}))  # too many to tell
+    figure, label = distances_figure(find_runs(tmp_path)), "mask refreshes, every 50 steps"
+    (marks,) = [line for line in figure.axes[0].lines if line.get_label() == label]
+    first, last = marks.get_xdata()
+    assert first == 50 and last % 50 == 0 and last > 2000
 
 
 def test_densities_only_where_layers_differ(tmp_path):

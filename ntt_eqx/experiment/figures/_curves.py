@@ -21,6 +21,7 @@ from ._style import (
 )
 
 _FEWEST = 3  # two points are a ruled line
+_MARKS = 40  # refreshes of the mask that are marked one by one
 _DISTANCES = {"kernel_distance": "Kernel distance", "target_distance": "Target distance"}
 
 
@@ -50,7 +51,9 @@ def distances_figure(runs: Sequence[Run]) -> Any | None:
     panels = scope_panels(c.scope for c in found)
     runs = [run for run in runs if run.config["method"] in {c.method for c in found}]
     refreshes = _refreshes(runs, max(c.steps[-1] for c in found))
-    labels = [*(c.label for c in found), *(["mask refresh"] if refreshes else [])]
+    each = len(refreshes) <= _MARKS  # else one line from the first to the last
+    mark = "mask refresh" if each else f"mask refreshes, every {refreshes[0]} steps"
+    labels = [*(c.label for c in found), *([mark] if refreshes else [])]
     caption = describe(runs, "band")
     with new_figure(caption, 3.0, labels, panels, 2, sharex=True, sharey="row") as (figure, axes):
         for line, row, label in zip(axes, rows, _DISTANCES.values(), strict=True):
@@ -61,9 +64,10 @@ def distances_figure(runs: Sequence[Run]) -> Any | None:
                 one.set_yscale("log")
                 plain_decades(one.yaxis)
                 if refreshes:
-                    look: Any = {"color": "#777777", "ms": 6, "mew": 0.8, "label": "mask refresh"}
+                    look: Any = {"color": "#777777", "ms": 6, "mew": 0.8, "lw": 0.8, "label": mark}
                     look["transform"] = one.get_xaxis_transform()
-                    one.plot(refreshes, [0.03] * len(refreshes), "|", **look)
+                    at = refreshes if each else [refreshes[0], refreshes[-1]]
+                    one.plot(at, [0.03] * len(at), "|" if each else "|-", **look)
                 _label_steps(one, "")
             line[0].set_ylabel(label)
         for one in axes[-1]:
