@@ -187,30 +187,73 @@ def spread(caller: str, batch: PyTree, *, whole: bool = False) -> PyTree:
     return jax.tree.map(one, batch)
 
 
+def lost_unless_shared(tree: PyTree, x: Array) -> PyTree:
+    """The floating arrays of a tree, NaN where the processes of the layout hold different `x`.
+
+    Inside `jit`, where an array of one process alone counts as one that all of them hold.
+    """
+    layout = layout_in_use()
+    if layout is None or layout.processes == 1 or not isinstance(x, Tracer):
+        return tree
+    axes = layout.mesh.axis_names
+
+    def check(x: Array) -> Array:
+        x = jnp.stack([x.real, x.imag]) if jnp.iscomplexobj(x) else x
+        x = x.astype(jnp.uint8) if x.dtype == bool else jnp.ravel(x)
+        words = jax.lax.bitcast_convert_type(x, f"uint{8 * min(x.dtype.itemsize, 4)}").ravel()
+        odd = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
+        mark = jnp.sum(words.astype(jnp.uint32) * odd)
+        # Each device in its own place: a sum of what seems to be the same everywhere is left out.
+        marks = jnp.zeros(layout.mesh.size, jnp.uint32).at[jax.lax.axis_index(axes)].set(mark)
+        marks = jax.lax.psum(marks, axes)
+        return jnp.where(jnp.all(marks == marks[0]), 1.0, jnp.nan)
+
+    whole: Any = {"in_specs": PartitionSpec(), "out_specs": PartitionSpec(), "check_vma": False}
+    factor = jax.shard_map(check, mesh=layout.here, **whole)(x)
+    lose = lambda leaf: leaf * factor.astype(leaf.dtype) if eqx.is_inexact_array(leaf) else leaf
+    return jax.tree.map(lose, tree)
+
+
 def everywhere(x: Array, layout: Layout | None) -> Array:
     """The same array, inside `jit`, as a whole on every device of the layout."""
     return x if layout is None else layout.place(x)
 
 
-def left_to_xla(function: Callable[..., Out], *arguments: Any) -> Out:
+def left_to_xla(function: Callable[..., Out], *arguments: Any, like: PyTree = None) -> Out:
     """`function(*arguments)`, with all axes of the mesh in use left to XLA.
 
     What is inside works with arrays wherever they lie. On a mesh of Explicit axes, where types say
-    how arrays are sharded, it takes them as they are and gives back such as lie everywhere.
+    how arrays are sharded, it takes them as they are; what it gives back is sharded as the arrays
+    of `like`, a prefix of its tree, are, and lies everywhere where that has none.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if AxisType.Explicit not in getattr(mesh, "axis_types", ()):
-        return function(*arguments)
     arrays, rest = eqx.partition(arguments, eqx.is_array)
+    mesh = _explicit_mesh(arrays)
+    if mesh is None:
+        return function(*arguments)
+    spec = lambda leaf: jax.typeof(leaf).sharding.spec if eqx.is_array(leaf) else PartitionSpec()
+    place = jax.tree.map(
+        lambda leaf: NamedSharding(mesh, spec(leaf)), like, is_leaf=lambda leaf: leaf is None
+    )
     others: list[Any] = []
 
-    @functools.partial(jax.sharding.auto_axes, out_sharding=PartitionSpec())
+    @functools.partial(jax.sharding.auto_axes, out_sharding=place)
     def call(arrays: Any) -> Any:
         found, other = eqx.partition(function(*eqx.combine(arrays, rest)), eqx.is_array)
         others.append(other)
         return found
 
     return eqx.combine(call(arrays), others[-1])
+
+
+def _explicit_mesh(arrays: PyTree) -> Any | None:
+    """The mesh of Explicit axes in use; with none in use, that which types of arrays name."""
+    current = jax.sharding.get_abstract_mesh()
+    meshes = [current]
+    if not getattr(current, "axis_names", ()):
+        where = lambda leaf: jax.typeof(leaf) if isinstance(leaf, Tracer) else leaf
+        shardings = [getattr(where(leaf), "sharding", None) for leaf in jax.tree.leaves(arrays)]
+        meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding)]
+    return next((m for m in meshes if AxisType.Explicit in getattr(m, "axis_types", ())), None)
 
 
 def _placed(layout: Layout, leaf: Any, *axes: tuple[str, ...]) -> Any:

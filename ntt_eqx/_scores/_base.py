@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._checks import sample_of, sample_output
-from .._distribute import replicate, spread
+from .._distribute import left_to_xla, replicate, spread
 from .._examples import Examples, Samples, as_inference, check_examples, check_samples
 from .._sparse import SparseModel, sparsify
 from .._types import ScoreTree
@@ -47,6 +47,12 @@ class AbstractDrawingScore(eqx.Module):
 def fresh(score: Any, step: Int[Array, ""] | int) -> Any:
     """The score for round `step` of an iteration: with draws of its own, if it draws."""
     return score.redrawn(step) if isinstance(score, AbstractDrawingScore) else score
+
+
+def scored(score: Any, sparse: SparseModel, batch: Any) -> ScoreTree:
+    """`score(sparse, batch)`, on meshes of any axes; the scores are sharded as the weights are."""
+    weights, _ = split_weights(sparse.model, sparse.mask)
+    return left_to_xla(lambda score, *a: score(*a), score, sparse, batch, like=weights)
 
 
 def mask_derivative(sparse: SparseModel, objective: Callable[[Any], Array]) -> ScoreTree:

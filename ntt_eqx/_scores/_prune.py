@@ -12,7 +12,7 @@ from .._masks._allocation import Allocation, Density, check_density
 from .._masks._make import build_mask
 from .._sparse import SparseModel, sparsify
 from .._types import ScoreTree
-from ._base import AbstractLabelFreeScore, AbstractSupervisedScore, fresh
+from ._base import AbstractLabelFreeScore, AbstractSupervisedScore, fresh, scored
 
 
 def prune(
@@ -78,7 +78,7 @@ def prune(
         else batch
     )
     for step in range(1, steps + 1):
-        scores = (score if step == 1 else fresh(score, step))(sparse, given)
+        scores = scored(score if step == 1 else fresh(score, step), sparse, given)
         scores = invert_scores(scores) if invert else scores
         if not regrow:
             scores = _bar_pruned(scores, sparse)

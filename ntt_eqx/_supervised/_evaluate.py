@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._batch import as_arrays, batch_size as size_of, opened
 from .._checks import is_count
-from .._distribute import replicate, spread
+from .._distribute import left_to_xla, replicate, spread
 from ._objective import CROSS_ENTROPY, Objective, check_start, judge
 
 
@@ -86,5 +86,5 @@ def _is_stream(data: Any) -> bool:
 def _sums(objective: Objective, model: PyTree, batch: PyTree) -> dict[str, Array]:
     """The sum of each value over the samples; what is a mean already counts for each."""
     size = size_of("evaluate", batch)
-    values = judge(objective, model, batch, None)
+    values = left_to_xla(judge, objective, model, batch, None)
     return {name: v * size if v.ndim == 0 else jnp.sum(v) for name, v in values.items()}

@@ -120,7 +120,8 @@ def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetri
 
     The next state and the metrics of this batch.
     """
-    return left_to_xla(_stepped, state, jax.tree.map(jnp.asarray, batch))
+    batch = jax.tree.map(jnp.asarray, batch)
+    return left_to_xla(_stepped, state, batch, like=(state, None))
 
 
 def _stepped(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:

@@ -9,6 +9,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
 from .._checks import check_optimizer, check_weights
 from .._distribute import replicate
 from .._optimise import init_optimizer
+from .._scores._base import scored
 from .._sparse import SparseModel, sparsify
 from .._types import MaskTree, ScoreTree, Where
 from ._config import NTTConfig
@@ -98,7 +99,7 @@ def _method(
 
 def _initial_scores(method: NeuralTangentTransfer, full: SparseModel, x: Array | None) -> ScoreTree:
     try:
-        return method.initial(full, x)
+        return scored(method.initial, full, x)
     except ValueError as error:
         if x is not None:
             raise

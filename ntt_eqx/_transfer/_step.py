@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
-from .._distribute import left_to_xla
+from .._distribute import left_to_xla, lost_unless_shared
 from .._ntk import refresh_support
 from .._optimise import learning_rate, optimise
 from .._sparse import SparseModel, map_masked
@@ -33,7 +33,7 @@ def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, 
 
     The next state, and the metrics of the batch before the update.
     """
-    return left_to_xla(_stepped, state, x)
+    return left_to_xla(_stepped, state, x, like=(state, None))
 
 
 def ntt_evaluate(state: NTTState, x: Shaped[Array, "batch ..."]) -> NTTMetrics:
@@ -56,7 +56,7 @@ def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     params, static = eqx.partition(state.student, eqx.is_inexact_array)
 
     def loss(params: Any) -> tuple[Array, NTTMetrics]:
-        student = eqx.combine(params, static)
+        student = eqx.combine(lost_unless_shared(params, x), static)
         return loss_at(method.loss, student, state.teacher, x, moment)
 
     (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
@@ -77,6 +77,7 @@ def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
 
 
 def _evaluated(state: NTTState, x: Array) -> NTTMetrics:
+    state = lost_unless_shared(state, x)
     loss = state.method.loss
     _, metrics = loss_at(loss, state.student, state.teacher, x, state.moment())
     return eqx.tree_at(lambda m: m.learning_rate, metrics, learning_rate(state.opt_state))

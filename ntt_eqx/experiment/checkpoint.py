@@ -58,8 +58,12 @@ class CheckpointStore:
             ) from error
 
     def latest(self, like: PyTree) -> Checkpoint | None:
-        """The newest whole checkpoint; `ExperimentError` when there are some and none is whole."""
-        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _named_arrays(like))
+        """The newest whole checkpoint; `ExperimentError` when there are some and none is whole.
+
+        Its arrays lie on the devices that those of `like` are on, whichever wrote them.
+        """
+        here = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        wanted = jax.tree.map(here, _named_arrays(like))
         state, reason = self._args.StandardRestore(wanted), None
         for step in reversed(self.steps()):
             args = self._args.Composite(state=state, record=self._args.JsonRestore())

@@ -1,23 +1,26 @@
-"""One of several processes: `python process.py MODE PROCESS COUNT ADDRESS FOLDER`.
+"""One of several processes: `python process.py MODE PROCESS COUNT ADDRESS FOLDER DEVICES`.
 
 Not a test: `test_processes.py` starts it. What process 0 found is left in the folder as JSON.
 """
 
+import hashlib
 import json
 import pathlib
 import sys
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from helpers.devices import model_and_samples
 from jax.experimental import multihost_utils
 
 import ntt_eqx as ntt
+from ntt_eqx.experiment.checkpoint import Checkpoint, CheckpointStore
 
 mode, number, count, address, folder = sys.argv[1], *map(int, sys.argv[2:4]), *sys.argv[4:6]
-jax.config.update("jax_num_cpu_devices", 8 // count)
+jax.config.update("jax_num_cpu_devices", int(sys.argv[6]) // count)
 if count > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, count, number)
@@ -56,7 +59,46 @@ def local_batch():
     return {"error": None}
 
 
+def raw_steps():
+    """The losses of bare steps on a batch that all processes have, and on one that differs."""
+    model, x = model_and_samples("mlp", 32)
+    x = np.asarray(x, np.float32)
+    state = ntt.ntt_init(model, ntt.NTTConfig(density=0.2, num_steps=3), optax.adam(1e-2))
+    step = eqx.filter_jit(ntt.ntt_step)
+    state, shared = step(state, x)
+    seen = eqx.filter_jit(ntt.ntt_evaluate)(state, x + number).loss
+    lost, differs = step(state, x + number)
+    weights = [
+        bool(jnp.isnan(w).all())
+        for w in jax.tree.leaves(eqx.filter(lost.student, eqx.is_inexact_array))
+    ]
+    return {"losses": [float(shared.loss), float(differs.loss), float(seen)], "lost": weights}
+
+
+def checkpoint():
+    """A state goes on from where another number of devices left it."""
+    model, x = model_and_samples("mlp", 32)
+    state = ntt.ntt_init(model, ntt.NTTConfig(density=0.2, num_steps=60), optax.adam(1e-2))
+    store = CheckpointStore(pathlib.Path(folder, "checkpoints"))
+    found = store.latest(state) or Checkpoint(0, state, {})
+    state, read = found.state, digest(found.state)
+    step = eqx.filter_jit(ntt.ntt_step)
+    for _ in range(3):
+        state, _ = step(state, x)
+    store.save(Checkpoint(found.step + 3, state, {}))
+    store.close()
+    return {"step": found.step, "read": read, "written": digest(state)}
+
+
+def digest(state):
+    whole = hashlib.sha256()
+    for leaf in jax.tree.leaves(eqx.filter(state, eqx.is_array)):
+        whole.update(np.asarray(leaf).tobytes())
+    return whole.hexdigest()
+
+
+modes = {"losses": losses, "local": local_batch, "raw": raw_steps, "checkpoint": checkpoint}
 with ntt.distribute():
-    found = {"losses": losses, "local": local_batch}[mode]()
+    found = modes[mode]()
 if number == 0:
     pathlib.Path(folder, "found.json").write_text(json.dumps(found))

@@ -1,5 +1,7 @@
 """Transfers, training, evaluation and scores over eight devices are those of one."""
 
+import contextlib
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.devices import close, mesh_of, model_and_samples
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import ntt_eqx as ntt
 from ntt_eqx import _primitives
@@ -139,3 +141,42 @@ def test_a_state_of_eight_devices_goes_on_on_others(tmp_path):
         read, found = on(devices, path, 5)
         assert all(map(np.array_equal, read, written))
         np.testing.assert_allclose(found, losses, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind, in_use", [("Auto", False), ("Explicit", False), ("Explicit", True)])
+def test_sharded_weights_stay_sharded(kind, in_use):
+    """Over an axis that samples are not spread over, from the teacher to the trained network."""
+    teacher, x = model_and_samples("mlp", 32)
+    y = np.arange(32) % 4
+    mesh = mesh_of((2, 2, 2), ("rows", "columns", "model"), AxisType[kind])
+    spec = lambda leaf: P("model") if leaf.shape[0] % 2 == 0 else P()
+    put = lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec(leaf)))
+
+    def run(teacher, places):
+        scored = ntt.prune(teacher, ntt.scores.Snip(), 0.3, (x, y))
+        config = ntt.NTTConfig(density=0.1, mask_every=4, num_steps=12)
+        state = ntt.ntt_init(teacher, config, optax.adam(1e-2), key=jax.random.key(3))
+        for _ in range(2):
+            state, _ = eqx.filter_jit(ntt.ntt_step)(state, x)
+        state, rows = ntt.transfer(state, [x] * 8, num_steps=10)
+        trained, _ = ntt.train(scored, [(x, y)] * 3, optax.adam(1e-2), num_steps=3)
+        for model in (state.teacher, state.student.model, state.student.mask, trained.model):
+            places.append(
+                [leaf.sharding for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_array))]
+            )
+        places.append([leaf.sharding for leaf in jax.tree.leaves(state.opt_state[0].mu)])
+        return state.student, trained, rows[-1]["train"]["loss"], ntt.evaluate(trained, (x, y))
+
+    one, two, loss, result = run(teacher, [])
+    places = []
+    with jax.set_mesh(mesh) if in_use else contextlib.nullcontext(), ntt.distribute(mesh):
+        many, found, spread, judged = run(jax.tree.map(put, teacher), places)
+    same = lambda a, b: np.testing.assert_allclose(
+        np.asarray(a), np.asarray(b), rtol=1e-9, atol=1e-12
+    )
+    arrays = lambda tree: eqx.filter(tree, eqx.is_array)
+    jax.tree.map(same, arrays((many, found)), arrays((one, two)))
+    assert (spread, judged) == (pytest.approx(loss, rel=1e-9), pytest.approx(result, rel=1e-9))
+    for shardings in places:
+        assert all(set(sharding.mesh.axis_names) >= {"model"} for sharding in shardings)
+        assert any(sharding.spec[:1] == ("model",) for sharding in shardings)

@@ -14,8 +14,8 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 
 
-def found(mode, count, folder):
-    """What process 0 of `count` found."""
+def found(mode, count, folder, devices=8):
+    """What process 0 of `count`, which have so many devices together, found."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -25,7 +25,12 @@ def found(mode, count, folder):
     environment.pop("XLA_FLAGS", None)
     runs = [
         subprocess.Popen(
-            [sys.executable, HERE / "process.py", mode, str(n), str(count), address, folder],
+            [
+                sys.executable,
+                HERE / "process.py",
+                mode,
+                *map(str, (n, count, address, folder, devices)),
+            ],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -49,3 +54,16 @@ def test_same_losses(tmp_path):
 def test_batch_of_one_process_is_refused(tmp_path):
     error = found("local", 2, tmp_path)["error"]
     assert error.startswith("transfer: the batch is an array of this process alone")
+
+
+def test_bare_step_loses_a_batch_of_one_process(tmp_path):
+    one, two = found("raw", 1, tmp_path), found("raw", 2, tmp_path)
+    assert two["losses"][0] == pytest.approx(one["losses"][0], rel=1e-6)
+    assert np.isnan(two["losses"][1:]).all() and all(two["lost"])
+    assert np.isfinite(one["losses"]).all() and not any(one["lost"])
+
+
+def test_checkpoint_of_other_numbers_of_devices(tmp_path):
+    runs = [found("checkpoint", 1, tmp_path, devices) for devices in (8, 1, 4)]
+    assert [run["step"] for run in runs] == [0, 3, 6]
+    assert [run["read"] for run in runs[1:]] == [run["written"] for run in runs[:-1]]
