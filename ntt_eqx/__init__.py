@@ -7,6 +7,12 @@ from . import (
     kernels as kernels,
     models as models,
 )
+from ._diagnostics import (
+    KernelComparison as KernelComparison,
+    LayerCost as LayerCost,
+    compare_kernels as compare_kernels,
+    layer_costs as layer_costs,
+)
 from ._distribute import distribute as distribute
 from ._errors import DivergenceError as DivergenceError
 from ._fit import Progress as Progress, fit as fit

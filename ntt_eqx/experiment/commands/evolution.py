@@ -12,13 +12,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ... import SparseModel, sparsify
+from ... import KernelComparison, SparseModel, compare_kernels, sparsify
 from ...data import Dataset
 from .._errors import Diverged
 from .._files import write_json
 from ..cells import Cell, settle
 from ..claims import claimed
-from ..diagnostics import KernelComparison, compare_kernels
 from ..figures import evolution_figure, save_figure, spectrum_figure
 from ..images import Part, check_labelled, shelf_of
 from ..loop import RunContext, StopRequest, run_phase

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from tyro.conf import Positional
 
+from ... import LayerCost, compare_kernels, layer_costs
 from ...models import make_model
 from .._errors import ExperimentError
-from ..diagnostics import LayerCost, compare_kernels, layer_costs
 from ..images import Part
 from ..methods import method
 from ..model_file import load_model

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..diagnostics import KernelComparison
+from ... import KernelComparison
 from ..methods import method, method_order
 from ..trajectories import Trajectories, principal_axes
 from ._style import minor_ticks, new_figure, plain_decades, thousands

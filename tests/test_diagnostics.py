@@ -6,15 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntt_eqx import make_mask, scores, sparsify
-from ntt_eqx.experiment.diagnostics import (
-    alignment,
-    compare_kernels,
-    effective_rank,
-    layer_costs,
-)
-
-from .conftest import TwoLayers
+from ntt_eqx import compare_kernels, layer_costs, make_mask, scores, sparsify
 
 
 def test_the_kernel_of_a_masked_linear_layer():
@@ -46,26 +38,24 @@ def test_the_kernel_of_a_masked_linear_layer():
 
 
 def test_a_network_is_aligned_with_itself():
-    dense = TwoLayers((1, 4, 4), 3, key=jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (5, 1, 4, 4))
+    dense = eqx.nn.MLP(16, 3, 8, 1, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (5, 16))
     found = compare_kernels(sparsify(dense), dense, x).numbers
     assert found["kernel_distance"] == pytest.approx(0, abs=1e-8)
     assert found["kernel_alignment"] == pytest.approx(1)
     assert found["trace_ratio"] == pytest.approx(1)
 
 
-def test_alignment_does_not_see_scale_or_shift():
-    rng = np.random.default_rng(0)
-    k = rng.normal(size=(6, 8))
-    k = k @ k.T
-    assert alignment(k, 3 * k + 5) == pytest.approx(1)
-    assert alignment(k, np.ones((6, 6))) == 0
-
-
-def test_effective_rank():
-    assert effective_rank(np.ones(7)) == pytest.approx(7)
-    assert effective_rank(np.array([5.0, 0.0])) == pytest.approx(1)
-    assert effective_rank(np.zeros(3)) <= 1
+def test_what_scale_and_rank_do():
+    """Of f(x) = c w x there is one direction; its alignment does not see c, its trace does."""
+    one = eqx.nn.Linear(1, 1, use_bias=False, key=jax.random.key(0))
+    x = jnp.array([[1.0], [2.0], [-1.0], [0.5]])
+    thrice = eqx.nn.Sequential([one, eqx.nn.Lambda(lambda y: 3 * y)])
+    found = compare_kernels(sparsify(one), thrice, x)
+    assert found.kernel_alignment == pytest.approx(1)
+    assert found.trace_ratio == pytest.approx(1 / 9)
+    assert found.effective_rank == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(found.spectrum[0], float(jnp.sum(x**2)), rtol=1e-6)
 
 
 class Pictures(eqx.Module):
