@@ -10,7 +10,8 @@ from ntt_eqx import models
 def vit_b(key: PRNGKeyArray) -> Any:
     """Of the size of ViT-B/16: 86 million weights, samples of 3 x 224 x 224, 1,000 outputs."""
     shape = (3, 224, 224)
-    return models.ViT(shape, 1000, patch_size=16, dim=768, depth=12, num_heads=12, key=key)
+    sizes = dict(patch_size=16, dim=768, depth=12, num_heads=12, mlp_ratio=4)
+    return models.ViT(shape, 1000, **sizes, key=key)
 
 
 def resnet_50(key: PRNGKeyArray) -> Any:

@@ -20,6 +20,7 @@ CASES = {
 }
 PASSES = ("forward", "gradient", "step")
 COMPILED = {"H100": "compiled_h100", "TPU v5e": "compiled_tpu-v5e"}
+LARGE = {"vit_b": ("ViT-B/16", "86 million"), "resnet_50": ("ResNet, width 152", "25 million")}
 BASELINE = "ntk_vector_products"
 
 Row = dict[str, Any]
@@ -102,6 +103,20 @@ def compiled_table() -> str:
     return "\n".join(lines)
 
 
+def many_table() -> str:
+    """Whole steps of large networks, for several chips: what each of them holds and sends."""
+    sent = ["all-gather", "reduce-scatter", "all-reduce"]
+    names = ["chips", "network", "parameters", "sketch", "peak GiB", *sent, "roofline (ms)"]
+    lines = [line(names), line(["---"] * 2 + ["---:"] * 7)]
+    for row in load("compiled_many")["rows"]:
+        network = row["case"].rpartition(":")[2]
+        mib = [f"{row['sent'].get(name, [0, 0])[1] / 2**20:,.0f} MiB" for name in sent]
+        cells = [f"{row['devices']} x {row['chip']}", *LARGE[network], str(row["sketch"])]
+        cells += [f"{row['peak_bytes'] / 2**30:.1f}", *mib]
+        lines.append(line([*cells, f"{1e3 * row['roofline_s']:,.0f}"]))
+    return "\n".join(lines)
+
+
 def speedups() -> tuple[int, int]:
     """The smallest and the largest speed-up of all rows with the baseline, rounded."""
     found = [
@@ -128,6 +143,7 @@ def facts() -> dict[str, str]:
         "alone_ratio": f"{theirs['median_s'] / ours['median_s']:.0f}x",
         "alone_matmul": products(alone["matmul_gflops_per_s"]),
         "compiled_table": compiled_table(),
+        "many_table": many_table(),
         "compiled_jax": load("compiled_h100")["jax"],
         "sketch_table": sketch_table(sketch["rows"]),
         "sketch_matmul": " and ".join(

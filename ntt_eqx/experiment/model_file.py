@@ -62,7 +62,8 @@ def load_model(path: Path) -> LoadedModel:
     except Exception as error:  # whatever a constructor makes of arguments that are not its own
         raise ExperimentError(f"{path}: cannot build the model it names: {error}") from error
     fits = f"{path}: its arrays do not fit {header['model']!r}"
-    if sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)) > len(payload):
+    arrays = [leaf for leaf in jax.tree.leaves(like) if isinstance(leaf, jax.ShapeDtypeStruct)]
+    if sum(leaf.size * leaf.dtype.itemsize for leaf in arrays) > len(payload):
         raise ExperimentError(f"{fits} (too few bytes).")
     buffer = io.BytesIO(payload)
     try:

@@ -1,4 +1,4 @@
-"""A small vision transformer."""
+"""A vision transformer."""
 
 import math
 from collections.abc import Sequence
@@ -37,6 +37,7 @@ class ViT(eqx.Module):
         dim: int = 64,
         depth: int = 4,
         num_heads: int = 4,
+        mlp_ratio: int = 2,
         key: PRNGKeyArray,
     ):
         """Build the network.
@@ -49,6 +50,7 @@ class ViT(eqx.Module):
         - `dim`: features of a token, a multiple of `num_heads`.
         - `depth`: the number of transformer blocks.
         - `num_heads`: attention heads of a block.
+        - `mlp_ratio`: hidden units of a block's perceptron, in units of `dim`.
         - `key`: the random key of the initialisation.
         """
         self.input_shape = check_image_shape("ViT", input_shape, smallest=patch_size)
@@ -60,7 +62,7 @@ class ViT(eqx.Module):
             )
         self.patch_size = patch_size
         key1, key2 = jr.split(key)
-        blocks = tuple(TransformerBlock(dim, num_heads) for _ in range(depth))
+        blocks = tuple(TransformerBlock(dim, num_heads, mlp_ratio) for _ in range(depth))
         self.embed, self.blocks, self.output = glorot_init(
             (linear(channels * patch_size**2, dim), blocks, linear(dim, num_classes)), key=key1
         )
@@ -91,14 +93,14 @@ class TransformerBlock(eqx.Module):
     contract: eqx.nn.Linear
     num_heads: int = eqx.field(static=True)
 
-    def __init__(self, dim: int, num_heads: int):
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: int = 2):
         """Lay out the block for tokens of `dim` features; `ViT` draws its weights."""
         self.norm1 = eqx.nn.LayerNorm(dim)
         self.queries_keys_values = linear(dim, 3 * dim)
         self.project = linear(dim, dim)
         self.norm2 = eqx.nn.LayerNorm(dim)
-        self.expand = linear(dim, 2 * dim)
-        self.contract = linear(2 * dim, dim)
+        self.expand = linear(dim, mlp_ratio * dim)
+        self.contract = linear(mlp_ratio * dim, dim)
         self.num_heads = num_heads
 
     def __call__(self, tokens: Float[Array, "tokens dim"]) -> Float[Array, "tokens dim"]:

@@ -18,6 +18,7 @@ from ntt_eqx import make_mask, scores, sparsify
 from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.model_file import load_model, save_model
+from ntt_eqx.models import MODELS, make_model
 
 from .conftest import TwoLayers
 
@@ -34,6 +35,17 @@ MAGIC = b"ntt-eqx model\n"
 def network():
     sparse = sparsify(TwoLayers((1, 4, 4), 3, key=jax.random.key(3)))
     return sparse.with_mask(make_mask(scores.Random(jax.random.key(1))(sparse), 0.2))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture_comes_back(name, tmp_path):
+    """Also those with numbers that are no arrays, such as where a pool starts its maximum."""
+    shape = (1, 28, 28) if name.startswith("lenet") else (3, 32, 32)
+    sparse = sparsify(make_model(name, shape, 10, key=jax.random.key(0)))
+    arguments = {"input_shape": list(shape), "num_classes": 10}
+    save_model(tmp_path / "net.eqx", sparse, {**HEADER, "model": name, "arguments": arguments})
+    found = load_model(tmp_path / "net.eqx").model
+    assert eqx.tree_equal(found, sparse)
 
 
 @pytest.fixture
