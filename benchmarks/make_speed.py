@@ -20,7 +20,7 @@ CASES = {
 }
 PASSES = ("forward", "gradient", "step")
 COMPILED = {"H100": "compiled_h100", "TPU v5e": "compiled_tpu-v5e"}
-LARGE = {"vit_b": ("ViT-B/16", "86 million"), "resnet_50": ("ResNet, width 152", "25 million")}
+LARGE = {"vit_b": ("ViT-B/16", 86.6e6), "resnet_50": ("ResNet, width 152", 24.7e6)}  # parameters
 BASELINE = "ntk_vector_products"
 
 Row = dict[str, Any]
@@ -106,13 +106,17 @@ def compiled_table() -> str:
 def many_table() -> str:
     """Whole steps of large networks, for several chips: what each of them holds and sends."""
     sent = ["all-gather", "reduce-scatter", "all-reduce"]
-    names = ["chips", "network", "parameters", "sketch", "peak GiB", *sent, "roofline (ms)"]
-    lines = [line(names), line(["---"] * 2 + ["---:"] * 7)]
+    names = ["chips", "network", "parameters", "sketch", "peak GiB", *sent]
+    names += ["8 P (D - 1) / D", "roofline (ms)"]
+    lines = [line(names), line(["---"] * 2 + ["---:"] * 8)]
     for row in load("compiled_many")["rows"]:
         network = row["case"].rpartition(":")[2]
-        mib = [f"{row['sent'].get(name, [0, 0])[1] / 2**20:,.0f} MiB" for name in sent]
-        cells = [f"{row['devices']} x {row['chip']}", *LARGE[network], str(row["sketch"])]
-        cells += [f"{row['peak_bytes'] / 2**30:.1f}", *mib]
+        (name, parameters), devices = LARGE[network], row["devices"]
+        mib = [row["sent"].get(kind, [0, 0])[1] / 2**20 for kind in sent]
+        mib.append(8 * parameters * (devices - 1) / devices / 2**20)
+        cells = [f"{devices} x {row['chip']}", name, f"{parameters / 1e6:.0f} million"]
+        cells += [str(row["sketch"]), f"{row['peak_bytes'] / 2**30:.1f}"]
+        cells += [f"{size:,.0f} MiB" for size in mib]
         lines.append(line([*cells, f"{1e3 * row['roofline_s']:,.0f}"]))
     return "\n".join(lines)
 
