@@ -90,6 +90,17 @@ def sketch_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def training_table(rows: list[Row]) -> str:
+    """A supervised step beside PyTorch's: the fastest process of each."""
+    lines = [line(["network", "ours (ms)", "PyTorch (ms)", "ours / PyTorch"])]
+    lines.append(line(["---"] + ["---:"] * 3))
+    for row in rows:
+        ours, theirs = (min(row["median_s"][side]) for side in ("ntt_eqx", "torch"))
+        cells = [f"{1000 * ours:.1f}", f"{1000 * theirs:.1f}", f"{ours / theirs:.2f}"]
+        lines.append(line([CASES[row["case"]], *cells]))
+    return "\n".join(lines)
+
+
 def compiled_table() -> str:
     """Whole steps, compiled for chips that were not there."""
     names = ["chip", "network", "kernel", "launches", "temporary MiB", "peak MiB", "GFLOP", "GB"]
@@ -135,6 +146,7 @@ def speedups() -> tuple[int, int]:
 def facts() -> dict[str, str]:
     """What the page is filled with."""
     cpu, alone, sketch = load("cpu"), load("cpu_lenet5_step"), load("cpu_sketch")
+    training = load("training")
     products = lambda found: " and ".join(f"{rate:.0f}" for rate in found.values())
     ours, theirs = (find(alone["rows"], implementation=what) for what in ("factors", BASELINE))
     assert ours is not None and theirs is not None
@@ -147,6 +159,9 @@ def facts() -> dict[str, str]:
         "alone_ratio": f"{theirs['median_s'] / ours['median_s']:.0f}x",
         "alone_matmul": products(alone["matmul_gflops_per_s"]),
         "compiled_table": compiled_table(),
+        "training_table": training_table(training["rows"]),
+        "training_jax": training["versions"]["jax"],
+        "torch": training["versions"]["torch"],
         "many_table": many_table(),
         "compiled_jax": load("compiled_h100")["jax"],
         "sketch_table": sketch_table(sketch["rows"]),

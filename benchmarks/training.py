@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 CASES = {
@@ -57,7 +58,8 @@ def main() -> None:
         shown = ", ".join(f"{side} {1e3 * value:.2f} ms" for side, value in best.items())
         print(f"{case}: {shown}; {ratio:.2f} of PyTorch's", flush=True)
     if options.json:
-        options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        versions = {name: metadata.version(name) for name in ("jax", "torch")}
+        options.json.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
 
 
 def measure(step: Callable[[], None], steps: int) -> float:

@@ -243,7 +243,8 @@ def _finish(cells: Sequence[Cell], out: Path, display: Display) -> None:
     display.table(table_cells(make_rows([run.result for run in runs if run.result])))
     names = ", ".join(sorted({path.stem for path in figures}))
     display.say(f"results: {out / 'results.json'}, {out / 'table.md'}, {out / 'report.html'}")
-    display.say(f"figures: {out / 'figures'} ({names}; PNG and SVG)")
+    if figures:
+        display.say(f"figures: {out / 'figures'} ({names}; PNG and SVG)")
 
 
 def _record(out: Path, settings: CompareSettings) -> None:
