@@ -39,10 +39,9 @@ NAMES = {
 LABELS = {"dense": "–", "snip": "yes", "grasp": "yes"}  # all others: no
 ON_EXAMPLES = ("snip", "logit-snip")  # scored on 100 examples
 BEYOND = (
-    ("ntt-sketch", "", "**NTT, sketched, over all layers**"),
-    ("ntt-sketch", "erk", "**NTT, sketched, ERK**"),
-    ("synflow", "", "SynFlow"),
-    ("ntk-sap", "", "NTK-SAP"),
+    ("ntt-sketch", "**NTT, sketched, over all layers**"),
+    ("synflow", "SynFlow"),
+    ("ntk-sap", "NTK-SAP"),
 )
 DENSITIES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.3)
 
@@ -122,12 +121,12 @@ def sparsity_table(results: Results) -> str:
 
 
 def beyond_table(results: Results) -> str:
-    """NTT with a free or an ERK share for each layer, beside the strongest label-free scores."""
+    """NTT over all layers, beside the strongest label-free scores."""
     rows = []
-    for method, mask, name in BEYOND:
+    for method, name in BEYOND:
         cells = []
         for density in (0.01, 0.03):
-            found = values(results, method=method, mask=mask, density=density)
+            found = values(results, method=method, scope="global", density=density)
             cells += [spread(found, 2), ", ".join(f"{v:.1f}" for v in found)]
         rows.append([name, *cells])
     header = ["method", "1 %", "of each seed", "3 %", "of each seed"]

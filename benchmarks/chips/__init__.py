@@ -45,7 +45,7 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("h100", "cuda", "1x{}x1", 1, 989, 67, 3352, 2.0),
+        Chip("h100", "cuda", "1x1x{}", 1, 989, 67, 3352, 2.0),
         Chip("tpu-v4", "tpu", "v4:{}x{}x{}", 3, 275, 4.3, 1228, 0.2),
         Chip("tpu-v5e", "tpu", "v5e:{}x{}", 2, 197, 6.1, 819, 0.2),
         Chip("tpu-v5p", "tpu", "v5p:{}x{}x{}", 3, 459, 7.2, 2765, 0.2),
