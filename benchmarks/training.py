@@ -20,18 +20,16 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-CASES = {
-    "lenet300100": ("lenet-300-100", (1, 28, 28)),
-    "lenet5": ("lenet-5", (1, 28, 28)),
-    "conv4": ("conv-4", (3, 32, 32)),
-}
+from cases import CASES
+
+NAMES = ("lenet300100", "lenet5", "conv4")
 BATCH = 64
 
 
 def main() -> None:
     """Measure every case by every side, and print a table."""
     parser = argparse.ArgumentParser(description="Training steps beside those of PyTorch.")
-    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
     parser.add_argument("--steps", type=int, default=100, help="timed steps of a process")
     parser.add_argument("--compile", action="store_true", help="torch.compile, too")
@@ -82,10 +80,9 @@ def ours(case: str) -> Callable[[], None]:
 
     import ntt_eqx as ntt
 
-    name, shape = CASES[case]
-    model = ntt.models.make_model(name, shape, 10, key=jax.random.key(0))
+    model = CASES[case].teacher(jax.random.key(0))
     state = ntt.train_init(model, ntt.TrainConfig(), optax.adam(1e-3))
-    x = jax.random.normal(jax.random.key(1), (BATCH, *shape))
+    x = CASES[case].samples(jax.random.key(1), BATCH)
     y = jnp.arange(BATCH) % 10
     by_batch = eqx.filter_jit(
         lambda batch, state: ntt.train_step(state, batch), donate="all-except-first"
@@ -119,11 +116,10 @@ def torch_side(case: str, compiled: bool = False) -> Callable[[], None]:
             *(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3200, 512), nn.ReLU(), nn.Linear(512, 10)),
         ],
     }
-    _, shape = CASES[case]
     model = nn.Sequential(*layers[case])
     run = torch.compile(model) if compiled else model
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    x, y = torch.randn(BATCH, *shape), torch.arange(BATCH) % 10
+    x, y = torch.randn(BATCH, *CASES[case].input_shape), torch.arange(BATCH) % 10
 
     def step() -> None:
         optimizer.zero_grad()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ntt_eqx import compare_kernels, layer_costs, make_mask, scores, sparsify
+from ntt_eqx._diagnostics import _alignment, _effective_rank
 
 
 def test_the_kernel_of_a_masked_linear_layer():
@@ -44,6 +45,20 @@ def test_a_network_is_aligned_with_itself():
     assert found["kernel_distance"] == pytest.approx(0, abs=1e-8)
     assert found["kernel_alignment"] == pytest.approx(1)
     assert found["trace_ratio"] == pytest.approx(1)
+
+
+def test_alignment_does_not_see_scale_or_shift():
+    rng = np.random.default_rng(0)
+    k = rng.normal(size=(6, 8))
+    k = k @ k.T
+    assert _alignment(k, 3 * k + 5) == pytest.approx(1)
+    assert _alignment(k, np.ones((6, 6))) == 0
+
+
+def test_effective_rank():
+    assert _effective_rank(np.ones(7)) == pytest.approx(7)
+    assert _effective_rank(np.array([5.0, 0.0])) == pytest.approx(1)
+    assert _effective_rank(np.zeros(3)) <= 1
 
 
 def test_what_scale_and_rank_do():

@@ -54,9 +54,10 @@ def ntt_evaluate(state: NTTState, x: Shaped[Array, "batch ..."]) -> NTTMetrics:
 def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     method, moment = state.method, state.moment()
     params, static = eqx.partition(state.student, eqx.is_inexact_array)
+    params = lost_unless_shared(params, x)
 
     def loss(params: Any) -> tuple[Array, NTTMetrics]:
-        student = eqx.combine(lost_unless_shared(params, x), static)
+        student = eqx.combine(params, static)
         return loss_at(method.loss, student, state.teacher, x, moment)
 
     (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
