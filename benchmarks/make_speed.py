@@ -134,30 +134,20 @@ def many_table() -> str:
 
 def speedups() -> tuple[int, int]:
     """The smallest and the largest speed-up of all rows with the baseline, rounded."""
-    found = [
-        row["speedup"]
-        for name in ("cpu", "cpu_lenet5_step")
-        for row in load(name)["rows"]
-        if row["implementation"] == "factors" and row["speedup"]
-    ]
+    rows = load("cpu")["rows"]
+    found = [r["speedup"] for r in rows if r["implementation"] == "factors" and r["speedup"]]
     return round(min(found)), round(max(found))
 
 
 def facts() -> dict[str, str]:
     """What the page is filled with."""
-    cpu, alone, sketch = load("cpu"), load("cpu_lenet5_step"), load("cpu_sketch")
+    cpu, sketch = load("cpu"), load("cpu_sketch")
     training = load("training")
     products = lambda found: " and ".join(f"{rate:.0f}" for rate in found.values())
-    ours, theirs = (find(alone["rows"], implementation=what) for what in ("factors", BASELINE))
-    assert ours is not None and theirs is not None
     return {
         "jax": cpu["versions"]["jax"],
         "main_table": main_table(cpu["rows"]),
         "matmul": products(cpu["matmul_gflops_per_s"]),
-        "alone": milliseconds(ours),
-        "alone_baseline": milliseconds(theirs),
-        "alone_ratio": f"{theirs['median_s'] / ours['median_s']:.0f}x",
-        "alone_matmul": products(alone["matmul_gflops_per_s"]),
         "compiled_table": compiled_table(),
         "training_table": training_table(training["rows"]),
         "training_jax": training["versions"]["jax"],

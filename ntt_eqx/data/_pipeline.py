@@ -95,10 +95,7 @@ def batches(
     def gather(indices: np.ndarray) -> Batch:
         x = lambda rows: _standardise(split.x[indices[rows]], offset, scale)
         y = lambda rows: split.y[indices[rows]]
-        if layout is None or layout.processes == 1:
-            return Batch(jnp.asarray(x(slice(None))), jnp.asarray(y(slice(None))))
-        shape = (len(indices), *split.x.shape[1:])
-        return Batch(_own_rows(layout, shape, x), _own_rows(layout, shape[:1], y))
+        return _load(layout, (len(indices), *split.x.shape[1:]), x, y)
 
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     return iter(grain.MapDataset.source(source).map(gather).to_iter_dataset(options))
@@ -114,14 +111,25 @@ def as_batch(split: Split, *, mean: Moment = 0.0, std: Moment = 1.0) -> Batch:
 
     **Returns:**
 
-    One `Batch` of the size of the split.
+    One `Batch` of the size of the split. Like those of `batches` it is one global array inside
+    `ntt.distribute` with several processes.
     """
-    x = _standardise(split.x, *_offset_and_scale(split.x, mean, std))
-    return Batch(jnp.asarray(x), jnp.asarray(split.y))
+    offset, scale = _offset_and_scale(split.x, mean, std)
+    x = lambda rows: _standardise(split.x[rows], offset, scale)
+    return _load(layout_in_use(), split.x.shape, x, lambda rows: split.y[rows])
 
 
-def _own_rows(layout: Layout, shape: tuple[int, ...], rows: Callable[[slice], np.ndarray]) -> Array:
-    """A global array, of which each process loads the rows of its own devices."""
+_Rows = Callable[[slice], np.ndarray]
+
+
+def _load(layout: Layout | None, shape: tuple[int, ...], x: _Rows, y: _Rows) -> Batch:
+    """A batch of samples `shape`; of several processes each loads the rows of its own devices."""
+    if layout is None or layout.processes == 1:
+        return Batch(jnp.asarray(x(slice(None))), jnp.asarray(y(slice(None))))
+    return Batch(_own_rows(layout, shape, x), _own_rows(layout, shape[:1], y))
+
+
+def _own_rows(layout: Layout, shape: tuple[int, ...], rows: _Rows) -> Array:
     sharding = layout.sharding(layout.spec_of_samples(shape))
     own = lambda index: rows(index[0])  # pyright: ignore[reportOptionalSubscript]
     return jax.make_array_from_callback(shape, sharding, own)

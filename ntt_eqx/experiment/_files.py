@@ -11,10 +11,16 @@ from typing import Any
 
 from .._files import write_whole
 from ._errors import ExperimentError
+from .together import is_first
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Put `content` at `path`, whole or not at all, in a folder that is made if need be."""
+    """Put `content` at `path`, whole or not at all, in a folder that is made if need be.
+
+    Of several processes with one command only the first writes.
+    """
+    if not is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content)
 

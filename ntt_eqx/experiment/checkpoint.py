@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ._errors import ExperimentError, require
@@ -60,9 +61,13 @@ class CheckpointStore:
     def latest(self, like: PyTree) -> Checkpoint | None:
         """The newest whole checkpoint; `ExperimentError` when there are some and none is whole.
 
-        Its arrays lie on the devices that those of `like` are on, whichever wrote them.
+        Its arrays lie on the devices that those of `like` are on, whichever wrote them; with
+        several processes on all devices.
         """
-        here = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        everywhere = NamedSharding(Mesh(jax.devices(), ("devices",)), PartitionSpec())
+        where = lambda x: everywhere if x.is_fully_addressable and several else x.sharding
+        several = jax.process_count() > 1
+        here = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x))
         wanted = jax.tree.map(here, _named_arrays(like))
         state, reason = self._args.StandardRestore(wanted), None
         for step in reversed(self.steps()):

@@ -18,6 +18,7 @@ from typing import Any
 
 from .._files import remove_unfinished
 from ._errors import ExperimentError
+from .together import by_first
 
 BEAT = 10.0  # seconds between two heartbeats
 STALE = 120.0  # seconds without one after which a claim is anybody's
@@ -66,7 +67,7 @@ class Claim:
 
     def check(self) -> None:
         """Raise `Lost` if the folder is another worker's by now."""
-        if _read(self._path) != self._owner:
+        if by_first(lambda: _read(self._path) != self._owner):
             raise Lost(f"{self._folder}: another worker took it over; this one was not heard of.")
 
     def beat(self) -> None:
@@ -115,14 +116,14 @@ def claimed(folder: Path) -> Iterator[Claim]:
     """
     check_exclusive(folder)
     claim = Claim(folder)
-    if not claim.take():
-        owner = _read(folder / _NAME)
+    owner = by_first(lambda: None if claim.take() else _read(folder / _NAME))
+    if owner is not None:
         raise Taken(
             f"{folder}: another process (pid {owner.get('pid', 'unknown')} on "
             f"{owner.get('host', 'an unknown host')}) works in this directory; wait for it or "
             "choose another folder with --out."
         )
-    remove_unfinished(folder)
+    by_first(lambda: remove_unfinished(folder))
     stop = threading.Event()
 
     def beats() -> None:
@@ -141,6 +142,10 @@ def claimed(folder: Path) -> Iterator[Claim]:
 
 def check_exclusive(folder: Path) -> None:
     """Make a folder; `ExperimentError` where that fails, or two can create one file in it."""
+    by_first(lambda: _check_exclusive(folder))
+
+
+def _check_exclusive(folder: Path) -> None:
     probe, flags = folder / f"{_NAME}-probe-{uuid.uuid4().hex}", os.O_CREAT | os.O_EXCL
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint, CheckpointStore
 from .images import Shelf
 from .metrics import MetricsFile
 from .progress import Display
+from .together import anybody, by_first, meets
 
 
 @dataclasses.dataclass
@@ -68,8 +69,8 @@ class StopRequest:
         self._before = {}
 
     def check(self) -> None:
-        """Raise `Interrupted` if a stop was asked for."""
-        if self.asked:
+        """Raise `Interrupted` if a stop was asked for, of this process or of one beside it."""
+        if anybody(self.asked):
             raise Interrupted
 
     def _ask(self, number: int, frame: Any) -> None:
@@ -141,7 +142,11 @@ def _run(
         nonlocal saved, shown
         display.advance(at.step, shown)
         shown, last = None, at.step == phase.num_steps
-        if last or stop.asked or time.monotonic() - saved >= context.checkpoint_every:
+        if not (last or meets(at.step)):
+            return
+        due = by_first(lambda: time.monotonic() - saved >= context.checkpoint_every)
+        asked = anybody(stop.asked)
+        if last or asked or due:
             context.check_claim()
             window = at.window()  # stops at a loss that is not finite, before its state is kept
             metrics.sync()
@@ -155,8 +160,8 @@ def _run(
             }
             store.save(Checkpoint(at.step, at.state, kept))
             saved = time.monotonic()
-        if not last:
-            stop.check()
+        if asked and not last:
+            raise Interrupted
 
     state, _ = phase.run(
         found.state,

@@ -7,6 +7,7 @@ from typing import Any
 
 from ._errors import ExperimentError
 from ._files import finite, read_bytes, write_bytes
+from .together import by_first, is_first
 
 
 class MetricsFile:
@@ -22,6 +23,10 @@ class MetricsFile:
 
     def rewind(self, rows: int) -> None:
         """Keep the first `rows` rows; `ExperimentError` when there are fewer whole ones."""
+        by_first(lambda: self._keep(rows))
+        self.rows = rows
+
+    def _keep(self, rows: int) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]
         if len(whole) < rows:
@@ -31,17 +36,17 @@ class MetricsFile:
             )
         if lines != whole[:rows]:
             write_bytes(self.path, b"".join(whole[:rows]))
-        self.rows = rows
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row and hand it to the system."""
-        with open(self.path, "ab") as file:
-            file.write(json.dumps(finite(row), allow_nan=False).encode() + b"\n")
         self.rows += 1
+        if is_first():
+            with open(self.path, "ab") as file:
+                file.write(json.dumps(finite(row), allow_nan=False).encode() + b"\n")
 
     def sync(self) -> None:
         """Force the rows to the disk, before a checkpoint refers to them."""
-        if self.path.exists():
+        if is_first() and self.path.exists():
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
 

@@ -1,5 +1,6 @@
 """How a run shows what it does: a live bar on a terminal, plain lines anywhere else."""
 
+import io
 import sys
 import time
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from typing import Any
 
 from ._errors import require
 from .table import Cells
+from .together import is_first
 
 _LINE_EVERY = 10.0  # seconds between two plain lines
 
@@ -18,6 +20,8 @@ class Display:
     """
 
     def __init__(self, stream: Any = None):
+        if not is_first():
+            stream = io.StringIO()  # that nobody reads
         stream = sys.stdout if stream is None else stream
         live = stream.isatty()
         plain: Any = {"markup": False, "emoji": False, "highlight": False}

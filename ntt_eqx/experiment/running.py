@@ -23,6 +23,7 @@ from .model_file import load_model, save_model
 from .phases import training_phase, transfer_phase
 from .pruning import ablated, check_fits, collapse_told, pruned_at_start
 from .results import MODEL, TRANSFERRED, read_result
+from .together import by_first, is_first, wait
 
 
 def check_cells(cells: Sequence[Cell], shelf: Shelf) -> None:
@@ -57,9 +58,9 @@ def run_cell(cell: Cell, directory: Path, context: RunContext, title: str) -> di
     Raises `Diverged` when a loss is not finite; the reason is kept in `failure.json`; `Interrupted`
     when a stop was asked for; `ExperimentError` when the directory belongs to something else.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    settle(directory, cell.to_json())
-    result = read_result(directory)
+    by_first(lambda: directory.mkdir(parents=True, exist_ok=True))
+    by_first(lambda: settle(directory, cell.to_json()))
+    result = by_first(lambda: read_result(directory))
     if result is not None:
         if result["fingerprint"] != cell.fingerprint:
             raise ExperimentError(
@@ -76,8 +77,10 @@ def run_cell(cell: Cell, directory: Path, context: RunContext, title: str) -> di
         raise
     context.check_claim()
     write_json(directory / "result.json", result)  # the last file: the cell is done
-    failure.unlink(missing_ok=True)
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    if is_first():
+        failure.unlink(missing_ok=True)
+        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    wait()
     return result
 
 
@@ -97,7 +100,7 @@ def _make(cell: Cell, directory: Path, context: RunContext, title: str) -> dict[
         "std": images.std,
     }
     sparse = checkpoints / "sparse.eqx"  # so that a resumed training does nothing before it again
-    if sparse.exists():
+    if by_first(sparse.exists):
         student, found = load_model(sparse)
         metrics.rows = found["rows"]
     else:

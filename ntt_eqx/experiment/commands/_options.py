@@ -1,5 +1,6 @@
 """Options that several commands share, and how one network is made."""
 
+import abc
 import contextlib
 import dataclasses
 from pathlib import Path
@@ -25,27 +26,38 @@ from ..settings import (
     TransferSettings,
     check,
 )
+from ..together import by_first, is_first, join, wait
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(abc.ABC):
     """Options of every command that makes networks.
 
     Attributes:
         out: directory of the run.
         data_dir: folder with datasets; more places are searched, see `ntt-eqx data`.
         checkpoint_every: seconds between two checkpoints.
-        devices: compute on one device, or share every step among all; results agree to rounding.
+        devices: compute on one device, or share every step among all, those of other hosts with
+            the same command (`hosts`) included; results agree to rounding.
     """
 
     out: Path = Path("runs")
     data_dir: Path | None = None
     checkpoint_every: float = 60.0
-    devices: Literal["one", "all"] = "one"
+    devices: Literal["one", "all", "hosts"] = "one"
 
-    def on_devices(self) -> contextlib.AbstractContextManager[Any]:
-        """Within it, what is computed is computed on the devices asked for."""
-        return distribute() if self.devices == "all" else contextlib.nullcontext()
+    def run(self) -> int:
+        """Do it on the devices asked for; returns the exit status."""
+        if self.devices == "hosts":
+            join()
+        with contextlib.nullcontext() if self.devices == "one" else distribute():
+            status = self.make()
+            wait()
+        return status
+
+    @abc.abstractmethod
+    def make(self) -> int:
+        """What the command does, on whatever devices."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,10 +116,10 @@ def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
     shelf, out = shelf_of(options.data_dir), options.out
     if start is None:
         check_cells([cell], shelf)
-    with Display() as display, StopRequest() as stop, claimed(out) as claim, options.on_devices():
+    with Display() as display, StopRequest() as stop, claimed(out) as claim:
         every = options.checkpoint_every
         context = RunContext(shelf, display, stop, every, start, claim.check)
-        done = (out / "result.json").exists()
+        done = by_first((out / "result.json").exists)
         display.say(f"{cell.dataset}, {cell.model}, {cell.name}; results in {out}")
         try:
             result = run_cell(cell, out, context, cell.name)
@@ -123,7 +135,9 @@ def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
             distances = (result[f"{name}_distance"] for name in ("kernel", "target"))
             display.say("kernel distance {:.4g}, target distance {:.4g}".format(*distances))
         display.say(f"density {result['kept_density']:.4g}; network: {out / MODEL}")
-        write_page(find_runs(out), out, f"{cell.dataset}, {cell.model}: {cell.name}", display.say)
+        if is_first():
+            title = f"{cell.dataset}, {cell.model}: {cell.name}"
+            write_page(find_runs(out), out, title, display.say)
     return 0
 
 

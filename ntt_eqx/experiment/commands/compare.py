@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import platform
 import sys
 import time
@@ -31,6 +32,7 @@ from ..results import CELLS, Run, read_result
 from ..running import check_cells, dense_initialisation, run_cell
 from ..settings import PRESETS, CompareSettings, check, to_json
 from ..table import make_rows, table_cells
+from ..together import by_first, is_first
 from ._options import RunOptions, accuracies, check_names
 
 _PACKAGES = ("ntt-eqx", "jax", "jaxlib", "equinox", "optax", "grain", "numpy")
@@ -66,34 +68,44 @@ class Compare(RunOptions):
     job: tuple[str, ...] = ()
 
     def run(self) -> int:
+        """Work here, or launch workers that do; returns the exit status."""
+        if self.launch == "here" or self.plan_only:
+            return super().run()
+        check_cells(plan(check_names(check(self.settings))), shelf_of(self.data_dir))
+        check_exclusive(self.out)
+        worker = dataclasses.replace(self, launch="here")
+        with Display() as display:
+            jobs = (self.workers, self.launch, self.job, self.out / "jobs")
+            return launch(worker.run, *jobs, display.say)
+
+    def make(self) -> int:
         """Run the comparison; returns the exit status."""
         settings = check_names(check(self.settings))
         cells, shelf, out = plan(settings), shelf_of(self.data_dir), self.out
         check_cells(cells, shelf)
-        with Display() as display, StopRequest() as stop, self.on_devices():
+        with Display() as display, StopRequest() as stop:
             context = RunContext(shelf, display, stop, self.checkpoint_every)
             if self.plan_only:
                 check_folder(out)
                 _show_plan(cells, out, context, timed=False)
                 return 0
             check_exclusive(out)
-            if self.launch != "here":
-                worker = dataclasses.replace(self, launch="here")
-                jobs = (self.workers, self.launch, self.job, out / "jobs")
-                return launch(worker.run, *jobs, display.say)
-            _record(out, settings)
+            by_first(lambda: _record(out, settings))
             _show_plan(cells, out, context, timed=True)
             failed = _run_cells(cells, out, context)
-            _finish(cells, out, display)
+            if is_first():
+                _finish(cells, out, display)
         return 1 if failed else 0
 
 
 def _show_plan(cells: Sequence[Cell], out: Path, context: RunContext, *, timed: bool) -> None:
     """Say what will be done, where the results go, and, if it is `timed`, how long it takes."""
     say = context.display.say
-    todo = [cell for cell in cells if not (out / CELLS / cell.folder / "result.json").exists()]
-    done = f", {len(cells) - len(todo)} of them done already" if len(todo) < len(cells) else ""
-    say(f"Plan: {len(cells)} networks{done}; results in {out}")
+    is_done = lambda cell: (out / CELLS / cell.folder / "result.json").exists()
+    done = by_first(lambda: [is_done(cell) for cell in cells])
+    todo = [cell for cell, there in zip(cells, done, strict=True) if not there]
+    rest = f", {sum(done)} of them done already" if any(done) else ""
+    say(f"Plan: {len(cells)} networks{rest}; results in {out}")
     for name in ("dataset", "model", "method", "scope", "density", "seed"):
         dense = name not in ("scope", "density")  # of which a dense network has none
         values = [getattr(cell, name) for cell in cells if dense or cell.scope]
@@ -161,7 +173,7 @@ def _measure(phase: Phase) -> tuple[float, float, float]:
 
 def _memory() -> int | None:
     """Bytes that this process has needed so far, `None` where that is not known."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
     try:
@@ -186,10 +198,10 @@ def _run_cells(cells: Sequence[Cell], out: Path, context: RunContext) -> bool:
             directory = out / CELLS / cell.folder
             title = f"[{number}/{len(cells)}] {cell.name}"
             title += f" ({cell.dataset}, {cell.model})" if several else ""
-            if (directory / "result.json").exists():  # to be read, and checked
+            if by_first((directory / "result.json").exists):  # to be read, and checked
                 run_cell(cell, directory, context, title)
                 continue
-            if _has_failed(directory, begun):
+            if by_first(functools.partial(_has_failed, directory, begun)):
                 failed = True
                 continue
             try:
@@ -203,7 +215,8 @@ def _run_cells(cells: Sequence[Cell], out: Path, context: RunContext) -> bool:
                 failed = True
                 context.display.say(str(error))
                 continue
-            write_tables(_results(cells, out), out)
+            if is_first():
+                write_tables(_results(cells, out), out)
             if result["test_accuracy"] is not None:
                 context.display.say(f"{title}: {accuracies(result)}")
         if len(others) == len(todo):
@@ -213,7 +226,8 @@ def _run_cells(cells: Sequence[Cell], out: Path, context: RunContext) -> bool:
             context.stop.check()
             time.sleep(_POLL)
         todo = others
-    write_tables(_results(cells, out), out)
+    if is_first():
+        write_tables(_results(cells, out), out)
     return failed
 
 

@@ -8,7 +8,7 @@ and the tangent kernel alone, so a student that shares both with its teacher sta
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -51,9 +51,10 @@ class Evolution(NetworkOptions):
         epochs=110.0, learning_rate=1e-3, dataset="fashion-mnist-mini"
     )
     evolution: EvolutionSettings = EvolutionSettings()  # the training side by side
+    devices: Literal["one", "all"] = "one"
     out: Path = Path("runs/evolution")
 
-    def run(self) -> int:
+    def make(self) -> int:
         """Follow the outputs while the networks train; returns the exit status."""
         check(self.evolution, "evolution.")
         cell = dataclasses.replace(self.cell(), training=None)
@@ -63,7 +64,7 @@ class Evolution(NetworkOptions):
         images = shelf(self.dataset)
         check_labelled(images)
         asked = {"transfer": cell.to_json(), "evolution": to_json(self.evolution)}
-        with Display() as display, StopRequest() as stop, claimed(out) as claim, self.on_devices():
+        with Display() as display, StopRequest() as stop, claimed(out) as claim:
             settle(out, {"command": "evolution", **asked})
             display.say(f"{cell.dataset}, {cell.model}, {cell.name}; results in {out}")
             context = RunContext(

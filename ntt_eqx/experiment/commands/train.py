@@ -23,7 +23,7 @@ class Train(NetworkOptions):
     training: TrainingSettings = PRESETS["quick"].training  # the supervised phase
     out: Path = Path("runs/train")
 
-    def run(self) -> int:
+    def make(self) -> int:
         """Train the network; returns the exit status."""
         cell = self.cell(mask=self.mask, training=self.training)
         if self.start is None:

@@ -17,6 +17,6 @@ class Transfer(NetworkOptions):
     method: TransferName = "ntt"
     out: Path = Path("runs/transfer")
 
-    def run(self) -> int:
+    def make(self) -> int:
         """Find the network; returns the exit status."""
         return make_one(dataclasses.replace(self.cell(), training=None), self)

@@ -1,0 +1,88 @@
+"""Several processes that carry out one command: all compute, the first writes and speaks.
+
+They have to take the same steps in the same order. What a process learns from outside (a file, a
+clock, a signal) is therefore asked of the first, or of all, and then known to each.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ._errors import ExperimentError
+
+_EVERY = 10  # steps between two agreements on whether to stop or to save
+_PATIENCE = 10  # seconds that one which failed waits for the others before it leaves them
+
+
+def join() -> None:
+    """Find the other processes; `ExperimentError` says how, where JAX cannot."""
+    given = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    told = {name: os.environ[key] for name, key in given.items() if key in os.environ}
+    try:
+        numbers: Any = {name: int(value) for name, value in told.items()}
+        jax.distributed.initialize(**numbers, shutdown_timeout_seconds=_PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise ExperimentError(
+            f"devices hosts: the other processes cannot be found ({error}) Under Slurm, Open MPI "
+            "and on TPU pods JAX knows them; elsewhere set JAX_COORDINATOR_ADDRESS (HOST:PORT of "
+            "the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID (0, 1, ...) for each."
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def by_first(function: Callable[[], Any]) -> Any:
+    """The JSON value that `function` returns in the first process, the only one to call it.
+
+    What it raises there ends the others with an `ExperimentError`.
+    """
+    if jax.process_count() == 1:
+        return function()
+    value, failure = None, None
+    if is_first():
+        try:
+            value = function()
+        except Exception as error:
+            failure = error
+    value, message = _told_by_first([value, None if failure is None else str(failure)])
+    if failure is not None:
+        raise failure
+    if message is not None:
+        raise ExperimentError(message)
+    return value
+
+
+def meets(step: int) -> bool:
+    """Whether the processes agree on anything after this step."""
+    return jax.process_count() == 1 or step % _EVERY == 0
+
+
+def anybody(flag: bool) -> bool:
+    """Whether `flag` is true in any process."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def wait() -> None:
+    """Wait for all processes, so that what the first has written is there for the others."""
+    by_first(lambda: None)
+
+
+def _told_by_first(value: Any) -> Any:
+    from jax.experimental import multihost_utils
+
+    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
+    room = np.zeros(size, np.uint8)
+    room[: min(size, content.size)] = content[:size]
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(room)))
