@@ -180,6 +180,7 @@ def run(
     evaluate: Evaluate,
     perturbations: Mapping[Site, Array] | None = None,
     tapped: Mapping[Site, int] | None = None,
+    settle: Callable[[Array], Array] | None = None,
 ) -> tuple[dict[int, Any], dict[Site, Array]]:
     """Evaluate steps of the program.
 
@@ -191,6 +192,7 @@ def run(
     - `perturbations`: site -> array added to that step's output; in a loop, one row an iteration.
     - `tapped`: site -> operand number whose value is handed out; in a loop, one row an iteration.
       A site in a loop that is tapped is perturbed, too.
+    - `settle`: what becomes of outputs that are perturbed, and of those that are tapped later.
 
     **Returns:**
 
@@ -198,12 +200,14 @@ def run(
     """
     perturbations, tapped = perturbations or {}, tapped or {}
     values, operands = dict(values), {}
+    read_later = set(tapped_slots(program, tapped))
     for index in steps:
         step, site = program.steps[index], (index,)
         inputs = [read(values, slot) for slot in step.inputs]
         inside = _inside(perturbations, index)
         if inside:
-            outputs, seen = _run_loop(step, inputs, evaluate, inside, _inside(tapped, index))
+            seen_inside = _inside(tapped, index)
+            outputs, seen = _run_loop(step, inputs, evaluate, inside, seen_inside, settle)
             operands.update({(index, *inner): value for inner, value in seen.items()})
         else:
             outputs = evaluate(step.eqn, inputs)
@@ -211,8 +215,33 @@ def run(
             operands[site] = inputs[tapped[site]]
         if site in perturbations:
             outputs = [outputs[0] + perturbations[site].astype(outputs[0].dtype)]
+        if settle is not None:
+            settled = read_later | set(step.outputs if site in perturbations else ())
+            pairs = zip(step.outputs, outputs, strict=True)
+            outputs = [settle(out) if slot in settled else out for slot, out in pairs]
         values.update(zip(step.outputs, outputs, strict=True))
     return values, operands
+
+
+def tapped_slots(program: Program, tapped: Mapping[Site, int]) -> list[int]:
+    """The slots of the operands at these sites, loops left out."""
+    return slots_of(program.steps[site[0]].inputs[n] for site, n in tapped.items() if not site[1:])
+
+
+def is_branched(program: Program, sites: Iterable[Site]) -> bool:
+    """Whether two ways from these steps meet again, as in residual networks and normalisation."""
+    first = {site[0] for site in sites}
+    reached: set[int] = set()
+    for index, step in enumerate(program.steps):
+        if len(reached.intersection(step.reads)) > 1:
+            return True
+        if index in first or reached.intersection(step.reads):
+            reached.update(step.outputs)
+    return any(
+        is_branched(step.loop.body, [site[1:] for site in sites if site[0] == n and site[1:]])
+        for n, step in enumerate(program.steps)
+        if step.loop is not None and n in first
+    )
 
 
 def bind(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
@@ -231,6 +260,7 @@ def _run_loop(
     evaluate: Evaluate,
     perturbations: Mapping[Site, Array],
     tapped: Mapping[Site, int],
+    settle: Callable[[Array], Array] | None,
 ) -> tuple[list[Any], dict[Site, Array]]:
     """A scan with perturbations as further inputs, and tapped operands as further outputs."""
     loop = step.loop
@@ -241,7 +271,7 @@ def _run_loop(
         xs, added = rows
         given = dict(enumerate([*inputs[:first], *carry, *xs]))
         steps = range(len(loop.body.steps))
-        found, seen = run(loop.body, given, steps, evaluate, added, tapped)
+        found, seen = run(loop.body, given, steps, evaluate, added, tapped, settle)
         outputs = [read(found, slot) for slot in loop.body.outputs]
         return outputs[: loop.carry], (outputs[loop.carry :], seen)
 

@@ -8,7 +8,7 @@ from helpers.comparison import relative_error
 from jax import lax
 
 from ntt_eqx import _primitives
-from ntt_eqx._primitives import apply_primitive, with_equivalents
+from ntt_eqx._primitives import apply_primitive, in_memory, with_equivalents
 
 pytestmark = [
     pytest.mark.usefixtures("x64"),
@@ -187,3 +187,14 @@ def test_a_function_of_a_batch_by_the_equivalents(monkeypatch):
     assert convolution not in names()
     monkeypatch.setattr(_primitives, "_FEWEST", 4 * 9 + 1)  # one more than the first layer has
     assert convolution in names()
+
+
+def test_what_is_kept_in_memory_is_what_it_was():
+    x = jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)
+    for batched in (lambda call: call, jax.vmap):
+        call = jax.jit(batched(in_memory))
+        for found, expected in zip(
+            derivatives(call, jnp.cos(x), x), derivatives(lambda x: x, jnp.cos(x), x), strict=True
+        ):
+            assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
+    assert in_memory(jnp.arange(3)).tolist() == [0, 1, 2]

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._primitives import apply_primitive
-from .._program import Const, Site, read, run, slots_of
+from .._primitives import apply_primitive, in_memory
+from .._program import Const, Site, is_branched, read, run, slots_of
 from .._types import widen
 from ..kernels import GatheredMetric, block_size, gathered_tangents, map_blocks
 from ..kernels.manual_axes import like_varying
@@ -214,10 +214,12 @@ def _linearise(
         zeros[layer.site] = jnp.zeros((*layer.loops, *aval.shape), aval.dtype)
 
     zeros = like_varying(zeros, list(values.values()))
+    many = any(layer.positions > 1 for layer in layers)
+    settle = in_memory if many and is_branched(program, taps) else None
 
     def perturbed(zeros, flowing):
         given = {**values, **flowing}
-        found, tapped = run(program, given, part.steps, apply_primitive, zeros, taps)
+        found, tapped = run(program, given, part.steps, apply_primitive, zeros, taps, settle)
         last = {slot: found[slot] for slot in slots_of([plan.traced.output]) if slot in part.writes}
         return {slot: found[slot] for slot in wanted}, (tapped, last)
 

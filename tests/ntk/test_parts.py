@@ -101,3 +101,32 @@ def test_every_step_has_one_part_and_what_crosses_is_read_and_written(model):
     assert set(head.writes) == set(tail.carried) & set(head.writes)
     assert set(tail.pulled) & set(head.writes) == set(head.pushed)
     assert not set(head.writes) & set(tail.shared) and not set(once.writes) & set(tail.carried)
+
+
+class Convolutions(eqx.Module):
+    """Two convolutions, one after the other or one beside a way around it."""
+
+    first: eqx.nn.Conv2d
+    second: eqx.nn.Conv2d
+    residual: bool = eqx.field(static=True)
+
+    def __init__(self, residual, key):
+        one, two = jax.random.split(key)
+        self.first = eqx.nn.Conv2d(1, 2, 3, padding=1, key=one)
+        self.second = eqx.nn.Conv2d(2, 2, 3, padding=1, key=two)
+        self.residual = residual
+
+    def __call__(self, x):
+        h = jax.nn.relu(self.first(x))
+        return jnp.mean(self.second(h) + (h if self.residual else 0.0), axis=(1, 2))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA on CPU needs")
+def test_what_residual_networks_read_twice_is_kept_in_memory(x64):
+    x = jax.random.normal(jax.random.key(1), (2, 1, 4, 4))
+    for residual in (False, True):
+        model = Convolutions(residual, jax.random.key(0))
+        program = str(jax.make_jaxpr(lambda x, model=model: ntt.ntk(model, x))(x))
+        assert ("cond[" in program) == residual
+        exact = ntt.ntk(model, x, implementation="jacobian")
+        assert relative_error(ntt.ntk(model, x), exact) < 1e-13
