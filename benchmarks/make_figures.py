@@ -1,4 +1,4 @@
-"""Draw `docs/figures/sparsity.png` from the raw results, as `ntt-eqx report` draws a run.
+"""Draw `sparsity.png` and `time.png` of docs/figures from the raw results.
 
     python benchmarks/make_figures.py
 
@@ -8,17 +8,22 @@ the run that the page names.
 
 import json
 import shutil
+import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ntt_eqx.experiment.cli import main
+from ntt_eqx.experiment.figures import new_figure, plain_decades, save_figure
+from ntt_eqx.experiment.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
-FIGURE = ROOT / "docs" / "figures" / "sparsity.png"
+FIGURES = ROOT / "docs" / "figures"
+SKETCH_MARKS = {1: ("v", ":"), 2: ("*", "--"), 8: ("D", "-")}  # by number of directions
 
 
-def draw(results: list[dict], figure: Path) -> None:
-    """The figure of accuracy against sparsity of `results`, as a PNG."""
+def sparsity(results: list[dict], figure: Path) -> None:
+    """The figure of accuracy against sparsity, as `ntt-eqx report` draws it of a run, as a PNG."""
     with tempfile.TemporaryDirectory() as folder:
         for number, result in enumerate(results):
             cell = Path(folder) / "cells" / f"{number:04}"
@@ -30,6 +35,42 @@ def draw(results: list[dict], figure: Path) -> None:
         shutil.copyfile(Path(folder) / "report" / "figures" / "sparsity.png", figure)
 
 
+def variant(result: dict) -> tuple[str, int | None]:
+    """Which transfer a result is of: the method, and the number of its random directions."""
+    return result["method"], result["transfer"].get("sketch_size")
+
+
+def time(results: list[dict], figure: Path) -> None:
+    """Accuracy after training against the seconds of the transfer, one point a length of it."""
+    variants = sorted({variant(r) for r in results}, key=str)
+    labels = {v: METHODS[v[0]].label.replace(")", f", R = {v[1]})") for v in variants if v[1]}
+    labels = {v: labels.get(v, METHODS[v[0]].label) for v in variants}
+    seeds = sorted({r["seed"] for r in results})
+    caption = "fashion-mnist, lenet-300-100, 3 % of weights kept in every layer\n"
+    caption += f"mean of {len(seeds)} seeds, bars: ± standard deviation"
+    with new_figure(caption, 2.3, labels.values()) as (drawn, axes):
+        for one in variants:
+            mine = [r for r in results if variant(r) == one]
+            points = []
+            for epochs in sorted({r["transfer"]["epochs"] for r in mine}):
+                found = [r for r in mine if r["transfer"]["epochs"] == epochs]
+                reached = [100 * r["test_accuracy"] for r in found]
+                seconds = statistics.fmean(r["transfer_seconds"] for r in found)
+                points.append((seconds, statistics.fmean(reached), statistics.stdev(reached)))
+            style = METHODS[one[0]]
+            mark, dashes = SKETCH_MARKS[one[1]] if one[1] else (style.marker, style.dashes)
+            look: Any = {"color": style.colour, "ls": dashes, "marker": mark, "label": labels[one]}
+            x, y, error = zip(*points, strict=True)
+            axes[0][0].errorbar(x, y, yerr=error, elinewidth=0.6, capsize=1.2, ms=3.6, **look)
+        axes[0][0].set(xscale="log", xlabel="Seconds of transfer (one core)", ylim=(82.5, 87))
+        axes[0][0].set_ylabel("Test accuracy (%)")
+        plain_decades(axes[0][0].xaxis)
+    with tempfile.TemporaryDirectory() as folder:
+        png = save_figure(drawn, Path(folder) / "time")[0]
+        shutil.copyfile(png, figure)
+
+
 if __name__ == "__main__":
-    raw = ROOT / "benchmarks" / "results" / "fashion_mnist_sparsity.json"
-    draw(json.loads(raw.read_text()), FIGURE)
+    raw = lambda name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    sparsity(raw("fashion_mnist_sparsity"), FIGURES / "sparsity.png")
+    time(raw("fashion_mnist_time"), FIGURES / "time.png")

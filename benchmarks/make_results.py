@@ -135,6 +135,36 @@ def beyond_table(results: Results) -> str:
     return table(header, [False, True, False, True, False], rows)
 
 
+TRANSFERS = {  # the variants of the study of time, and what their rows are called
+    ("ntt", None): "NTT, active",
+    ("ntt-ambient", None): "NTT, ambient",
+    ("ntt-sketch", 1): "NTT, sketched, R = 1",
+    ("ntt-sketch", 2): "NTT, sketched, R = 2",
+    ("ntt-sketch", 8): "NTT, sketched, R = 8",
+}
+
+
+def time_values(results: Results, variant: tuple[str, int | None], epochs: float) -> Results:
+    """The results of one variant of the transfer and one length of it."""
+    is_one = lambda r: (r["method"], r["transfer"].get("sketch_size")) == variant
+    return [r for r in results if is_one(r) and r["transfer"]["epochs"] == epochs]
+
+
+def time_table(results: Results) -> str:
+    """Accuracy after training, and seconds of the transfer, for each length of it."""
+    lengths = sorted({r["transfer"]["epochs"] for r in results})
+    rows = []
+    for variant, name in TRANSFERS.items():
+        cells = []
+        for epochs in lengths:
+            found = time_values(results, variant, epochs)
+            seconds = mean(r["transfer_seconds"] for r in found)
+            cells.append(f"{spread(values(found), 1)} in {seconds:.{seconds < 9.5:d}f} s")
+        rows.append([name, *cells])
+    header = [f"{epochs:g} epoch{'s' * (epochs > 1)}" for epochs in lengths]
+    return table(["transfer", *header], [False, *[True] * len(lengths)], rows)
+
+
 def evolution_table(results: Results) -> str:
     rows = []
     for r in results:
@@ -155,6 +185,8 @@ def collect(name: str, *runs: pathlib.Path) -> None:
         lines = (path.parent / "metrics.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         results.append(result)
+        if transfer := json.loads(path.with_name("config.json").read_text())["transfer"]:
+            result["transfer"] = transfer
         result["transfer_curve"] = [
             [row["step"], *(row["validation"][f"{d}_distance"] for d in ("kernel", "target"))]
             for row in rows
@@ -267,6 +299,18 @@ def facts() -> dict[str, str]:
     ]
     claim(leads[0] > leads[1] + 5, "With all its steps NTT is ahead at 1 % by far more.")
 
+    timed = load("fashion_mnist_time")
+    reached = lambda *which: mean(values(time_values(timed, *which)))
+    took = lambda *which: mean(r["transfer_seconds"] for r in time_values(timed, *which))
+    active, sketched = ("ntt", None), ("ntt-sketch", 2)
+    eight = ("ntt-sketch", 8)
+    for epochs in (3, 10, 20):
+        claim(reached(eight, epochs) > reached(active, epochs), "R = 8 reaches as much.")
+        claim(took(eight, epochs) < 0.5 * took(active, epochs), "R = 8 takes less than half.")
+    for epochs in (1, 10, 20):
+        claim(reached(sketched, epochs) > reached(active, epochs) - 0.2, "R = 2 within 0.2.")
+        claim(took(sketched, epochs) < took(active, epochs) / 4, "R = 2 takes less than a quarter.")
+
     published, mnist = load("published_notebooks"), load("mnist_notebooks")
     claim(least_gain(mnist, "ntt-ambient", "ntt-sketch") > 1.5, "ahead by more than 1.5 points.")
     conv_gain = least_gain(lenet5, "ntt-sketch")
@@ -304,6 +348,7 @@ def facts() -> dict[str, str]:
         "steps_table": sparsity_table(steps, WHOLE),
         "steps_dense": spread(values(steps, method="dense"), 1),
         "notebooks_table": notebooks_table(published["lenet-300-100"], mnist),
+        "time_table": time_table(timed),
         "evolution_table": evolution_table(evolution),
     }
 

@@ -4,4 +4,9 @@ from ._curves import accuracy_figure as accuracy_figure, distances_figure as dis
 from ._evolution import evolution_figure as evolution_figure, spectrum_figure as spectrum_figure
 from ._masks import densities_figure as densities_figure, masks_figure as masks_figure
 from ._sparsity import sparsity_figure as sparsity_figure
-from ._style import line_label as line_label, save_figure as save_figure
+from ._style import (
+    line_label as line_label,
+    new_figure as new_figure,
+    plain_decades as plain_decades,
+    save_figure as save_figure,
+)
