@@ -13,7 +13,7 @@ from .._ntk import outputs_and_ntk
 from .._ntk._kernel import Implementation
 from .._ntk._plan import KernelKind
 from .._sparse import SparseModel
-from ..kernels import Precision
+from ..kernels import Precision, target_device
 from ._moment import Moment
 from ._probes import AbstractProbe, Full
 
@@ -71,6 +71,9 @@ def outputs_and_kernels(
         implementation=implementation,
     )
     f_t, theta_t = jax.lax.stop_gradient(outputs_and_ntk(teacher, x, kernel, metric=metric, **how))
+    if target_device().platform != "cpu":
+        # The student begins when the teacher has ended, whose factors then need no memory.
+        x, f_t, theta_t = jax.lax.optimization_barrier((x, f_t, theta_t))
     support = moment.support
     if kernel == "active" and moment.metric_mask is not None:
         # the active kernel of a student whose mask is open: its sum counts by another mask

@@ -9,6 +9,8 @@ from helpers.refusals import unchecked
 from helpers.students import ADAM, Tiny, moved
 
 import ntt_eqx as ntt
+from ntt_eqx._transfer import _kernels
+from ntt_eqx.kernels import Device
 
 
 @pytest.fixture
@@ -112,3 +114,20 @@ def test_settings_that_cannot_work_are_refused():
     ):
         with unchecked(), pytest.raises(ValueError, match=message):
             make()
+
+
+def test_what_frees_the_teachers_factors_changes_nothing(pair, monkeypatch):
+    """On an accelerator the student waits for the teacher's kernel."""
+    student, teacher, x = pair
+    config = ntt.NTTConfig(density=0.3)
+
+    def found():
+        loss = lambda student: ntt.ntt_loss(student, teacher, x, config)[0]
+        text = str(jax.make_jaxpr(lambda x: ntt.ntt_loss(student, teacher, x, config)[0])(x))
+        return "optimization_barrier" in text, eqx.filter_value_and_grad(loss)(student)
+
+    free, plain = found()
+    monkeypatch.setattr(_kernels, "target_device", lambda: Device("gpu", "an accelerator"))
+    waits, ordered = found()
+    assert waits and not free
+    assert jax.tree.all(jax.tree.map(np.array_equal, plain, ordered))
