@@ -35,7 +35,7 @@ def join() -> None:
 
 def is_first() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return jax.process_index() == 0
+    return not _several() or jax.process_index() == 0
 
 
 def by_first(function: Callable[[], Any]) -> Any:
@@ -43,7 +43,7 @@ def by_first(function: Callable[[], Any]) -> Any:
 
     What it raises there ends the others with an `ExperimentError`.
     """
-    if jax.process_count() == 1:
+    if not _several():
         return function()
     value, failure = None, None
     if is_first():
@@ -61,12 +61,12 @@ def by_first(function: Callable[[], Any]) -> Any:
 
 def meets(step: int) -> bool:
     """Whether the processes agree on anything after this step."""
-    return jax.process_count() == 1 or step % _EVERY == 0
+    return not _several() or step % _EVERY == 0
 
 
 def anybody(flag: bool) -> bool:
     """Whether `flag` is true in any process."""
-    if jax.process_count() == 1:
+    if not _several():
         return flag
     from jax.experimental import multihost_utils
 
@@ -76,6 +76,11 @@ def anybody(flag: bool) -> bool:
 def wait() -> None:
     """Wait for all processes, so that what the first has written is there for the others."""
     by_first(lambda: None)
+
+
+def _several() -> bool:
+    # asked first, for a command that computes nothing shall take no device
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _told_by_first(value: Any) -> Any:
