@@ -1,4 +1,4 @@
-"""Draw `sparsity.png` and `time.png` of docs/figures from the raw results.
+"""Draw `sparsity.png`, `mnist.png` and `time.png` of docs/figures from the raw results.
 
     python benchmarks/make_figures.py
 
@@ -73,4 +73,5 @@ def time(results: list[dict], figure: Path) -> None:
 if __name__ == "__main__":
     raw = lambda name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
     sparsity(raw("fashion_mnist_sparsity"), FIGURES / "sparsity.png")
+    sparsity(raw("mnist_sparsity"), FIGURES / "mnist.png")
     time(raw("fashion_mnist_time"), FIGURES / "time.png")
