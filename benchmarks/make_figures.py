@@ -13,11 +13,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from make_results import ROOT, load, time_values, values, variant
+
 from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.figures import new_figure, plain_decades, save_figure
 from ntt_eqx.experiment.methods import METHODS
 
-ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "figures"
 SKETCH_MARKS = {1: ("v", ":"), 2: ("*", "--"), 8: ("D", "-")}  # by number of directions
 
@@ -35,11 +36,6 @@ def sparsity(results: list[dict], figure: Path) -> None:
         shutil.copyfile(Path(folder) / "report" / "figures" / "sparsity.png", figure)
 
 
-def variant(result: dict) -> tuple[str, int | None]:
-    """Which transfer a result is of: the method, and the number of its random directions."""
-    return result["method"], result["transfer"].get("sketch_size")
-
-
 def time(results: list[dict], figure: Path) -> None:
     """Accuracy after training against the seconds of the transfer, one point a length of it."""
     variants = sorted({variant(r) for r in results}, key=str)
@@ -50,11 +46,10 @@ def time(results: list[dict], figure: Path) -> None:
     caption += f"mean of {len(seeds)} seeds, bars: ± standard deviation"
     with new_figure(caption, 2.3, labels.values()) as (drawn, axes):
         for one in variants:
-            mine = [r for r in results if variant(r) == one]
             points = []
-            for epochs in sorted({r["transfer"]["epochs"] for r in mine}):
-                found = [r for r in mine if r["transfer"]["epochs"] == epochs]
-                reached = [100 * r["test_accuracy"] for r in found]
+            for epochs in sorted({r["transfer"]["epochs"] for r in results}):
+                found = time_values(results, one, epochs)
+                reached = values(found)
                 seconds = statistics.fmean(r["transfer_seconds"] for r in found)
                 points.append((seconds, statistics.fmean(reached), statistics.stdev(reached)))
             style = METHODS[one[0]]
@@ -71,7 +66,6 @@ def time(results: list[dict], figure: Path) -> None:
 
 
 if __name__ == "__main__":
-    raw = lambda name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-    sparsity(raw("fashion_mnist_sparsity"), FIGURES / "sparsity.png")
-    sparsity(raw("mnist_sparsity"), FIGURES / "mnist.png")
-    time(raw("fashion_mnist_time"), FIGURES / "time.png")
+    sparsity(load("fashion_mnist_sparsity"), FIGURES / "sparsity.png")
+    sparsity(load("mnist_sparsity"), FIGURES / "mnist.png")
+    time(load("fashion_mnist_time"), FIGURES / "time.png")

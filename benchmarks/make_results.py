@@ -174,20 +174,24 @@ TRANSFERS = {  # the variants of the study of time, and what their rows are call
 }
 
 
-def time_values(results: Results, variant: tuple[str, int | None], epochs: float) -> Results:
+def variant(result: dict[str, Any]) -> tuple[str, int | None]:
+    """Which transfer a result is of: the method, and the number of its random directions."""
+    return result["method"], result["transfer"].get("sketch_size")
+
+
+def time_values(results: Results, which: tuple[str, int | None], epochs: float) -> Results:
     """The results of one variant of the transfer and one length of it."""
-    is_one = lambda r: (r["method"], r["transfer"].get("sketch_size")) == variant
-    return [r for r in results if is_one(r) and r["transfer"]["epochs"] == epochs]
+    return [r for r in results if variant(r) == which and r["transfer"]["epochs"] == epochs]
 
 
 def time_table(results: Results) -> str:
     """Accuracy after training, and seconds of the transfer, for each length of it."""
     lengths = sorted({r["transfer"]["epochs"] for r in results})
     rows = []
-    for variant, name in TRANSFERS.items():
+    for which, name in TRANSFERS.items():
         cells = []
         for epochs in lengths:
-            found = time_values(results, variant, epochs)
+            found = time_values(results, which, epochs)
             seconds = mean(r["transfer_seconds"] for r in found)
             cells.append(f"{spread(values(found), 1)} in {seconds:.{seconds < 9.5:d}f} s")
         rows.append([name, *cells])
@@ -336,6 +340,8 @@ def facts() -> dict[str, str]:
     took = lambda *which: mean(r["transfer_seconds"] for r in time_values(timed, *which))
     active, sketched = ("ntt", None), ("ntt-sketch", 2)
     eight = ("ntt-sketch", 8)
+    lost = [r["lost_classes"] for r in time_values(timed, ("ntt-sketch", 1), 3)]
+    claim(sum(n > 0 for n in lost) == 2 and len(lost) == 3, "two of three masks lose a class.")
     for epochs in (3, 10, 20):
         claim(reached(eight, epochs) > reached(active, epochs), "R = 8 reaches as much.")
         claim(took(eight, epochs) < 0.5 * took(active, epochs), "R = 8 takes less than half.")

@@ -59,6 +59,11 @@ class Layout:
         count = lambda axes: math.prod(self.mesh.shape[axis] for axis in axes)
         return count(self.rows), count(self.columns)
 
+    @property
+    def devices(self) -> int:
+        """Devices that samples are spread over."""
+        return math.prod(self.tiles)
+
     def place(self, x: Any, *axes: tuple[str, ...]) -> Array:
         """An array with its axes spread over these of the mesh; inside `jit`, too."""
         spec = PartitionSpec(*axes)
@@ -74,7 +79,7 @@ class Layout:
 
     def spec_of_samples(self, shape: Sequence[int]) -> PartitionSpec:
         """Of an array `[samples, ...]`: spread over all devices if they divide its length."""
-        divides = bool(shape) and shape[0] % math.prod(self.tiles) == 0
+        divides = bool(shape) and shape[0] % self.devices == 0
         return PartitionSpec(self.axes) if divides else PartitionSpec()
 
     @property

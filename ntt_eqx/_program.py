@@ -200,14 +200,15 @@ def run(
     """
     perturbations, tapped = perturbations or {}, tapped or {}
     values, operands = dict(values), {}
-    read_later = set(tapped_slots(program, tapped))
+    settled = set(tapped_slots(program, tapped))
+    settled |= {program.steps[s[0]].outputs[0] for s in perturbations if not s[1:]}
     for index in steps:
         step, site = program.steps[index], (index,)
         inputs = [read(values, slot) for slot in step.inputs]
         inside = _inside(perturbations, index)
         if inside:
-            seen_inside = _inside(tapped, index)
-            outputs, seen = _run_loop(step, inputs, evaluate, inside, seen_inside, settle)
+            watched = _inside(tapped, index)
+            outputs, seen = _run_loop(step, inputs, evaluate, inside, watched, settle)
             operands.update({(index, *inner): value for inner, value in seen.items()})
         else:
             outputs = evaluate(step.eqn, inputs)
@@ -216,7 +217,6 @@ def run(
         if site in perturbations:
             outputs = [outputs[0] + perturbations[site].astype(outputs[0].dtype)]
         if settle is not None:
-            settled = read_later | set(step.outputs if site in perturbations else ())
             pairs = zip(step.outputs, outputs, strict=True)
             outputs = [settle(out) if slot in settled else out for slot, out in pairs]
         values.update(zip(step.outputs, outputs, strict=True))

@@ -1,6 +1,5 @@
 """The kernel of two batches from a model to the last block: plan, factors, contraction."""
 
-import math
 from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
@@ -134,7 +133,7 @@ def outputs_and_ntk(
     )
     _check_directions(plan, directions)
     blocks = blocks_of(plan, default_budget(device), symmetric=False, keeps=True)
-    if layout is not None and half % math.prod(layout.tiles):
+    if layout is not None and half % layout.devices:
         x = everywhere(x, layout)  # XLA cuts no spread array into halves that are padded then
     sides = (x[:half], x[half:])
     theta, f1, f2 = carry_out(

@@ -1,6 +1,5 @@
 """A plan carried out for two batches: on one device, or in tiles, one for each device of a mesh."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -91,7 +90,8 @@ def tile_lengths(layout: Layout | None, n: int, m: int) -> tuple[int, int]:
     """Samples of either side of one tile."""
     if layout is None:
         return n, m
-    (p, q), up = layout.tiles, lambda length: -(-length // (p * q)) * p * q
+    (p, q), d = layout.tiles, layout.devices
+    up = lambda length: -(-length // d) * d
     return up(n) // p, up(m) // q
 
 
@@ -168,7 +168,7 @@ def _gathered(factors: Factors, axes: tuple[str, ...]) -> Factors:
 
 def _padded(x: Array, layout: Layout) -> Array:
     """As many samples for each device: the last one again, as often as it takes."""
-    missing = -len(x) % math.prod(layout.tiles)
+    missing = -len(x) % layout.devices
     if not missing:
         return x
     x = everywhere(x, layout)  # few bytes; XLA cuts no padding that is spread

@@ -64,9 +64,9 @@ class CheckpointStore:
         Its arrays lie on the devices that those of `like` are on, whichever wrote them; with
         several processes on all devices.
         """
-        everywhere = NamedSharding(Mesh(jax.devices(), ("devices",)), PartitionSpec())
-        where = lambda x: everywhere if x.is_fully_addressable and several else x.sharding
         several = jax.process_count() > 1
+        everywhere = NamedSharding(Mesh(jax.devices(), ("devices",)), PartitionSpec())
+        where = lambda x: everywhere if several and x.is_fully_addressable else x.sharding
         here = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x))
         wanted = jax.tree.map(here, _named_arrays(like))
         state, reason = self._args.StandardRestore(wanted), None

@@ -16,7 +16,7 @@ from .checkpoint import Checkpoint, CheckpointStore
 from .images import Shelf
 from .metrics import MetricsFile
 from .progress import Display
-from .together import anybody, by_first, meets
+from .together import anybody, meets
 
 
 @dataclasses.dataclass
@@ -144,7 +144,7 @@ def _run(
         shown, last = None, at.step == phase.num_steps
         if not (last or meets(at.step)):
             return
-        due = by_first(lambda: time.monotonic() - saved >= context.checkpoint_every)
+        due = anybody(time.monotonic() - saved >= context.checkpoint_every)
         asked = anybody(stop.asked)
         if last or asked or due:
             context.check_claim()

@@ -130,3 +130,7 @@ def test_what_residual_networks_read_twice_is_kept_in_memory(x64):
         assert ("cond[" in program) == residual
         exact = ntt.ntk(model, x, implementation="jacobian")
         assert relative_error(ntt.ntk(model, x), exact) < 1e-13
+        norm = lambda model, how: jnp.sum(ntt.ntk(model, x, implementation=how) ** 2)
+        slopes = [jax.tree.leaves(eqx.filter_grad(norm)(model, h)) for h in ("factors", "jacobian")]
+        for found, expected in zip(*slopes, strict=True):
+            assert relative_error(found, expected) < 1e-12
