@@ -178,7 +178,7 @@ def product_rows(target, name, options) -> list[dict[str, Any]]:
             if implementation.startswith("pallas") and "error" not in row:
                 gathered = mask == "gathered"  # of which the kernels make u alone, and pull it back
                 flops = 2 * layer.n**2 * layer.nonzeros if gathered else layer.flops()
-                flops *= 1 if direction == "forward" else 4 if gathered else 5
+                flops *= 1 if direction == "forward" else 3
                 row["flops"] += flops
                 rate = 1e12 * target.chip.tflops / PIECE_PRODUCTS[precision]
                 row["roofline_s"] += flops / rate

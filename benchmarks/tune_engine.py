@@ -8,6 +8,7 @@ blocks of several sizes. Put the row into `ntt_eqx/_ntk/_costs.py`.
 """
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from ntt_eqx._ntk._execute import factorise
 from ntt_eqx._ntk._plan import make_plan
 from ntt_eqx.kernels import (
     gather_rows,
-    gathered_entries,
+    gathered_shape,
     gathered_tangents,
     masked_ntk_reference,
     masked_tangent_ntk,
@@ -88,7 +89,7 @@ def _gathered_entry() -> int:
 
     every = jax.jit(lambda a, d: masked_tangent_ntk(a[:32], d[:32], a[32:], d[32:]))
     whole, gathered = _time(every, a, d), _time(jax.jit(some), a, d)
-    entries = gathered_entries(int(mask.sum()), 50)
+    entries = math.prod(gathered_shape(int(mask.sum()), 50))
     print("\ntangents of a 50 x 500 convolution at 64 places, 32 x 32 samples, 10 outputs")
     print(f"  whole {whole:.2f} ms, {entries} entries gathered {gathered:.2f} ms")
     return max(1, round(gathered / entries / (whole / mask.size)))

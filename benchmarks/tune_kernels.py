@@ -3,8 +3,9 @@
     python benchmarks/tune_kernels.py --out tuned.json
     python benchmarks/tune_kernels.py --dry-run            # on any machine: two configs, lowered
 
-For every shape it times each config that is valid and fits, forward and one-sided gradient, prints
-the best, and the config that is best over all shapes as a line for the `TUNED` table of the module.
+For every shape it times each config that is valid and fits, forward and one-sided gradient (on a
+GPU u, and the way back from its cotangent), prints the best, and the config that is best over all
+shapes as a line for the `TUNED` table of the module.
 """
 
 import argparse
@@ -23,15 +24,20 @@ import jax.numpy as jnp
 
 from ntt_eqx.kernels import masked_ntk as masked_ntk  # noqa: F401  (loads the package first)
 from ntt_eqx.kernels._precision import PIECES
-from ntt_eqx.kernels.masked_ntk import pallas_gpu, pallas_tpu
+from ntt_eqx.kernels.masked_ntk import dense_gpu, dense_tpu
 
 # (N, M, K, L, I, J)
 SHAPES = ((32, 32, 10, 10, 300, 784), (128, 128, 10, 10, 512, 3200), (256, 256, 10, 10, 512, 8192))
 GRIDS = {
-    pallas_gpu: dict(
-        m=(1, 2, 4), i=(64, 128, 256), j=(64, 128), stages=(2, 3, 4), blocks=(132, 264)
+    dense_gpu: dict(
+        m=(1, 2, 4),
+        i=(64, 128, 256),
+        j=(64, 128),
+        a1_j=(64, 128, 256),
+        stages=(2, 3, 4),
+        blocks=(132, 264),
     ),
-    pallas_tpu: dict(n=(16, 32), m=(8, 16, 32), i=(128, 256, 512), j=(256, 512, 1024)),
+    dense_tpu: dict(n=(16, 32), m=(8, 16, 32), i=(128, 256, 512), j=(256, 512, 1024)),
 }
 
 
@@ -48,7 +54,7 @@ def main():
     platforms = ("gpu", "tpu") if options.dry_run else (device.platform,)
     rows = []
     for platform in platforms:
-        module = {"gpu": pallas_gpu, "tpu": pallas_tpu}[platform]
+        module = {"gpu": dense_gpu, "tpu": dense_tpu}[platform]
         rows += tune(module, SHAPES[: 1 if options.dry_run else None], platform, options)
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1) + "\n")
@@ -95,16 +101,14 @@ def configs(module, shape, precision):
     for values in itertools.product(*axes.values()):
         settings = dict(zip(axes, values, strict=True))
         try:
-            if module is pallas_gpu:
-                fitted = module.config_for("", shape, jnp.float32, precision, binary=True)
-                config = dataclasses.replace(fitted, **settings)
-                needed = max(config.shared_bytes(4, 1, PIECES[precision]))
+            if module is dense_gpu:
+                config = dense_gpu.Config(**settings)
+                fits = config.fits(4, 1)  # a mask is exact in one piece
             else:
-                fitted = module.config_for("", shape)
-                config, needed = dataclasses.replace(fitted, **settings), 0
+                config, fits = dataclasses.replace(module.config_for("", shape), **settings), True
         except ValueError:
             continue
-        if needed <= 223 * 1024:
+        if fits:
             yield config
 
 
@@ -113,13 +117,21 @@ def base(module, config):
     return tuple((axis, getattr(config, axis)) for axis in GRIDS[module])
 
 
-def arguments(shape):
+def calls(module, shape):
+    """What is timed: functions, and the shapes of their arguments."""
     n, m, k, l, i, j = shape  # noqa: E741
-    shapes = ((n, j), (n, k, i), (m, j), (m, l, i))
-    return [jax.ShapeDtypeStruct(x, jnp.float32) for x in shapes] + [
-        jax.ShapeDtypeStruct((i, j), bool),
-        jax.ShapeDtypeStruct((n, m, k, l), jnp.float32),
-    ]
+    floats = lambda *shapes: [jax.ShapeDtypeStruct(x, jnp.float32) for x in shapes]
+    mask = jax.ShapeDtypeStruct((i, j), bool)
+    if module is dense_gpu:
+        return (
+            (module.u, [*floats((n, j), (m, j)), mask]),
+            (module.pulled, [*floats((n, m, i), (m, j)), mask]),
+        )
+    factors = floats((n, j), (n, k, i), (m, j), (m, l, i))
+    return (
+        (module.forward, [*factors, mask]),
+        (module.backward, [*factors, mask, *floats((n, m, k, l))]),
+    )
 
 
 def lower(module, shape, config, precision, platform):
@@ -130,30 +142,29 @@ def lower(module, shape, config, precision, platform):
         "gpu": AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda"),
         "tpu": AbstractDevice("TPU v5 lite", 1, "tpu"),
     }[platform]
-    args = arguments(shape)
     with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
-        for function, inputs in ((module.forward, args[:-1]), (module.backward, args)):
+        for function, inputs in calls(module, shape):
             call = jax.jit(functools.partial(function, precision=precision, config=config))
             call.trace(*inputs).lower(lowering_platforms=("cuda" if platform == "gpu" else "tpu",))
 
 
 def run(module, shape, config, options):
     """Median seconds of product and one-sided gradient."""
-    keys = jax.random.split(jax.random.key(0), 6)
-    args = [
-        jax.random.bernoulli(key, 0.05, x.shape)
-        if x.dtype == bool
-        else jax.random.normal(key, x.shape)
-        for key, x in zip(keys, arguments(shape), strict=True)
-    ]
     seconds = []
-    for function, inputs in ((module.forward, args[:-1]), (module.backward, args)):
+    for function, inputs in calls(module, shape):
+        keys = jax.random.split(jax.random.key(0), len(inputs))
+        args = [
+            jax.random.bernoulli(key, 0.05, x.shape)
+            if x.dtype == bool
+            else jax.random.normal(key, x.shape)
+            for key, x in zip(keys, inputs, strict=True)
+        ]
         call = jax.jit(functools.partial(function, precision=options.precision, config=config))
-        jax.block_until_ready(call(*inputs))
+        jax.block_until_ready(call(*args))
         times = []
         for _ in range(options.repeats):
             start = time.perf_counter()
-            jax.block_until_ready(call(*inputs))
+            jax.block_until_ready(call(*args))
             times.append(time.perf_counter() - start)
         seconds.append(statistics.median(times))
     return seconds

@@ -17,7 +17,7 @@ from ._gather import (
     GatheredMetric as GatheredMetric,
     GatheredRows as GatheredRows,
     gather_rows as gather_rows,
-    gathered_entries as gathered_entries,
+    gathered_shape as gathered_shape,
     gathered_tangents as gathered_tangents,
 )
 from ._precision import (

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from ._dispatch import Device
 from ._precision import PIECES, Precision, products, split, split_in_memory
 
 SHARED_BYTES = 227 * 1024  # of one Hopper multiprocessor, for one block
@@ -33,8 +34,10 @@ _VERSION = tuple(int(part) for part in jax.__version__.split(".")[:2])
 _INTERPRETS_TRANSPOSED = _VERSION >= (0, 11)
 
 
-def version_refusal() -> str | None:
-    """Why this JAX cannot compile the kernels, or `None`."""
+def refusal(device: Device) -> str | None:
+    """Why the kernels cannot run on a device, or `None`."""
+    if device.platform != "gpu" or not any(name in device.kind for name in HOPPER):
+        return f"needs a Hopper GPU, and the device is {device.kind!r} ({device.platform})"
     if _VERSION < (0, 11):
         return f"needs JAX 0.11 or newer for Mosaic GPU, and this is {jax.__version__}"
     return None

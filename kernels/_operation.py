@@ -1,8 +1,8 @@
 """What the two masked NTK products share: one call, its gradient, and its batching rule.
 
 An operation maps the factors of two sides and a mask to `Theta[n, m, k, l]`. It is symmetric:
-exchanging the sides transposes `Theta` to `[m, n, l, k]`. So an implementation gives the product
-and the gradient of the first side only; that of the second is the same with the sides exchanged.
+exchanging the sides transposes `Theta` to `[m, n, l, k]`, so that a gradient of the first side is
+one of the second, too (`from_one_side`).
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from ._dispatch import Choice, Device, Request, choose, target_device
-from ._gather import GatheredMetric
 from ._precision import Precision, accumulator_dtype, at_precision, resolve
 from .manual_axes import like_varying, varying_alike
 
@@ -52,19 +51,17 @@ class Implementation:
 
     Attributes:
         refusal: from the device and the case to the reason why not, or `None`.
-        forward: `(plan, a1, d1, a2, d2, c) -> Theta`.
-        backward: `(plan, a1, d1, a2, d2, c, g) -> (a1_bar, d1_bar)`, or `None` where the gradient
-            of the pure-JAX version is taken.
-        backward_gathered: `(plan, a1, d1, a2, d2, c, g, sides)`, the cotangents of the four factors
-            where the mask is gathered; `sides` says which of the two are asked for.
+        forward: `(plan, a1, d1, a2, d2, c) -> (Theta, kept)`, with what it keeps for the gradient,
+            if anything.
+        backward: `(plan, a1, d1, a2, d2, c, g, kept, sides)`, the cotangents of the four factors
+            from that of `Theta`; `sides` says which of the two are asked for.
         maps: whether `jax.vmap` is right for it as it is; otherwise a batch runs one by one.
     """
 
     refusal: Callable[[Device, Case], str | None]
-    forward: Callable[..., jax.Array]
-    backward: Callable[..., tuple[jax.Array, jax.Array]] | None
+    forward: Callable[..., tuple[jax.Array, Any]]
+    backward: Callable[..., list[jax.Array | None]]
     maps: bool = False
-    backward_gathered: Callable[..., list[jax.Array | None]] | None = None
 
 
 def plan_call(
@@ -119,21 +116,54 @@ def check_shapes(
 
 
 def reference_implementation(reference: Callable[..., jax.Array]) -> Implementation:
-    """The pure-JAX version, which takes every case on every device."""
+    """The pure-JAX version, which takes every case on every device, by its own gradient rule."""
 
     def forward(plan, a1, d1, a2, d2, c):
         with at_precision(plan.precision):
-            return reference(a1, d1, a2, d2, c)
+            return reference(a1, d1, a2, d2, c), None
 
-    return Implementation(lambda device, case: None, forward, None, maps=True)
+    def backward(plan, a1, d1, a2, d2, c, g, kept, sides):
+        del kept
+        full = [a1, d1, a2, d2]
+        indices = [index for index in range(4) if sides[index // 2]]
+
+        def of_asked(*factors):
+            arguments = list(full)
+            for index, factor in zip(indices, factors, strict=True):
+                arguments[index] = factor
+            return reference(*arguments, c)
+
+        with at_precision(plan.precision):
+            _, vjp = jax.vjp(of_asked, *(full[index] for index in indices))  # the product is dead
+            found = dict(zip(indices, vjp(g), strict=True))
+        return [found.get(index) for index in range(4)]
+
+    return Implementation(lambda device, case: None, forward, backward, maps=True)
 
 
-def run(plan: Plan, reference: Callable[..., jax.Array], a1, d1, a2, d2, mask) -> jax.Array:
+def from_one_side(one: Callable[..., tuple[jax.Array, jax.Array]]) -> Callable[..., Any]:
+    """`Implementation.backward` from `(plan, a1, d1, a2, d2, c, g) -> (a1_bar, d1_bar)`."""
+
+    def backward(plan, a1, d1, a2, d2, c, g, kept, sides):
+        del kept
+        bars: list[jax.Array | None] = [None] * 4
+        if sides[0]:
+            bars[:2] = one(plan, a1, d1, a2, d2, c, g)
+        if sides[1]:
+            n, m, k, l, i, j = plan.shape  # noqa: E741
+            exchanged = dataclasses.replace(plan, shape=(m, n, l, k, i, j))
+            bars[2:] = one(exchanged, a2, d2, a1, d1, c, g.transpose(1, 0, 3, 2))
+        return bars
+
+    return backward
+
+
+def run(plan: Plan, a1, d1, a2, d2, mask) -> jax.Array:
     """Carry out `plan`; differentiable in the factors of both sides, mappable by `jax.vmap`."""
     out_shape = (a1.shape[0], a2.shape[0], d1.shape[1], d2.shape[1])
     if 0 in (*a1.shape, *d1.shape, *a2.shape, *d2.shape):
         return jnp.zeros(out_shape, accumulator_dtype(a1.dtype))
-    return _product(plan, reference, *varying_alike(a1, d1, a2, d2, mask))
+    return _product(plan, *varying_alike(a1, d1, a2, d2, mask))
 
 
 def _call(plan: Plan, function: Callable[..., Any], *args):
@@ -145,14 +175,14 @@ def _call(plan: Plan, function: Callable[..., Any], *args):
     return like_varying(call(*args), args)
 
 
-def _primal(plan, reference, a1, d1, a2, d2, c):
-    return _call(plan, plan.implementation.forward, a1, d1, a2, d2, c)
+def _primal(plan, a1, d1, a2, d2, c):
+    return _call(plan, plan.implementation.forward, a1, d1, a2, d2, c)[0]
 
 
-_product = jax.custom_vjp(_primal, nondiff_argnums=(0, 1))
+_product = jax.custom_vjp(_primal, nondiff_argnums=(0,))
 
 
-def _forward(plan, reference, *args):
+def _forward(plan, *args):
     values = [jax.tree.map(lambda x: x.value, arg, is_leaf=_is_primal) for arg in args]
     perturbed = [any(map(_is_perturbed, jax.tree.leaves(arg, is_leaf=_is_primal))) for arg in args]
     if perturbed[4]:
@@ -162,55 +192,22 @@ def _forward(plan, reference, *args):
         )
     # A static flag travels between the passes as a tree: () for True, None for False.
     sides = (() if any(perturbed[:2]) else None, () if any(perturbed[2:4]) else None)
-    return _primal(plan, reference, *values), (values, sides)
+    theta, kept = _call(plan, plan.implementation.forward, *values)
+    return theta, (values, kept, sides)
 
 
-def _backward(plan, reference, residuals, g):
-    (a1, d1, a2, d2, c), sides = residuals
-    first, second = (side is not None for side in sides)
-    if isinstance(g, jax.custom_derivatives.SymbolicZero) or not (first or second):
+def _backward(plan, residuals, g):
+    values, kept, flags = residuals
+    sides = tuple(flag is not None for flag in flags)
+    if isinstance(g, jax.custom_derivatives.SymbolicZero) or not any(sides):
         return None, None, None, None, None
-    if plan.implementation.backward is None:
-        bars = _reference_backward(plan, reference, a1, d1, a2, d2, c, g, (first, second))
-    elif isinstance(c, GatheredMetric):
-        both = plan.implementation.backward_gathered
-        assert both is not None  # it refuses gathered masks otherwise
-        one = lambda plan, *args: both(plan, *args, (first, second))
-        bars = _call(plan, one, a1, d1, a2, d2, c, g)
-    else:
-        one = plan.implementation.backward
-        bars = [None] * 4
-        if first:
-            bars[:2] = _call(plan, one, a1, d1, a2, d2, c, g)
-        if second:
-            bars[2:] = _call(_exchanged(plan), one, a2, d2, a1, d1, c, g.transpose(1, 0, 3, 2))
-    cast = [None if b is None else b.astype(x.dtype) for b, x in zip(bars, (a1, d1, a2, d2))]  # noqa: B905
+    backward = plan.implementation.backward
+    bars = _call(plan, lambda plan, *args: backward(plan, *args, sides), *values, g, kept)
+    cast = [None if b is None else b.astype(x.dtype) for b, x in zip(bars, values[:4], strict=True)]
     return (*cast, None)
 
 
 _product.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def _reference_backward(plan, reference, a1, d1, a2, d2, c, g, sides):
-    """The gradient rule of the pure-JAX version; its product is dead code and is removed."""
-
-    def of_perturbed(*factors):
-        full = list(kept)
-        for index, factor in zip(indices, factors, strict=True):
-            full[index] = factor
-        return reference(*full, c)
-
-    kept = (a1, d1, a2, d2)
-    indices = [index for index in range(4) if sides[index // 2]]
-    with at_precision(plan.precision):
-        _, vjp = jax.vjp(of_perturbed, *(kept[index] for index in indices))
-        found = dict(zip(indices, vjp(g), strict=True))
-    return [found.get(index) for index in range(4)]
-
-
-def _exchanged(plan: Plan) -> Plan:
-    n, m, k, l, i, j = plan.shape  # noqa: E741
-    return dataclasses.replace(plan, shape=(m, n, l, k, i, j))
 
 
 def _is_perturbed(x: Any) -> bool:

@@ -61,7 +61,7 @@ def masked_tangent_ntk(
     """
     shape = _check(a1, d1, a2, d2, mask)
     how = resolve(OPERATION, precision, a1.dtype)
-    return run(Plan(_IN_JAX, how, target_device().kind, shape), _product, a1, d1, a2, d2, mask)
+    return run(Plan(_IN_JAX, how, target_device().kind, shape), a1, d1, a2, d2, mask)
 
 
 def _check(a1, d1, a2, d2, mask) -> tuple[int, int, int, int, int, int]:

@@ -1,17 +1,14 @@
 """The masked NTK product of a dense layer: the entry that validates and dispatches."""
 
-import functools
 from typing import Any
 
 from jaxtyping import Array, Bool, Float
 
 from .._dispatch import Choice, Request
 from .._gather import GatheredMetric
-from .._implementations import implementations
-from .._operation import Plan, case_of, check_factors, check_shapes, plan_call, run
+from .._operation import case_of, check_factors, check_shapes, plan_call, run
 from .._precision import Precision
-from . import gathered, gathered_gpu, gathered_tpu, pallas_gpu, pallas_tpu
-from .reference import masked_ntk_reference
+from .implementations import IMPLEMENTATIONS
 
 OPERATION = "masked_ntk"
 
@@ -56,7 +53,7 @@ def masked_ntk(
     when no implementation asked for takes the call. Both before anything is traced.
     """
     plan, _ = _plan(a1, d1, a2, d2, mask, precision, implementation)
-    return run(plan, masked_ntk_reference, a1, d1, a2, d2, mask)
+    return run(plan, a1, d1, a2, d2, mask)
 
 
 def masked_ntk_choice(
@@ -100,30 +97,3 @@ def _check(a1, d1, a2, d2, mask) -> tuple[int, int, int, int, int, int]:
     expected = dict(d1=(n, k, i), a2=(m, j), d2=(m, l, i), mask=(i, j))
     check_shapes(OPERATION, dict(a1=a1, d1=d1, a2=a2, d2=d2, mask=mask), expected)
     return n, m, k, l, i, j
-
-
-def _gpu_config(plan: Plan, a1, d1, a2, d2, c, *rest):
-    del d1, a2, d2, rest
-    binary = c.dtype == bool
-    return pallas_gpu.config_for(plan.kind, plan.shape, a1.dtype, plan.precision, binary=binary)
-
-
-def _tpu_config(plan: Plan, *args):
-    del args
-    return pallas_tpu.config_for(plan.kind, plan.shape)
-
-
-IMPLEMENTATIONS = implementations(
-    masked_ntk_reference,
-    pallas_gpu,
-    _gpu_config,
-    pallas_tpu,
-    _tpu_config,
-    gathered=tuple(
-        (
-            functools.partial(gathered.forward, kernels),
-            functools.partial(gathered.backward, kernels),
-        )
-        for kernels in (gathered_gpu, gathered_tpu)
-    ),
-)

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._blocks import block_size, map_blocks, on_cpu, scan_blocks
+from .._blocks import block_size, map_blocks, scan_blocks
 from .._gather import GatheredMetric, gathered_u, gathered_u_backward
 from .._precision import accumulator_dtype
+from .outputs import cotangents, over_samples, theta
 
 
 def masked_ntk_reference(
@@ -75,7 +76,7 @@ def masked_ntk_diagonal_reference(
         u, d = row
         return jnp.einsum("mi,ki,mki->mk", u, d, d2)
 
-    return _over_samples(one, (jax.checkpoint(_u)(a1, a2, c), d1), d2)
+    return over_samples(one, (jax.checkpoint(_u)(a1, a2, c), d1), d2)
 
 
 def _ambient(a1, d1, a2, d2):
@@ -85,7 +86,7 @@ def _ambient(a1, d1, a2, d2):
 
 @jax.custom_vjp
 def _masked(a1, d1, a2, d2, c):
-    return epilogue(_u(a1, a2, c), d1, d2)
+    return theta(_u(a1, a2, c), d1, d2)
 
 
 def _masked_forward(a1, d1, a2, d2, c):
@@ -95,7 +96,7 @@ def _masked_forward(a1, d1, a2, d2, c):
 def _masked_backward(residuals, g):
     """The cotangents of both factors of both sides, with u made again."""
     a1, d1, a2, d2, c = residuals
-    d1_bar, d2_bar, u_bar = epilogue_backward(g, _u(a1, a2, c), d1, d2)
+    d1_bar, d2_bar, u_bar = cotangents(g, _u(a1, a2, c), d1, d2)
     a1_bar, a2_bar = _u_backward(u_bar, a1, a2, c)
     return a1_bar, d1_bar, a2_bar, d2_bar, None
 
@@ -123,62 +124,3 @@ def _u_backward(u_bar, a1, a2, c):
     size = block_size(len(a1), a2.size * a2.dtype.itemsize)
     a2_bar, a1_bar = scan_blocks(block, jnp.zeros_like(a2), (u_bar, a1), len(a1), size)
     return a1_bar, a2_bar
-
-
-def epilogue(u, d1, d2):
-    """Theta[n,m,k,l] from u: the columns (m, l) side by side, one matrix product per n."""
-
-    def one(row):
-        u, d = row
-        columns = (u[:, None, :] * d2).reshape(-1, d2.shape[-1])
-        return (d @ columns.T).reshape(d.shape[0], *d2.shape[:2]).transpose(1, 0, 2)
-
-    return _over_samples(one, (u, d1), d2)
-
-
-def epilogue_backward(g, u, d1, d2):
-    """A few n at a time, so that few intermediates of size M L I are alive.
-
-    With g = dL/dTheta:
-
-    dL/dd1[n,k,i] = sum_ml g[n,m,k,l] (u[n,m,i] d2[m,l,i])
-    y[m,l,i]      = sum_k g[n,m,k,l] d1[n,k,i]
-    dL/dd2[m,l,i] = sum_n u[n,m,i] y[m,l,i]
-    dL/du[n,m,i]  = sum_l d2[m,l,i] y[m,l,i]
-    """
-
-    def one(row):
-        u, d, g = row
-        columns = (u[:, None, :] * d2).reshape(-1, d2.shape[-1])
-        g = g.transpose(1, 0, 2).reshape(d.shape[0], -1)
-        y = (g.T @ d).reshape(d2.shape)
-        return u[:, None, :] * y, (g @ columns, jnp.sum(d2 * y, axis=1))
-
-    def add_one(d2_bar, row):
-        share, found = one(row)
-        return d2_bar + share, found
-
-    def add_block(d2_bar, rows):
-        shares, found = jax.vmap(one)(rows)
-        return d2_bar + jnp.sum(shares, axis=0), found
-
-    rows, zeros = (u, d1, g), jnp.zeros_like(d2)
-    if on_cpu():
-        d2_bar, (d1_bar, u_bar) = jax.lax.scan(add_one, zeros, rows)
-    else:
-        size = block_size(len(u), 3 * d2.size * d2.dtype.itemsize)
-        d2_bar, (d1_bar, u_bar) = scan_blocks(add_block, zeros, rows, len(u), size)
-    return d1_bar, d2_bar, u_bar
-
-
-def _over_samples(one, rows, d2):
-    """`one` for each sample n of the first side, joined; it makes something of the size of `d2`.
-
-    On a CPU one at a time, whose intermediates stay in cache; elsewhere as many as the memory of a
-    block holds, by batched products.
-    """
-    count = len(rows[0])
-    if on_cpu():
-        return jax.lax.map(one, rows)
-    size = block_size(count, d2.size * d2.dtype.itemsize)
-    return map_blocks(jax.vmap(one), rows, count, size)

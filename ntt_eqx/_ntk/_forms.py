@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal, TypeAlias
 
-from ..kernels import BLOCK_BYTES, gathered_entries
+from ..kernels import BLOCK_BYTES, gathered_shape
 from ._costs import Costs
 from ._layers import Layer
 
@@ -70,14 +70,14 @@ class LayerPlan:
         layer: the layer.
         form: whether its factors are kept, or its tangents.
         masked: whether it has a metric; otherwise that is 1 throughout.
-        gathered: number of entries that its metric is gathered to, those that are not in use
-            included; `None` where the metric is taken as a whole.
+        gathered: how many chunks its metric is gathered to, and how many entries each has, used or
+            not; `None` where the metric is taken as a whole.
     """
 
     layer: Layer
     form: Form
     masked: bool
-    gathered: int | None
+    gathered: tuple[int, int] | None
 
     @property
     def path(self) -> Path:
@@ -92,11 +92,12 @@ class LayerPlan:
         rows, width, s = layer.groups * layer.features, layer.inputs, layer.positions
         biases = 0 if layer.bias is None else rows
         pairs, numbers = n * m * sizes.entries, sizes.itemsize
-        gathered, once = self.gathered, 0
+        chunks, width_of_chunk = self.gathered or (0, 0)
+        gathered, once = chunks * width_of_chunk, 0
         stored = s * (r * rows + layer.groups * (width + (layer.bias is not None)))
         per_row, per_column, per_pair = 0, 0, 2 * sizes.entries
         if self.form == "tangents":
-            entries = (rows * width if gathered is None else gathered) + biases
+            entries = (rows * width if self.gathered is None else gathered) + biases
             flops = 2 * (n + m) * r * entries * s + 2 * pairs * entries
             stored, per_row = r * entries, r * entries if self.masked else 0
         elif s > 1:
@@ -107,18 +108,18 @@ class LayerPlan:
             flops = 2 * n * m * (width + sizes.entries * rows)
             per_pair += 1
         else:
-            work = rows * width if gathered is None else kept
+            work = rows * width if self.gathered is None else kept
             flops = 2 * n * m * (work + sizes.entries * rows)
             per_pair += 2 * rows
             per_column = r * rows  # u d2, for one row at a time
-            if gathered is not None:
+            if self.gathered is not None:
                 per_row, per_column = gathered, gathered + per_column
-                per_pair += gathered // gathered_entries(0, 1)  # a small product for each chunk
+                per_pair += chunks  # a small product for each
             else:
                 per_column += width
         if self.masked:
-            once = rows * width if gathered is None else 2 * gathered
-        if self.form == "factors" and gathered is None and (self.masked or s > 1):
+            once = rows * width if self.gathered is None else 2 * gathered
+        if self.form == "factors" and self.gathered is None and (self.masked or s > 1):
             # The product works on some rows, or some features, at a time.
             whole = n * m * width if s == 1 else (n + m) * r * rows * width
             once += min(whole, BLOCK_BYTES // numbers)
@@ -147,19 +148,20 @@ def jacobian_cost(count: int, sizes: Sizes) -> Cost:
     return Cost(flops, 0, stored, stored, 0, 2 * sizes.entries * sizes.itemsize, 0)
 
 
-def _gathered(layer: Layer, nonzeros: int, sizes: Sizes, costs: Costs) -> int | None:
-    """Entries of a gathered metric, where that is possible and worth it."""
+def _gathered(layer: Layer, nonzeros: int, sizes: Sizes, costs: Costs) -> tuple[int, int] | None:
+    """Chunks of a gathered metric and their width, where that is possible and worth it."""
     rows = layer.groups * layer.features
     if not layer.keeps_order or rows == 0:
         return None
-    entries = gathered_entries(nonzeros, rows)
+    chunks, width = gathered_shape(nonzeros, rows)
     if layer.positions == 1:
         whole = 2 * sizes.n * sizes.m * rows * layer.inputs
-        return entries if layer.groups == 1 and whole >= costs.gathering_flops else None
-    return entries if costs.gathered_entry * entries < rows * layer.inputs else None
+        return (chunks, width) if layer.groups == 1 and whole >= costs.gathering_flops else None
+    worth = costs.gathered_entry * chunks * width < rows * layer.inputs
+    return (chunks, width) if worth else None
 
 
-def _form(layer: Layer, gathered: int | None, sizes: Sizes) -> Form:
+def _form(layer: Layer, gathered: tuple[int, int] | None, sizes: Sizes) -> Form:
     """Which of factors and tangents to keep: for many positions, the smaller of the two."""
     if layer.positions == 1:
         return "factors"

@@ -47,7 +47,7 @@ def mask_support(mask: PyTree, *, bucketed: bool = False) -> PyTree:
 
 def refresh_support(mask: PyTree, support: PyTree) -> PyTree:
     """The support of a new mask with as many `True` entries as the old one; works under `jit`."""
-    refreshed = lambda m, old: None if old is None else gather_rows(_matrix(m), old.room)
+    refreshed = lambda m, old: None if old is None else old.of(_matrix(m))
     return jax.tree.map(refreshed, mask, support, is_leaf=is_support)
 
 
@@ -102,7 +102,7 @@ def checked_support(support: Sequence[Any]) -> list[Any]:
     found = jax.lax.cond(
         functools.reduce(jnp.logical_and, right),
         lambda: [rows for rows, _ in pairs],
-        lambda: [gather_rows(mask, rows.room) for rows, mask in pairs],
+        lambda: [rows.of(mask) for rows, mask in pairs],
     )
     checked = iter([Checked(rows, c <= rows.room) for rows, c in zip(found, counts, strict=True)])
     return [next(checked) if isinstance(s, Unchecked) else s for s in support]

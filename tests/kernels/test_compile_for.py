@@ -107,8 +107,11 @@ def test_default_gpu_kernels_keep_to_their_registers(tmp_path):
     options = ("--implementation", "pallas_gpu", "--precision", "float32", "bfloat16")
     rows = compile_for("h100", tmp_path, "masked_ntk:lenet_300", "--batch", "64", *MASKS, *options)
     names = [kernel["name"] for row in rows for kernel in row["kernels"]]
-    # The product, and two of its gradient; of gathered non-zeros u, and u with its way back.
-    assert len(names) == 12 and len({name for name in names if "gathered" in name}) == 2
+    # u, Theta, the gradients of the sums over outputs (one for all), and the way back.
+    assert set(names) == {
+        f"masked_ntk_{name}"
+        for name in ("u", "pulled", "gathered_u", "gathered_pulled", "theta", "weighted")
+    }
     for row in rows:
         for kernel in row["kernels"]:
             assert not kernel["serialised"], kernel

@@ -11,7 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from jaxtyping import TypeCheckError
 
 from ntt_eqx import kernels
-from ntt_eqx.kernels import _dispatch, _mosaic_gpu
+from ntt_eqx.kernels import Device, _dispatch, _mosaic_gpu
 
 BAD_ARGUMENT = (ValueError, TypeCheckError, BeartypeException)
 H100 = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
@@ -42,7 +42,7 @@ def test_reference_is_the_default_on_every_device(device):
 
 
 def test_default_table_names_implementations():
-    from ntt_eqx.kernels.masked_ntk.api import IMPLEMENTATIONS
+    from ntt_eqx.kernels.masked_ntk.implementations import IMPLEMENTATIONS
 
     for names in _dispatch.DEFAULTS.values():
         assert names[-1] == "reference"
@@ -57,7 +57,7 @@ def test_device_decides():
     with on(A100), pytest.raises(NotImplementedError, match="needs a Hopper GPU.*A100"):
         chosen(implementation="pallas_gpu")
     with on(H100):
-        if _mosaic_gpu.version_refusal() is None:
+        if _mosaic_gpu.refusal(Device("gpu", H100.device_kind)) is None:
             assert chosen(implementation="pallas_gpu").implementation == "pallas_gpu"
         else:
             with pytest.raises(NotImplementedError, match="needs JAX 0.11"):

@@ -1,6 +1,7 @@
 """Values and gradients of the products, through every implementation, against the oracle."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.test_util import check_grads
 
 from ntt_eqx import kernels
-from ntt_eqx.kernels.masked_ntk import pallas_gpu, pallas_tpu
+from ntt_eqx.kernels._mosaic_gpu import InterpretGPUParams
+from ntt_eqx.kernels.masked_ntk import composed, dense_gpu, dense_tpu, outputs_gpu
 
 DENSE = (
     Sizes(n=1, m=1, k=1, l=1, i=1, j=1),
@@ -266,13 +268,13 @@ def simulated(module, config):
 def test_tpu_kernel_in_the_simulator_of_tpu_memory(sizes):
     args, mask = oracle.factors(sizes), oracle.random_mask(sizes)
     shape = (sizes.n, sizes.m, sizes.k, sizes.l, sizes.i, sizes.j)
-    config = pallas_tpu.config_for("", shape)
-    config = pallas_tpu.Config(k=min(config.k, 8), l=min(config.l, 8), i=128, j=128)
-    options = simulated(pallas_tpu, config)
-    theta = jax.jit(functools.partial(pallas_tpu.forward, **options))(*args, mask)
+    config = dense_tpu.config_for("", shape)
+    config = dense_tpu.Config(k=min(config.k, 8), l=min(config.l, 8), i=128, j=128)
+    options = simulated(dense_tpu, config)
+    theta = jax.jit(functools.partial(dense_tpu.forward, **options))(*args, mask)
     assert relative_error(theta, oracle.product(*args, mask)) < 1e-5
     g = jnp.asarray(np.random.default_rng(2).normal(size=theta.shape), jnp.float32)
-    a1_bar, d1_bar = jax.jit(functools.partial(pallas_tpu.backward, **options))(*args, mask, g)
+    a1_bar, d1_bar = jax.jit(functools.partial(dense_tpu.backward, **options))(*args, mask, g)
     expected = oracle.gradient(*args, mask, g)
     assert relative_error(a1_bar, expected[0]) < 1e-5
     assert relative_error(d1_bar, expected[1]) < 1e-5
@@ -280,13 +282,33 @@ def test_tpu_kernel_in_the_simulator_of_tpu_memory(sizes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("blocks", (1, 2, 100))
-def test_gpu_stretches_of_output_features(blocks):
-    # One block over all tiles of i, adding to its own Theta; several; one for each tile.
-    from ntt_eqx.kernels._mosaic_gpu import InterpretGPUParams
-
-    sizes = Sizes(n=3, m=5, k=2, l=2, i=190, j=20)
-    args, mask = oracle.factors(sizes), oracle.random_mask(sizes)
-    config = pallas_gpu.Config(m=4, k=2, l=16, blocks=blocks)
+def test_gpu_sums_over_samples_in_parts(blocks, monkeypatch):
+    # One block over all samples m; several, of which the last has fewer; one for each sample.
     interpret = InterpretGPUParams(detect_races=True)
-    theta = pallas_gpu.forward(*args, mask, precision="float32", config=config, interpret=interpret)
-    assert relative_error(theta, oracle.product(*args, mask)) < 1e-5
+    sizes = Sizes(n=3, m=5, k=2, l=2, i=70, j=20)
+    (a1, d1, a2, d2), mask = oracle.factors(sizes), oracle.random_mask(sizes)
+    rng = np.random.default_rng(2)
+    g = jnp.asarray(rng.normal(size=(3, 5, 2, 2)), jnp.float32)
+    u_bar = jnp.asarray(rng.normal(size=(3, 5, 70)), jnp.float32)
+    options = dict(precision="float32", interpret=interpret)
+    config = dense_gpu.Config(m=2, blocks=blocks)
+    a1_bar = dense_gpu.pulled(u_bar, a2, mask, config=config, **options)
+    assert relative_error(a1_bar, np.einsum("nmi,mj,ij->nj", u_bar, a2, mask)) < 1e-5
+    monkeypatch.setattr(outputs_gpu, "BLOCKS", blocks)
+    u = dense_gpu.u(a1, a2, mask, config=config, **options)
+    d1_bar, d2_bar, found = outputs_gpu.cotangents(g, u, d1, d2, sides=(True, True), **options)
+    expected = oracle.gradient(a1, d1, a2, d2, mask, g)
+    assert relative_error(d1_bar, expected[1]) < 1e-5
+    assert relative_error(d2_bar, expected[3]) < 1e-5
+    assert relative_error(found, np.einsum("nmkl,nki,mli->nmi", g, d1, d2)) < 1e-5
+
+
+@pytest.mark.parametrize("fits", (True, False))
+def test_the_gradient_keeps_u_where_there_is_memory(fits, monkeypatch):
+    sizes = Sizes(n=3, m=2, k=2, l=2, i=5, j=7)
+    args, mask = oracle.factors(sizes), oracle.random_mask(sizes)
+    monkeypatch.setattr(composed, "block_bytes", lambda: 4 * 3 * 2 * 5 - (not fits))
+    call = functools.partial(kernels.masked_ntk, implementation="pallas_gpu_interpret")
+    gradient = jax.grad(lambda *args: jnp.sum(call(*args, mask) ** 2), argnums=(0, 1, 2, 3))
+    names = re.findall(r"name=(masked_ntk_u)\b", str(jax.make_jaxpr(gradient)(*args)))
+    assert len(names) == (1 if fits else 2)

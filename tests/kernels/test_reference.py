@@ -21,9 +21,10 @@ from ntt_eqx.kernels import (
 )
 from ntt_eqx.kernels._blocks import BLOCK_BYTES, block_size, map_blocks, scan_blocks
 from ntt_eqx.kernels._dispatch import Device
-from ntt_eqx.kernels._gather import WIDTH, gathered_u, gathered_u_backward
+from ntt_eqx.kernels._gather import gathered_shape, gathered_u, gathered_u_backward
 
 SIZES = Sizes(n=3, m=4, k=2, l=3, i=6, j=37)
+WIDTH = 16  # of the chunks of rows as short as these
 
 
 def unequal_mask(i, j, seed=0):
@@ -155,6 +156,25 @@ def test_hand_derived_cotangents_of_u(x64):
     u_bar = jnp.asarray(np.random.default_rng(2).normal(size=(3, 4, 6)))
     for found, expected in zip(gathered_u_backward(u_bar, a1, a2, short), pull(u_bar), strict=True):
         assert relative_error(found, expected) < 1e-13
+
+
+@pytest.mark.parametrize(("mean", "width"), [(95, 16), (96, 32), (191, 32), (192, 64), (400, 64)])
+def test_chunks_are_as_wide_as_rows_are_long(mean, width, x64):
+    """One row long, one short: u and its cotangents, and another mask in the same arrays."""
+    mask = np.zeros((2, 800), bool)
+    mask[0, : 2 * mean - 3] = mask[1, 797:] = True
+    places = gather_rows(mask, 2 * mean)
+    assert places.columns.shape == gathered_shape(2 * mean, 2) == (2 * mean // width + 2, width)
+    assert 2 * mean <= places.room
+    a1, _, a2, _ = oracle.factors(Sizes(n=3, m=3, i=2, j=800), dtype=jnp.float64)
+    u_bar = np.random.default_rng(2).normal(size=(3, 3, 2))
+    for rows, m in ((places, mask), (places.of(jnp.asarray(mask[::-1])), mask[::-1])):
+        assert rows.columns.shape == places.columns.shape
+        c = rows.metric(jnp.asarray(m), jnp.zeros(2))
+        expected = np.einsum("nj,mj,ij->nmi", a1, a2, m)
+        assert relative_error(gathered_u(a1, a2, c), expected) < 1e-13
+        a1_bar, _ = gathered_u_backward(jnp.asarray(u_bar), a1, a2, c)
+        assert relative_error(a1_bar, np.einsum("nmi,mj,ij->nj", u_bar, a2, m)) < 1e-13
 
 
 def test_masks_with_as_many_entries_compile_once():

@@ -13,7 +13,6 @@ import ntt_eqx as ntt
 from ntt_eqx._ntk import mask_support, outputs_and_ntk, refresh_support
 from ntt_eqx._sparse import count_kept
 from ntt_eqx.kernels import GatheredRows, gather_rows
-from ntt_eqx.kernels._gather import WIDTH
 
 pytestmark = pytest.mark.usefixtures("gathers")
 
@@ -49,7 +48,7 @@ def test_buckets_are_few_and_have_room():
         mask = mask_of((10, 100), count)
         found = mask_support(mask, bucketed=True)
         np.testing.assert_array_equal(flat_indices(found), np.flatnonzero(mask))
-        assert count <= found.room <= max(1.25 * count + 2, 20) + WIDTH
+        assert count <= found.room <= max(1.25 * count + 2, 20) + 16
         rooms.add(found.room)
     assert len(rooms) <= 12
 

@@ -26,8 +26,6 @@ from ..manual_axes import result_type
 
 VMEM_BYTES = 12 * 2**20  # of the 16 MiB that every TPU since v2 gives a kernel by default
 
-WITHOUT_MASK = "the sums over i and j separate"
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
