@@ -24,12 +24,16 @@ _WIDTHS = {192: 64, 96: 32, 0: 16}
 class GatheredMetric(eqx.Module):
     """A metric `c[I, J]` of which only the non-zeros are stored.
 
+    Where rows of a mask are alike (blocks of weights that are kept or dropped together), one is
+    stored for `height` of them, and u is made once for all of them.
+
     Attributes:
-        rows: the row of each chunk, ascending; I for a chunk that is not in use.
+        rows: the stored row of each chunk, ascending; their number for a chunk that is not in use.
         columns: the columns of its entries.
         values: their values; 0 where an entry is not in use.
         offset: what is added to `u[n,m,i]`: the metric of a bias, or 0.
         shape: (I, J).
+        height: rows i that one stored row is for; the last may be for fewer.
     """
 
     rows: Int[Array, " chunks"]
@@ -37,30 +41,70 @@ class GatheredMetric(eqx.Module):
     values: Float[Array, "chunks width"]
     offset: Float[Array, " i"]
     shape: tuple[int, int] = eqx.field(static=True)
+    height: int = eqx.field(static=True, default=1)
+
+    @property
+    def stored(self) -> int:
+        """How many rows are stored."""
+        return -(-self.shape[0] // self.height)
+
+    def spread(self, u: Float[Array, "n m stored"]) -> Float[Array, "n m i"]:
+        """From the u of the stored rows that of all rows."""
+        if self.height == 1:
+            return u
+        return jnp.repeat(u, self.height, axis=2)[:, :, : self.shape[0]]
+
+    def pool(self, u_bar: Float[Array, "n m i"]) -> Float[Array, "n m stored"]:
+        """The transpose of `spread`."""
+        if self.height == 1:
+            return u_bar
+        missing = self.stored * self.height - self.shape[0]
+        u_bar = jnp.pad(u_bar, ((0, 0), (0, 0), (0, missing)))
+        return jnp.sum(u_bar.reshape(*u_bar.shape[:2], self.stored, self.height), axis=3)
 
 
 class GatheredRows(eqx.Module):
     """Where a mask `[I, J]` has its entries.
 
     Attributes:
-        rows: the row of each chunk, ascending; I for a chunk that is not in use.
+        rows: the stored row of each chunk, ascending; their number for a chunk that is not in use.
         columns: the columns of its entries, ascending in each row; J where one is not in use.
         shape: (I, J).
+        height: rows i that one stored row is for (see `GatheredMetric`).
     """
 
     rows: Int[Array, " chunks"]
     columns: Int[Array, "chunks width"]
     shape: tuple[int, int] = eqx.field(static=True)
+    height: int = eqx.field(static=True, default=1)
+
+    @property
+    def stored(self) -> int:
+        """How many rows are stored."""
+        return -(-self.shape[0] // self.height)
 
     @property
     def room(self) -> int:
-        """So many entries fit in, however they are spread over the rows."""
+        """So many entries of stored rows fit in, however they are spread over the rows."""
         chunks, width = self.columns.shape
-        return (chunks - self.shape[0] + 1) * width - 1
+        return (chunks - self.stored + 1) * width - 1
+
+    def of_stored(self, mask: Bool[Array, "i j"]) -> Bool[Array, "stored j"]:
+        """The rows of a mask that are stored."""
+        return mask[:: self.height]
+
+    def fits(self, mask: Bool[Array, "i j"], count: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether there is room for the `count` entries of stored rows, and others are alike."""
+        room = count <= self.room
+        if self.height == 1:
+            return room
+        whole = jnp.repeat(self.of_stored(mask), self.height, axis=0)[: self.shape[0]]
+        return room & jnp.all(whole == mask)
 
     def of(self, mask: Bool[Array, "i j"]) -> "GatheredRows":
         """Where another mask has its entries, in arrays of the same shapes; works under `jit`."""
-        return _gather(mask, self.room, self.columns.shape)
+        stored = self.of_stored(mask)
+        return _gather(stored, self.room, self.columns.shape, self.shape, self.height)
 
     def metric(
         self, c: Bool[Array, "i j"] | Float[Array, "i j"], offset: Float[Array, " i"]
@@ -69,21 +113,21 @@ class GatheredRows(eqx.Module):
 
         **Arguments:**
 
-        - `c`: the metric.
+        - `c`: the metric; its rows are alike where those of the mask are.
         - `offset`: see `GatheredMetric`; its dtype becomes that of the values.
         """
         used = self._used()
         values = jnp.where(used, self._at(c).astype(offset.dtype), 0)
         columns = jnp.where(used, self.columns, 0)
-        return GatheredMetric(self.rows, columns, values, offset, self.shape)
+        return GatheredMetric(self.rows, columns, values, offset, self.shape, self.height)
 
     def holds(self, mask: Bool[Array, "i j"], count: Int[Array, ""]) -> Bool[Array, ""]:
-        """Whether these are the entries of `mask`, which has `count` of them: each, and once.
+        """Whether these are the entries of the stored rows of `mask`, `count`: each, and once.
 
         True of nothing else, whatever the arrays hold: places ascend, strictly where they are in
         use, are of `mask`, and as many.
         """
-        (i, j), used = self.shape, self._used()
+        i, j, used = self.stored, self.shape[1], self._used()
         rows = self.rows[:, None]
         place = rows * (j + 1) + self.columns
         before = jnp.pad(place.reshape(-1)[:-1], (1, 0), constant_values=-1).reshape(place.shape)
@@ -93,12 +137,11 @@ class GatheredRows(eqx.Module):
         return (wrong == 0) & (jnp.sum(used, dtype=jnp.int32) == count)
 
     def _used(self) -> Bool[Array, "chunks width"]:
-        i, j = self.shape
-        return (self.rows < i)[:, None] & (self.columns < j)
+        return (self.rows < self.stored)[:, None] & (self.columns < self.shape[1])
 
     def _at(self, x: Shaped[Array, "i j"]) -> Shaped[Array, "chunks width"]:
         """`x` at every entry; whatever it may be where one is not in use."""
-        places = self.rows[:, None] * self.shape[1] + self.columns
+        places = self.rows[:, None] * (self.height * self.shape[1]) + self.columns
         return x.reshape(-1).at[jnp.where(self._used(), places, 0)].get(mode="clip")
 
 
@@ -113,37 +156,47 @@ def gathered_shape(nonzeros: int, rows: int) -> tuple[int, int]:
     return nonzeros // width + rows, width
 
 
-def gather_rows(mask: Bool[Array, "i j"] | np.ndarray, nonzeros: int) -> GatheredRows:
+def gather_rows(
+    mask: Bool[Array, "i j"] | np.ndarray, nonzeros: int, *, height: int = 1
+) -> GatheredRows:
     """Where `mask` has its entries, under `jit` too; on the host if it is a NumPy array.
 
     **Arguments:**
 
     - `mask`: a mask, with at most `nonzeros` entries: of one with more, some are left out.
-    - `nonzeros`: how many to make room for.
+    - `nonzeros`: how many to make room for, of stored rows.
+    - `height`: rows of the mask that are alike, from the first on: one of them is stored.
 
     **Returns:**
 
     `GatheredRows`, whose shapes depend on the mask's shape and on `nonzeros` alone.
     """
-    return _gather(mask, nonzeros, gathered_shape(nonzeros, len(mask)))
+    stored = mask[::height]
+    shape = gathered_shape(nonzeros, len(stored))
+    return _gather(stored, nonzeros, shape, mask.shape, height)
 
 
 def _gather(
-    mask: Bool[Array, "i j"] | np.ndarray, nonzeros: int, shape: tuple[int, int]
+    mask: Bool[Array, "stored j"] | np.ndarray,
+    nonzeros: int,
+    shape: tuple[int, int],
+    whole: tuple[int, ...],
+    height: int,
 ) -> GatheredRows:
     (i, j), (chunks, width) = mask.shape, shape
+    known: Any = (whole, height)
     if isinstance(mask, np.ndarray):
         row, column = np.nonzero(mask)
         chunk, slot = _places(np, mask, row, width)
         rows, columns = np.full(chunks, i, np.int32), np.full(shape, j, np.int32)
         rows[chunk], columns[chunk, slot] = row, column
-        return GatheredRows(jnp.asarray(rows), jnp.asarray(columns), (i, j))
+        return GatheredRows(jnp.asarray(rows), jnp.asarray(columns), *known)
     row, column = (x.astype(jnp.int32) for x in jnp.nonzero(mask, size=nonzeros, fill_value=(i, j)))
     chunk, slot = _places(jnp, mask, row, width)
     chunk = jnp.where(row < i, chunk, chunks)
     rows = jnp.full(chunks, i, jnp.int32).at[chunk].set(row, mode="drop")
     columns = jnp.full(shape, j, jnp.int32).at[chunk, slot].set(column, mode="drop")
-    return GatheredRows(rows, columns, (i, j))
+    return GatheredRows(rows, columns, *known)
 
 
 def _places(xp: Any, mask: Any, row: Any, width: int) -> tuple[Any, Any]:
@@ -163,8 +216,8 @@ def gathered_u(
     left = _take(a1.T, c.columns) * c.values[:, :, None]  # [chunks, width, N]
     right = _take(a2.T, c.columns)
     parts = jnp.einsum("cwn,cwm->cnm", left, right)
-    u = jax.ops.segment_sum(parts, c.rows, c.shape[0], indices_are_sorted=True)
-    return u.transpose(1, 2, 0) + c.offset[None, None]
+    u = jax.ops.segment_sum(parts, c.rows, c.stored, indices_are_sorted=True)
+    return c.spread(u.transpose(1, 2, 0)) + c.offset[None, None]
 
 
 def gathered_tangents(
@@ -176,7 +229,7 @@ def gathered_tangents(
 
     - `a`: what comes into the layer at each position s.
     - `d`: what flows back to its output, along each of k directions.
-    - `c`: the metric, gathered.
+    - `c`: the metric, gathered; every row is stored.
 
     **Returns:**
 
@@ -198,7 +251,9 @@ def gathered_u_backward(
 
     dL/da1[n,j] = sum_mi dL/du[n,m,i] c[i,j] a2[m,j], and the same with the sides exchanged.
     """
-    parts = u_bar.transpose(2, 0, 1).at[c.rows].get(mode="fill", fill_value=0)  # [chunks, N, M]
+    parts = (
+        c.pool(u_bar).transpose(2, 0, 1).at[c.rows].get(mode="fill", fill_value=0)
+    )  # [chunks, N, M]
 
     def one(spec, other, like):
         entries = jnp.einsum(spec, parts, _take(other.T, c.columns) * c.values[:, :, None])
@@ -214,7 +269,7 @@ def entries_of(a: Float[Array, "n j"], c: GatheredMetric) -> Float[Array, "chunk
 
 def row_starts(c: GatheredMetric) -> Int[Array, " rows_and_one"]:
     """The first chunk of every row, and one past the last: the chunks of a row are side by side."""
-    rows = jnp.arange(c.shape[0] + 1, dtype=c.rows.dtype)
+    rows = jnp.arange(c.stored + 1, dtype=c.rows.dtype)
     found = jnp.searchsorted(c.rows, rows, method="scan_unrolled")
     return found.astype(jnp.int32)
 

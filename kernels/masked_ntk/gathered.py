@@ -18,13 +18,13 @@ def u(
 ) -> jax.Array:
     """`u[n, m, i]` in float32."""
     found = kernels.u(a1, a2, c, precision=precision, interpret=interpret)
-    return found.transpose(1, 2, 0) + c.offset[None, None].astype(found.dtype)
+    return c.spread(found.transpose(1, 2, 0)) + c.offset[None, None].astype(found.dtype)
 
 
 def pulled(
     kernels: ModuleType, u_bar, a2, c: GatheredMetric, *, precision: Precision, interpret: Any
 ) -> jax.Array:
     """`a1_bar[n, j]` in float32, from `u_bar[n, m, i]`."""
-    by_row = u_bar.transpose(2, 1, 0)
+    by_row = c.pool(u_bar).transpose(2, 1, 0)
     entries = kernels.pulled(by_row, a2, c, precision=precision, interpret=interpret)
     return sum_columns(entries[:, :, : len(u_bar)] * c.values[:, :, None], c, a2.shape[1])

@@ -143,16 +143,16 @@ def u(
         masked_ntk_gathered_u,
         out_type=result_type(
             (starts, *lefts, *rights),
-            (c.shape[0] * n_tiles * t.n, m_tiles * t.m),
+            (c.stored * n_tiles * t.n, m_tiles * t.m),
             jnp.float32,
         ),
-        grid=dict(i=c.shape[0], n=n_tiles, m=m_tiles),
+        grid=dict(i=c.stored, n=n_tiles, m=m_tiles),
         scratch=dict(
             staged=plgpu.SMEM((t.n, t.m), jnp.float32, transforms=layout(t.m, jnp.float32))
         ),
         interpret=interpret,
     )(starts, lefts, rights)
-    return out.reshape(c.shape[0], -1, m_tiles * t.m)[:, :n_size, :m_size]
+    return out.reshape(c.stored, -1, m_tiles * t.m)[:, :n_size, :m_size]
 
 
 def pulled(
@@ -172,7 +172,7 @@ def pulled(
     g = pad_to(entries_of(other, c), (1, rows, 64))  # [chunks, m, rows of one chunk]
     lefts = right_operand(g.reshape(-1, g.shape[2]), precision)
     rights = right_operand(u_bar.reshape(-1, u_bar.shape[2]), precision)  # [(i, m), n]
-    owners = jnp.minimum(c.rows, c.shape[0] - 1).astype(jnp.int32)
+    owners = jnp.minimum(c.rows, c.stored - 1).astype(jnp.int32)
     pairs = _pairs(lefts, rights)
 
     def masked_ntk_gathered_pulled(owners, lefts, rights, out, staged):

@@ -39,11 +39,11 @@ def u(
             pl.BlockSpec((None, width, m), lambda n, m, c, rows: (c, 0, m)),
         ],
         out_spec=pl.BlockSpec((None, n, m), lambda n, m, c, rows: (rows[c], n, m)),
-        out_shape=(c.shape[0] + 1, g1.shape[2], g2.shape[2]),
+        out_shape=(c.stored + 1, g1.shape[2], g2.shape[2]),
         interpret=interpret,
     )(rows, g1, g2)
     # A row without entries has no chunk: what is in memory there was never written.
-    written = jnp.zeros(c.shape[0] + 1, bool).at[rows].set(True)
+    written = jnp.zeros(c.stored + 1, bool).at[rows].set(True)
     return jnp.where(written[:, None, None], out, 0.0)[:-1, :n_size, :m_size]
 
 
@@ -55,7 +55,7 @@ def pulled(
     m, n = _tile(u_bar.shape[1]), _tile(u_bar.shape[2])
     u_bar = pad_to(u_bar, (1, m, n))
     g = pad_to(entries_of(other, c).astype(jnp.float32), (1, 1, m))
-    owners = jnp.minimum(c.rows, c.shape[0] - 1).astype(jnp.int32)
+    owners = jnp.minimum(c.rows, c.stored - 1).astype(jnp.int32)
     return _call(
         functools.partial(_pulled_kernel, precision),
         grid=(chunks, u_bar.shape[2] // n, u_bar.shape[1] // m),

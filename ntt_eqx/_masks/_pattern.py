@@ -41,6 +41,16 @@ class AbstractPattern(eqx.Module):
     ) -> Bool[Array, "..."]:
         """The mask of a weight of this `shape` whose kept groups are marked."""
 
+    def keeps_count(self, shape: tuple[int, ...]) -> bool:
+        """Whether masks of a weight of this `shape` at one density all keep as many weights."""
+        del shape
+        return False
+
+    def alike_outputs(self, shape: tuple[int, ...]) -> int:
+        """So many outputs of a weight of this `shape`, from the first on, keep the same inputs."""
+        del shape
+        return 1
+
 
 class NM(AbstractPattern):
     """N of every M consecutive inputs of an output are kept (2:4 is what sparse tensor cores take).
@@ -91,6 +101,10 @@ class NM(AbstractPattern):
         """The marks themselves."""
         return marks
 
+    def keeps_count(self, shape: tuple[int, ...]) -> bool:
+        """Of every group as many."""
+        return True
+
 
 class AbstractTiling(AbstractPattern):
     """Tiles of a weight, which are kept or dropped whole, by the mean of their scores."""
@@ -110,6 +124,14 @@ class AbstractTiling(AbstractPattern):
     ) -> Bool[Array, "..."]:
         """Every weight of a tile gets the tile's mark."""
         return spread(marks, self.sizes(shape, name), shape)
+
+    def keeps_count(self, shape: tuple[int, ...]) -> bool:
+        """Where tiles at the far edges are as large as others."""
+        return not any(s % b for s, b in zip(shape, self.sizes(shape, "a weight"), strict=True))
+
+    def alike_outputs(self, shape: tuple[int, ...]) -> int:
+        """Those of a tile."""
+        return self.sizes(shape, "a weight")[0]
 
 
 class Block(AbstractTiling):

@@ -53,8 +53,9 @@ def layer_metric(
         offset = ones if bias is None else layer.bias_metric(bias).reshape(-1).astype(dtype)
     rows = known.rows if isinstance(known, Checked) else known
     values = layer.metric(weight).reshape(-1, layer.inputs)
-    if rows.shape != values.shape:  # the layer's rows are not those of the array
-        rows = gather_rows(values.astype(bool), rows.room)
+    alike = plan.form == "factors" and values.dtype == bool  # a mask's rows, where u is all
+    if rows.shape != values.shape or rows.height > 1 and not alike:
+        rows = gather_rows(values.astype(bool), rows.room * rows.height)
     found = rows.metric(values, offset)
     if not isinstance(known, Checked):
         return found

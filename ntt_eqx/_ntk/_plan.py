@@ -151,7 +151,7 @@ def make_plan(
         masked = weight is not None or layer.bias is not None and weights[layer.bias] is not None
         known = found[layer.weight]
         rows = known.rows if isinstance(known, Unchecked) else known
-        nonzeros = None if weight is None or rows is None else rows.room
+        nonzeros = None if weight is None or rows is None else rows.room * rows.height
         planned.append(plan_layer(layer, masked, nonzeros, sizes, costs))
     kept = [plan.layer for plan in planned]
     flow = derivative_flow(traced, kept, flow.parameters)

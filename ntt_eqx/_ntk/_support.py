@@ -7,7 +7,7 @@ checks it against the mask in use (`checked_support`), and no kernel is of anoth
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -21,7 +21,9 @@ from ..kernels import GatheredRows, gather_rows, target_device
 from ._costs import costs_on
 
 
-def mask_support(mask: PyTree, *, bucketed: bool = False) -> PyTree:
+def mask_support(
+    mask: PyTree, *, bucketed: bool = False, heights: Callable[[Any], int] = lambda m: 1
+) -> PyTree:
     """The `GatheredRows` of each concrete mask's `True` entries; `None` if they are many.
 
     A mask of more than two axes has the rows that it has with all axes after the first as one.
@@ -30,6 +32,8 @@ def mask_support(mask: PyTree, *, bucketed: bool = False) -> PyTree:
 
     - `bucketed`: with room for one of few numbers of entries, so that masks with about as many
       compile only once.
+    - `heights`: so many outputs of a mask are alike, from the first on, and one stands for all;
+      used for dense layers, whose `u` depends on the mask's row alone.
     """
     few = costs_on(target_device()).gathered_density
 
@@ -38,17 +42,26 @@ def mask_support(mask: PyTree, *, bucketed: bool = False) -> PyTree:
         room = int(np.count_nonzero(values))
         if room > few * values.size:
             return None
+        height = heights(m) if m.ndim == 2 else 1
+        if height > 1:
+            room = int(np.count_nonzero(values[::height]))
         if bucketed:
             room = int(1.25 ** math.ceil(math.log(max(room, 16), 1.25))) + 1
-        return gather_rows(_matrix(values), room)
+        return gather_rows(_matrix(values), room, height=height)
 
     return jax.tree.map(places, mask)
 
 
 def refresh_support(mask: PyTree, support: PyTree) -> PyTree:
-    """The support of a new mask with as many `True` entries as the old one; works under `jit`."""
+    """The support of a new mask that fits where the old one's is; works under `jit`."""
     refreshed = lambda m, old: None if old is None else old.of(_matrix(m))
     return jax.tree.map(refreshed, mask, support, is_leaf=is_support)
+
+
+def fits_support(mask: Any, rows: GatheredRows) -> bool:
+    """Whether a concrete mask can be stored where another one's entries are."""
+    matrix = _matrix(mask)
+    return bool(rows.fits(matrix, count_kept(rows.of_stored(matrix))))
 
 
 def is_support(leaf: Any) -> bool:
@@ -73,7 +86,7 @@ class Checked(eqx.Module):
 
     Attributes:
         rows: the mask's entries.
-        fits: whether there is room for all of them.
+        fits: whether that is possible.
     """
 
     rows: GatheredRows
@@ -90,21 +103,23 @@ def checked_support(support: Sequence[Any]) -> list[Any]:
     **Returns:**
 
     A `Checked` for each `Unchecked`: what was given where all of it is right, and otherwise
-    everything found anew. Where a mask has more entries than there is room for, `fits` is false,
-    and whoever uses it makes the kernel NaN: an exception would need a callback, which costs every
-    step a fifth of its time on a CPU, and makes an accelerator wait for the host.
+    everything found anew. Where a mask has more entries than there is room for, or rows that are
+    not alike where they should be, `fits` is false, and whoever uses it makes the kernel NaN: an
+    exception would need a callback, which costs every step a fifth of its time on a CPU, and makes
+    an accelerator wait for the host.
     """
     pairs = [(s.rows, _matrix(s.mask)) for s in support if isinstance(s, Unchecked)]
     if not pairs:
         return list(support)
-    counts = [count_kept(mask) for _, mask in pairs]
+    counts = [count_kept(rows.of_stored(mask)) for rows, mask in pairs]
     right = [rows.holds(mask, c) for (rows, mask), c in zip(pairs, counts, strict=True)]
+    fits = [rows.fits(mask, c) for (rows, mask), c in zip(pairs, counts, strict=True)]
     found = jax.lax.cond(
         functools.reduce(jnp.logical_and, right),
         lambda: [rows for rows, _ in pairs],
         lambda: [rows.of(mask) for rows, mask in pairs],
     )
-    checked = iter([Checked(rows, c <= rows.room) for rows, c in zip(found, counts, strict=True)])
+    checked = iter([Checked(*pair) for pair in zip(found, fits, strict=True)])
     return [next(checked) if isinstance(s, Unchecked) else s for s in support]
 
 

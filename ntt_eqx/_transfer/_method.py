@@ -93,9 +93,10 @@ class NeuralTangentTransfer(eqx.Module):
         """Whether the mask may ever be taken again."""
         return self.refresh.due(jnp.ones((), jnp.int32)) is not False
 
-    @property
-    def keeps_counts(self) -> bool:
-        """Whether each layer keeps the same number of weights throughout."""
+    def keeps_count(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of this `shape` keeps the same number of entries throughout."""
         sparsity = self.sparsity
+        if not self.refreshes:
+            return True
         fixed = not callable(sparsity.density) and sparsity.scope == "layer"
-        return not self.refreshes or (fixed and sparsity.pattern is None)
+        return fixed and (sparsity.pattern is None or sparsity.pattern.keeps_count(shape))

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from .._masks._collapse import is_traced
-from .._ntk import is_support, mask_support, refresh_support
-from .._sparse import SparseModel, count_kept
+from .._ntk import fits_support, is_support, mask_support, refresh_support
+from .._sparse import SparseModel
 from .._types import MaskTree
 from ._given import hold_mask
 from ._method import NeuralTangentTransfer
@@ -72,10 +72,13 @@ def support_for(method: NeuralTangentTransfer, mask: MaskTree) -> Any:
 
     A loss whose `kernel` is "ambient" does not look at a mask's entries.
     """
-    ambient = getattr(method.loss, "kernel", "active") == "ambient"
-    if is_traced(mask) or ambient or not method.keeps_counts:
+    if is_traced(mask) or getattr(method.loss, "kernel", "active") == "ambient":
         return jax.tree.map(lambda _: None, mask)
-    return mask_support(mask)
+    pattern = method.sparsity.pattern
+    kept = jax.tree.map(lambda m: m if method.keeps_count(m.shape) else None, mask)
+    if pattern is None:
+        return mask_support(kept)
+    return mask_support(kept, heights=lambda m: pattern.alike_outputs(m.shape))
 
 
 def check_room(caller: str, state: NTTState) -> None:
@@ -85,10 +88,10 @@ def check_room(caller: str, state: NTTState) -> None:
     """
 
     def one(mask: Any, known: Any) -> None:
-        if known is not None and int(count_kept(mask)) > known.room:
+        if known is not None and not fits_support(mask, known):
             raise ValueError(
-                f"{caller}: the mask keeps more weights than the one that this state was made for: "
-                "put a mask into an NTTState by state.with_mask(mask)."
+                f"{caller}: the mask keeps more weights than the one that this state was made for, "
+                "or lacks its pattern: put a mask into an NTTState by state.with_mask(mask)."
             )
 
     jax.tree.map(one, state.student.mask, state.support, is_leaf=is_support)

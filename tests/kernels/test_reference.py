@@ -158,6 +158,28 @@ def test_hand_derived_cotangents_of_u(x64):
         assert relative_error(found, expected) < 1e-13
 
 
+@pytest.mark.parametrize(("rows", "height"), [(6, 2), (6, 6), (7, 3), (5, 8)])
+def test_rows_that_are_alike_are_stored_once(rows, height, x64):
+    stored = MASKS["half"][: -(-rows // height)]
+    mask = np.repeat(stored, height, axis=0)[:rows]
+    places = gather_rows(mask, int(stored.sum()) + 3, height=height)
+    assert places.stored == len(stored) and places.shape == mask.shape
+    offset = jnp.linspace(0.0, 1.0, rows)
+    c = places.metric(jnp.asarray(mask), offset)
+    assert int(jnp.sum(c.values)) == stored.sum()
+    sizes = Sizes(n=3, m=4, k=2, l=3, i=rows, j=37)
+    a1, d1, a2, d2 = oracle.factors(sizes, dtype=jnp.float64)
+    one = lambda a: np.concatenate([a, np.ones((len(a), 1))], axis=1)
+    whole = np.concatenate([mask, np.asarray(offset)[:, None]], axis=1)
+    g = np.random.default_rng(5).normal(size=(3, 4, 2, 3))
+    theta, pull = jax.vjp(lambda *args: masked_ntk_reference(*args, c), a1, d1, a2, d2)
+    assert relative_error(theta, oracle.product(one(a1), d1, one(a2), d2, whole)) < 1e-13
+    expected = oracle.gradient(one(a1), d1, one(a2), d2, whole, g)
+    for found, exact in zip(pull(jnp.asarray(g)), expected, strict=True):
+        exact = exact[..., :-1] if found.ndim == 2 else exact
+        assert relative_error(found, exact) < 1e-13
+
+
 @pytest.mark.parametrize(("mean", "width"), [(95, 16), (96, 32), (191, 32), (192, 64), (400, 64)])
 def test_chunks_are_as_wide_as_rows_are_long(mean, width, x64):
     """One row long, one short: u and its cotangents, and another mask in the same arrays."""

@@ -183,3 +183,56 @@ def test_a_support_without_room_never_gives_a_number():
     model, _, mask, run = outdated()
     more, support = model.with_mask(mask(5, 1)), mask_support(mask(10, 0))
     assert jnp.isnan(run(more, support)).all()
+
+
+def blocks(mask, height):
+    """A mask whose rows are alike in blocks of that height."""
+    return jnp.repeat(mask[::height], height, axis=0)[: len(mask)]
+
+
+def test_alike_rows_are_stored_once_and_a_mask_without_them_gives_no_number():
+    model, x, mask, run = outdated()
+    first, second = (jax.tree.map(lambda m: blocks(m, 4), mask(12, seed)) for seed in (0, 1))
+    support = mask_support(first, heights=lambda m: 4)
+    small = mask_support(first)
+    for short, whole in zip(known(support), known(small), strict=True):
+        assert len(short.rows) < len(whole.rows) and short.shape == whole.shape
+    for other in (first, second):
+        pruned = model.with_mask(other)
+        expected = ntt.ntk(pruned, x[:2], x[2:], implementation="jacobian")
+        assert relative_error(run(pruned, support), expected) < 1e-5
+        refreshed = refresh_support(other, support)
+        assert relative_error(run(pruned, refreshed), expected) < 1e-5
+    # As many entries in the rows that are stored, others elsewhere.
+    broken = jax.tree.map(lambda m: m.at[1].set(jnp.roll(m[1], 1)), first)
+    assert jnp.isnan(run(model.with_mask(broken), support)).all()
+
+
+class Sequence(eqx.Module):
+    """A dense layer at one position and at many, with a metric of its own."""
+
+    layer: eqx.nn.Linear
+    last: eqx.nn.Linear
+
+    def __call__(self, x):
+        return self.last(jnp.mean(jax.vmap(lambda x: jnp.tanh(self.layer(x)))(x), axis=0))
+
+
+def test_alike_rows_where_they_do_not_help(x64):
+    """Tangents need every row, and so does a metric that is not a mask."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    model = ntt.sparsify(
+        Sequence(eqx.nn.Linear(30, 8, key=keys[0]), eqx.nn.Linear(8, 4, key=keys[1]))
+    )
+    mask = jax.tree.map(lambda m: blocks(mask_of(m.shape, m.size // 8), 2), model.mask)
+    model, support = model.with_mask(mask), mask_support(mask, heights=lambda m: 2)
+    assert [s.height for s in known(support)] == [2, 2]
+    x = jax.random.normal(keys[2], (4, 5, 30), jnp.float64)
+    params = eqx.filter(model.to_dense(), eqx.is_inexact_array)
+    metric = jax.tree.map(lambda p: jnp.linspace(0.5, 2.0, p.size).reshape(p.shape), params)
+    for c in (None, metric):
+        expected = ntt.ntk(model, x[:2], x[2:], metric=c, implementation="jacobian")
+        run = eqx.filter_jit(
+            lambda m, s, c=c: outputs_and_ntk(m, x, "active", metric=c, support=s)[1]
+        )
+        assert relative_error(run(model, support), expected) < 1e-12

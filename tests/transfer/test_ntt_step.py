@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.comparison import relative_error
 from helpers.students import (
     ADAM,
     CONFIG,
@@ -24,8 +25,10 @@ from helpers.students import (
     start,
     step,
 )
+from helpers.support import known
 
 import ntt_eqx as ntt
+from ntt_eqx._ntk import outputs_and_ntk
 
 pytestmark = pytest.mark.usefixtures("gathers")
 
@@ -139,3 +142,30 @@ def test_optimisers_that_ask_for_more_than_a_gradient(getkey, kind):
         rates.append(float(metrics.learning_rate))
     expected = [1e-2, 9e-3, 8e-3] if kind == "injected schedule" else [math.nan] * 3
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "height"), [(ntt.NM(1, 20), 1), (ntt.Block((4, 2)), 4), (ntt.Block((3, 2)), None)]
+)
+def test_masks_of_a_pattern_are_gathered_where_they_keep_their_counts(pattern, height, x64):
+    """One row for all that a block keeps; where blocks do not tile a layer, the mask is whole."""
+    model = eqx.nn.MLP(40, 4, 20, 1, activation=jnp.tanh, key=jax.random.key(0))
+    sparsity = ntt.Sparsity({".layers[0].weight": 0.05, ".layers[1].weight": 1.0}, pattern=pattern)
+    method = ntt.NeuralTangentTransfer(
+        sparsity=sparsity, optimizer=optax.adam(1e-2), refresh=ntt.MagnitudeRefresh(every=2)
+    )
+    state = ntt.ntt_init(model, method)
+    heights = [places.height for places in known(state.support)]
+    assert heights == ([] if height is None else [height])
+    run = eqx.filter_jit(lambda m, s, x: outputs_and_ntk(m, x, "active", support=s)[1])
+    masks = []
+    for seed in range(5):
+        x = jax.random.normal(jax.random.key(seed), (4, 40), jnp.float64)
+        expected = ntt.ntk(state.student, x[:2], x[2:], implementation="jacobian")
+        assert relative_error(run(state.student, state.support, x), expected) < 1e-12
+        teacher = ntt.ntk(state.teacher, x[:2], x[2:], implementation="jacobian")
+        distance = jnp.mean((expected - teacher) ** 2)
+        masks.append(state.student.mask.layers[0].weight)
+        state, metrics = step(state, x)
+        assert metrics.kernel_distance == pytest.approx(float(distance), rel=1e-10)
+    assert any(bool(jnp.any(mask != masks[0])) for mask in masks)
