@@ -31,9 +31,14 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((RAW / f"{name}.json").read_text())
 
 
+def find_all(rows: list[Row], **where: Any) -> list[Row]:
+    """The rows that have all of `where`."""
+    return [row for row in rows if all(row.get(name) == value for name, value in where.items())]
+
+
 def find(rows: list[Row], **where: Any) -> Row | None:
     """The row that has all of `where`, if there is one."""
-    found = [row for row in rows if all(row.get(name) == value for name, value in where.items())]
+    found = find_all(rows, **where)
     assert len(found) <= 1, where
     return found[0] if found else None
 
@@ -114,6 +119,22 @@ def compiled_table() -> str:
     return "\n".join(lines)
 
 
+def products_table() -> str:
+    """One layer's product, and with all its gradients, as an H100's compiler makes it."""
+    lines = [line(["mask", "by", "precision", "forward (ms)", "with gradients (ms)", "MiB"])]
+    lines.append(line(["---"] * 3 + ["---:"] * 3))
+    rows = load("compiled_products")["rows"]
+    for row in find_all(rows, direction="forward"):
+        same = {key: row[key] for key in ("mask", "implementation", "precision")}
+        both = [row, find(rows, direction="gradient", **same)]
+        assert all(both), same
+        by = "Pallas" if row["implementation"] == "pallas_gpu" else "pure JAX"
+        times = [f"{1e3 * r['roofline_s']:.2f}" for r in both if r]
+        memory = " / ".join(f"{r['temporary_bytes'] / 2**20:,.0f}" for r in both if r)
+        lines.append(line([row["mask"], by, row["precision"], *times, memory]))
+    return "\n".join(lines)
+
+
 def many_table() -> str:
     """Whole steps of large networks, for several chips: what each of them holds and sends."""
     sent = ["all-gather", "reduce-scatter", "all-reduce"]
@@ -153,6 +174,7 @@ def facts() -> dict[str, str]:
         "training_jax": training["versions"]["jax"],
         "torch": training["versions"]["torch"],
         "many_table": many_table(),
+        "products_table": products_table(),
         "compiled_jax": load("compiled_h100")["jax"],
         "sketch_table": sketch_table(sketch["rows"]),
         "sketch_matmul": " and ".join(
