@@ -17,7 +17,7 @@ from ._costs import Costs, costs_on
 from ._oracles import jacobian_contraction, ntk_vector_products
 from ._pairs import Blocks, default_budget, plan_blocks
 from ._plan import KernelKind, Outputs, Plan, aligned, dense_and_metric, make_plan
-from ._support import Unchecked, mask_support
+from ._support import mask_support, unchecked
 from ._tiled import carry_out, tile_lengths
 
 Implementation: TypeAlias = Literal["factors", "jacobian", "ntk_vector_products"]
@@ -115,7 +115,7 @@ def outputs_and_ntk(
         found = aligned(model, known)
     elif support is not None and isinstance(model, SparseModel) and kernel == "active":
         pairs = zip(aligned(model, support), aligned(model, model.mask), strict=True)
-        found = [None if s is None else Unchecked(s, mask) for s, mask in pairs]
+        found = [unchecked(s, mask) for s, mask in pairs]
     layout = layout_in_use()
     n, m = tile_lengths(layout, half, len(x) - half)
     plan, operands = make_plan(

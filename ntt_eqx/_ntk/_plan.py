@@ -17,13 +17,13 @@ from jaxtyping import Array, PyTree
 from .._program import constants, with_constants
 from .._sparse import SparseModel
 from .._types import wide_dtype
-from ..kernels import Device, Precision, at_precision
+from ..kernels import Device, GatheredRows, Precision, at_precision
 from ._costs import Costs
 from ._forms import Cost, LayerPlan, Sizes, jacobian_cost, parameter_count, plan_layer
 from ._layers import find_layers
 from ._metric import LayerMetric, layer_metric
 from ._parts import Part, derivative_flow, split
-from ._support import Unchecked, checked_support, is_support
+from ._support import Unchecked, checked_support, is_support, keeps_all, lost_unless_whole
 from ._trace import Traced, trace
 
 KernelKind: TypeAlias = Literal["active", "ambient"]
@@ -124,16 +124,20 @@ def make_plan(
 
     - `x`, `m`: the first batch (or its shape), and the number of samples of the second.
     - `kernel`, `metric`, `outputs`, `precision`: as for `ntk`.
-    - `support`: for each parameter where its mask's entries are, if that is known: `GatheredRows`,
-      or an `Unchecked`, which is checked where it is used.
+    - `support`: for each parameter where its mask's entries are, if that is known (`GatheredRows`),
+      or that they are all (`Whole`); unchecked ones are checked where they are used.
     - `directions`: number of output directions; `None` for all outputs themselves.
     - `device`, `costs`: what to plan for.
     """
-    dense, weights = dense_and_metric(model, kernel, metric)
+    given: Sequence[Any] = () if support is None else support
+    whole = [n for n, known in enumerate(given) if keeps_all(known)]
+    dense, weights = dense_and_metric(model, kernel, metric, whole)
     with at_precision(precision):
         traced, arrays = trace(dense, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
     weights = [p.spread(c) for p, c in zip(traced.parameters, weights, strict=True)]
-    found: Sequence[Any] = [None] * len(weights) if support is None else support
+    for n in whole:
+        arrays[n] = lost_unless_whole(arrays[n], given[n])
+    found: Sequence[Any] = given or [None] * len(weights)
     dtype = wide_dtype(traced.output_aval.dtype)
     sizes = Sizes(
         n=x.shape[0],
@@ -151,7 +155,9 @@ def make_plan(
         masked = weight is not None or layer.bias is not None and weights[layer.bias] is not None
         known = found[layer.weight]
         rows = known.rows if isinstance(known, Unchecked) else known
-        nonzeros = None if weight is None or rows is None else rows.room * rows.height
+        nonzeros = None
+        if weight is not None and isinstance(rows, GatheredRows):
+            nonzeros = rows.room * rows.height
         planned.append(plan_layer(layer, masked, nonzeros, sizes, costs))
     kept = [plan.layer for plan in planned]
     flow = derivative_flow(traced, kept, flow.parameters)
@@ -175,9 +181,12 @@ def make_plan(
 
 
 def dense_and_metric(
-    model: PyTree, kernel: KernelKind, metric: PyTree | None
+    model: PyTree, kernel: KernelKind, metric: PyTree | None, whole: Sequence[int] = ()
 ) -> tuple[PyTree, list[Any]]:
-    """The model with zeros put in, and `c` for each inexact leaf (`None` for c = 1)."""
+    """The model with zeros put in, and `c` for each inexact leaf (`None` for c = 1).
+
+    `whole` are the leaves of which the mask is known to keep everything.
+    """
     dense = model.to_dense() if isinstance(model, SparseModel) else model
     params = eqx.filter(dense, eqx.is_inexact_array)
     count = len(jax.tree.leaves(params))
@@ -186,6 +195,7 @@ def dense_and_metric(
     masks: list[Any] = [None] * count
     if isinstance(model, SparseModel) and kernel == "active":
         masks = aligned(model, model.mask)
+        masks = [None if n in whole else mask for n, mask in enumerate(masks)]
     if metric is None:
         return dense, masks
     _check_metric(params, metric)

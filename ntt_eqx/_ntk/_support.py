@@ -21,10 +21,14 @@ from ..kernels import GatheredRows, gather_rows, target_device
 from ._costs import costs_on
 
 
+class Whole(eqx.Module):
+    """The support of a mask that keeps every weight, which is as if there were none."""
+
+
 def mask_support(
     mask: PyTree, *, bucketed: bool = False, heights: Callable[[Any], int] = lambda m: 1
 ) -> PyTree:
-    """The `GatheredRows` of each concrete mask's `True` entries; `None` if they are many.
+    """The `GatheredRows` of each concrete mask's `True` entries; `Whole` of all, `None` of many.
 
     A mask of more than two axes has the rows that it has with all axes after the first as one.
 
@@ -40,6 +44,8 @@ def mask_support(
     def places(m):
         values = np.asarray(m)
         room = int(np.count_nonzero(values))
+        if 0 < room == values.size:
+            return Whole()
         if room > few * values.size:
             return None
         height = heights(m) if m.ndim == 2 else 1
@@ -54,19 +60,23 @@ def mask_support(
 
 def refresh_support(mask: PyTree, support: PyTree) -> PyTree:
     """The support of a new mask that fits where the old one's is; works under `jit`."""
-    refreshed = lambda m, old: None if old is None else old.of(_matrix(m))
+    refreshed = lambda m, old: old.of(_matrix(m)) if isinstance(old, GatheredRows) else old
     return jax.tree.map(refreshed, mask, support, is_leaf=is_support)
 
 
-def fits_support(mask: Any, rows: GatheredRows) -> bool:
-    """Whether a concrete mask can be stored where another one's entries are."""
-    matrix = _matrix(mask)
+def fits_support(mask: Any, support: GatheredRows | Whole | None) -> bool:
+    """Whether the support of one mask can be made that of another, which is concrete."""
+    if support is None:
+        return True
+    if isinstance(support, Whole):
+        return bool(jnp.all(mask))
+    rows, matrix = support, _matrix(mask)
     return bool(rows.fits(matrix, count_kept(rows.of_stored(matrix))))
 
 
 def is_support(leaf: Any) -> bool:
     """Whether a leaf of a support is one, `None` included."""
-    return leaf is None or isinstance(leaf, GatheredRows)
+    return isinstance(leaf, GatheredRows | Whole | None)
 
 
 class Unchecked(eqx.Module):
@@ -81,6 +91,16 @@ class Unchecked(eqx.Module):
     mask: Bool[Array, "..."]
 
 
+class UncheckedWhole(eqx.Module):
+    """That the mask in use keeps every weight, which may be out of date.
+
+    Attributes:
+        mask: the mask.
+    """
+
+    mask: Bool[Array, "..."]
+
+
 class Checked(eqx.Module):
     """A support that was compared with the mask in use.
 
@@ -91,6 +111,25 @@ class Checked(eqx.Module):
 
     rows: GatheredRows
     fits: Bool[Array, ""]
+
+
+def unchecked(support: Any, mask: Bool[Array, "..."]) -> Unchecked | UncheckedWhole | None:
+    """What a support that may be out of date says of the mask in use."""
+    if isinstance(support, GatheredRows):
+        return Unchecked(support, mask)
+    return UncheckedWhole(mask) if isinstance(support, Whole) else None
+
+
+def keeps_all(known: Any) -> bool:
+    """Whether a mask is said to keep every weight."""
+    return isinstance(known, Whole | UncheckedWhole)
+
+
+def lost_unless_whole(weight: Array, known: Any) -> Array:
+    """A weight, NaN where its mask is said to keep all of it and does not."""
+    if not isinstance(known, UncheckedWhole):
+        return weight
+    return jnp.where(jnp.all(known.mask), weight, jnp.full_like(weight, jnp.nan))
 
 
 def checked_support(support: Sequence[Any]) -> list[Any]:

@@ -88,7 +88,7 @@ def check_room(caller: str, state: NTTState) -> None:
     """
 
     def one(mask: Any, known: Any) -> None:
-        if known is not None and not fits_support(mask, known):
+        if not fits_support(mask, known):
             raise ValueError(
                 f"{caller}: the mask keeps more weights than the one that this state was made for, "
                 "or lacks its pattern: put a mask into an NTTState by state.with_mask(mask)."

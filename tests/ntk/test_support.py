@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk import mask_support, outputs_and_ntk, refresh_support
+from ntt_eqx._ntk._support import Whole
 from ntt_eqx._sparse import count_kept
 from ntt_eqx.kernels import GatheredRows, gather_rows
 
@@ -236,3 +237,34 @@ def test_alike_rows_where_they_do_not_help(x64):
             lambda m, s, c=c: outputs_and_ntk(m, x, "active", metric=c, support=s)[1]
         )
         assert relative_error(run(model, support), expected) < 1e-12
+
+
+@pytest.mark.parametrize("metric", [False, True])
+def test_a_mask_that_keeps_everything_is_as_if_there_were_none(metric, x64):
+    """By its own support and by one that is held; and no number once it does not."""
+    model = ntt.sparsify(eqx.nn.MLP(9, 2, 6, 1, activation=jnp.tanh, key=jax.random.key(0)))
+    thin = model.with_mask(
+        eqx.tree_at(lambda m: m.layers[1].weight, model.mask, mask_of((2, 6), 5))
+    )
+    x = jax.random.normal(jax.random.key(1), (4, 9), jnp.float64)
+    params = eqx.filter(model.to_dense(), eqx.is_inexact_array)
+    ones = lambda p: jnp.linspace(0.5, 2.0, p.size).reshape(p.shape)
+    c = jax.tree.map(ones, params) if metric else None
+    support = mask_support(thin.mask)
+    assert isinstance(support.layers[0].weight, Whole) and support.layers[1].weight is None
+    run = eqx.filter_jit(lambda m, s: outputs_and_ntk(m, x, "active", metric=c, support=s))
+    expected = ntt.ntk(thin, x[:2], x[2:], metric=c, implementation="jacobian")
+    outputs, theta = run(thin, support)
+    assert relative_error(theta, expected) < 1e-12
+    assert relative_error(outputs, jax.vmap(thin)(x)) < 1e-12
+    assert relative_error(ntt.ntk(thin, x[:2], x[2:], metric=c), expected) < 1e-12
+    assert (refresh_support(thin.mask, support)).layers[0].weight == Whole()
+    other = eqx.tree_at(lambda m: m.layers[0].weight, thin.mask, mask_of((6, 9), 53))
+    assert jnp.isnan(run(thin.with_mask(other), support)[1]).all()
+
+
+def test_a_whole_mask_costs_what_no_mask_costs():
+    model = ntt.sparsify(eqx.nn.MLP(40, 4, 30, 1, key=jax.random.key(0)))
+    x = jnp.ones((4, 40))
+    costs = [ntt.explain(m, x).parameters[0].flops for m in (model, model.to_dense())]
+    assert costs[0] == costs[1]
