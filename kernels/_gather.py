@@ -146,11 +146,15 @@ class GatheredRows(eqx.Module):
 
 
 def gathered_shape(nonzeros: int, rows: int) -> tuple[int, int]:
-    """How many chunks a mask is gathered to, and how many entries each has, used or not.
+    """What a mask is gathered to.
 
     **Arguments:**
 
     - `nonzeros`, `rows`: how many of each the mask has.
+
+    **Returns:**
+
+    The number of chunks, and of the entries of each, used or not.
     """
     width = next(width for least, width in _WIDTHS.items() if nonzeros >= least * rows)
     return nonzeros // width + rows, width
