@@ -113,8 +113,10 @@ class Checked(eqx.Module):
     fits: Bool[Array, ""]
 
 
-def unchecked(support: Any, mask: Bool[Array, "..."]) -> Unchecked | UncheckedWhole | None:
-    """What a support that may be out of date says of the mask in use."""
+def unchecked(support: Any, mask: Bool[Array, "..."] | None) -> Unchecked | UncheckedWhole | None:
+    """What a support that may be out of date says of the mask in use, where there is one."""
+    if mask is None:
+        return None
     if isinstance(support, GatheredRows):
         return Unchecked(support, mask)
     return UncheckedWhole(mask) if isinstance(support, Whole) else None

@@ -4,11 +4,13 @@ import jax
 import numpy as np
 
 from ntt_eqx._ntk import is_support
+from ntt_eqx.kernels import GatheredRows
 
 
 def known(support):
     """The places that a support knows, one for each mask that has few entries."""
-    return [s for s in jax.tree.leaves(support, is_leaf=is_support) if s is not None]
+    leaves = jax.tree.leaves(support, is_leaf=is_support)
+    return [leaf for leaf in leaves if isinstance(leaf, GatheredRows)]
 
 
 def flat_indices(places):
