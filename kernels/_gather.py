@@ -175,32 +175,30 @@ def gather_rows(
 
     `GatheredRows`, whose shapes depend on the mask's shape and on `nonzeros` alone.
     """
-    stored = mask[::height]
-    shape = gathered_shape(nonzeros, len(stored))
-    return _gather(stored, nonzeros, shape, mask.shape, height)
+    (i, j), stored = mask.shape, mask[::height]
+    return _gather(stored, nonzeros, gathered_shape(nonzeros, len(stored)), (i, j), height)
 
 
 def _gather(
     mask: Bool[Array, "stored j"] | np.ndarray,
     nonzeros: int,
     shape: tuple[int, int],
-    whole: tuple[int, ...],
+    whole: tuple[int, int],
     height: int,
 ) -> GatheredRows:
     (i, j), (chunks, width) = mask.shape, shape
-    known: Any = (whole, height)
     if isinstance(mask, np.ndarray):
         row, column = np.nonzero(mask)
         chunk, slot = _places(np, mask, row, width)
         rows, columns = np.full(chunks, i, np.int32), np.full(shape, j, np.int32)
         rows[chunk], columns[chunk, slot] = row, column
-        return GatheredRows(jnp.asarray(rows), jnp.asarray(columns), *known)
+        return GatheredRows(jnp.asarray(rows), jnp.asarray(columns), whole, height)
     row, column = (x.astype(jnp.int32) for x in jnp.nonzero(mask, size=nonzeros, fill_value=(i, j)))
     chunk, slot = _places(jnp, mask, row, width)
     chunk = jnp.where(row < i, chunk, chunks)
     rows = jnp.full(chunks, i, jnp.int32).at[chunk].set(row, mode="drop")
     columns = jnp.full(shape, j, jnp.int32).at[chunk, slot].set(column, mode="drop")
-    return GatheredRows(rows, columns, *known)
+    return GatheredRows(rows, columns, whole, height)
 
 
 def _places(xp: Any, mask: Any, row: Any, width: int) -> tuple[Any, Any]:

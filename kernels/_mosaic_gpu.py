@@ -15,6 +15,7 @@ from ._precision import PIECES, Precision, products, split, split_in_memory
 SHARED_BYTES = 227 * 1024  # of one Hopper multiprocessor, for one block
 RESERVED_BYTES = 4 * 1024  # of those, for barriers, alignment and the compiler's own scratch
 ROWS = 64  # of one wgmma instruction
+BLOCKS = 132  # that a launch should have at least: an H100 has as many multiprocessors
 HOPPER = ("H100", "H200", "H800", "H20", "GH200")  # in the names of its devices
 
 # 0.10.2 has interpret mode in a private module, and its interpreter reads no transposed operand.
@@ -73,6 +74,18 @@ def narrow_layout(rows: int, columns: int, dtype: Any) -> tuple[Any, ...]:
 def across_rows(tile: Any, row: int, shape: tuple[int, int]) -> jax.Array:
     """One row of a shared tile, repeated down a register tile, in float32."""
     return jax.lax.broadcast_in_dim(tile[row].astype(jnp.float32), shape, (1,))
+
+
+def by_second(x: jax.Array) -> jax.Array:
+    """`x[n, s, i]` as rows (s, n): the samples n of one s side by side."""
+    return x.transpose(1, 0, 2).reshape(-1, x.shape[2])
+
+
+def in_parts(terms: int, blocks: int, wanted: int) -> tuple[int, int]:
+    """Parts that a sum is cut into where there are fewer blocks than wanted, and terms of each."""
+    parts = min(terms, -(-wanted // blocks))
+    steps = -(-terms // parts)
+    return -(-terms // steps), steps
 
 
 def right_operand(x: jax.Array, precision: Precision) -> list[jax.Array]:

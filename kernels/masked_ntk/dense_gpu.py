@@ -26,11 +26,14 @@ from jax.typing import DTypeLike
 
 from .._dispatch import target_device
 from .._mosaic_gpu import (
+    BLOCKS,
     RESERVED_BYTES,
     ROWS,
     SHARED_BYTES,
     Multiply,
     across_rows,
+    by_second,
+    in_parts,
     kernel,
     layout,
     narrow_layout,
@@ -55,7 +58,7 @@ class Config:
     j: int = 64
     a1_j: int = 128
     stages: int = 2
-    blocks: int = 132  # as many as an H100 has multiprocessors
+    blocks: int = BLOCKS
 
     def __post_init__(self):
         for name, unit in dict(m=1, i=64, j=64, a1_j=64, stages=1, blocks=1).items():
@@ -184,14 +187,12 @@ def pulled(u_bar, a2, c, *, precision: Precision, config: Config | None = None, 
     t = config or _config(u_bar, a2, c, precision)
     u_bar, a2 = pad_to(u_bar, (ROWS, 1, t.i)), pad_to(a2, (1, t.a1_j))
     cs = right_operand(pad_to(c, (t.i, t.a1_j)), precision)
-    rows = u_bar.transpose(1, 0, 2).reshape(-1, u_bar.shape[2])  # [(m, n), i]
+    rows = by_second(u_bar)  # [(m, n), i]
     n_tiles, i_tiles, j_tiles = (
         size // tile
         for size, tile in ((len(u_bar), ROWS), (rows.shape[1], t.i), (a2.shape[1], t.a1_j))
     )
-    parts = min(m_size, -(-t.blocks // (n_tiles * j_tiles)))
-    steps = -(-m_size // parts)
-    parts = -(-m_size // steps)
+    parts, steps = in_parts(m_size, n_tiles * j_tiles, t.blocks)
     multiply = Multiply(PIECES[precision], interpret is not None)
 
     def masked_ntk_pulled(rows, a2, cs, out, sums, c_tiles, barrier):

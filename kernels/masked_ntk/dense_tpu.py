@@ -13,13 +13,12 @@ tiles, in both operands of each product, so no remainder needs a mask inside.
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from .._dispatch import Device
+from .._mosaic_tpu import dot
 from .._padding import ceil_to, pad_to
 from .._precision import Precision
 from ..manual_axes import result_type
@@ -88,13 +87,6 @@ def config_for(kind: str, shape: tuple[int, int, int, int, int, int]) -> Config:
         i=min(base.i, ceil_to(features, 128)),
         j=min(base.j, ceil_to(inputs, 128)),
     )
-
-
-def refusal(device: Device) -> str | None:
-    """Why this kernel cannot run on a device, or `None`."""
-    if device.platform != "tpu":
-        return f"needs a TPU, and the device is {device.kind!r} ({device.platform})"
-    return None
 
 
 def forward(a1, d1, a2, d2, c, *, precision: Precision, config: Config, interpret=False):
@@ -195,7 +187,7 @@ def _forward_kernel(t: Config, precision, a1, d1, a2, d2, c, theta, u):
         d = _wide(d1).reshape(t.n, t.k, t.i)
         for m in range(t.m):
             x = (d * _u_of(t, u, m)[:, None, :]).reshape(t.n * t.k, t.i)
-            theta[m] += _dot(_wide(d2.at[m]), x, (1, 1), precision)
+            theta[m] += dot(_wide(d2.at[m]), x, (1, 1), precision)
 
 
 def _d1_kernel(t: Config, precision, a1, a2, d2, c, g, d1_bar, u):
@@ -210,7 +202,7 @@ def _d1_kernel(t: Config, precision, a1, a2, d2, c, g, d1_bar, u):
     @pl.when(j == pl.num_programs(5) - 1)
     def _():
         for m in range(t.m):
-            p = _dot(_wide(g.at[m]), _wide(d2.at[m]), (1, 0), precision)
+            p = dot(_wide(g.at[m]), _wide(d2.at[m]), (1, 0), precision)
             p = p.reshape(t.n, t.k, t.i) * _u_of(t, u, m)[:, None, :]
             d1_bar[...] += p.reshape(t.n * t.k, t.i)
 
@@ -224,9 +216,9 @@ def _a1_kernel(t: Config, precision, d1, a2, d2, c, g, a1_bar, u_bar):
 
     d = _wide(d1).reshape(t.n, t.k, t.i)
     for m in range(t.m):
-        p = _dot(_wide(g.at[m]), _wide(d2.at[m]), (1, 0), precision).reshape(t.n, t.k, t.i)
+        p = dot(_wide(g.at[m]), _wide(d2.at[m]), (1, 0), precision).reshape(t.n, t.k, t.i)
         u_bar[m * t.n : (m + 1) * t.n] = jnp.sum(d * p, axis=1)
-    v = _dot(u_bar[...], _wide(c), (1, 0), precision).reshape(t.m, t.n, t.j)
+    v = dot(u_bar[...], _wide(c), (1, 0), precision).reshape(t.m, t.n, t.j)
     a1_bar[...] += jnp.sum(v * _wide(a2)[:, None, :], axis=0)
 
 
@@ -238,7 +230,7 @@ def _accumulate_u(t: Config, precision, a1, a2, c, u, j):
         u[...] = jnp.zeros_like(u)
 
     outer = (_wide(a2)[:, None, :] * _wide(a1)[None, :, :]).reshape(t.m * t.n, t.j)
-    u[...] += _dot(outer, _wide(c), (1, 1), precision)
+    u[...] += dot(outer, _wide(c), (1, 1), precision)
 
 
 def _u_of(t: Config, u, m: int):
@@ -247,19 +239,6 @@ def _u_of(t: Config, u, m: int):
 
 def _wide(ref):
     return ref[...].astype(jnp.float32)
-
-
-def _dot(x, y, axes: tuple[int, int], precision: Precision) -> Float[Array, "p q"]:
-    """A product in one bfloat16 pass, or in as many as float32 takes (`tf32` too)."""
-    if precision == "bfloat16":
-        x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    return jax.lax.dot_general(
-        x,
-        y,
-        (((axes[0],), (axes[1],)), ((), ())),
-        precision=None if precision == "bfloat16" else jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
 
 
 def _widenable(c, tiles: tuple[int, int]):

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from .._gather import GatheredMetric, entries_of
+from .._mosaic_tpu import dot
 from .._padding import ceil_to, pad_to
 from .._precision import Precision
 from ..manual_axes import result_type
@@ -76,7 +77,7 @@ def _u_kernel(precision, rows, g1, g2, out):
     def _():
         out[...] = jnp.zeros_like(out)
 
-    out[...] += _dot(g1[...], g2[...], (0, 0), precision)
+    out[...] += dot(g1[...], g2[...], (0, 0), precision)
 
 
 def _pulled_kernel(precision, rows, g, u_bar, out):
@@ -86,20 +87,7 @@ def _pulled_kernel(precision, rows, g, u_bar, out):
     def _():
         out[...] = jnp.zeros_like(out)
 
-    out[...] += _dot(g[...], u_bar[...], (1, 0), precision)
-
-
-def _dot(x, y, axes: tuple[int, int], precision: Precision) -> jax.Array:
-    """A product in one bfloat16 pass, or in as many as float32 takes (`tf32` too)."""
-    if precision == "bfloat16":
-        x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    return jax.lax.dot_general(
-        x,
-        y,
-        (((axes[0],), (axes[1],)), ((), ())),
-        precision=None if precision == "bfloat16" else jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
+    out[...] += dot(g[...], u_bar[...], (1, 0), precision)
 
 
 def _tile(samples: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _mosaic_gpu
+from .. import _mosaic_gpu, _mosaic_tpu
 from .._dispatch import Device
 from .._gather import GatheredMetric
 from .._mosaic_gpu import InterpretGPUParams
@@ -80,7 +80,7 @@ def _on_tpu(interpret: bool) -> Implementation:
             return _GATHERED_TPU.backward(*args, **options(plan))
         return whole_backward(plan, *args)
 
-    return Implementation(_refusal(dense_tpu.refusal, interpret), forward, backward)
+    return Implementation(_refusal(_mosaic_tpu.refusal, interpret), forward, backward)
 
 
 def _refusal(of_device: Any, interpret: Any) -> Any:

@@ -23,7 +23,17 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .._mosaic_gpu import ROWS, Multiply, kernel, layout, narrow_layout, right_operand
+from .._mosaic_gpu import (
+    BLOCKS,
+    ROWS,
+    Multiply,
+    by_second,
+    in_parts,
+    kernel,
+    layout,
+    narrow_layout,
+    right_operand,
+)
 from .._padding import ceil_to, pad_to
 from .._precision import PIECES, Precision
 from ..manual_axes import result_type
@@ -31,7 +41,6 @@ from ..manual_axes import result_type
 TILE_I = 64
 TILE_M = 2  # samples m of a block of `theta`: they share what is read of d1
 STAGES = 2  # tiles in flight
-BLOCKS = 132  # as many as an H100 has multiprocessors
 
 
 def theta(u, d1, d2, *, precision: Precision, interpret=None) -> jax.Array:
@@ -44,8 +53,8 @@ def theta(u, d1, d2, *, precision: Precision, interpret=None) -> jax.Array:
     """
     (n_size, k_size, _), (m_size, l_size, _) = d1.shape, d2.shape
     tile_l = _tile_l(l_size)
-    us = _by_second(pad_to(u, (ROWS, TILE_M, TILE_I)))
-    d1s = _by_second(pad_to(d1, (ROWS, 1, TILE_I)))
+    us = by_second(pad_to(u, (ROWS, TILE_M, TILE_I)))
+    d1s = by_second(pad_to(d1, (ROWS, 1, TILE_I)))
     d2 = pad_to(d2, (TILE_M, tile_l, TILE_I))
     d2s = right_operand(d2.reshape(-1, d2.shape[2]), precision)  # [(m, l), i]
     m_padded, l_tiles = len(d2), d2.shape[1] // tile_l
@@ -129,16 +138,14 @@ def _weighted(g, weights, d2, *, over_k: bool, precision: Precision, interpret) 
     """`sum_s w[n,s,i] P[n,m,k,i]`: over s = k for every m, or over s = m for every k."""
     (n_size, m_size, k_size, l_size), i_size = g.shape, d2.shape[2]
     tile_l = _tile_l(l_size)
-    ws = _by_second(pad_to(weights, (ROWS, 1, TILE_I)))
+    ws = by_second(pad_to(weights, (ROWS, 1, TILE_I)))
     g = pad_to(g.astype(jnp.float32), (ROWS, 1, 1, tile_l))
     gs = g.transpose(1, 2, 0, 3).reshape(-1, g.shape[3])  # [(m, k, n), l]
     d2 = pad_to(d2, (1, tile_l, TILE_I))
     d2s = right_operand(d2.reshape(-1, d2.shape[2]), precision)  # [(m, l), i]
     n_tiles, l_tiles, i_tiles = len(g) // ROWS, d2.shape[1] // tile_l, d2.shape[2] // TILE_I
     results, terms = (m_size, k_size) if over_k else (k_size, m_size)
-    parts = min(terms, -(-BLOCKS // (n_tiles * results * i_tiles)))
-    steps = -(-terms // parts)
-    parts = -(-terms // steps)
+    parts, steps = in_parts(terms, n_tiles * results * i_tiles, BLOCKS)
     multiply = Multiply(PIECES[precision], interpret is not None)
 
     def masked_ntk_weighted(gs, ws, d2s, out, sums):
@@ -194,11 +201,6 @@ def _weighted(g, weights, d2, *, over_k: bool, precision: Precision, interpret) 
     )(gs, ws, d2s)
     out = out.reshape(parts, results, n_tiles * ROWS, -1).sum(0).transpose(1, 0, 2)
     return out[:n_size, :, :i_size]
-
-
-def _by_second(x: jax.Array) -> jax.Array:
-    """`x[n, s, i]` as rows (s, n): the samples n of one s side by side."""
-    return x.transpose(1, 0, 2).reshape(-1, x.shape[2])
 
 
 def _rows_of(index_map, dtype) -> plgpu.BlockSpec:
