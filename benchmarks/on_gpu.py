@@ -7,25 +7,29 @@ In this order, with the report written after each part, so that a run that is cu
 has: what the device reaches by plain products and copies; whole `ntt_step`s and `ntk`s; the masked
 product by layer and by density, whole and gathered, by pure JAX and by Pallas, with the fastest
 that is right named; whether a hundred runs give the same bits; memory against
-`max_bytes`; the edges of the kernels' tiles.
+`max_bytes`; the edges of the kernels' tiles. All programs of a part are compiled first, on all
+cores, and run only then, one after another.
 
 Values and gradients are compared with pure JAX in float64 at the sizes that are timed. `wall` is
 the median of calls that each wait for their result, `device` the time of the device alone (by
-CUPTI, where JAX offers it), `row` that of a call among many which are waited for together.
+CUPTI, where JAX offers it) with its launches and the kernels that take most of it, `row` that of a
+call among many which are waited for together.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
 import json
+import os
 import statistics
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -58,9 +62,13 @@ Row = dict[str, Any]
 class Plan:
     """What a run does: the whole, or small and interpreted."""
 
-    dry: bool
-    batch: int
-    repeats: int
+    dry: bool = False
+    batch: int = 256
+    repeats: int = 20
+    cases: tuple[str, ...] = tuple(GOALS)
+    layers: tuple[str, ...] = tuple(name for name, _ in LAYERS)
+    densities: tuple[float, ...] = DENSITIES
+    precisions: tuple[Precision, ...] = kernels.PRECISIONS
 
     @property
     def pallas(self) -> str:
@@ -68,30 +76,70 @@ class Plan:
         return "pallas_gpu_interpret" if self.dry else "pallas_gpu"
 
     @property
-    def precisions(self) -> tuple[Precision, ...]:
-        """Of the products."""
-        return ("float32",) if self.dry else kernels.PRECISIONS
-
-    @property
-    def layers(self) -> list[Product]:
-        """Those of the paper's networks, at 3 %."""
+    def products(self) -> list[Product]:
+        """One layer each, at the first density."""
         if self.dry:
             return [Product("dense", 3, 20, 40, k=2)]
-        return [Product(name, self.batch, **sizes, density=0.03) for name, sizes in LAYERS]
+        chosen = [(name, sizes) for name, sizes in LAYERS if name in self.layers]
+        return [Product(n, self.batch, **sizes, density=self.densities[0]) for n, sizes in chosen]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One row of a report.
+
+    Attributes:
+        row: what it is.
+        prepare: compiles, beside other jobs.
+        measure: runs alone; from what `prepare` returned to what was found.
+    """
+
+    row: Row
+    prepare: Callable[[], Any]
+    measure: Callable[[Any], Row]
+
+    def prepared(self) -> Any:
+        """What `prepare` returns, or its error: one that fails must not hide the others."""
+        try:
+            return self.prepare()
+        except Exception as error:
+            traceback.print_exc()
+            return error
+
+    def measured(self, prepared: Any) -> Row:
+        """The row with what was found, or with the error."""
+        try:
+            if isinstance(prepared, Exception):
+                raise prepared
+            return self.row | self.measure(prepared)
+        except Exception as error:
+            if error is not prepared:
+                traceback.print_exc()
+            return self.row | dict(ok=False, error=f"{type(error).__name__}: {error}"[:500])
 
 
 def main() -> None:
+    plan = Plan()
     parser = argparse.ArgumentParser(description="Check and time everything on a GPU.")
     parser.add_argument("--dry-run", action="store_true", help="small cases, interpreted")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
-    parser.add_argument("--batch", type=int, default=256, help="N = M of a product")
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=plan.batch, help="N = M of a product")
+    parser.add_argument("--repeats", type=int, default=plan.repeats)
     parser.add_argument("--parts", nargs="*", choices=tuple(PARTS), default=list(PARTS))
+    parser.add_argument("--cases", nargs="*", choices=tuple(CASES), default=plan.cases)
+    parser.add_argument("--layers", nargs="*", choices=plan.layers, default=plan.layers)
+    parser.add_argument("--densities", nargs="*", type=float, default=plan.densities)
+    parser.add_argument("--precisions", nargs="*", choices=plan.precisions, default=plan.precisions)
     options = parser.parse_args()
     device = jax.devices()[0]
     if device.platform != "gpu" and not options.dry_run:
         sys.exit(f"No GPU here ({device.device_kind}); --dry-run goes through the motions.")
-    plan = Plan(options.dry_run, options.batch, 2 if options.dry_run else options.repeats)
+    if options.dry_run:
+        plan = Plan(True, repeats=2, cases=("lenet300100",), precisions=("float32",))
+        plan = dataclasses.replace(plan, densities=DENSITIES[:1])
+    else:
+        chosen = (options.cases, options.layers, options.densities, options.precisions)
+        plan = Plan(False, options.batch, options.repeats, *map(tuple, chosen))
     print(f"{device.device_kind}, JAX {jax.__version__}, {plan.pallas}")
     if plan.dry:
         print("Dry run: the kernels are interpreted, and no time below says anything about a GPU.")
@@ -100,9 +148,12 @@ def main() -> None:
         start, rows = time.perf_counter(), []
         report[name] = rows
         print(f"\n== {name}")
-        for row in PARTS[name](plan):
-            rows.append(row)
-            print(told(row), flush=True)
+        jobs = list(PARTS[name](plan))
+        for job, prepared in zip(jobs, all_prepared(jobs), strict=True):
+            rows.append(job.measured(prepared))
+            print(told(rows[-1]), flush=True)
+        if name == "products":
+            rows += fastest(rows)
         report[f"{name}_s"] = time.perf_counter() - start
         if options.out:
             options.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -113,19 +164,16 @@ def main() -> None:
     sys.exit(bool(failed))
 
 
+def all_prepared(jobs: list[Job]) -> list[Any]:
+    """Everything that the jobs compile, on all cores; JAX's settings are each thread's own."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(Job.prepared, jobs))
+
+
 def told(row: Row) -> str:
     """A row in one line."""
     short = lambda v: f"{v:.3g}" if isinstance(v, float) else str(v)
-    return "  ".join(f"{k}={short(v)}" for k, v in row.items() if v is not None)[:300]
-
-
-def attempted(row: Row, measure: Callable[[], Row]) -> Row:
-    """`row` with what was measured, or with its error: one that fails must not hide the others."""
-    try:
-        return row | measure()
-    except Exception as error:
-        traceback.print_exc()
-        return row | dict(ok=False, error=f"{type(error).__name__}: {error}"[:500])
+    return "  ".join(f"{k}={short(v)}" for k, v in row.items() if v is not None)[:600]
 
 
 def times(plan: Plan, function: Callable[..., Any], *batches: tuple[Any, ...]) -> Row:
@@ -140,21 +188,34 @@ def times(plan: Plan, function: Callable[..., Any], *batches: tuple[Any, ...]) -
     start = time.perf_counter()
     jax.block_until_ready([function(*batches[0]) for _ in range(plan.repeats)])
     row = (time.perf_counter() - start) / plan.repeats
-    return dict(wall_s=statistics.median(seconds), row_s=row, device_s=on_device(function, batches))
+    return dict(wall_s=statistics.median(seconds), row_s=row, **on_device(function, batches[0]))
 
 
-def on_device(function: Callable[..., Any], batches: tuple[tuple[Any, ...], ...]) -> float | None:
-    """The time of the device alone, or nothing where JAX cannot tell."""
+def on_device(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Row:
+    """Time of the device alone, launches, and what takes longest; nothing if JAX cannot tell."""
     if jax.devices()[0].platform != "gpu":
-        return None
+        return {}
     try:
-        from jax.experimental.mosaic.gpu import profiler
+        from jax._src.lib import mosaic_gpu  # the public profiler takes no function of Equinox
 
-        _, milliseconds = profiler.measure(function)(*batches[0])
-        return milliseconds / 1e3 if milliseconds else None
-    except Exception as error:  # an experimental module, which may not be there
+        jax.block_until_ready(function(*arguments))
+        mosaic_gpu._mosaic_gpu_ext._cupti_init()
+        try:
+            jax.block_until_ready(function(*arguments))
+        finally:
+            launches = mosaic_gpu._mosaic_gpu_ext._cupti_get_timings(True)
+        totals: dict[str, list[float]] = {}
+        for name, milliseconds in launches or ():
+            totals.setdefault(name, []).append(milliseconds)
+        longest = sorted(totals.items(), key=lambda item: -sum(item[1]))[:12]
+        return dict(
+            device_s=sum(map(sum, totals.values())) / 1e3,
+            launches=len(launches or ()),
+            longest=[f"{name[:60]} {len(ms)}x {sum(ms):.4f} ms" for name, ms in longest],
+        )
+    except Exception as error:  # a private module, which may not be there
         print(f"  no device time: {type(error).__name__}: {error}"[:200])
-        return None
+        return {}
 
 
 def error_of(found: Any, expected: Any) -> float:
@@ -168,119 +229,165 @@ def error_of(found: Any, expected: Any) -> float:
     return worst
 
 
-def rates(plan: Plan) -> Iterator[Row]:
+def rates(plan: Plan) -> Iterator[Job]:
     """What a plain matrix product and a plain copy reach on this device."""
     size = 256 if plan.dry else 8192
+    random = lambda dtype: jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
     for name, dtype, precision in (
         ("bfloat16", jnp.bfloat16, "bfloat16"),
         ("tf32", jnp.float32, "tensorfloat32"),
         ("float32", jnp.float32, "float32"),
     ):
-        x = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
-        with jax.default_matmul_precision(precision):
-            product = jax.jit(lambda x, y: x @ y).lower(x, x).compile()
-        seconds = times(plan, product, (x, x))["wall_s"]
-        yield dict(what=f"matmul {name}", tflops=2 * size**3 / seconds / 1e12)
-    x = jnp.zeros((size, size), jnp.float32)
-    seconds = times(plan, jax.jit(lambda x: x + 1).lower(x).compile(), (x,))["wall_s"]
-    yield dict(what="copy", gbytes=2 * x.nbytes / seconds / 1e9)
+
+        def product(dtype=dtype, precision=precision) -> Any:
+            with jax.default_matmul_precision(precision):
+                return jax.jit(lambda x, y: x @ y).lower(*2 * [random(dtype)]).compile()
+
+        def rate(compiled: Any, dtype=dtype) -> Row:
+            x = random(dtype)
+            seconds = times(plan, compiled, (x, x))["wall_s"]
+            return dict(tflops=2 * size**3 / seconds / 1e12)
+
+        yield Job(dict(what=f"matmul {name}"), product, rate)
+
+    def bandwidth(compiled: Any) -> Row:
+        x = random(jnp.float32)
+        return dict(gbytes=2 * x.nbytes / times(plan, compiled, (x,))["wall_s"] / 1e9)
+
+    copy = lambda: jax.jit(lambda x: x + 1).lower(random(jnp.float32)).compile()
+    yield Job(dict(what="copy"), copy, bandwidth)
 
 
-def steps(plan: Plan) -> Iterator[Row]:
+def steps(plan: Plan) -> Iterator[Job]:
     """Whole steps at batch 64, 3 %, and the kernel of their student, beside float64."""
-    cases = {"lenet300100": GOALS["lenet300100"]} if plan.dry else GOALS
-    for case, goal in cases.items():
-        for precision in plan.precisions:
-            row = dict(case=case, kernel="active", precision=precision, goal_s=goal)
-            yield attempted(row, functools.partial(_step, plan, case, "active", precision))
-        row = dict(case=case, kernel="ambient", precision="float32")
-        yield attempted(row, functools.partial(_step, plan, case, "ambient", "float32"))
+    for case, (kernel, sketch) in itertools.product(
+        plan.cases, (("active", None), ("ambient", None), ("active", 2))
+    ):
+        for precision in plan.precisions if (kernel, sketch) == ("active", None) else ("float32",):
+            row = dict(case=case, kernel=kernel, sketch=sketch, precision=precision)
+            if case in GOALS and (kernel, sketch, precision) == ("active", None, "float32"):
+                row["goal_s"] = GOALS[case]
+            prepare = functools.partial(_compiled_step, plan, case, kernel, sketch, precision)
+            yield Job(row, prepare, functools.partial(_timed_step, plan, precision))
 
 
-def _step(plan: Plan, case: str, kernel: Literal["active", "ambient"], precision: Precision) -> Row:
+def _compiled_step(plan: Plan, case: str, kernel: Any, sketch: int | None, precision: Any) -> Any:
     few = 4 if plan.dry else 16
     teacher = CASES[case].teacher(jax.random.key(0))
     config = ntt.NTTConfig(density=0.03, kernel=kernel, precision=precision)
+    if sketch is not None:
+        config = dataclasses.replace(config, outputs="sketch", sketch_size=sketch)
     state = ntt.ntt_init(teacher, config, optax.adam(5e-4))
     x = CASES[case].samples(jax.random.key(1), 4 if plan.dry else 64)
-    step = eqx.filter_jit(ntt.ntt_step)
-    found = times(plan, step, (state, x))
-    call = lambda model, x: ntt.ntk(model, x, x[: few // 2], kernel=kernel, precision=precision)
-    evaluate = eqx.filter_jit(lambda state, x: ntt.ntt_evaluate(state, x).loss)
-    mine = call(state.student, x[:few]), evaluate(state, x[:few])
+    step = eqx.filter_jit(ntt.ntt_step).lower(state, x).compile()
+    if sketch is not None or case not in GOALS:  # other directions in float64; or very long
+        return step, (state, x), None
+    kernel_of = lambda model, x: ntt.ntk(
+        model, x, x[: few // 2], kernel=kernel, precision=precision
+    )
+    loss_of = lambda state, x: ntt.ntt_evaluate(state, x).loss
+    both = eqx.filter_jit(lambda state, x: (kernel_of(state.student, x), loss_of(state, x)))
+    checked = both.lower(state, x[:few]).compile()
     with jax.enable_x64(True):
         wide = jax.tree.map(
             lambda a: a.astype(jnp.float64) if eqx.is_inexact_array(a) else a, (state, x[:few])
         )
-        error = error_of(mine, (call(wide[0].student, wide[1]), evaluate(*wide)))
+        exact = both.lower(*wide).compile()
+    return step, (state, x), (checked, (state, x[:few]), exact, wide)
+
+
+def _timed_step(plan: Plan, precision: Precision, prepared: Any) -> Row:
+    step, arguments, check = prepared
+    found = times(plan, step, arguments)
+    first, *others = (jax.device_get(jax.tree.leaves(step(*arguments))) for _ in range(5))
+    found["same_bits"] = all(
+        np.array_equal(x, y) for other in others for x, y in zip(first, other, strict=True)
+    )
     memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    if check is None:
+        return found | dict(peak_bytes=memory)
+    checked, few, exact, wide = check
+    with jax.enable_x64(True):
+        error = error_of(checked(*few), exact(*wide))
     return found | dict(error=error, ok=error < 10 * PRECISIONS[precision], peak_bytes=memory)
 
 
-def products(plan: Plan) -> Iterator[Row]:
-    """The masked product by layer, density and implementation; the fastest that is right wins."""
-    densities = DENSITIES[:1] if plan.dry else DENSITIES
-    for density, layer in itertools.product(densities, plan.layers):
+def products(plan: Plan) -> Iterator[Job]:
+    """The masked product by layer, density and implementation."""
+    for density, layer in itertools.product(plan.densities, plan.products):
         layer = dataclasses.replace(layer, density=density)
-        expected = _expected(layer)
-        for precision in plan.precisions if density == densities[0] else ("float32",):
-            rows = []
-            for mask, implementation in itertools.product(
-                ("whole", "gathered"), ("reference", plan.pallas)
-            ):
-                rows.append(_product(plan, layer, expected, precision, mask, implementation))
-                yield rows[-1]
-            right = [row for row in rows if row["ok"]]
-            what = dict(case=layer.name, density=density, precision=precision)
-            for name in ("forward_s", "gradient_s"):
-                if right:
-                    best = min(right, key=lambda row, name=name: row[name])
-                    by = f"{best['implementation']}, {best['mask']}"
-                    plain = [r[name] for r in right if r["implementation"] == "reference"]
-                    what |= {name.replace("_s", ""): by}
-                    if plain:
-                        what |= {f"{name[:-2]}_times_xla": min(plain) / best[name]}
-            yield what
+        expected = functools.cache(functools.partial(_expected, layer))
+        for precision in plan.precisions if density == plan.densities[0] else ("float32",):
+            for mask, name in itertools.product(("whole", "gathered"), ("reference", plan.pallas)):
+                yield _product(plan, layer, expected, precision, mask, name)
 
 
-def edges(plan: Plan) -> Iterator[Row]:
+def fastest(rows: list[Row]) -> Iterator[Row]:
+    """Of each layer, density and precision, the fastest that is right."""
+    key = lambda row: (row["case"], row["density"], row["precision"])
+    for what, group in itertools.groupby(rows, key):
+        right = [row for row in group if row["ok"]]
+        best: Row = dict(zip(("case", "density", "precision"), what, strict=True))
+        plain = [row for row in right if row["implementation"] == "reference"]
+        for name in ("forward", "gradient") if plain else ():
+            first = min(right, key=lambda row, name=name: row[f"{name}_s"])
+            best[name] = f"{first['implementation']}, {first['mask']}"
+            best[f"{name}_times_xla"] = min(r[f"{name}_s"] for r in plain) / first[f"{name}_s"]
+        print(told(best), flush=True)
+        yield best
+
+
+def edges(plan: Plan) -> Iterator[Job]:
     """Sizes around the kernels' tiles."""
     layers = [dataclasses.replace(e, n=3, k=2) for e in EDGES[:1]] if plan.dry else EDGES
     for layer in layers:
-        expected = _expected(layer)
+        expected = functools.cache(functools.partial(_expected, layer))
         for mask in ("whole", "gathered"):
             for precision in plan.precisions:
                 yield _product(plan, layer, expected, precision, mask, plan.pallas)
 
 
 def _product(
-    plan: Plan, layer: Product, expected: Any, precision: Precision, mask: str, implementation: str
-) -> Row:
+    plan: Plan,
+    layer: Product,
+    expected: Callable[[], Any],
+    precision: Precision,
+    mask: str,
+    implementation: str,
+) -> Job:
     layer = dataclasses.replace(layer, mask=mask)
     row: Row = dict(case=layer.name, n=layer.n, density=layer.density, precision=precision)
     row |= dict(mask=mask, implementation=implementation)
 
-    def measure() -> Row:
+    def prepare() -> Any:
         call = functools.partial(
             kernels.masked_ntk, precision=precision, implementation=implementation
         )
+        batch = layer.inputs(0)
+        return jax.jit(call).lower(*batch).compile(), _with_gradient(call).lower(*batch).compile()
+
+    def measure(prepared: Any) -> Row:
+        forward, both = prepared
         batches = [layer.inputs(seed) for seed in range(2 if plan.dry else 3)]
-        forward = jax.jit(call).lower(*batches[0]).compile()
-        both = _with_gradient(call).lower(*batches[0]).compile()
-        error = error_of(both(*batches[0]), expected)
+        error = error_of(both(*batches[0]), expected())
         ahead, back = times(plan, forward, *batches), times(plan, both, *batches)
+        seconds = ahead.get("device_s") or ahead["row_s"]
         return dict(
-            forward_s=ahead["device_s"] or ahead["row_s"],
-            gradient_s=back["device_s"] or back["row_s"],
+            forward_s=seconds,
+            gradient_s=back.get("device_s") or back["row_s"],
+            forward_row_s=ahead["row_s"],
+            gradient_row_s=back["row_s"],
             forward_wall_s=ahead["wall_s"],
             gradient_wall_s=back["wall_s"],
-            tflops=layer.flops() / ahead["row_s"] / 1e12,
+            tflops=layer.flops() / seconds / 1e12,
             temporary_bytes=getattr(both.memory_analysis(), "temp_size_in_bytes", 0),
             error=error,
             ok=error < PRECISIONS[precision],
+            launches=back.get("launches"),
+            longest=back.get("longest"),
         )
 
-    return attempted(row, measure)
+    return Job(row, prepare, measure)
 
 
 def _expected(layer: Product) -> Any:
@@ -303,28 +410,31 @@ def _with_gradient(call: Callable[..., Any]) -> Any:
     return function
 
 
-def repeats(plan: Plan) -> Iterator[Row]:
+def repeats(plan: Plan) -> Iterator[Job]:
     """Whether runs on the same inputs give the same bits."""
-    (layer, *_), count = plan.layers, 3 if plan.dry else 100
+    (layer, *_), count = plan.products, 3 if plan.dry else 100
     for mask, implementation in itertools.product(
         ("whole", "gathered"), ("reference", plan.pallas)
     ):
         layer = dataclasses.replace(layer, mask=mask)
         call = functools.partial(kernels.masked_ntk, implementation=implementation)
-        row = dict(case=layer.name, mask=mask, implementation=implementation, runs=count)
 
-        def measure(call=call, layer=layer) -> Row:
-            run, inputs = _with_gradient(call), layer.inputs(0)
+        def prepare(call=call, layer=layer) -> Any:
+            return _with_gradient(call).lower(*layer.inputs(0)).compile()
+
+        def measure(run: Any, layer=layer) -> Row:
+            inputs = layer.inputs(0)
             first = jax.device_get(run(*inputs))
             same = [
                 all(map(np.array_equal, first, jax.device_get(run(*inputs)))) for _ in range(count)
             ]
             return dict(same=sum(same), ok=all(same))
 
-        yield attempted(row, measure)
+        row = dict(case=layer.name, mask=mask, implementation=implementation, runs=count)
+        yield Job(row, prepare, measure)
 
 
-def memory(plan: Plan) -> Iterator[Row]:
+def memory(plan: Plan) -> Iterator[Job]:
     """What a kernel takes beside inputs and result, against `max_bytes`."""
     case, count, budgets = CASES["lenet300100"], 1024, (2**26, 2**28, 2**30)
     if plan.dry:
@@ -334,16 +444,18 @@ def memory(plan: Plan) -> Iterator[Row]:
     x = case.samples(jax.random.key(1), count)
     for budget in budgets:
 
-        def measure(budget=budget) -> Row:
+        def prepare(budget=budget) -> int:
             call = functools.partial(ntt.ntk, outputs="trace", max_bytes=budget)
             compiled = eqx.filter_jit(call).lower(model, x).compile().compiled
-            taken = compiled.memory_analysis().temp_size_in_bytes
+            return compiled.memory_analysis().temp_size_in_bytes
+
+        def measure(taken: int, budget=budget) -> Row:
             return dict(temporary_bytes=taken, share=taken / budget, ok=taken <= 1.25 * budget)
 
-        yield attempted(dict(samples=count, max_bytes=budget), measure)
+        yield Job(dict(samples=count, max_bytes=budget), prepare, measure)
 
 
-PARTS: dict[str, Callable[[Plan], Iterator[Row]]] = {
+PARTS: dict[str, Callable[[Plan], Iterator[Job]]] = {
     "rates": rates,
     "steps": steps,
     "products": products,

@@ -15,11 +15,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Most programs here are tiny and run once or twice: what counts is how long they take to compile,
 # so LLVM does the least it can, and what another test of the process compiled is taken from disk.
+# A chip's compiler does what it would for a user.
 COMPILED = tempfile.mkdtemp(prefix="ntt-eqx-compiled-")
-jax.config.update("jax_disable_most_optimizations", True)
-jax.config.update("jax_compilation_cache_dir", COMPILED)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+if jax.default_backend() == "cpu":
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", COMPILED)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_unconfigure():
@@ -55,7 +57,7 @@ def gathers():
 
     eager = dataclasses.replace(_costs.COSTS["cpu"], gathered_density=0.15, gathered_entry=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_costs, "COSTS", {"cpu": eager})
+        patch.setattr(_costs, "COSTS", {"cpu": eager, "accelerator": eager})
         yield
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import oracle
 from helpers.comparison import relative_error
-from helpers.oracle import IMPLEMENTATIONS, INTERPRETED, TOLERANCE, Sizes
+from helpers.oracle import IMPLEMENTATIONS, KERNELS, TOLERANCE, Sizes
 
 from ntt_eqx import kernels
 from ntt_eqx.kernels._gather import row_starts
@@ -84,7 +84,7 @@ def test_errors_are_as_documented(implementation, precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("implementation", INTERPRETED)
+@pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize(
     ("sizes", "counts"),
     [
@@ -101,19 +101,19 @@ def test_sizes(sizes, counts, implementation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("implementation", INTERPRETED)
+@pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize("height", [2, 4])
 def test_rows_that_are_alike(height, implementation):
     check(SIZES, COUNTS, implementation, "float32", fill=2, height=height)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("implementation", INTERPRETED)
+@pytest.mark.parametrize("implementation", KERNELS)
 def test_bfloat16_factors(implementation):
     check(SIZES, COUNTS, implementation, "bfloat16", dtype=jnp.bfloat16)
 
 
-@pytest.mark.parametrize("implementation", INTERPRETED)
+@pytest.mark.parametrize("implementation", KERNELS)
 def test_one_side_alone_is_not_more_than_asked_for(implementation):
     mask = mask_of(SIZES, COUNTS)
     args = oracle.factors(SIZES)

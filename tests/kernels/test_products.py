@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import oracle
 from helpers.comparison import relative_error
-from helpers.oracle import IMPLEMENTATIONS, INTERPRETED, TOLERANCE, Sizes
+from helpers.oracle import IMPLEMENTATIONS, KERNELS, TOLERANCE, Sizes
 from hypothesis import HealthCheck, given, settings, strategies as st
 from jax.experimental.pallas import tpu as pltpu
 from jax.test_util import check_grads
@@ -111,7 +111,7 @@ def test_errors_are_as_documented(sizes, implementation, precision):
         check_gradient(sizes, implementation, precision, mask, seed=4)
 
 
-@pytest.mark.parametrize("implementation", INTERPRETED)
+@pytest.mark.parametrize("implementation", KERNELS)
 def test_lower_precision_is_less_exact(implementation):
     # Guards against a precision argument that does nothing.
     sizes = Sizes(n=4, m=4, i=30, j=40)
@@ -226,14 +226,10 @@ def test_any_case_in_the_reference(case):
     check_case("reference", case)
 
 
-@any_case("pallas_tpu_interpret", 4)
-def test_any_case_in_the_tpu_kernels(case):
-    check_case("pallas_tpu_interpret", case)
-
-
-@any_case("pallas_gpu_interpret", 2)
-def test_any_case_in_the_gpu_kernels(case):
-    check_case("pallas_gpu_interpret", case)
+@pytest.mark.parametrize("implementation", KERNELS)
+@any_case(KERNELS[0], 3)
+def test_any_case_in_the_kernels(implementation, case):
+    check_case(implementation, case)
 
 
 @pytest.mark.slow
@@ -243,15 +239,10 @@ def test_many_cases_in_the_reference(case):
 
 
 @pytest.mark.slow
-@any_case("pallas_tpu_interpret", 40)
-def test_many_cases_in_the_tpu_kernels(case):
-    check_case("pallas_tpu_interpret", case)
-
-
-@pytest.mark.slow
-@any_case("pallas_gpu_interpret", 20)
-def test_many_cases_in_the_gpu_kernels(case):
-    check_case("pallas_gpu_interpret", case)
+@pytest.mark.parametrize("implementation", KERNELS)
+@any_case(KERNELS[0], 25)
+def test_many_cases_in_the_kernels(implementation, case):
+    check_case(implementation, case)
 
 
 def simulated(module, config):
@@ -284,7 +275,7 @@ def test_tpu_kernel_in_the_simulator_of_tpu_memory(sizes):
 @pytest.mark.parametrize("blocks", (1, 2, 100))
 def test_gpu_sums_over_samples_in_parts(blocks, monkeypatch):
     # One block over all samples m; several, of which the last has fewer; one for each sample.
-    interpret = InterpretGPUParams(detect_races=True)
+    interpret = None if "pallas_gpu" in KERNELS else InterpretGPUParams(detect_races=True)
     sizes = Sizes(n=3, m=5, k=2, l=2, i=70, j=20)
     (a1, d1, a2, d2), mask = oracle.factors(sizes), oracle.random_mask(sizes)
     rng = np.random.default_rng(2)
@@ -308,7 +299,8 @@ def test_the_gradient_keeps_u_where_there_is_memory(fits, monkeypatch):
     sizes = Sizes(n=3, m=2, k=2, l=2, i=5, j=7)
     args, mask = oracle.factors(sizes), oracle.random_mask(sizes)
     monkeypatch.setattr(composed, "block_bytes", lambda: 4 * 3 * 2 * 5 - (not fits))
-    call = functools.partial(kernels.masked_ntk, implementation="pallas_gpu_interpret")
+    name = "pallas_gpu" if "pallas_gpu" in KERNELS else "pallas_gpu_interpret"
+    call = functools.partial(kernels.masked_ntk, implementation=name)
     gradient = jax.grad(lambda *args: jnp.sum(call(*args, mask) ** 2), argnums=(0, 1, 2, 3))
     names = re.findall(r"name=(masked_ntk_u)\b", str(jax.make_jaxpr(gradient)(*args)))
     assert len(names) == (1 if fits else 2)
