@@ -30,8 +30,8 @@ from ntt_eqx.kernels.masked_ntk import dense_gpu, dense_tpu
 SHAPES = ((32, 32, 10, 10, 300, 784), (128, 128, 10, 10, 512, 3200), (256, 256, 10, 10, 512, 8192))
 GRIDS = {
     dense_gpu: dict(
-        m=(1, 2, 4),
-        i=(64, 128, 256),
+        m=(1, 2),
+        i=(64, 128),
         j=(64, 128),
         a1_j=(64, 128, 256),
         stages=(2, 3, 4),

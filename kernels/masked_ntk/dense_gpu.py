@@ -53,7 +53,7 @@ class Config:
     sums over `m` are cut into parts while there are fewer than `blocks` blocks.
     """
 
-    m: int = 4
+    m: int = 2
     i: int = 64
     j: int = 64
     a1_j: int = 128
@@ -65,14 +65,13 @@ class Config:
             size = getattr(self, name)
             if size <= 0 or size % unit:
                 raise ValueError(f"Config: {name}={size} must be a positive multiple of {unit}.")
-        if self.m * self.i > 256:
+        if self.m * self.i > 128:
             raise ValueError(
-                f"Config: m * i = {self.m * self.i} must be at most 256: the sums of u take half a "
-                "register each, of the 255 that a thread has."
+                f"Config: m * i = {self.m * self.i} must be at most 128: sums and products of u "
+                "take half a register each, of the 255 that a thread has."
             )
-        for name, size in (("i", self.i), ("a1_j", self.a1_j)):
-            if size > 256:
-                raise ValueError(f"Config: {name}={size} is above the 256 columns of one wgmma.")
+        if self.a1_j > 256:
+            raise ValueError(f"Config: a1_j={self.a1_j} is above the 256 columns of one wgmma.")
 
     def shared_bytes(self, itemsize: int, pieces: int) -> int:
         """What the larger of the kernels keeps in shared memory.
@@ -104,10 +103,7 @@ def config_for(
     """
     n, m, i = sizes
     t = TUNED.get(target_device().kind, Config())
-    # The pieces of float32 operands take registers, too: with 4 samples m ptxas spills and
-    # serialises the products (`benchmarks/compile_for.py`), with 2 it does neither.
-    most = t.m if precision == "bfloat16" else min(t.m, 2)
-    t = dataclasses.replace(t, m=min(most, m))
+    t = dataclasses.replace(t, m=min(t.m, m))
     while not t.fits(jnp.dtype(dtype).itemsize, 1 if binary else PIECES[precision]):
         if t.m == 1:
             raise ValueError(f"{t} does not fit the {SHARED_BYTES} bytes of shared memory.")
@@ -129,37 +125,39 @@ def u(a1, a2, c, *, precision: Precision, config: Config | None = None, interpre
     def masked_ntk_u(a1, a2, cs, out, staged):
         n, m, i = (lax.axis_index(axis) for axis in "nmi")
 
-        def compute(*sums):
-            def step(indices, a1_tile, a2_tile, *c_tiles):
-                del indices
-                a = a1_tile[...].astype(jnp.float32)
+        def step(indices, a1_tile, a2_tile, *c_tiles_and_totals):
+            del indices
+            *c_tiles, totals = c_tiles_and_totals
+            a = a1_tile[...].astype(jnp.float32)
+
+            def compute(*sums):
                 for q in range(t.m):
                     outer = a * across_rows(a2_tile, q, (ROWS, t.j))
                     multiply.add(sums[q], outer, c_tiles, transpose=True)
-                plgpu.wgmma_wait(0)
-                plgpu.commit_smem()  # reads are over before the copy engine writes here again
+                return tuple(acc[...] for acc in sums)
 
-            plgpu.emit_pipeline(
-                step,
-                grid=(a1.shape[1] // t.j,),
-                in_specs=[
+            sums = pl.run_scoped(compute, *[plgpu.ACC((ROWS, t.i), jnp.float32)] * t.m)
+            plgpu.commit_smem()  # reads are over before the copy engine writes here again
+            return tuple(total + x for total, x in zip(totals, sums, strict=True))
+
+        totals = plgpu.emit_pipeline(
+            step,
+            grid=(a1.shape[1] // t.j,),
+            in_specs=[
+                plgpu.BlockSpec((ROWS, t.j), lambda j: (n, j), transforms=layout(t.j, a1.dtype)),
+                plgpu.BlockSpec((t.m, t.j), lambda j: (m, j)),
+                *[
                     plgpu.BlockSpec(
-                        (ROWS, t.j), lambda j: (n, j), transforms=layout(t.j, a1.dtype)
-                    ),
-                    plgpu.BlockSpec((t.m, t.j), lambda j: (m, j)),
-                    *[
-                        plgpu.BlockSpec(
-                            (t.i, t.j), lambda j: (i, j), transforms=layout(t.j, jnp.bfloat16)
-                        )
-                        for _ in cs
-                    ],
+                        (t.i, t.j), lambda j: (i, j), transforms=layout(t.j, jnp.bfloat16)
+                    )
+                    for _ in cs
                 ],
-                max_concurrent_steps=t.stages,
-            )(a1, a2, *cs)
-            for q in range(t.m):
-                staged[q] = sums[q][...]
-
-        pl.run_scoped(compute, *[plgpu.ACC((ROWS, t.i), jnp.float32)] * t.m)
+            ],
+            max_concurrent_steps=t.stages,
+            init_carry=(jnp.zeros((ROWS, t.i), jnp.float32),) * t.m,
+        )(a1, a2, *cs)
+        for q in range(t.m):
+            staged[q] = totals[q]
         plgpu.commit_smem()
         for q in range(t.m):
             rows = pl.ds(((m * t.m + q) * n_tiles + n) * ROWS, ROWS)

@@ -19,6 +19,8 @@ atomically unless `XLA_FLAGS=--xla_gpu_deterministic_ops=true` is set.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +28,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .._gather import GatheredMetric, entries_of, row_starts
+from .._gather import GatheredMetric, row_starts
 from .._mosaic_gpu import (
     RESERVED_BYTES,
     SHARED_BYTES,
     kernel,
     layout,
+    narrow_layout,
     right_operand,
+    wgmma,
 )
 from .._padding import ceil_to, pad_to
 from .._precision import PIECES, Precision, products
@@ -43,7 +47,7 @@ from ..manual_axes import result_type
 class Config:
     """Tile sizes: `n` samples of the first side, `m` of the second; `stages` tiles in flight."""
 
-    n: int = 128
+    n: int = 64
     m: int = 128
     stages: int = 4
 
@@ -52,10 +56,10 @@ class Config:
             size = getattr(self, name)
             if size <= 0 or size % unit:
                 raise ValueError(f"Config: {name}={size} must be a positive multiple of {unit}.")
-        if self.n * self.m > 128 * 128:
+        if self.n * self.m > 64 * 128:
             raise ValueError(
-                f"Config: n * m = {self.n * self.m} must be at most 16384: the sums take a "
-                "register for each 128 of them, of the 255 that a thread has."
+                f"Config: n * m = {self.n * self.m} must be at most 8192: sums and products take "
+                "two registers for each 128 of them, of the 255 that a thread has."
             )
 
     def shared_bytes(self, width: int, pieces: int) -> int:
@@ -65,14 +69,12 @@ class Config:
         return max(chunk, pulled)
 
 
-def config_for(n: int, m: int, width: int, precision: Precision) -> Config:
-    """The tiles for N and M samples, cut down to the sizes and to shared memory."""
-    t = Config(n=min(128, ceil_to(n, 64)), m=min(128, ceil_to(m, 64)))
+def config_for(m: int, width: int, precision: Precision) -> Config:
+    """The tiles for M samples of the second side, cut down to the sizes and to shared memory."""
+    t = Config(m=min(128, ceil_to(m, 64)))
     while t.shared_bytes(width, PIECES[precision]) > SHARED_BYTES - RESERVED_BYTES:
         if t.stages > 2:
             t = dataclasses.replace(t, stages=t.stages - 1)
-        elif t.n > 64:
-            t = dataclasses.replace(t, n=64)
         else:
             raise ValueError(f"{t} does not fit the {SHARED_BYTES} bytes of shared memory.")
     return t
@@ -83,57 +85,38 @@ def u(
 ) -> jax.Array:
     """`u[i, n, m] = sum_e c[e] a1[n, j_e] a2[m, j_e]`, without the offset, in float32."""
     width, n_size, m_size = c.columns.shape[1], len(a1), len(a2)
-    t = config_for(n_size, m_size, width, precision)
-    g1, g2 = entries_of(a1, c), entries_of(a2, c)  # [chunks, width, samples]
-    g1 = (g1.astype(jnp.float32) * c.values[:, :, None]).swapaxes(1, 2)
-    g1, g2 = pad_to(g1, (1, t.n, 1)), pad_to(g2, (1, 1, t.m))
-    n_tiles, m_tiles = g1.shape[1] // t.n, g2.shape[2] // t.m
-    lefts = right_operand(g1.reshape(-1, width), precision)  # [(chunk, n), e]
-    rights = right_operand(g2.reshape(-1, g2.shape[2]), precision)  # [(chunk, e), m]
+    t = config_for(m_size, width, precision)
+    g1 = _entries(pad_to(a1, (t.n, 1)), c).astype(jnp.float32) * c.values[:, :, None]
+    lefts = right_operand(g1.reshape(-1, g1.shape[2]), precision)  # [(chunk, e), n]
+    rights = _pieces_of_entries(pad_to(a2, (t.m, 1)), c, precision)  # [(chunk, e), m]
+    n_tiles, m_tiles = lefts[0].shape[1] // t.n, rights[0].shape[1] // t.m
     starts = row_starts(c)
-    pairs = _pairs(lefts, rights)
+    add = _adding(len(lefts), len(rights), interpret, transpose=True)
 
     def masked_ntk_gathered_u(starts, lefts, rights, out, staged):
         i, n, m = lax.axis_index("i"), lax.axis_index("n"), lax.axis_index("m")
         first, last = starts[i], starts[i + 1]
 
-        def compute(acc):
-            def step(indices, *tiles):
-                del indices
-                left, right = tiles[: len(lefts)], tiles[len(lefts) :]
-                for p, q in pairs:
-                    plgpu.wgmma(acc, left[p], right[q])
-                plgpu.wgmma_wait(0)
+        staged[...] = jnp.zeros((t.n, t.m), jnp.float32)
 
-            @pl.when(last > first)
-            def _():
-                plgpu.emit_pipeline(
-                    step,
-                    grid=(last - first,),
-                    in_specs=[
-                        *[
-                            plgpu.BlockSpec(
-                                (t.n, width),
-                                lambda s: ((first + s) * n_tiles + n, 0),
-                                transforms=layout(width, jnp.bfloat16),
-                            )
-                            for _ in lefts
-                        ],
-                        *[
-                            plgpu.BlockSpec(
-                                (width, t.m),
-                                lambda s: (first + s, m),
-                                transforms=layout(width, jnp.bfloat16),  # one for both
-                            )
-                            for _ in rights
-                        ],
-                    ],
-                    max_concurrent_steps=t.stages,
-                )(*lefts, *rights)
+        @pl.when(last > first)
+        def _():
+            staged[...] = plgpu.emit_pipeline(
+                add,
+                grid=(last - first,),
+                in_specs=[
+                    plgpu.BlockSpec(
+                        (width, tile),
+                        lambda s, column=column: (first + s, column),
+                        transforms=narrow_layout(width, tile, jnp.bfloat16),
+                    )
+                    for tile, column, pieces in ((t.n, n, lefts), (t.m, m, rights))
+                    for _ in pieces
+                ],
+                max_concurrent_steps=t.stages,
+                init_carry=jnp.zeros((t.n, t.m), jnp.float32),
+            )(*lefts, *rights)
 
-            return acc[...]
-
-        staged[...] = pl.run_scoped(compute, plgpu.ACC((t.n, t.m), jnp.float32))
         plgpu.commit_smem()
         rows = pl.ds((i * n_tiles + n) * t.n, t.n)
         plgpu.copy_smem_to_gmem(staged, out.at[rows, pl.ds(m * t.m, t.m)])
@@ -166,51 +149,39 @@ def pulled(
     """`E[chunk, e, n] = sum_m other[m, j_e] u_bar[i, m, n]`, with n up to whole tiles."""
     chunks, width = c.columns.shape
     columns = min(128, ceil_to(u_bar.shape[2], 64))
-    t = config_for(64, columns, width, precision)
+    t = config_for(columns, width, precision)
     u_bar = pad_to(u_bar, (1, 64, t.m))
     rows, m_tiles, n_tiles = ceil_to(width, 64), u_bar.shape[1] // 64, u_bar.shape[2] // t.m
-    g = pad_to(entries_of(other, c), (1, rows, 64))  # [chunks, m, rows of one chunk]
-    lefts = right_operand(g.reshape(-1, g.shape[2]), precision)
+    lefts = _pieces_of_entries(pad_to(other, (64, 1)), c, precision, rows)  # [(chunk, e), m]
     rights = right_operand(u_bar.reshape(-1, u_bar.shape[2]), precision)  # [(i, m), n]
     owners = jnp.minimum(c.rows, c.stored - 1).astype(jnp.int32)
-    pairs = _pairs(lefts, rights)
+    add = _adding(len(lefts), len(rights), interpret, transpose=False)
 
     def masked_ntk_gathered_pulled(owners, lefts, rights, out, staged):
         chunk, n = lax.axis_index("c"), lax.axis_index("n")
         i = owners[chunk]
-
-        def compute(acc):
-            def step(indices, *tiles):
-                del indices
-                left, right = tiles[: len(lefts)], tiles[len(lefts) :]
-                for p, q in pairs:
-                    plgpu.wgmma(acc, left[p], right[q])
-                plgpu.wgmma_wait(0)
-
-            plgpu.emit_pipeline(
-                step,
-                grid=(m_tiles,),
-                in_specs=[
-                    *[
-                        plgpu.BlockSpec(
-                            (rows, 64), lambda m: (chunk, m), transforms=layout(64, jnp.bfloat16)
-                        )
-                        for _ in lefts
-                    ],
-                    *[
-                        plgpu.BlockSpec(
-                            (64, t.m),
-                            lambda m: (i * m_tiles + m, n),
-                            transforms=layout(t.m, jnp.bfloat16),
-                        )
-                        for _ in rights
-                    ],
+        staged[...] = plgpu.emit_pipeline(
+            add,
+            grid=(m_tiles,),
+            in_specs=[
+                *[
+                    plgpu.BlockSpec(
+                        (rows, 64), lambda m: (chunk, m), transforms=layout(64, jnp.bfloat16)
+                    )
+                    for _ in lefts
                 ],
-                max_concurrent_steps=min(t.stages, m_tiles),
-            )(*lefts, *rights)
-            return acc[...]
-
-        staged[...] = pl.run_scoped(compute, plgpu.ACC((rows, t.m), jnp.float32))
+                *[
+                    plgpu.BlockSpec(
+                        (64, t.m),
+                        lambda m: (i * m_tiles + m, n),
+                        transforms=layout(t.m, jnp.bfloat16),
+                    )
+                    for _ in rights
+                ],
+            ],
+            max_concurrent_steps=min(t.stages, m_tiles),
+            init_carry=jnp.zeros((rows, t.m), jnp.float32),
+        )(*lefts, *rights)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(staged, out.at[pl.ds(chunk * rows, rows), pl.ds(n * t.m, t.m)])
         plgpu.wait_smem_to_gmem(0)
@@ -229,6 +200,40 @@ def pulled(
     return out.reshape(chunks, rows, -1)[:, :width]
 
 
-def _pairs(lefts, rights) -> list[tuple[int, int]]:
-    """Which pieces of the operands to multiply, the smallest products first."""
-    return products(len(lefts), len(rights))[::-1]
+def _entries(a: jax.Array, c: GatheredMetric) -> jax.Array:
+    """`a[n, j]` at the column of every entry, `[chunks, width, n]`.
+
+    Taken from rows that lie in memory one after another: XLA would take them from the columns of
+    `a`, and exchange the axes of the result, which is longer by far.
+    """
+    return jax.lax.optimization_barrier(a.T).at[c.columns].get(mode="promise_in_bounds")
+
+
+def _pieces_of_entries(
+    a: jax.Array, c: GatheredMetric, precision: Precision, rows: int = 1
+) -> list[jax.Array]:
+    """bfloat16 pieces of `a` at every entry, `[(chunk, e), n]`, each chunk up to `rows` entries."""
+    pieces = [_entries(piece, c) for piece in right_operand(a, precision)]
+    return [pad_to(x, (1, rows, 1)).reshape(-1, x.shape[2]) for x in pieces]
+
+
+def _adding(lefts: int, rights: int, interpret: Any, *, transpose: bool) -> Callable[..., Any]:
+    """A step that adds one product of tiles in shared memory, of which the left may lie transposed.
+
+    The tensor cores cut off what does not fit their sums instead of rounding it, always towards
+    zero. So the sums over many tiles are ordinary ones, and the small products come first.
+    """
+    pairs = products(lefts, rights)[::-1]
+
+    def step(indices, *tiles_and_total):
+        del indices
+        *tiles, total = tiles_and_total
+
+        def compute(acc):
+            for p, q in pairs:
+                wgmma(acc, tiles[p], tiles[lefts + q], interpret is not None, transpose=transpose)
+            return acc[...]
+
+        return total + pl.run_scoped(compute, plgpu.ACC(total.shape, jnp.float32))
+
+    return step

@@ -39,7 +39,10 @@ from .._precision import PIECES, Precision
 from ..manual_axes import result_type
 
 TILE_I = 64
-TILE_M = 2  # samples m of a block of `theta`: they share what is read of d1
+# Of `theta`: features a tile, and samples m of a block, which share what is read of d1. Tiles this
+# small leave room for three blocks on a multiprocessor.
+THETA_I = 32
+THETA_M = 2
 STAGES = 2  # tiles in flight
 
 
@@ -53,9 +56,9 @@ def theta(u, d1, d2, *, precision: Precision, interpret=None) -> jax.Array:
     """
     (n_size, k_size, _), (m_size, l_size, _) = d1.shape, d2.shape
     tile_l = _tile_l(l_size)
-    us = by_second(pad_to(u, (ROWS, TILE_M, TILE_I)))
-    d1s = by_second(pad_to(d1, (ROWS, 1, TILE_I)))
-    d2 = pad_to(d2, (TILE_M, tile_l, TILE_I))
+    us = by_second(pad_to(u, (ROWS, THETA_M, THETA_I)))
+    d1s = by_second(pad_to(d1, (ROWS, 1, THETA_I)))
+    d2 = pad_to(d2, (THETA_M, tile_l, THETA_I))
     d2s = right_operand(d2.reshape(-1, d2.shape[2]), precision)  # [(m, l), i]
     m_padded, l_tiles = len(d2), d2.shape[1] // tile_l
     n_tiles = len(d1s) // k_size // ROWS
@@ -64,42 +67,46 @@ def theta(u, d1, d2, *, precision: Precision, interpret=None) -> jax.Array:
     def masked_ntk_theta(us, d1s, d2s, out, staged):
         n, m, k, l = (lax.axis_index(axis) for axis in "nmkl")  # noqa: E741
 
-        def compute(*sums):
-            def step(indices, d1_tile, *tiles):
-                del indices
-                u_tiles, d2_tiles = tiles[:TILE_M], tiles[TILE_M:]
-                d = d1_tile[...].astype(jnp.float32)
-                for q in range(TILE_M):
+        def step(indices, d1_tile, *tiles_and_totals):
+            del indices
+            *tiles, totals = tiles_and_totals
+            u_tiles, d2_tiles = tiles[:THETA_M], tiles[THETA_M:]
+            d = d1_tile[...].astype(jnp.float32)
+
+            def compute(*sums):
+                for q in range(THETA_M):
                     left = d * u_tiles[q][...]
-                    multiply.add(sums[q], left, d2_tiles[q::TILE_M], transpose=True)
-                plgpu.wgmma_wait(0)
-                plgpu.commit_smem()  # reads are over before the copy engine writes here again
+                    multiply.add(sums[q], left, d2_tiles[q::THETA_M], transpose=True)
+                return tuple(acc[...] for acc in sums)
 
-            d2_tile = lambda q: lambda i: ((m * TILE_M + q) * l_tiles + l, i)
-            u_tile = lambda q: lambda i: ((m * TILE_M + q) * n_tiles + n, i)
-            plgpu.emit_pipeline(
-                step,
-                grid=(us.shape[1] // TILE_I,),
-                in_specs=[
-                    _rows_of(lambda i: (k * n_tiles + n, i), d1s.dtype),
-                    *[_rows_of(u_tile(q), us.dtype) for q in range(TILE_M)],
-                    *[
-                        plgpu.BlockSpec(
-                            (tile_l, TILE_I), d2_tile(q), transforms=layout(TILE_I, jnp.bfloat16)
-                        )
-                        for _ in d2s
-                        for q in range(TILE_M)
-                    ],
+            sums = pl.run_scoped(compute, *[plgpu.ACC((ROWS, tile_l), jnp.float32)] * THETA_M)
+            plgpu.commit_smem()  # reads are over before the copy engine writes here again
+            return tuple(total + x for total, x in zip(totals, sums, strict=True))
+
+        d2_tile = lambda q: lambda i: ((m * THETA_M + q) * l_tiles + l, i)
+        u_tile = lambda q: lambda i: ((m * THETA_M + q) * n_tiles + n, i)
+        totals = plgpu.emit_pipeline(
+            step,
+            grid=(us.shape[1] // THETA_I,),
+            in_specs=[
+                _rows_of(lambda i: (k * n_tiles + n, i), d1s.dtype, THETA_I),
+                *[_rows_of(u_tile(q), us.dtype, THETA_I) for q in range(THETA_M)],
+                *[
+                    plgpu.BlockSpec(
+                        (tile_l, THETA_I), d2_tile(q), transforms=layout(THETA_I, jnp.bfloat16)
+                    )
+                    for _ in d2s
+                    for q in range(THETA_M)
                 ],
-                max_concurrent_steps=STAGES,
-            )(d1s, *[us] * TILE_M, *(piece for piece in d2s for _ in range(TILE_M)))
-            for q in range(TILE_M):
-                staged[q] = sums[q][...]
-
-        pl.run_scoped(compute, *[plgpu.ACC((ROWS, tile_l), jnp.float32)] * TILE_M)
+            ],
+            max_concurrent_steps=STAGES,
+            init_carry=(jnp.zeros((ROWS, tile_l), jnp.float32),) * THETA_M,
+        )(d1s, *[us] * THETA_M, *(piece for piece in d2s for _ in range(THETA_M)))
+        for q in range(THETA_M):
+            staged[q] = totals[q]
         plgpu.commit_smem()
-        for q in range(TILE_M):
-            row = ((m * TILE_M + q) * k_size + k) * n_tiles + n
+        for q in range(THETA_M):
+            row = ((m * THETA_M + q) * k_size + k) * n_tiles + n
             target = out.at[pl.ds(row * ROWS, ROWS), pl.ds(l * tile_l, tile_l)]
             plgpu.copy_smem_to_gmem(staged.at[q], target)
         plgpu.wait_smem_to_gmem(0)
@@ -108,8 +115,8 @@ def theta(u, d1, d2, *, precision: Precision, interpret=None) -> jax.Array:
     out = kernel(
         masked_ntk_theta,
         out_type=result_type((us, d1s, *d2s), (rows, l_tiles * tile_l), jnp.float32),
-        grid=dict(n=n_tiles, m=m_padded // TILE_M, k=k_size, l=l_tiles),
-        scratch=dict(staged=plgpu.SMEM((TILE_M, ROWS, tile_l), jnp.float32)),
+        grid=dict(n=n_tiles, m=m_padded // THETA_M, k=k_size, l=l_tiles),
+        scratch=dict(staged=plgpu.SMEM((THETA_M, ROWS, tile_l), jnp.float32)),
         interpret=interpret,
     )(us, d1s, d2s)
     out = out.reshape(m_padded, k_size, n_tiles * ROWS, -1).transpose(2, 0, 1, 3)
@@ -203,8 +210,8 @@ def _weighted(g, weights, d2, *, over_k: bool, precision: Precision, interpret) 
     return out[:n_size, :, :i_size]
 
 
-def _rows_of(index_map, dtype) -> plgpu.BlockSpec:
-    return plgpu.BlockSpec((ROWS, TILE_I), index_map, transforms=layout(TILE_I, dtype))
+def _rows_of(index_map, dtype, columns: int = TILE_I) -> plgpu.BlockSpec:
+    return plgpu.BlockSpec((ROWS, columns), index_map, transforms=layout(columns, dtype))
 
 
 def _tile_l(outputs: int) -> int:
