@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from . import Chip
 
 # Instructions that only name or arrange what is there already.
@@ -363,10 +365,19 @@ def _meeting(labels, left, right, x) -> list[int]:
         stride, dilation = int(field("stride", "1")), int(field("rhs_dilate", "1"))
         spread, before = int(field("lhs_dilate", "1")), int(field("pad", "0_0").split("_")[0])
         length, outputs = left[labels[1].index(axis)], x.shape[labels[3].index(axis)]
-        pairs = 0
-        for w in range(size):
-            for o in range(outputs):
-                at = o * stride + w * dilation - before
-                pairs += at % spread == 0 and 0 <= at // spread < length
-        found.append(pairs)
+        found.append(_pairs(size, outputs, length, stride, dilation, spread, before))
     return found
+
+
+@functools.cache
+def _pairs(
+    size: int, outputs: int, length: int, stride: int, dilation: int, spread: int, before: int
+) -> int:
+    """Pairs of a window entry w and an output position o that meet one of `length` inputs."""
+    few, many = sorted(((size, dilation), (outputs, stride)))
+    places = np.arange(many[0]) * many[1] - before
+    count = 0
+    for step in range(few[0]):
+        at = places + step * few[1]
+        count += int(np.sum((at % spread == 0) & (0 <= at) & (at < length * spread)))
+    return count
