@@ -18,13 +18,30 @@ Request: TypeAlias = str | tuple[str, ...] | None
 
 ENVIRONMENT_VARIABLE = "NTT_EQX_IMPLEMENTATION"
 
+
+@dataclasses.dataclass(frozen=True)
+class Default:
+    """An implementation that a device takes by itself.
+
+    Attributes:
+        name: of the implementation.
+        flops: multiplications and additions of the smallest call that it is taken for.
+    """
+
+    name: str
+    flops: float = 0
+
+
 # What `None` means, for every device: the first that takes the case. A Pallas kernel enters a row
 # only where it was measured faster than the pure-JAX version on that device. The key is the
 # device's platform, or a prefix of its kind, which wins over the platform.
-DEFAULTS: Mapping[str, tuple[str, ...]] = {
-    "cpu": ("reference",),
-    "gpu": ("reference",),
-    "tpu": ("reference",),
+DEFAULTS: Mapping[str, tuple[Default, ...]] = {
+    "cpu": (Default("reference"),),
+    "gpu": (Default("reference"),),
+    "tpu": (Default("reference"),),
+    # Products of 4e10 to 6e11 operations are 1.6 to 2.9 times faster by the kernels; in steps of
+    # LeNets, with products of 4e9, they change nothing or cost a twentieth (docs/speed.md).
+    "NVIDIA H100": (Default("pallas_gpu", 2e10), Default("reference")),
 }
 
 
@@ -78,6 +95,7 @@ def choose(
     operation: str,
     refusals: Mapping[str, Callable[[Device], str | None]],
     implementation: Request,
+    flops: float = 0,
 ) -> Choice:
     """Choose the implementation that runs one call of `operation`.
 
@@ -89,6 +107,7 @@ def choose(
     - `implementation`: the request. Where it is `None`, the innermost `use_implementation` decides,
       then the environment variable `NTT_EQX_IMPLEMENTATION` (names separated by commas) as it was
       at the import, then the table `DEFAULTS` of the device.
+    - `flops`: multiplications and additions of the call, for that table.
 
     **Raises:**
 
@@ -97,7 +116,10 @@ def choose(
     """
     device = target_device()
     refused = []
-    for name in _names(operation, implementation, device):
+    for name, least in _names(operation, implementation, device):
+        if flops < least:
+            refused.append((name, f"pays from {least:.0e} operations on, and here are {flops:.0e}"))
+            continue
         if name not in refusals:
             raise ValueError(
                 f"{operation}: there is no implementation {name!r}; choose from {sorted(refusals)}."
@@ -169,16 +191,18 @@ def target_device() -> Device:
     return Device(_common_name(device.platform), device.device_kind)
 
 
-def _names(operation: str, implementation: Request, device: Device) -> tuple[str, ...]:
+def _names(operation: str, implementation: Request, device: Device) -> list[tuple[str, float]]:
+    """Which to ask, in this order, each for calls of so many operations or more."""
     request = implementation if implementation is not None else _FORCED.value
     if request is None:
         kinds = [kind for kind in DEFAULTS if device.kind.startswith(kind)]
         key = max(kinds, key=len) if kinds else device.platform
-        return DEFAULTS.get(key, ("reference",))
+        row = DEFAULTS.get(key, (Default("reference"),))
+        return [(default.name, default.flops) for default in row]
     names = _as_names(request)
     if not names:
         raise ValueError(f"{operation}: implementation=() names no implementation.")
-    return names
+    return [(name, 0) for name in names]
 
 
 def _as_names(request: str | Iterable[str]) -> tuple[str, ...]:

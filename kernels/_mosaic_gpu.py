@@ -95,23 +95,6 @@ def right_operand(x: jax.Array, precision: Precision) -> list[jax.Array]:
     return split_in_memory(x.astype(jnp.float32), PIECES[precision])
 
 
-def wgmma(acc: Any, x: Any, y: Any, interpreted: bool, *, transpose: bool) -> None:
-    """`acc += x @ y`, or `x.T @ y`, of tiles in shared memory, asynchronously."""
-    if not transpose:
-        plgpu.wgmma(acc, x, y)
-    elif not interpreted or _INTERPRETS_TRANSPOSED:
-        plgpu.wgmma(acc, x.transpose((1, 0)), y)
-    else:
-
-        def compute(left):
-            left[...] = x[...].T
-            plgpu.commit_smem()
-            plgpu.wgmma(acc, left, y)
-            plgpu.wgmma_wait(0)
-
-        pl.run_scoped(compute, plgpu.SMEM(x.shape[::-1], x.dtype))
-
-
 @dataclasses.dataclass(frozen=True)
 class Multiply:
     """`x @ y` on the tensor cores from bfloat16 pieces, `x` in registers, `y` in shared memory.

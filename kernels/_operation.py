@@ -77,7 +77,9 @@ def plan_call(
         name: (lambda device, impl=impl: impl.refusal(device, case))
         for name, impl in implementations.items()
     }
-    choice = choose(operation, refusals, implementation)
+    n, m, k, l, i, j = case.shape  # noqa: E741
+    flops = 2.0 * n * m * i * (j + k + k * l)
+    choice = choose(operation, refusals, implementation, flops)
     chosen = implementations[choice.implementation]
     return Plan(chosen, resolved, target_device().kind, case.shape), choice
 

@@ -28,15 +28,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .._gather import GatheredMetric, row_starts
+from .._gather import GatheredMetric, entries_of, row_starts
 from .._mosaic_gpu import (
     RESERVED_BYTES,
     SHARED_BYTES,
     kernel,
     layout,
-    narrow_layout,
     right_operand,
-    wgmma,
 )
 from .._padding import ceil_to, pad_to
 from .._precision import PIECES, Precision, products
@@ -86,12 +84,14 @@ def u(
     """`u[i, n, m] = sum_e c[e] a1[n, j_e] a2[m, j_e]`, without the offset, in float32."""
     width, n_size, m_size = c.columns.shape[1], len(a1), len(a2)
     t = config_for(m_size, width, precision)
-    g1 = _entries(pad_to(a1, (t.n, 1)), c).astype(jnp.float32) * c.values[:, :, None]
-    lefts = right_operand(g1.reshape(-1, g1.shape[2]), precision)  # [(chunk, e), n]
-    rights = _pieces_of_entries(pad_to(a2, (t.m, 1)), c, precision)  # [(chunk, e), m]
-    n_tiles, m_tiles = lefts[0].shape[1] // t.n, rights[0].shape[1] // t.m
+    g1, g2 = entries_of(a1, c), entries_of(a2, c)  # [chunks, width, samples]
+    g1 = (g1.astype(jnp.float32) * c.values[:, :, None]).swapaxes(1, 2)
+    g1, g2 = pad_to(g1, (1, t.n, 1)), pad_to(g2, (1, 1, t.m))
+    n_tiles, m_tiles = g1.shape[1] // t.n, g2.shape[2] // t.m
+    lefts = right_operand(g1.reshape(-1, width), precision)  # [(chunk, n), e]
+    rights = right_operand(g2.reshape(-1, g2.shape[2]), precision)  # [(chunk, e), m]
     starts = row_starts(c)
-    add = _adding(len(lefts), len(rights), interpret, transpose=True)
+    add = _adding(len(lefts), len(rights))
 
     def masked_ntk_gathered_u(starts, lefts, rights, out, staged):
         i, n, m = lax.axis_index("i"), lax.axis_index("n"), lax.axis_index("m")
@@ -105,13 +105,22 @@ def u(
                 add,
                 grid=(last - first,),
                 in_specs=[
-                    plgpu.BlockSpec(
-                        (width, tile),
-                        lambda s, column=column: (first + s, column),
-                        transforms=narrow_layout(width, tile, jnp.bfloat16),
-                    )
-                    for tile, column, pieces in ((t.n, n, lefts), (t.m, m, rights))
-                    for _ in pieces
+                    *[
+                        plgpu.BlockSpec(
+                            (t.n, width),
+                            lambda s: ((first + s) * n_tiles + n, 0),
+                            transforms=layout(width, jnp.bfloat16),
+                        )
+                        for _ in lefts
+                    ],
+                    *[
+                        plgpu.BlockSpec(
+                            (width, t.m),
+                            lambda s: (first + s, m),
+                            transforms=layout(width, jnp.bfloat16),  # one for both
+                        )
+                        for _ in rights
+                    ],
                 ],
                 max_concurrent_steps=t.stages,
                 init_carry=jnp.zeros((t.n, t.m), jnp.float32),
@@ -152,10 +161,11 @@ def pulled(
     t = config_for(columns, width, precision)
     u_bar = pad_to(u_bar, (1, 64, t.m))
     rows, m_tiles, n_tiles = ceil_to(width, 64), u_bar.shape[1] // 64, u_bar.shape[2] // t.m
-    lefts = _pieces_of_entries(pad_to(other, (64, 1)), c, precision, rows)  # [(chunk, e), m]
+    g = pad_to(entries_of(other, c), (1, rows, 64))  # [chunks, rows of one chunk, m]
+    lefts = right_operand(g.reshape(-1, g.shape[2]), precision)
     rights = right_operand(u_bar.reshape(-1, u_bar.shape[2]), precision)  # [(i, m), n]
     owners = jnp.minimum(c.rows, c.stored - 1).astype(jnp.int32)
-    add = _adding(len(lefts), len(rights), interpret, transpose=False)
+    add = _adding(len(lefts), len(rights))
 
     def masked_ntk_gathered_pulled(owners, lefts, rights, out, staged):
         chunk, n = lax.axis_index("c"), lax.axis_index("n")
@@ -200,28 +210,11 @@ def pulled(
     return out.reshape(chunks, rows, -1)[:, :width]
 
 
-def _entries(a: jax.Array, c: GatheredMetric) -> jax.Array:
-    """`a[n, j]` at the column of every entry, `[chunks, width, n]`.
-
-    Taken from rows that lie in memory one after another: XLA would take them from the columns of
-    `a`, and exchange the axes of the result, which is longer by far.
-    """
-    return jax.lax.optimization_barrier(a.T).at[c.columns].get(mode="promise_in_bounds")
-
-
-def _pieces_of_entries(
-    a: jax.Array, c: GatheredMetric, precision: Precision, rows: int = 1
-) -> list[jax.Array]:
-    """bfloat16 pieces of `a` at every entry, `[(chunk, e), n]`, each chunk up to `rows` entries."""
-    pieces = [_entries(piece, c) for piece in right_operand(a, precision)]
-    return [pad_to(x, (1, rows, 1)).reshape(-1, x.shape[2]) for x in pieces]
-
-
-def _adding(lefts: int, rights: int, interpret: Any, *, transpose: bool) -> Callable[..., Any]:
-    """A step that adds one product of tiles in shared memory, of which the left may lie transposed.
+def _adding(lefts: int, rights: int) -> Callable[..., Any]:
+    """A step that adds one product of tiles in shared memory to a sum in registers.
 
     The tensor cores cut off what does not fit their sums instead of rounding it, always towards
-    zero. So the sums over many tiles are ordinary ones, and the small products come first.
+    zero. So the sums over tiles are ordinary ones, and in a tile the small products come first.
     """
     pairs = products(lefts, rights)[::-1]
 
@@ -231,7 +224,7 @@ def _adding(lefts: int, rights: int, interpret: Any, *, transpose: bool) -> Call
 
         def compute(acc):
             for p, q in pairs:
-                wgmma(acc, tiles[p], tiles[lefts + q], interpret is not None, transpose=transpose)
+                plgpu.wgmma(acc, tiles[p], tiles[lefts + q])
             return acc[...]
 
         return total + pl.run_scoped(compute, plgpu.ACC(total.shape, jnp.float32))

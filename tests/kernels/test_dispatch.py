@@ -1,5 +1,7 @@
 """Which implementation runs, and that the reasons for the others can be read."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -25,29 +27,40 @@ def on(device):
     return use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device))
 
 
-def chosen(*, dtype=jnp.float32, masked=True, **options):
-    sizes = Sizes()
+def chosen(*, dtype=jnp.float32, masked=True, sizes=None, **options):
+    sizes = sizes or Sizes()
     factors = [jax.ShapeDtypeStruct(shape, dtype) for shape in sizes.shapes]
     mask = jax.ShapeDtypeStruct((sizes.i, sizes.j), bool) if masked else None
     return kernels.masked_ntk_choice(*factors, mask, **options)
 
 
-@pytest.mark.parametrize("device", (None, H100, A100, TPU), ids=str)
-def test_reference_is_the_default_on_every_device(device):
-    # Until a kernel was measured faster on a device: then its row of DEFAULTS changes, and this.
-    if device is None:
-        assert chosen().implementation == "reference"
-        return
-    with on(device):
-        assert chosen().implementation == "reference"
+LARGE = Sizes(n=256, m=256, k=10, l=10, i=300, j=784)
+
+
+@pytest.mark.parametrize("device", (None, A100, TPU), ids=str)
+@pytest.mark.parametrize("sizes", (Sizes(), LARGE), ids=("small", "large"))
+def test_reference_is_the_default_where_no_kernel_was_measured_faster(device, sizes):
+    with contextlib.nullcontext() if device is None else on(device):
+        assert chosen(sizes=sizes).implementation == "reference"
+
+
+def test_kernels_are_the_default_of_an_h100_for_large_products():
+    with on(H100):
+        small = chosen()
+        assert small.implementation == "reference"
+        assert small.refusals[0][0] == "pallas_gpu" and "pays from" in small.refusals[0][1]
+        supported = _mosaic_gpu.refusal(Device("gpu", "NVIDIA H100 80GB HBM3")) is None
+        assert chosen(sizes=LARGE).implementation == ("pallas_gpu" if supported else "reference")
+        assert chosen(sizes=LARGE, masked=False).implementation == "reference"
+        assert chosen(sizes=LARGE, implementation="reference").implementation == "reference"
 
 
 def test_default_table_names_implementations():
     from ntt_eqx.kernels.masked_ntk.implementations import IMPLEMENTATIONS
 
-    for names in _dispatch.DEFAULTS.values():
-        assert names[-1] == "reference"
-        assert set(names) <= set(IMPLEMENTATIONS)
+    for row in _dispatch.DEFAULTS.values():
+        assert row[-1] == _dispatch.Default("reference")
+        assert {default.name for default in row} <= set(IMPLEMENTATIONS)
 
 
 def test_device_decides():
