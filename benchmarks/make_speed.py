@@ -19,6 +19,13 @@ CASES = {
     "resnet": "ResNet-20",
 }
 PASSES = ("forward", "gradient", "step")
+BY = {"reference": "pure JAX", "pallas_gpu": "Pallas"}
+LAYERS = {  # inputs and outputs; of benchmarks/products.py
+    "lenet_300": (784, 300),
+    "lenet5_dense": (800, 500),
+    "conv4_3200": (3200, 512),
+    "conv4_8192": (8192, 512),
+}
 COMPILED = {"H100": "compiled_h100", "TPU v5e": "compiled_tpu-v5e"}
 LARGE = {"vit_b": ("ViT-B/16", 86.6e6), "resnet_50": ("ResNet, width 152", 24.7e6)}  # parameters
 BASELINE = "ntk_vector_products"
@@ -128,10 +135,43 @@ def products_table() -> str:
         same = {key: row[key] for key in ("mask", "implementation", "precision")}
         both = [row, find(rows, direction="gradient", **same)]
         assert all(both), same
-        by = "Pallas" if row["implementation"] == "pallas_gpu" else "pure JAX"
+        by = BY[row["implementation"]]
         times = [f"{1e3 * r['roofline_s']:.2f}" for r in both if r]
         memory = " / ".join(f"{r['temporary_bytes'] / 2**20:,.0f}" for r in both if r)
         lines.append(line([row["mask"], by, row["precision"], *times, memory]))
+    return "\n".join(lines)
+
+
+def h100_steps_table() -> str:
+    """Whole steps as an H100 ran them."""
+    names = ["network", "kernel", "precision", "by", "device (ms)", "wall (ms)", "launches"]
+    lines = [line([*names, "error of the gradient"]), line(["---"] * 4 + ["---:"] * 4)]
+    for row in find_all(load("h100")["rows"], what="step"):
+        kernel = row["kernel"] + (f", R = {row['sketch']}" if row["sketch"] else "")
+        by = BY[row["implementation"]] + ("" if row["autotuned"] else ", not tuned")
+        cells = [CASES[row["case"]], kernel, row["precision"], by]
+        cells += [f"{1e3 * row[name]:.2f}" for name in ("device_s", "wall_s")]
+        cells += [str(row["launches"]), f"{row['errors']['gradient']:.0e}"]
+        lines.append(line(cells))
+    return "\n".join(lines)
+
+
+def h100_products_table() -> str:
+    """One layer's product, and with all its gradients, as an H100 ran it."""
+    names = ["inputs x outputs", "mask", "kept", "by", "precision", "forward (ms)"]
+    lines = [line([*names, "with gradients (ms)", "error"]), line(["---"] * 5 + ["---:"] * 3)]
+    rows = load("h100")["rows"]
+    keys = ("layer", "mask", "density", "implementation", "precision")
+    kept = [r for r in find_all(rows, what="product") if r["autotuned"] in (True, None)]
+    for same in dict.fromkeys(tuple(row[key] for key in keys) for row in kept):
+        found = dict(zip(keys, same, strict=True))
+        both = [find(kept, direction=name, **found) for name in ("forward", "gradient")]
+        inputs, outputs = LAYERS[found["layer"]]
+        cells = [f"{inputs:,} x {outputs}", found["mask"], f"{found['density']:.0%}"]
+        cells += [BY[found["implementation"]], found["precision"]]
+        cells += [f"{1e3 * row['device_s']:.2f}" if row else "–" for row in both]
+        worst = max(row["error"] for row in both if row)
+        lines.append(line([*cells, f"{worst:.0e}"]))
     return "\n".join(lines)
 
 
@@ -175,6 +215,10 @@ def facts() -> dict[str, str]:
         "torch": training["versions"]["torch"],
         "many_table": many_table(),
         "products_table": products_table(),
+        "h100_driver": load("h100")["driver"],
+        "h100_jax": load("h100")["jax"],
+        "h100_steps_table": h100_steps_table(),
+        "h100_products_table": h100_products_table(),
         "compiled_jax": load("compiled_h100")["jax"],
         "sketch_table": sketch_table(sketch["rows"]),
         "sketch_matmul": " and ".join(

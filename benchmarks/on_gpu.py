@@ -198,12 +198,13 @@ def on_device(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Row:
     try:
         from jax._src.lib import mosaic_gpu  # the public profiler takes no function of Equinox
 
+        cupti: Any = vars(mosaic_gpu)["_mosaic_gpu_ext"]
         jax.block_until_ready(function(*arguments))
-        mosaic_gpu._mosaic_gpu_ext._cupti_init()
+        cupti._cupti_init()
         try:
             jax.block_until_ready(function(*arguments))
         finally:
-            launches = mosaic_gpu._mosaic_gpu_ext._cupti_get_timings(True)
+            launches = cupti._cupti_get_timings(True)
         totals: dict[str, list[float]] = {}
         for name, milliseconds in launches or ():
             totals.setdefault(name, []).append(milliseconds)
@@ -264,7 +265,7 @@ def steps(plan: Plan) -> Iterator[Job]:
         plan.cases, (("active", None), ("ambient", None), ("active", 2))
     ):
         for precision in plan.precisions if (kernel, sketch) == ("active", None) else ("float32",):
-            row = dict(case=case, kernel=kernel, sketch=sketch, precision=precision)
+            row: Row = dict(case=case, kernel=kernel, sketch=sketch, precision=precision)
             if case in GOALS and (kernel, sketch, precision) == ("active", None, "float32"):
                 row["goal_s"] = GOALS[case]
             prepare = functools.partial(_compiled_step, plan, case, kernel, sketch, precision)
