@@ -163,6 +163,8 @@ def h100_products_table() -> str:
     rows = load("h100")["rows"]
     keys = ("layer", "mask", "density", "implementation", "precision")
     kept = [r for r in find_all(rows, what="product") if r["autotuned"] in (True, None)]
+    order = lambda row: (-LAYERS[row["layer"]][0], row["mask"], row["precision"], row["density"])
+    kept.sort(key=order)
     for same in dict.fromkeys(tuple(row[key] for key in keys) for row in kept):
         found = dict(zip(keys, same, strict=True))
         both = [find(kept, direction=name, **found) for name in ("forward", "gradient")]
