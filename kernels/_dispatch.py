@@ -29,7 +29,7 @@ class Default:
     """
 
     name: str
-    flops: float = 0
+    flops: float = 0.0
 
 
 # What `None` means, for every device: the first that takes the case. A Pallas kernel enters a row
@@ -95,7 +95,7 @@ def choose(
     operation: str,
     refusals: Mapping[str, Callable[[Device], str | None]],
     implementation: Request,
-    flops: float = 0,
+    flops: float = 0.0,
 ) -> Choice:
     """Choose the implementation that runs one call of `operation`.
 
@@ -202,7 +202,7 @@ def _names(operation: str, implementation: Request, device: Device) -> list[tupl
     names = _as_names(request)
     if not names:
         raise ValueError(f"{operation}: implementation=() names no implementation.")
-    return [(name, 0) for name in names]
+    return [(name, 0.0) for name in names]
 
 
 def _as_names(request: str | Iterable[str]) -> tuple[str, ...]:
