@@ -7,8 +7,8 @@ In this order, with the report written after each part, so that a run that is cu
 has: what the device reaches by plain products and copies; whole `ntt_step`s and `ntk`s; the masked
 product by layer and by density, whole and gathered, by pure JAX and by Pallas, with the fastest
 that is right named; whether a hundred runs give the same bits; memory against
-`max_bytes`; the edges of the kernels' tiles. All programs of a part are compiled first, on all
-cores, and run only then, one after another.
+`max_bytes`; the edges of the kernels' tiles. All programs of a part are compiled first, several at
+a time, and run only then, one after another.
 
 Values and gradients are compared with pure JAX in float64 at the sizes that are timed. `wall` is
 the median of calls that each wait for their result, `device` the time of the device alone (by
@@ -22,7 +22,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 import statistics
 import sys
 import time
@@ -165,8 +164,11 @@ def main() -> None:
 
 
 def all_prepared(jobs: list[Job]) -> list[Any]:
-    """Everything that the jobs compile, on all cores; JAX's settings are each thread's own."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    """Everything that the jobs compile, four at a time; JAX's settings are each thread's own.
+
+    More would wait for each other: the compiler times tiles on the device.
+    """
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
         return list(pool.map(Job.prepared, jobs))
 
 
