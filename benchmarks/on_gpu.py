@@ -152,7 +152,7 @@ def main() -> None:
             rows.append(job.measured(prepared))
             print(told(rows[-1]), flush=True)
         if name == "products":
-            rows += fastest(rows)
+            rows += list(fastest(rows))
         report[f"{name}_s"] = time.perf_counter() - start
         if options.out:
             options.out.write_text(json.dumps(report, indent=1) + "\n")
