@@ -57,13 +57,13 @@ def each(dense, positions):
 
 
 def uncancelled(oracle_of, expected, *arguments):
-    """How much larger results are where no terms cancel, which is what errors are shares of."""
+    """How much larger results are where no terms cancel: what errors of bfloat16 are shares of."""
     largest = oracle_of(*(np.abs(np.asarray(x, np.float64)) for x in arguments))
-    shares = lambda x, y: np.max(x, initial=0) / max(np.max(np.abs(y), initial=0), 1e-300)
-    return [shares(x, y) for x, y in zip(largest, expected, strict=True)]
+    share = lambda x, y: np.max(x, initial=0) / max(np.max(np.abs(y), initial=0), 1e-300)
+    return [max(1.0, share(x, y)) for x, y in zip(largest, expected, strict=True)]
 
 
-def check_values(sizes, implementation, precision, mask, dtype=jnp.float32, seed=0, drawn=False):
+def check_values(sizes, implementation, precision, mask, dtype=jnp.float32, seed=0, cancels=False):
     args = oracle.factors(sizes, seed=seed, dtype=dtype)
     call = functools.partial(operation_of(sizes, implementation), precision=precision)
     with kernels.record_choices() as choices:
@@ -73,23 +73,25 @@ def check_values(sizes, implementation, precision, mask, dtype=jnp.float32, seed
     assert theta.dtype == jnp.float32
     bound = TOLERANCE[precision or str(jnp.dtype(dtype))]
     expected = oracle.product(*args, mask)
-    if drawn:
+    if cancels:
         bound *= uncancelled(lambda *x: [oracle.product(*x)], [expected], *args, mask)[0]
-    assert relative_error(theta, expected) <= bound
+    assert relative_error(theta, expected) < bound
 
 
-def check_gradient(sizes, implementation, precision, mask, dtype=jnp.float32, seed=0, drawn=False):
+def check_gradient(
+    sizes, implementation, precision, mask, dtype=jnp.float32, seed=0, cancels=False
+):
     args = oracle.factors(sizes, seed=seed, dtype=dtype)
     shape = (sizes.n, sizes.m, sizes.k, sizes.l)
     g = jnp.asarray(np.random.default_rng(seed).normal(0.2, 1.0, shape), jnp.float32)
     call = functools.partial(operation_of(sizes, implementation), mask=mask, precision=precision)
     found = jax.jit(lambda *args: jax.vjp(call, *args)[1](g))(*args)
     expected = oracle.gradient(*args, mask, g)
-    factors = uncancelled(oracle.gradient, expected, *args, mask, g) if drawn else [1] * 4
+    factors = uncancelled(oracle.gradient, expected, *args, mask, g) if cancels else [1] * 4
     names = ("a1", "d1", "a2", "d2")
     for name, x, y, arg, factor in zip(names, found, expected, args, factors, strict=True):
         assert x.dtype == arg.dtype, name
-        assert relative_error(x.astype(jnp.float32), y) <= factor * TOLERANCE[precision], name
+        assert relative_error(x.astype(jnp.float32), y) < factor * TOLERANCE[precision], name
 
 
 @each(DENSE, POSITIONS)
@@ -227,10 +229,13 @@ def any_case(implementation, examples):
 
 def check_case(implementation, case):
     sizes, seed, mask, dtype, precision = case
-    check_values(sizes, implementation, precision, mask, dtype, seed, drawn=True)
+    # The kernels' bfloat16, and theirs alone, rounds by more than 1e-2 of what a few terms leave
+    # when they cancel.
+    cancels = lambda precision: implementation != "reference" and precision == "bfloat16"
+    check_values(sizes, implementation, precision, mask, dtype, seed, cancels(precision))
     # Gradients of bfloat16 factors are rounded to bfloat16.
     precision = "bfloat16" if dtype == jnp.bfloat16 else precision
-    check_gradient(sizes, implementation, precision, mask, dtype, seed, drawn=True)
+    check_gradient(sizes, implementation, precision, mask, dtype, seed, cancels(precision))
 
 
 @any_case("reference", 12)
@@ -239,7 +244,7 @@ def test_any_case_in_the_reference(case):
 
 
 @pytest.mark.parametrize("implementation", KERNELS)
-@any_case(KERNELS[0], 3)
+@any_case(KERNELS[0], 4)
 def test_any_case_in_the_kernels(implementation, case):
     check_case(implementation, case)
 
@@ -252,7 +257,7 @@ def test_many_cases_in_the_reference(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", KERNELS)
-@any_case(KERNELS[0], 25)
+@any_case(KERNELS[0], 40)
 def test_many_cases_in_the_kernels(implementation, case):
     check_case(implementation, case)
 
