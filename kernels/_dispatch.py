@@ -25,7 +25,8 @@ class Default:
 
     Attributes:
         name: of the implementation.
-        flops: multiplications and additions of the smallest call that it is taken for.
+        flops: multiplications and additions of the smallest call that it is taken for, as of a
+            whole mask.
     """
 
     name: str
@@ -39,8 +40,8 @@ DEFAULTS: Mapping[str, tuple[Default, ...]] = {
     "cpu": (Default("reference"),),
     "gpu": (Default("reference"),),
     "tpu": (Default("reference"),),
-    # Products of 4e10 to 6e11 operations are 1.6 to 2.9 times faster by the kernels; in steps of
-    # LeNets, with products of 4e9, they change nothing or cost a twentieth (docs/speed.md).
+    # Products of 3.5e10 to 6e11 operations are 1.7 to 2.9 times faster by the kernels; in a step of
+    # LeNet-5, with products of 4e9, they cost a twentieth. 2e10 is between them (docs/speed.md).
     "NVIDIA H100": (Default("pallas_gpu", 2e10), Default("reference")),
 }
 
@@ -107,7 +108,7 @@ def choose(
     - `implementation`: the request. Where it is `None`, the innermost `use_implementation` decides,
       then the environment variable `NTT_EQX_IMPLEMENTATION` (names separated by commas) as it was
       at the import, then the table `DEFAULTS` of the device.
-    - `flops`: multiplications and additions of the call, for that table.
+    - `flops`: multiplications and additions of the call, as of a whole mask, for that table.
 
     **Raises:**
 

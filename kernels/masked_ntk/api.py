@@ -37,8 +37,8 @@ def masked_ntk(
       `None` for all ones. A `GatheredMetric` holds its non-zeros alone: the work for them falls
       with their number.
     - `precision`: `"float32"`, `"tf32"` or `"bfloat16"`, with errors below 1e-5, 1e-3 and 1e-2 of
-      the largest entry (where terms cancel, of what it would be if they did not); by default
-      `"bfloat16"` for bfloat16 inputs and `"float32"` for others.
+      the largest entry (the kernels' bfloat16, where a few terms cancel, of what it would be if
+      they did not); by default `"bfloat16"` for bfloat16 inputs and `"float32"` for others.
       An implementation may be more exact than asked.
     - `implementation`: `"reference"`, `"pallas_gpu"`, `"pallas_tpu"`, several of them in order of
       preference, or `None` for the best available (see `kernels.use_implementation`).
