@@ -4,6 +4,7 @@ from ._blocks import (
     BLOCK_BYTES as BLOCK_BYTES,
     block_size as block_size,
     map_blocks as map_blocks,
+    map_rows as map_rows,
     memory_of as memory_of,
 )
 from ._dispatch import (

@@ -98,6 +98,29 @@ def map_blocks(function: Callable[..., Any], arrays: Any, rows: int, size: int) 
     return _joined(out, rows)
 
 
+def map_rows(function: Callable[..., Any], arrays: Any, rows: int, size: int) -> Any:
+    """`function` of one row, for every row of `arrays`: `size` of them at a time.
+
+    A single row is taken as it is, not as a batch of one: XLA on CPU (JAX 0.10) needs 30 to 70
+    times as long for the sum over the second axis of `[1, R, ...]` as for that of `[R, ...]`.
+
+    **Arguments:**
+
+    - `function`: takes a PyTree like `arrays` without the leading axis.
+    - `arrays`, `rows`, `size`: as of `map_blocks`.
+
+    **Returns:**
+
+    What `function` returns, with a leading axis of `rows`.
+    """
+    if min(size, rows) > 1:
+        return map_blocks(jax.vmap(function), arrays, rows, size)
+    if rows > 1:
+        return jax.lax.map(function, arrays)
+    out = function(jax.tree.map(lambda x: x[0], arrays))
+    return jax.tree.map(lambda x: x[None], out)
+
+
 def scan_blocks(
     function: Callable[..., tuple[Any, Any]], carry: Any, arrays: Any, rows: int, size: int
 ) -> tuple[Any, Any]:

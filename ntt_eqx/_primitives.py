@@ -17,15 +17,16 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from ._program import bind, read, run, unfold
-from .kernels import target_device
+from .kernels import block_size, map_blocks, target_device
 
 _CONVOLUTION, _MAXIMUM = _EQUIVALENTS = ("conv_general_dilated", "reduce_window_max")
 # Bytes of patches that a whole batch may have. From JAX 0.12 on XLA convolves large images faster
-# itself: a step of Conv-4 takes 133 ms against 231; before, 254 against 213.
-_LARGEST = 2**24 if jax.__version_info__ >= (0, 12) else 2**28
+# itself: a step of Conv-4 takes 113 ms against 136; before, 228 against 122.
+_LARGEST = 2**24 if jax.__version_info__ >= (0, 12) else math.inf
 # Products that an entry of an image takes part in, features times window, for which the patches of
-# a whole batch pay: 1.7 times faster at 500 (LeNet-5), 10 % slower at 144 and 288 (ResNet-20).
-_FEWEST = 500
+# a whole batch pay: 1.05 to 1.15 times faster at 144 and 288 (ResNet-20), 1.9 at 576 (Conv-4), 6
+# at 4,608 (VGG-11).
+_FEWEST = 100
 
 
 def with_equivalents(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -115,13 +116,19 @@ def patches(eqn: Any, a: Array) -> Array:
 
 def _pays(eqn: Any) -> bool:
     """Whether a whole batch is convolved faster by its patches, and they are not too large."""
+    weight, numbers = eqn.invars[1].aval, eqn.params["dimension_numbers"]
+    features, _, *window = (weight.shape[axis] for axis in numbers.rhs_spec)
+    products = features // eqn.params["feature_group_count"] * math.prod(window)
+    return products >= _FEWEST and _patch_bytes(eqn) <= _LARGEST
+
+
+def _patch_bytes(eqn: Any) -> int:
+    """Bytes of all windows that a convolution sees."""
     a, weight = (v.aval for v in eqn.invars)
-    numbers, out = eqn.params["dimension_numbers"], eqn.outvars[0].aval
-    features, channels, *window = (weight.shape[axis] for axis in numbers.rhs_spec)
-    groups, taps = eqn.params["feature_group_count"], math.prod(window)
-    positions = out.size // features
-    large = positions * taps * channels * groups * a.dtype.itemsize > _LARGEST
-    return features // groups * taps >= _FEWEST and not large
+    features, *seen = (weight.shape[axis] for axis in eqn.params["dimension_numbers"].rhs_spec)
+    positions = eqn.outvars[0].aval.size // features
+    size = positions * math.prod(seen) * eqn.params["feature_group_count"]
+    return size * a.dtype.itemsize
 
 
 def _windows_in_a_loop(a: Array, starts: np.ndarray, count: int, axis: int, place: int) -> Array:
@@ -136,7 +143,27 @@ def _windows_in_a_loop(a: Array, starts: np.ndarray, count: int, axis: int, plac
 
 
 def _convolution(eqn: Any, a: Array, weight: Array) -> Array:
-    """A convolution as one matrix product of its patches."""
+    """A convolution as matrix products of its patches, for samples whose patches fit the cache.
+
+    The gradient makes a block's patches again, as they cost less than the way to memory and back.
+    """
+    numbers = eqn.params["dimension_numbers"]
+    batch = numbers.lhs_spec[0]
+    count = a.shape[batch]
+    size = block_size(count, _patch_bytes(eqn) // count) if count else 0
+    if size >= count:
+        return _of_patches(eqn, a, weight)
+    one = jax.checkpoint(
+        lambda rows: jnp.moveaxis(
+            _of_patches(eqn, jnp.moveaxis(rows, 0, batch), weight), numbers.out_spec[0], 0
+        )
+    )
+    y = map_blocks(one, jnp.moveaxis(a, batch, 0), count, size)
+    return jnp.moveaxis(y, 0, numbers.out_spec[0])
+
+
+def _of_patches(eqn: Any, a: Array, weight: Array) -> Array:
+    """A convolution as one matrix product of all its patches."""
     numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
     seen = patches(eqn, a)
     batch, *out, taps, channels = seen.shape
@@ -144,8 +171,12 @@ def _convolution(eqn: Any, a: Array, weight: Array) -> Array:
     features = weight.shape[0]
     weight = weight.reshape(groups, features // groups, channels // groups, taps)
     if groups == 1:
-        columns = weight[0].transpose(2, 1, 0).reshape(taps * channels, features)
-        y = seen.reshape(-1, taps * channels) @ columns
+        seen = seen.reshape(-1, taps * channels)
+        if batch == 1:
+            y = seen @ weight[0].transpose(2, 1, 0).reshape(taps * channels, features)
+        else:  # the weight's gradient then has the patches on the right, twice as fast
+            rows = weight[0].transpose(0, 2, 1).reshape(features, taps * channels)
+            y = lax.dot_general(seen, rows, (((1,), (1,)), ((), ())))
     else:
         seen = seen.reshape(-1, taps, groups, channels // groups)
         y = jnp.einsum("stgc,gict->sgi", seen, weight)

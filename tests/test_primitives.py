@@ -9,6 +9,7 @@ from jax import lax
 
 from ntt_eqx import _primitives
 from ntt_eqx._primitives import apply_primitive, in_memory, with_equivalents
+from ntt_eqx.kernels import _blocks
 
 pytestmark = [
     pytest.mark.usefixtures("x64"),
@@ -48,6 +49,20 @@ def both(eqn, *arrays):
         lambda *a: (derivatives(ours, weights, *a), derivatives(xla, weights, *a)),
     )
     return run(*arrays)
+
+
+def primitives_of(function, *arguments):
+    names = set()
+
+    def look(jaxpr):
+        for eqn in jaxpr.eqns:
+            names.add(eqn.primitive.name)
+            for value in eqn.params.values():
+                if hasattr(value, "jaxpr"):
+                    look(value.jaxpr)
+
+    look(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return names
 
 
 def tiled_max(window, x):
@@ -136,6 +151,25 @@ def test_convolution(name):
         assert relative_error(f, e) < 1e-13
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("name", ["channels last", "channels in front of the batch"])
+def test_convolution_of_a_batch_in_blocks(name, rows, monkeypatch):
+    """Five samples, one or two of which have patches that fit the cache."""
+    options = dict(CONVOLUTIONS[name])
+    axis = options["dimension_numbers"][0].index("N")
+    shape = [5 if n == axis else size for n, size in enumerate(options.pop("x"))]
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=size)) for size in (shape, options.pop("w")))
+    eqn = equation(lambda x, w: lax.conv_general_dilated(x, w, **options), x, w)
+    call = lambda x, w: apply_primitive(eqn, [x, w])
+    assert "checkpoint" not in primitives_of(call, x, w)
+    monkeypatch.setattr(_blocks, "BLOCK_BYTES", rows * _primitives._patch_bytes(eqn) // 5)
+    assert {"scan", "checkpoint"} <= primitives_of(call, x, w)
+    found, expected = both(eqn, x, w)
+    for f, e in zip(found, expected, strict=True):
+        assert relative_error(f, e) < 1e-13
+
+
 def two_layers(weights, x):
     """A batch through a convolution and a pool inside `jit`, and one more convolution."""
     dims = ("NCHW", "OIHW", "NCHW")
@@ -144,20 +178,6 @@ def two_layers(weights, x):
     hidden = jax.jit(lambda w, x: pool(jax.nn.relu(first(w, x))))(weights[0], x)
     deep = lax.conv_general_dilated(hidden, weights[1], (2, 2), "VALID", feature_group_count=2)
     return {"sum": jnp.sum(jnp.sin(deep)), "deep": deep}
-
-
-def primitives_of(function, *arguments):
-    names = set()
-
-    def look(jaxpr):
-        for eqn in jaxpr.eqns:
-            names.add(eqn.primitive.name)
-            for value in eqn.params.values():
-                if hasattr(value, "jaxpr"):
-                    look(value.jaxpr)
-
-    look(jax.make_jaxpr(function)(*arguments).jaxpr)
-    return names
 
 
 def test_a_function_of_a_batch_by_the_equivalents(monkeypatch):

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from .._blocks import block_size, map_blocks, on_cpu, scan_blocks
+from .._blocks import block_size, map_rows, on_cpu, scan_blocks
 
 
 def theta(u, d1, d2):
@@ -65,4 +65,4 @@ def over_samples(one, rows, d2):
     if on_cpu():
         return jax.lax.map(one, rows)
     size = block_size(count, d2.size * d2.dtype.itemsize)
-    return map_blocks(jax.vmap(one), rows, count, size)
+    return map_rows(one, rows, count, size)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from .._primitives import apply_primitive, in_memory
 from .._program import Const, Site, is_branched, read, run, slots_of
 from .._types import widen
-from ..kernels import GatheredMetric, block_size, gathered_tangents, map_blocks
+from ..kernels import GatheredMetric, block_size, gathered_tangents, map_rows
 from ..kernels.manual_axes import like_varying
 from ._forms import LayerPlan
 from ._layers import Layer
@@ -86,9 +86,8 @@ def factorise(
 
     def blocks(part: Part, function: Callable[[Any], Any], arrays: Any) -> Any:
         size = _block_rows(plan, part, len(x), len(rows), budget)
-        run_all = jax.vmap(function)
-        run_all = run_all if size >= len(x) else jax.checkpoint(run_all)
-        return map_blocks(run_all, arrays, len(x), size)
+        one = function if size >= len(x) else jax.checkpoint(function)
+        return map_rows(one, arrays, len(x), size)
 
     def ahead(part: Part, mine: dict[int, Array]) -> dict[int, Array]:
         return _written(plan, part, shared | mine)
@@ -142,7 +141,7 @@ def evaluate(plan: Plan, operands: Operands, x: Array, budget: int | None = None
         return jnp.reshape(read(values, plan.traced.output), (-1,))
 
     size = min((_block_rows(plan, part, len(x), 1, budget) for part in plan.parts), default=len(x))
-    return map_blocks(jax.vmap(one), x, len(x), size)
+    return map_rows(one, x, len(x), size)
 
 
 def _written(plan: Plan, part: Part, values: Mapping[int, Any]) -> dict[int, Any]:

@@ -19,7 +19,7 @@ from ntt_eqx.kernels import (
     masked_ntk_reference,
     masked_tangent_ntk,
 )
-from ntt_eqx.kernels._blocks import BLOCK_BYTES, block_size, map_blocks, scan_blocks
+from ntt_eqx.kernels._blocks import BLOCK_BYTES, block_size, map_blocks, map_rows, scan_blocks
 from ntt_eqx.kernels._dispatch import Device
 from ntt_eqx.kernels._gather import gathered_shape, gathered_u, gathered_u_backward
 
@@ -352,3 +352,19 @@ def test_tangents_of_more_than_one_block(sizes, kind, x64):
     assert (sizes.n * sizes.k + sizes.m * sizes.l) * sizes.j * sizes.i * 8 > BLOCK_BYTES
     mask = None if kind == "none" else oracle.random_mask(sizes, kind=kind)
     assert_is_the_oracles(masked_tangent_ntk, sizes, args, mask)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(6, 1), (6, 2), (5, 2), (6, 9), (1, 1), (1, 4)])
+def test_a_function_of_one_row_for_every_row(rows, size):
+    """Rows that are alone come as they are; in blocks they are batched."""
+    x, y = jnp.arange(3.0 * rows).reshape(rows, 3), jnp.arange(rows)
+    batched = []
+
+    def one(row):
+        batched.append(type(row[0]).__name__ == "BatchTracer")
+        return row[0] * row[0][0], {"sum": row[0].sum() + row[1].astype(jnp.float32)}
+
+    found, sums = map_rows(one, (x, y), rows, size)
+    np.testing.assert_array_equal(found, x * x[:, :1])
+    np.testing.assert_array_equal(sums["sum"], np.asarray(x).sum(axis=1) + np.asarray(y))
+    assert set(batched) == {min(size, rows) > 1}
