@@ -161,8 +161,11 @@ def test_convolution_of_a_batch_in_blocks(name, rows, monkeypatch):
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.normal(size=size)) for size in (shape, options.pop("w")))
     eqn = equation(lambda x, w: lax.conv_general_dilated(x, w, **options), x, w)
-    call = lambda x, w: apply_primitive(eqn, [x, w])
-    made_again = lambda: {"remat2", "checkpoint"} & primitives_of(call, x, w)
+
+    def made_again():
+        call = lambda x, w: apply_primitive(eqn, [x, w])  # a new one, traced anew
+        return {"remat2", "checkpoint"} & primitives_of(call, x, w)
+
     assert not made_again()
     monkeypatch.setattr(_blocks, "BLOCK_BYTES", rows * _primitives._patch_bytes(eqn) // 5)
     assert made_again()
