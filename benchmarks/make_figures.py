@@ -1,4 +1,4 @@
-"""Draw `sparsity.png`, `mnist.png` and `time.png` of docs/figures from the raw results.
+"""Draw the figures of accuracy against sparsity, and `time.png`, from the raw results.
 
     python benchmarks/make_figures.py
 
@@ -68,4 +68,5 @@ def time(results: list[dict], figure: Path) -> None:
 if __name__ == "__main__":
     sparsity(load("fashion_mnist_sparsity"), FIGURES / "sparsity.png")
     sparsity(load("mnist_sparsity"), FIGURES / "mnist.png")
+    sparsity(load("fashion_mnist_lenet5"), FIGURES / "lenet5-fashion.png")
     time(load("fashion_mnist_time"), FIGURES / "time.png")
