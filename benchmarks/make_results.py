@@ -155,9 +155,9 @@ def lost_classes(network: pathlib.Path) -> int | None:
     model = load_model(network).model
     if type(model.model).__name__ not in ("LeNet300100", "LeNet5", "Conv4", "VGG11"):
         return None
-    reached: Any = np.ones(1, bool)
-    for mask in map(np.asarray, jax.tree.leaves(model.mask)):
-        kept = mask.reshape(*mask.shape[:2], -1).any(axis=2)
+    reached: np.ndarray = np.ones(1, bool)
+    for mask in jax.tree.leaves(model.mask):
+        kept: Any = np.asarray(mask).reshape(*mask.shape[:2], -1).any(axis=2)
         reached = (kept & np.repeat(reached, kept.shape[1] // len(reached))).any(axis=1)
     return int((~reached).sum())
 
