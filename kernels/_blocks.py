@@ -115,7 +115,7 @@ def map_rows(function: Callable[..., Any], arrays: Any, rows: int, size: int) ->
     """
     if min(size, rows) > 1:
         return map_blocks(jax.vmap(function), arrays, rows, size)
-    if rows > 1:
+    if rows != 1:
         return jax.lax.map(function, arrays)
     out = function(jax.tree.map(lambda x: x[0], arrays))
     return jax.tree.map(lambda x: x[None], out)

@@ -62,7 +62,5 @@ def over_samples(one, rows, d2):
     block holds, by batched products.
     """
     count = len(rows[0])
-    if on_cpu():
-        return jax.lax.map(one, rows)
-    size = block_size(count, d2.size * d2.dtype.itemsize)
+    size = 1 if on_cpu() else block_size(count, d2.size * d2.dtype.itemsize)
     return map_rows(one, rows, count, size)

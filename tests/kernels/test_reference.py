@@ -354,7 +354,7 @@ def test_tangents_of_more_than_one_block(sizes, kind, x64):
     assert_is_the_oracles(masked_tangent_ntk, sizes, args, mask)
 
 
-@pytest.mark.parametrize(("rows", "size"), [(6, 1), (6, 2), (5, 2), (6, 9), (1, 1), (1, 4)])
+@pytest.mark.parametrize(("rows", "size"), [(6, 1), (6, 2), (5, 2), (6, 9), (1, 1), (1, 4), (0, 1)])
 def test_a_function_of_one_row_for_every_row(rows, size):
     """Rows that are alone come as they are; in blocks they are batched."""
     x, y = jnp.arange(3.0 * rows).reshape(rows, 3), jnp.arange(rows)
