@@ -373,6 +373,9 @@ def facts() -> dict[str, str]:
     claim(behind > 2, "At 1 % it is behind SynFlow and NTK-SAP.")
     apart = max(abs(r - on_fashion("ntt-sketch", 0.03)) for r in rivals[1])
     claim(apart < 0.5, "At 3 % it is level with them.")
+    for density in (0.1, 0.3):
+        together = [on_fashion(m, density) for m in MNIST["layer"]]
+        claim(max(together) - min(together) < 2, "From 10 % on all are within two points.")
 
     published, mnist = load("published_notebooks"), load("mnist_notebooks")
     claim(least_gain(mnist, "ntt-ambient", "ntt-sketch") > 1.5, "ahead by more than 1.5 points.")
