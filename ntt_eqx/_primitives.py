@@ -1,19 +1,22 @@
-"""Evaluate one equation of a jaxpr, by a faster equivalent where XLA has a slow one.
+"""Evaluate one equation of a jaxpr, by an equivalent where XLA has a slow one, or an inexact one.
 
 On CPU, XLA's convolutions and the gradients of its pooling windows are many times slower than the
-same sums written as slices and matrix products; on accelerators its own are the better ones. The
-equivalents have the same values and the same derivatives of every order, ties in a maximum
-included (the first entry of a window wins).
+same sums written as slices and matrix products; on accelerators its own are the better ones, but
+for the gradient of a convolution's weight on a GPU: XLA takes cuDNN's fastest algorithm, which may
+be off by 1e-3 where full float32 is asked for. The equivalents have the same values and the same
+derivatives of every order, ties in a maximum included (the first entry of a window wins).
 """
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, PyTree
 
 from ._program import bind, read, run, unfold
@@ -63,11 +66,14 @@ def with_equivalents(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
 def apply_primitive(eqn: Any, inputs: Sequence[Any]) -> list[Array]:
     """The outputs of `eqn` for concrete or traced `inputs`."""
-    if target_device().platform == "cpu":
-        if eqn.primitive.name == _CONVOLUTION and eqn.params["batch_group_count"] == 1:
+    platform = target_device().platform
+    if eqn.primitive.name == _CONVOLUTION and eqn.params["batch_group_count"] == 1:
+        if platform == "cpu":
             return [_convolution(eqn, *inputs)]
-        if eqn.primitive.name == _MAXIMUM and _tiles(eqn, inputs[0]):
-            return [_max_over_tiles(eqn, inputs[0])]
+        if platform == "gpu":
+            return [_exact_in_weight(eqn, *inputs)]
+    if platform == "cpu" and eqn.primitive.name == _MAXIMUM and _tiles(eqn, inputs[0]):
+        return [_max_over_tiles(eqn, inputs[0])]
     return bind(eqn, inputs)
 
 
@@ -162,8 +168,29 @@ def _convolution(eqn: Any, a: Array, weight: Array) -> Array:
     return jnp.moveaxis(y, 0, numbers.out_spec[0])
 
 
+def _exact_in_weight(eqn: Any, a: Array, weight: Array) -> Array:
+    """A convolution by XLA, whose derivative along the weight is a product of patches."""
+
+    @jax.custom_jvp
+    def convolved(a, weight):
+        return bind(eqn, [a, weight])[0]
+
+    def along(primals, tangents):
+        a, weight = primals
+        zero = [isinstance(t, SymbolicZero) for t in tangents]
+        y = _exact_in_weight(eqn, a, weight)
+        parts = [] if zero[0] else [_exact_in_weight(eqn, tangents[0], weight)]
+        if not zero[1]:  # patches are made again on the way back, not kept
+            parts.append(jax.checkpoint(partial(_convolution, eqn))(a, tangents[1]))
+        return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
+
+    convolved.defjvp(along, symbolic_zeros=True)
+    return convolved(a, weight)
+
+
 def _of_patches(eqn: Any, a: Array, weight: Array) -> Array:
     """A convolution as one matrix product of all its patches."""
+    dot = partial(lax.dot_general, precision=eqn.params["precision"])
     numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
     seen = patches(eqn, a)
     batch, *out, taps, channels = seen.shape
@@ -173,13 +200,14 @@ def _of_patches(eqn: Any, a: Array, weight: Array) -> Array:
     if groups == 1:
         seen = seen.reshape(-1, taps * channels)
         if batch == 1:
-            y = seen @ weight[0].transpose(2, 1, 0).reshape(taps * channels, features)
+            columns = weight[0].transpose(2, 1, 0).reshape(taps * channels, features)
+            y = dot(seen, columns, (((1,), (0,)), ((), ())))
         else:  # the weight's gradient then has the patches on the right, twice as fast
             rows = weight[0].transpose(0, 2, 1).reshape(features, taps * channels)
-            y = lax.dot_general(seen, rows, (((1,), (1,)), ((), ())))
+            y = dot(seen, rows, (((1,), (1,)), ((), ())))
     else:
         seen = seen.reshape(-1, taps, groups, channels // groups)
-        y = jnp.einsum("stgc,gict->sgi", seen, weight)
+        y = jnp.einsum("stgc,gict->sgi", seen, weight, precision=eqn.params["precision"])
     y = y.reshape(batch, *out, features)
     order = np.argsort([numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1]])
     return y.transpose(*order).astype(eqn.outvars[0].aval.dtype)

@@ -1,4 +1,4 @@
-"""The faster equivalents of primitives on CPU: XLA's own values and derivatives, of two orders."""
+"""The equivalents of primitives on CPU and GPU: XLA's own values and derivatives, of two orders."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax import lax
 
 from ntt_eqx import _primitives
 from ntt_eqx._primitives import apply_primitive, in_memory, with_equivalents
-from ntt_eqx.kernels import _blocks
+from ntt_eqx.kernels import Device, _blocks
 
 pytestmark = [
     pytest.mark.usefixtures("x64"),
@@ -51,18 +51,20 @@ def both(eqn, *arrays):
     return run(*arrays)
 
 
-def primitives_of(function, *arguments):
-    names = set()
-
-    def look(jaxpr):
+def equations_of(function, *arguments):
+    def inside(jaxpr):
         for eqn in jaxpr.eqns:
-            names.add(eqn.primitive.name)
+            yield eqn
             for value in eqn.params.values():
-                if hasattr(value, "jaxpr"):
-                    look(value.jaxpr)
+                value = getattr(value, "jaxpr", value)  # a closed one, or a plain one
+                if hasattr(value, "eqns"):
+                    yield from inside(value)
 
-    look(jax.make_jaxpr(function)(*arguments).jaxpr)
-    return names
+    return list(inside(jax.make_jaxpr(function)(*arguments).jaxpr))
+
+
+def primitives_of(function, *arguments):
+    return {eqn.primitive.name for eqn in equations_of(function, *arguments)}
 
 
 def tiled_max(window, x):
@@ -149,6 +151,25 @@ def test_convolution(name):
     found, expected = both(eqn, x, w)
     for f, e in zip(found, expected, strict=True):
         assert relative_error(f, e) < 1e-13
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution_on_a_gpu(name, monkeypatch):
+    """XLA's own, but for the gradient of the weight, which is a product of patches."""
+    monkeypatch.setattr(_primitives, "target_device", lambda: Device("gpu", "NVIDIA H100"))
+    p = dict(CONVOLUTIONS[name])
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=p.pop(k))) for k in "xw")
+    eqn = equation(lambda a, b: lax.conv_general_dilated(a, b, precision="highest", **p), x, w)
+    found, expected = both(eqn, x, w)
+    for f, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert relative_error(f, e) < 1e-12
+    gradient = jax.grad(lambda a, b: jnp.sum(apply_primitive(eqn, [a, b])[0] ** 2), (0, 1))
+    equations = equations_of(gradient, x, w)
+    precisions = lambda of: [e.params["precision"] for e in equations if e.primitive.name == of]
+    highest = (lax.Precision.HIGHEST,) * 2
+    assert precisions("conv_general_dilated") == 2 * [highest]  # y, and the cotangent of x
+    assert set(precisions("dot_general")) == {highest}
 
 
 @pytest.mark.parametrize("rows", [1, 2])
