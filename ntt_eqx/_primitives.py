@@ -4,7 +4,8 @@ On CPU, XLA's convolutions and the gradients of its pooling windows are many tim
 same sums written as slices and matrix products; on accelerators its own are the better ones, but
 for the gradient of a convolution's weight on a GPU: XLA takes cuDNN's fastest algorithm, which may
 be off by 1e-3 where full float32 is asked for. The equivalents have the same values and the same
-derivatives of every order, ties in a maximum included (the first entry of a window wins).
+derivatives of every order (that on a GPU in reverse mode alone), ties in a maximum included (the
+first entry of a window wins).
 """
 
 import math
@@ -16,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, PyTree
 
 from ._program import bind, read, run, unfold
 from .kernels import block_size, map_blocks, target_device
+from .kernels.manual_axes import like_varying, varying_alike
 
+_FLOAT32 = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
 _CONVOLUTION, _MAXIMUM = _EQUIVALENTS = ("conv_general_dilated", "reduce_window_max")
 # Bytes of patches that a whole batch may have. From JAX 0.12 on XLA convolves large images faster
 # itself: a step of Conv-4 takes 113 ms against 136; before, 228 against 122.
@@ -70,7 +72,7 @@ def apply_primitive(eqn: Any, inputs: Sequence[Any]) -> list[Array]:
     if eqn.primitive.name == _CONVOLUTION and eqn.params["batch_group_count"] == 1:
         if platform == "cpu":
             return [_convolution(eqn, *inputs)]
-        if platform == "gpu":
+        if platform == "gpu" and eqn.params["precision"] == _FLOAT32:
             return [_exact_in_weight(eqn, *inputs)]
     if platform == "cpu" and eqn.primitive.name == _MAXIMUM and _tiles(eqn, inputs[0]):
         return [_max_over_tiles(eqn, inputs[0])]
@@ -169,23 +171,31 @@ def _convolution(eqn: Any, a: Array, weight: Array) -> Array:
 
 
 def _exact_in_weight(eqn: Any, a: Array, weight: Array) -> Array:
-    """A convolution by XLA, whose derivative along the weight is a product of patches."""
+    """A convolution, and those that its derivatives are, by XLA; those of its weight by patches."""
+    zeros = lambda shape: like_varying(jnp.zeros(shape, a.dtype), (a, weight))
 
-    @jax.custom_jvp
-    def convolved(a, weight):
+    def for_weight(a, y):  # `eqn` is linear in either, so that zeros serve as well as any value
+        convolved = partial(_convolution, eqn, a)
+        return jax.vjp(convolved, zeros(eqn.invars[1].aval.shape))[1](y)[0]
+
+    @jax.custom_vjp
+    def forward(a, weight):
         return bind(eqn, [a, weight])[0]
 
-    def along(primals, tangents):
-        a, weight = primals
-        zero = [isinstance(t, SymbolicZero) for t in tangents]
-        y = _exact_in_weight(eqn, a, weight)
-        parts = [] if zero[0] else [_exact_in_weight(eqn, tangents[0], weight)]
-        if not zero[1]:  # patches are made again on the way back, not kept
-            parts.append(jax.checkpoint(partial(_convolution, eqn))(a, tangents[1]))
-        return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
+    @jax.custom_vjp
+    def backward(y, weight):
+        convolved = lambda a: bind(eqn, [a, weight])[0]
+        return jax.vjp(convolved, zeros(eqn.invars[0].aval.shape))[1](y)[0]
 
-    convolved.defjvp(along, symbolic_zeros=True)
-    return convolved(a, weight)
+    forward.defvjp(
+        lambda a, weight: (forward(a, weight), (a, weight)),
+        lambda kept, y: (backward(y, kept[1]), for_weight(kept[0], y)),
+    )
+    backward.defvjp(
+        lambda y, weight: (backward(y, weight), (y, weight)),
+        lambda kept, a: (forward(a, kept[1]), for_weight(a, kept[0])),
+    )
+    return forward(*varying_alike(a, weight))
 
 
 def _of_patches(eqn: Any, a: Array, weight: Array) -> Array:
