@@ -8,6 +8,7 @@ derivatives of every order (that on a GPU in reverse mode alone), ties in a maxi
 first entry of a window wins).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +24,8 @@ from ._program import bind, read, run, unfold
 from .kernels import block_size, map_blocks, target_device
 from .kernels.manual_axes import like_varying, varying_alike
 
+# Entries of a window up to which a GPU takes all slices at once; each is a case of one kernel.
+_MOST_TAPS = 32
 _FLOAT32 = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
 _CONVOLUTION, _MAXIMUM = _EQUIVALENTS = ("conv_general_dilated", "reduce_window_max")
 # Bytes of patches that a whole batch may have. From JAX 0.12 on XLA convolves large images faster
@@ -107,19 +110,35 @@ def patches(eqn: Any, a: Array) -> Array:
     ]
     if any(pad != (0, 0, 0) for pad in inner):
         a = lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *inner, (0, 0, 0)])
+    axes = []  # of each: where the entries of its first window are, how many windows, how far apart
+    for size, taps, stride, dilation in zip(
+        a.shape[1:-1], window, p["window_strides"], p["rhs_dilation"], strict=True
+    ):
+        count = (size - (taps - 1) * dilation - 1) // stride + 1
+        axes.append((range(0, taps * dilation, dilation), count, stride))
+    platform = target_device().platform
+    if platform == "gpu" and math.prod(window) <= _MOST_TAPS:
+        return _all_at_once(a, axes)
     # One spatial axis after the other, the last first: w + h slices instead of w h, and as many
     # sums in the gradient.
-    for axis in reversed(range(len(window))):
-        size, stride, dilation = window[axis], p["window_strides"][axis], p["rhs_dilation"][axis]
-        count = (a.shape[axis + 1] - (size - 1) * dilation - 1) // stride + 1
-        starts = np.arange(size) * dilation
-        if axis == len(window) - 1 and stride == 1 and target_device().platform == "cpu":
-            a = _windows_in_a_loop(a, starts, count, axis + 1, len(window) + 1)
+    for axis, (starts, count, stride) in reversed(list(enumerate(axes))):
+        if axis == len(window) - 1 and stride == 1 and platform == "cpu":
+            a = _windows_in_a_loop(a, np.asarray(starts), count, axis + 1, len(window) + 1)
             continue
         span = (count - 1) * stride + 1
-        taps = [lax.slice_in_dim(a, t, t + span, stride, axis + 1) for t in starts.tolist()]
+        taps = [lax.slice_in_dim(a, t, t + span, stride, axis + 1) for t in starts]
         a = jnp.stack(taps, axis=len(window) + 1)
     return a.reshape(*a.shape[: len(window) + 1], math.prod(window), channels_size)
+
+
+def _all_at_once(a: Array, axes: Sequence[tuple[range, int, int]]) -> Array:
+    """Windows as one slice a tap, which a GPU writes in one launch."""
+    slices = []
+    for first in itertools.product(*(starts for starts, _, _ in axes)):
+        stops = [t + (n - 1) * stride + 1 for t, (_, n, stride) in zip(first, axes, strict=True)]
+        strides = [1, *(stride for _, _, stride in axes), 1]
+        slices.append(lax.slice(a, [0, *first, 0], [a.shape[0], *stops, a.shape[-1]], strides))
+    return jnp.stack(slices, axis=len(axes) + 1)
 
 
 def _pays(eqn: Any) -> bool:

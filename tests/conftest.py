@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 import tempfile
 
 import jax
@@ -45,6 +46,17 @@ def getkey():
         return key
 
     return fresh
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """Everything is chosen as for a GPU that nothing is known of, and computed on the CPU."""
+    from ntt_eqx.kernels import _dispatch  # not before the type checker's import hook
+
+    device = _dispatch.Device("gpu", "of an unknown kind")
+    for name, module in list(sys.modules.items()):
+        if name.startswith("ntt_eqx") and hasattr(module, "target_device"):
+            monkeypatch.setattr(module, "target_device", lambda: device)
 
 
 @pytest.fixture(scope="module")

@@ -151,10 +151,12 @@ def test_convolution(name):
         assert relative_error(f, e) < 1e-13
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolution_on_a_gpu(name, monkeypatch):
+def test_convolution_on_a_gpu(name, at_once, monkeypatch):
     """XLA's own, but for the gradient of the weight, which is a product of patches."""
     monkeypatch.setattr(_primitives, "target_device", lambda: Device("gpu", "NVIDIA H100"))
+    monkeypatch.setattr(_primitives, "_MOST_TAPS", 100 if at_once else 0)
     p = dict(CONVOLUTIONS[name])
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.normal(size=p.pop(k))) for k in "xw")

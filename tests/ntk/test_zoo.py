@@ -68,6 +68,19 @@ def test_kernel_and_gradient(name, x64):
     assert kernel < EXACT and gradient < EXACT
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "batch norm",
+        pytest.param("mobilenet, squeeze-excitation", marks=pytest.mark.slow),
+        pytest.param("u-net", marks=pytest.mark.slow),
+    ],
+)
+def test_convolutions_in_the_forms_for_a_gpu(name, x64, on_a_gpu):
+    kernel, gradient = errors(name)
+    assert kernel < EXACT and gradient < EXACT
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_what_takes_the_slow_path_is_told(name):
     case = ZOO[name]
