@@ -177,6 +177,18 @@ def h100_products_table() -> str:
     return "\n".join(lines)
 
 
+def h100_convolutions_table() -> str:
+    """What cuDNN took for the convolutions of two steps, by kind, and how exact it was."""
+    names = ["cuDNN's", "algorithm", "of so many shapes", "smallest error", "largest"]
+    lines = [line(names), line(["---"] * 2 + ["---:"] * 3)]
+    rows = find_all(load("h100")["rows"], what="convolution")
+    for call, algorithm in sorted({(row["call"], row["algorithm"]) for row in rows}):
+        errors = [row["error"] for row in find_all(rows, call=call, algorithm=algorithm)]
+        cells = [f"`{call}`", str(algorithm), str(len(errors))]
+        lines.append(line([*cells, f"{min(errors):.0e}", f"{max(errors):.0e}"]))
+    return "\n".join(lines)
+
+
 def many_table() -> str:
     """Whole steps of large networks, for several chips: what each of them holds and sends."""
     sent = ["all-gather", "reduce-scatter", "all-reduce"]
@@ -220,6 +232,7 @@ def facts() -> dict[str, str]:
         "h100_driver": load("h100")["driver"],
         "h100_jax": load("h100")["jax"],
         "h100_steps_table": h100_steps_table(),
+        "h100_convolutions_table": h100_convolutions_table(),
         "h100_products_table": h100_products_table(),
         "compiled_jax": load("compiled_h100")["jax"],
         "sketch_table": sketch_table(sketch["rows"]),

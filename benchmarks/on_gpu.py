@@ -6,9 +6,9 @@
 In this order, with the report written after each part, so that a run that is cut off leaves what it
 has: what the device reaches by plain products and copies; whole `ntt_step`s and `ntk`s; the masked
 product by layer and by density, whole and gathered, by pure JAX and by Pallas, with the fastest
-that is right named; whether a hundred runs give the same bits; memory against
-`max_bytes`; the edges of the kernels' tiles. All programs of a part are compiled first, several at
-a time, and run only then, one after another.
+that is right named; whether a hundred runs give the same bits; memory against `max_bytes`; the
+edges of the kernels' tiles; every convolution of a step. All programs of a part are compiled first,
+several at a time, and run only then, one after another.
 
 Values and gradients are compared with pure JAX in float64 at the sizes that are timed. `wall` is
 the median of calls that each wait for their result, `device` the time of the device alone (by
@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 import statistics
 import sys
 import time
@@ -36,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from cases import CASES
+from jax.extend.core import jaxprs_in_params
 from products import LAYERS, PRECISIONS, Product
 
 import ntt_eqx as ntt
@@ -458,6 +460,49 @@ def memory(plan: Plan) -> Iterator[Job]:
         yield Job(dict(samples=count, max_bytes=budget), prepare, measure)
 
 
+def convolutions(plan: Plan) -> Iterator[Job]:
+    """Every convolution of an active step, alone, beside float64."""
+    for case in ("lenet5",) if plan.dry else plan.cases:
+        teacher, count = CASES[case].teacher(jax.random.key(0)), 4 if plan.dry else 64
+        state = ntt.ntt_init(teacher, ntt.NTTConfig(density=0.03), optax.adam(5e-4))
+        x = CASES[case].samples(jax.random.key(1), count)
+        if plan.dry:  # on a CPU a step has none
+            program = eqx.filter_make_jaxpr(eqx.filter_vmap(teacher))(x)[0]
+        else:
+            program = eqx.filter_make_jaxpr(ntt.ntt_step)(state, x)[0]
+        kinds: dict[str, list[Any]] = {}
+        for eqn in _equations(program.jaxpr):
+            if eqn.primitive.name == "conv_general_dilated":
+                kinds.setdefault(f"{[v.aval for v in eqn.invars]} {eqn.params}", []).append(eqn)
+        for eqn, *again in kinds.values():
+            sizes = [v.aval.shape for v in eqn.invars]
+            row: Row = dict(case=case, image=sizes[0], kernel=sizes[1], times=1 + len(again))
+            inputs = [jax.random.normal(jax.random.key(n), size) for n, size in enumerate(sizes)]
+            prepare = jax.jit(functools.partial(eqn.primitive.bind, **eqn.params)).lower(*inputs)
+            measure = functools.partial(_measured_convolution, plan, eqn, inputs)
+            yield Job(row, prepare.compile, measure)
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a program, and those inside of them."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inside in jaxprs_in_params(eqn.params):
+            yield from _equations(inside)
+
+
+def _measured_convolution(plan: Plan, eqn: Any, inputs: list[Any], compiled: Any) -> Row:
+    with jax.enable_x64(True):
+        params = eqn.params | dict(preferred_element_type=jnp.float64)
+        wide = jax.jit(functools.partial(eqn.primitive.bind, **params))
+        error = error_of(compiled(*inputs), wide(*(a.astype(jnp.float64) for a in inputs)))
+    text = compiled.as_text()
+    calls = re.findall(r'custom_call_target="__cudnn\$(\w+)"', text)
+    algorithms = re.findall(r'"algo_id":"(\d+)"', text)
+    found = dict(call=" ".join(calls), algorithm=" ".join(algorithms), error=error)
+    return found | times(plan, compiled, tuple(inputs)) | dict(ok=error < PRECISIONS["float32"])
+
+
 PARTS: dict[str, Callable[[Plan], Iterator[Job]]] = {
     "rates": rates,
     "steps": steps,
@@ -465,6 +510,7 @@ PARTS: dict[str, Callable[[Plan], Iterator[Job]]] = {
     "repeats": repeats,
     "memory": memory,
     "edges": edges,
+    "convolutions": convolutions,
 }
 
 

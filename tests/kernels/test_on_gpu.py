@@ -24,7 +24,7 @@ def test_every_part_runs_to_its_end(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     report = json.loads(out.read_text())
-    for part in ("rates", "steps", "products", "repeats", "memory", "edges"):
+    for part in ("rates", "steps", "products", "repeats", "memory", "edges", "convolutions"):
         assert report[part] and all(row.get("ok", True) for row in report[part])
     (winners,) = [row for row in report["products"] if "implementation" not in row]
     assert winners["forward"] and winners["gradient"]
