@@ -365,9 +365,11 @@ def facts() -> dict[str, str]:
         claim(on_digits("ntt-sketch") > best, "On MNIST NTT is ahead up to 5 %.")
 
     on_fashion = lambda method, density: mean(values(conv, method=method, density=density))
-    for density in (0.01, 0.03):
+    for density, points in ((0.01, 15), (0.03, 0.75)):
         beaten = max(on_fashion(m, density) for m in WHOLE["layer"] if m != "ntt-sketch")
-        claim(on_fashion("ntt-sketch", density) > beaten + 1, "LeNet-5 by NTT is ahead of three.")
+        claim(
+            on_fashion("ntt-sketch", density) > beaten + points, "LeNet-5 by NTT is ahead of three."
+        )
     rivals = [[on_fashion(m, d) for m in ("synflow", "ntk-sap")] for d in (0.01, 0.03)]
     behind = min(rivals[0]) - on_fashion("ntt-sketch", 0.01)
     claim(behind > 2, "At 1 % it is behind SynFlow and NTK-SAP.")
