@@ -463,12 +463,12 @@ def memory(plan: Plan) -> Iterator[Job]:
 def convolutions(plan: Plan) -> Iterator[Job]:
     """Every convolution of an active step, alone, beside float64."""
     for case in ("lenet5",) if plan.dry else plan.cases:
-        teacher, count = CASES[case].teacher(jax.random.key(0)), 4 if plan.dry else 64
-        state = ntt.ntt_init(teacher, ntt.NTTConfig(density=0.03), optax.adam(5e-4))
-        x = CASES[case].samples(jax.random.key(1), count)
+        teacher = CASES[case].teacher(jax.random.key(0))
+        x = CASES[case].samples(jax.random.key(1), 4 if plan.dry else 64)
         if plan.dry:  # on a CPU a step has none
             program = eqx.filter_make_jaxpr(eqx.filter_vmap(teacher))(x)[0]
         else:
+            state = ntt.ntt_init(teacher, ntt.NTTConfig(density=0.03), optax.adam(5e-4))
             program = eqx.filter_make_jaxpr(ntt.ntt_step)(state, x)[0]
         kinds: dict[str, list[Any]] = {}
         for eqn in _equations(program.jaxpr):

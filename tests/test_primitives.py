@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from helpers.comparison import relative_error
 from jax import lax
+from jax.extend.core import jaxprs_in_params
 
 from ntt_eqx import _primitives
 from ntt_eqx._primitives import apply_primitive, in_memory, with_equivalents
-from ntt_eqx.kernels import Device, _blocks
+from ntt_eqx.kernels import _blocks
 
 pytestmark = [
     pytest.mark.usefixtures("x64"),
@@ -53,10 +54,8 @@ def equations_of(function, *arguments):
     def inside(jaxpr):
         for eqn in jaxpr.eqns:
             yield eqn
-            for value in eqn.params.values():
-                value = getattr(value, "jaxpr", value)  # a closed one, or a plain one
-                if hasattr(value, "eqns"):
-                    yield from inside(value)
+            for called in jaxprs_in_params(eqn.params):
+                yield from inside(called)
 
     return list(inside(jax.make_jaxpr(function)(*arguments).jaxpr))
 
@@ -153,9 +152,8 @@ def test_convolution(name):
 
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolution_on_a_gpu(name, at_once, monkeypatch):
+def test_convolution_on_a_gpu(name, at_once, on_a_gpu, monkeypatch):
     """XLA's own, but for the gradient of the weight, which is a product of patches."""
-    monkeypatch.setattr(_primitives, "target_device", lambda: Device("gpu", "NVIDIA H100"))
     monkeypatch.setattr(_primitives, "_MOST_TAPS", 100 if at_once else 0)
     p = dict(CONVOLUTIONS[name])
     rng = np.random.default_rng(0)
