@@ -84,6 +84,21 @@ def main_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def runs_table(rows: list[Row]) -> str:
+    """A step of a run, with the cores as one device and as two."""
+    lines = [line(["network", "kernel", "one device (ms)", "two (ms)", "GFLOP/s"])]
+    lines.append(line(["---"] * 2 + ["---:"] * 3))
+    keys = ("case", "kernel", "outputs")
+    for same in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        found = dict(zip(keys, same, strict=True))
+        both = [find(rows, devices=devices, **found) for devices in (1, 2)]
+        rates = [row["gflops_per_s"] for row in both if row]
+        outputs = found["outputs"].replace("sketch:", ", R = ").replace("full", "")
+        cells = [CASES[found["case"]], found["kernel"] + outputs, *map(milliseconds, both)]
+        lines.append(line([*cells, f"{max(rates):.0f}"]))
+    return "\n".join(lines)
+
+
 def sketch_table(rows: list[Row]) -> str:
     names = {row["outputs"] for row in rows} - {"full"}  # "sketch:R"
     sizes = sorted(int(name.split(":")[1]) for name in names)
@@ -217,10 +232,15 @@ def speedups() -> tuple[int, int]:
 def facts() -> dict[str, str]:
     """What the page is filled with."""
     cpu, sketch = load("cpu"), load("cpu_sketch")
-    training = load("training")
+    training, runs = load("training"), load("cpu_runs")
     products = lambda found: " and ".join(f"{rate:.0f}" for rate in found.values())
     return {
         "jax": cpu["versions"]["jax"],
+        "runs_table": runs_table(runs["rows"]),
+        "runs_matmul": " to ".join(
+            f"{pick(rate for run in runs['matmul_gflops_per_s'] for rate in run.values()):.0f}"
+            for pick in (min, max)
+        ),
         "main_table": main_table(cpu["rows"]),
         "matmul": products(cpu["matmul_gflops_per_s"]),
         "compiled_table": compiled_table(),

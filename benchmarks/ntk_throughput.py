@@ -2,18 +2,22 @@
 
     python benchmarks/ntk_throughput.py --quick
 
-Every row is timed in this one process on fresh random data: compiled and run once, then run and
-waited for several times; medians are shown. `speedup` is against `ntk_vector_products`, what the
-code published with NTT does, for the same case, size, kernel and pass. GFLOP/s count the operations
-that the method by factors needs (see `useful_flops`), whatever the implementation: a slower one
-shows a lower rate, and the machine's own matrix product, timed in the same run, is what can be
-reached.
+Every row is timed in this one process: compiled and run once, then run and waited for several
+times, each time on fresh random data, which is in no cache; medians are shown. The pass `run`, left
+out by default, times steps as they follow each other in `ntt.transfer`. `speedup` is against
+`ntk_vector_products`, what the code published with NTT does, for the same case, size, kernel and
+pass. GFLOP/s count the operations that the method by factors needs (see `useful_flops`), whatever
+the implementation: a slower one shows a lower rate, and the machine's own matrix product, timed in
+the same run, is what can be reached.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import gc
+import itertools
 import json
+import math
 import platform
 import statistics
 import time
@@ -32,6 +36,7 @@ from ntt_eqx._ntk import outputs_and_ntk, sketch_directions
 from ntt_eqx.kernels import PRECISIONS
 
 PASSES = ("forward", "gradient", "step")
+RUN = "run"
 IMPLEMENTATIONS = ("factors", "jacobian", "ntk_vector_products")
 BASELINE = "ntk_vector_products"
 
@@ -50,6 +55,7 @@ class Job:
     classes: int
     sketch_size: int
     precision: str
+    devices: int
 
 
 def main() -> None:
@@ -58,8 +64,11 @@ def main() -> None:
     if options.quick:
         options.cases, options.n = options.cases or ["lenet300100", "lenet5"], options.n or 8
     cases, n = options.cases or list(CASES), options.n or 32
+    if options.devices > 1:
+        jax.config.update("jax_num_cpu_devices", options.devices)
     rates = matmul_rates()
-    print(f"device: {_device()}, jax {jax.__version__}; matrix product of 1024, 2048 float32: ")
+    print(f"device: {_device()}, counted as {options.devices}; jax {jax.__version__}")
+    print("matrix product of 1024, 2048 float32:")
     print(f"  {rates['1024']:.0f}, {rates['2048']:.0f} GFLOP/s\n", flush=True)
     header = (
         f"{'case':12s} {'n=m':>4s} {'kernel':8s} {'pass':9s} {'outputs':10s} "
@@ -108,7 +117,7 @@ def _block(
             continue
         job = Job(
             case, n, options.density, kernel, outputs, implementation, what,
-            options.classes, sketch_size, options.precision,
+            options.classes, sketch_size, options.precision, options.devices,
         )  # fmt: skip
         row = measure(job, options)
         if row is not None:
@@ -117,10 +126,11 @@ def _block(
     for row in rows:
         row["speedup"] = base[0] / row["median_s"] if base else None
         speedup = "" if row["speedup"] is None else f"{row['speedup']:.1f}x"
+        peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
         print(
             f"{case:12s} {n:4d} {kernel:8s} {what:9s} {row['outputs']:10s} "
             f"{row['implementation']:20s} {row['median_s'] * 1e3:10.2f} {row['p10_s'] * 1e3:9.2f} "
-            f"{row['p90_s'] * 1e3:9.2f} {row['compile_s']:9.1f} {row['peak_bytes'] / 1e6:8.0f} "
+            f"{row['p90_s'] * 1e3:9.2f} {row['compile_s']:9.1f} {peak:>8s} "
             f"{row['gflops_per_s']:8.1f} {speedup:>8s}",
             flush=True,
         )
@@ -144,6 +154,35 @@ def measure(job: Job, options: Any) -> dict[str, Any] | None:
 
 def _time(job: Job, repeats: int, seconds: float) -> dict[str, Any]:
     case = dataclasses.replace(CASES[job.case], num_classes=job.classes)
+    with ntt.distribute() if job.devices > 1 else contextlib.nullcontext():
+        timed = _in_a_run if job.what == RUN else _alone
+        times, compile_s, peak = timed(job, case, repeats, seconds)
+    cuts = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]] * 9
+    median = statistics.median(times)
+    return {
+        "case": job.case,
+        "n": job.n,
+        "m": job.n,
+        "outputs": f"sketch:{job.sketch_size}" if job.outputs == "sketch" else job.outputs,
+        "num_outputs": job.classes,
+        "density": job.density,
+        "kernel": job.kernel,
+        "implementation": job.implementation,
+        "pass": job.what,
+        "precision": job.precision,
+        "devices": job.devices,
+        "repeats": len(times),
+        "median_s": median,
+        "p10_s": max(cuts[0], min(times)),
+        "p90_s": min(cuts[-1], max(times)),
+        "compile_s": compile_s,
+        "peak_bytes": peak,
+        "gflops_per_s": useful_flops(job, case) / median / 1e9,
+    }
+
+
+def _alone(job: Job, case: Case, repeats: int, seconds: float) -> tuple[list[float], float, int]:
+    """Seconds of each run of a program by itself, those of compiling it, and the bytes it takes."""
     run, arguments = _program(job, case)
     start = time.perf_counter()
     compiled = jax.jit(run).lower(*arguments(0)).compile()
@@ -158,33 +197,39 @@ def _time(job: Job, repeats: int, seconds: float) -> dict[str, Any]:
         times.append(time.perf_counter() - start)
         if sum(times) > seconds and times[0] > 10:
             break
-    cuts = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]] * 9
-    median = statistics.median(times)
-    return {
-        "case": job.case,
-        "n": job.n,
-        "m": job.n,
-        "outputs": f"sketch:{job.sketch_size}" if job.outputs == "sketch" else job.outputs,
-        "num_outputs": job.classes,
-        "density": job.density,
-        "kernel": job.kernel,
-        "implementation": job.implementation,
-        "pass": job.what,
-        "precision": job.precision,
-        "repeats": len(times),
-        "median_s": median,
-        "p10_s": max(cuts[0], min(times)),
-        "p90_s": min(cuts[-1], max(times)),
-        "compile_s": compile_s,
-        "peak_bytes": _peak_bytes(compiled),
-        "gflops_per_s": useful_flops(job, case) / median / 1e9,
-    }
+    return times, compile_s, _peak_bytes(compiled)
 
 
-def _program(job: Job, case: Case) -> tuple[Callable[..., Any], Callable[[int], Any]]:
-    """A function to compile, and fresh arguments for it by seed."""
-    key = jax.random.key(0)
-    teacher = case.teacher(key)
+def _in_a_run(
+    job: Job, case: Case, repeats: int, seconds: float
+) -> tuple[list[float], float, None]:
+    """Seconds of a step of a transfer, by so many that take 0.2, and those until the first ends."""
+    ends: list[float] = []
+    together = 1  # steps between two looks at the clock
+
+    def on_step(progress: ntt.Progress[ntt.NTTState]) -> None:
+        if progress.step % together == 0:
+            jax.block_until_ready(progress.state.step)
+            ends.append(time.perf_counter())
+
+    def go_on(state: ntt.NTTState, steps: int) -> tuple[ntt.NTTState, list[float]]:
+        ends[:] = [time.perf_counter()]
+        state, _ = ntt.transfer(
+            state, itertools.cycle(batches), num_steps=steps, log_every=None, on_step=on_step
+        )
+        return state, [end - start for start, end in itertools.pairwise(ends)]
+
+    batches = [case.samples(jax.random.key(100 + seed), 2 * job.n) for seed in range(3)]
+    state, (compile_s, *_, last) = go_on(_state(job, case), 3)
+    together = max(1, round(0.2 / last))
+    begin = math.ceil(3 / together) * together
+    count = max(3, min(repeats, int(seconds / (together * last))))
+    _, (_, *times) = go_on(state, begin + count * together)
+    return [duration / together for duration in times], compile_s, None
+
+
+def _state(job: Job, case: Case) -> ntt.NTTState:
+    """Where a transfer begins, with the job's settings."""
     config = ntt.NTTConfig(
         density=job.density,
         num_steps=10_000,
@@ -194,7 +239,12 @@ def _program(job: Job, case: Case) -> tuple[Callable[..., Any], Callable[[int], 
         precision=job.precision,  # pyright: ignore[reportArgumentType]
         implementation=job.implementation,
     )
-    state = ntt.ntt_init(teacher, config, optax.adam(5e-4))
+    return ntt.ntt_init(case.teacher(jax.random.key(0)), config, optax.adam(5e-4))
+
+
+def _program(job: Job, case: Case) -> tuple[Callable[..., Any], Callable[[int], Any]]:
+    """A function to compile, and fresh arguments for it by seed."""
+    state = _state(job, case)
     samples = lambda seed: case.samples(jax.random.key(100 + seed), 2 * job.n)
     dynamic, static = eqx.partition(state, eqx.is_array)
     params, rest = eqx.partition(state.student, eqx.is_inexact_array)
@@ -211,7 +261,7 @@ def _program(job: Job, case: Case) -> tuple[Callable[..., Any], Callable[[int], 
     def kernel(params, x, support):
         # the support is an argument, as in a step: gathering the mask's non-zeros is timed, too
         student = eqx.combine(params, rest)
-        return outputs_and_ntk(student, x, config.kernel, support=support, **how)[1]
+        return outputs_and_ntk(student, x, job.kernel, support=support, **how)[1]
 
     if job.what == "forward":
         return kernel, lambda seed: (params, samples(seed), state.support)
@@ -256,7 +306,7 @@ def useful_flops(job: Job, case: Case) -> float:
     active = forward(student, job.kernel)
     if job.what == "forward":
         return active
-    return 3 * active + (forward(teacher, "ambient") if job.what == "step" else 0.0)
+    return 3 * active + (forward(teacher, "ambient") if job.what in ("step", RUN) else 0.0)
 
 
 def matmul_rates() -> dict[str, float]:
@@ -300,7 +350,7 @@ def _options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--cases", nargs="+", choices=list(CASES), help="default: all")
-    add("--passes", nargs="+", choices=PASSES, default=list(PASSES))
+    add("--passes", nargs="+", choices=(*PASSES, RUN), default=list(PASSES))
     add("--kernels", nargs="+", choices=("active", "ambient"), default=["active", "ambient"])
     add("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS))
     kinds = ("full", "diagonal", "trace", "sketch")
@@ -310,6 +360,12 @@ def _options() -> argparse.Namespace:
     add("--precision", choices=PRECISIONS, default="float32", help="default: float32")
     add("--density", type=float, default=0.03, help="share of weights kept (default: 0.03)")
     add("-n", type=int, help="samples a side, n = m (default: 32; with --quick: 8)")
+    add(
+        "--devices",
+        type=int,
+        default=1,
+        help="devices that the CPU counts as, all at work (default: 1)",
+    )
     add("--repeats", type=int, default=21, help="runs a row at most (default: 21)")
     add("--seconds", type=float, default=5.0, help="seconds of runs a row (default: 5)")
     add("--limit", type=float, default=120.0, help="leave out rows with longer runs, in seconds")
