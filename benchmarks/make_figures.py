@@ -69,4 +69,5 @@ if __name__ == "__main__":
     sparsity(load("fashion_mnist_sparsity"), FIGURES / "sparsity.png")
     sparsity(load("mnist_sparsity"), FIGURES / "mnist.png")
     sparsity(load("fashion_mnist_lenet5"), FIGURES / "lenet5-fashion.png")
+    sparsity(load("mnist_lenet5_sparsity"), FIGURES / "lenet5-mnist.png")
     time(load("fashion_mnist_time"), FIGURES / "time.png")

@@ -141,11 +141,11 @@ def lost_table(results: Results, methods: Iterable[str]) -> str:
     return table(["method", *shares], [False, *[True] * len(columns)], rows)
 
 
-def lost_classes(network: pathlib.Path) -> int | None:
+def lost_classes(network: pathlib.Path) -> int:
     """The outputs that no input reaches, of a network whose layers follow one another.
 
     A feature of a convolution is reached where any of its weights is kept, and all of its positions
-    are with it. `None` for residual networks.
+    are with it. Of other networks, in which ways meet, the outputs without a weight of their own.
     """
     import jax
     import numpy as np
@@ -153,11 +153,12 @@ def lost_classes(network: pathlib.Path) -> int | None:
     from ntt_eqx.experiment.model_file import load_model
 
     model = load_model(network).model
+    masks = [np.asarray(mask) for mask in jax.tree.leaves(model.mask)]
     if type(model.model).__name__ not in ("LeNet300100", "LeNet5", "Conv4", "VGG11"):
-        return None
+        return int((~masks[-1].any(axis=1)).sum())
     reached: np.ndarray = np.ones(1, bool)
-    for mask in jax.tree.leaves(model.mask):
-        kept: Any = np.asarray(mask).reshape(*mask.shape[:2], -1).any(axis=2)
+    for mask in masks:
+        kept: Any = mask.reshape(*mask.shape[:2], -1).any(axis=2)
         reached = (kept & np.repeat(reached, kept.shape[1] // len(reached))).any(axis=1)
     return int((~reached).sum())
 
@@ -207,6 +208,19 @@ def time_table(results: Results) -> str:
         rows.append([name, *cells])
     header = [f"{epochs:g} epoch{'s' * (epochs > 1)}" for epochs in lengths]
     return table(["transfer", *header], [False, *[True] * len(lengths)], rows)
+
+
+def epochs_table(results: Results) -> str:
+    """Accuracy after each epoch of training and lost outputs, of one network a method."""
+    rows = []
+    for method in ("dense", *MNIST["layer"]):
+        for r in (r for r in results if r["method"] == method):
+            curve = [f"{value:.1f}" for _, value in r["accuracy_curve"][1:]]
+            name = NAMES[method].replace(" kernel", "")
+            rows.append([name, LABELS.get(method, "no"), *curve, str(r["lost_classes"])])
+    header = [f"{n} epoch{'s' * (n > 1)}" for n in range(1, len(rows[0]) - 2)]
+    right = [False, False] + [True] * (len(header) + 1)
+    return table(["method", "labels", *header, "without weights"], right, rows)
 
 
 def evolution_table(results: Results) -> str:
@@ -310,6 +324,7 @@ def facts() -> dict[str, str]:
     lenet5, evolution = load("mnist_lenet5"), load("fashion_mnist_evolution")
     beyond, steps = load("fashion_mnist_beyond"), load("fashion_mnist_steps")
     digits, conv = load("mnist_sparsity"), load("fashion_mnist_lenet5")
+    conv_digits, vit = load("mnist_lenet5_sparsity"), load("fashion_mnist_vit")
 
     # Lost classes are those of the run; with seeds 1 and 2 a random mask loses none.
     ntt, random = values(main, method="ntt"), values(main, method="random")
@@ -379,6 +394,29 @@ def facts() -> dict[str, str]:
         together = [on_fashion(m, density) for m in MNIST["layer"]]
         claim(max(together) - min(together) < 2, "From 10 % on all are within two points.")
 
+    on_digits = lambda method, density: mean(values(conv_digits, method=method, density=density))
+    for density, points in ((0.01, 20), (0.03, 1)):
+        gains = [
+            on_digits("ntt-sketch", density) - on_digits(method, density)
+            for method in ("random", "magnitude", "snip")
+        ]
+        claim(min(gains) > points, "On MNIST LeNet-5 by NTT is ahead of three.")
+        claim(density == 0.01 or max(gains) < 3.5, "At 3 % by one to three points.")
+    for density, points in ((0.01, 3), (0.03, 0.5), (0.1, 1), (0.3, 1)):
+        those = MNIST["layer"] if density > 0.03 else ("ntt-sketch", "synflow", "ntk-sap")
+        together = [on_digits(m, density) for m in those]
+        claim(max(together) - min(together) < points, "LeNet-5 on MNIST: these are level.")
+
+    of_vit = {r["method"]: dict(map(tuple, r["accuracy_curve"])) for r in vit}
+    first, *_, last = sorted(of_vit["random"])[1:]
+    gain = lambda step: of_vit["ntt-sketch"][step] - of_vit["random"][step]
+    claim(gain(first) > 1 > 0.5 > abs(gain(last)), "Of the ViT NTT is ahead after one epoch only.")
+    lost = {r["method"]: r["lost_classes"] for r in vit}
+    claim((lost["random"], lost["ntt-sketch"]) == (0, 1), "NTT has lost a class of the ViT.")
+    for method in ("magnitude", "snip"):
+        best = 100 - 10 * lost[method]
+        claim(best - 6 < of_vit[method][last] < best + 3, "They end where their classes let them.")
+
     published, mnist = load("published_notebooks"), load("mnist_notebooks")
     claim(least_gain(mnist, "ntt-ambient", "ntt-sketch") > 1.5, "ahead by more than 1.5 points.")
     conv_gain = least_gain(lenet5, "ntt-sketch")
@@ -420,6 +458,14 @@ def facts() -> dict[str, str]:
         "digits_dense": spread(values(digits, method="dense"), 1),
         "digits_seeds": str(len(values(digits, method="dense"))),
         "steps_dense": spread(values(steps, method="dense"), 1),
+        "conv_digits_table": sparsity_table(conv_digits, MNIST),
+        "conv_digits_lost": lost_table(conv_digits, MNIST["layer"]),
+        "conv_digits_dense": spread(values(conv_digits, method="dense"), 1),
+        "conv_digits_seeds": str(len(values(conv_digits, method="dense"))),
+        "vit_table": epochs_table(vit),
+        "vit_gain": f"{gain(first):.1f}",
+        "vit_minutes": f"{sum(r['seconds'] for r in vit) / 60:.0f}",
+        "vit_transfer": f"{minutes(vit, 'ntt-sketch')[1]:.0f}",
         "conv_table": sparsity_table(conv, MNIST),
         "conv_lost": lost_table(conv, MNIST["layer"]),
         "conv_dense": spread(values(conv, method="dense"), 1),
