@@ -394,19 +394,19 @@ def facts() -> dict[str, str]:
         together = [on_fashion(m, density) for m in MNIST["layer"]]
         claim(max(together) - min(together) < 2, "From 10 % on all are within two points.")
 
-    on_digits = lambda method, density: mean(values(conv_digits, method=method, density=density))
+    on_mnist = lambda method, density: mean(values(conv_digits, method=method, density=density))
     for density, points in ((0.01, 20), (0.03, 1)):
         gains = [
-            on_digits("ntt-sketch", density) - on_digits(method, density)
+            on_mnist("ntt-sketch", density) - on_mnist(method, density)
             for method in ("random", "magnitude", "snip")
         ]
         claim(min(gains) > points, "On MNIST LeNet-5 by NTT is ahead of three.")
         claim(density == 0.01 or max(gains) < 3.5, "At 3 % by one to three points.")
-    ahead = [on_digits(method, 0.01) for method in ("synflow", "ntk-sap")]
-    claim(1.5 < mean(ahead) - on_digits("ntt-sketch", 0.01) < 2.5, "Scores are ahead at 1 %.")
+    ahead = [on_mnist(method, 0.01) for method in ("synflow", "ntk-sap")]
+    claim(1.5 < mean(ahead) - on_mnist("ntt-sketch", 0.01) < 2.5, "Scores are ahead at 1 %.")
     for density, points in ((0.03, 0.5), (0.1, 1), (0.3, 1)):
         those = MNIST["layer"] if density > 0.03 else ("ntt-sketch", "synflow", "ntk-sap")
-        together = [on_digits(m, density) for m in those]
+        together = [on_mnist(m, density) for m in those]
         claim(max(together) - min(together) < points, "LeNet-5 on MNIST: these are level.")
 
     of_vit = {r["method"]: dict(map(tuple, r["accuracy_curve"])) for r in vit}
@@ -433,6 +433,18 @@ def facts() -> dict[str, str]:
     ends = [mean(values(mnist, method=m)) for m in ("ntt-ambient", "ntt-sketch")]
     claim(abs(ends[0] - ends[1]) < 0.3, "The sketched transfer is as good as the full one.")
 
+    studies: dict[str, str] = {}
+    for name, results, ranked in (
+        ("steps", steps, WHOLE),
+        ("digits", digits, MNIST),
+        ("conv", conv, MNIST),
+        ("conv_digits", conv_digits, MNIST),
+    ):
+        dense = values(results, method="dense")
+        studies[f"{name}_table"] = sparsity_table(results, ranked)
+        studies[f"{name}_lost"] = lost_table(results, ranked["layer"])
+        studies[f"{name}_dense"], studies[f"{name}_seeds"] = spread(dense, 1), str(len(dense))
+
     ambient, active = minutes(main, "ntt-ambient"), minutes(main, "ntt")
     return {
         "main_table": main_table(main),
@@ -453,25 +465,11 @@ def facts() -> dict[str, str]:
         "lenet5_gain": f"{conv_gain:.1f}",
         "lenet5_lead": f"{conv_end['ntt-sketch'] - conv_end['random']:.1f}",
         "beyond_table": beyond_table(beyond),
-        "steps_table": sparsity_table(steps, WHOLE),
-        "steps_lost": lost_table(steps, WHOLE["layer"]),
-        "digits_table": sparsity_table(digits, MNIST),
-        "digits_lost": lost_table(digits, MNIST["layer"]),
-        "digits_dense": spread(values(digits, method="dense"), 1),
-        "digits_seeds": str(len(values(digits, method="dense"))),
-        "steps_dense": spread(values(steps, method="dense"), 1),
-        "conv_digits_table": sparsity_table(conv_digits, MNIST),
-        "conv_digits_lost": lost_table(conv_digits, MNIST["layer"]),
-        "conv_digits_dense": spread(values(conv_digits, method="dense"), 1),
-        "conv_digits_seeds": str(len(values(conv_digits, method="dense"))),
         "vit_table": epochs_table(vit),
         "vit_gain": f"{gain(first):.1f}",
         "vit_minutes": f"{sum(r['seconds'] for r in vit) / 60:.0f}",
         "vit_transfer": f"{minutes(vit, 'ntt-sketch')[1]:.0f}",
-        "conv_table": sparsity_table(conv, MNIST),
-        "conv_lost": lost_table(conv, MNIST["layer"]),
-        "conv_dense": spread(values(conv, method="dense"), 1),
-        "conv_seeds": str(len(values(conv, method="dense"))),
+        **studies,
         "notebooks_table": notebooks_table(published["lenet-300-100"], mnist),
         "time_table": time_table(timed),
         "evolution_table": evolution_table(evolution),

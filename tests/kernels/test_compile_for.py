@@ -1,14 +1,9 @@
 """What `benchmarks/compile_for.py` counts, and what the chips' compilers make of the defaults."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from helpers.scripts import BENCHMARKS, ended
 
 # Of a step at batch 64, 3 %, on an H100: launches, and megabytes of temporaries. Products are not
 # split: where that pays is found out by timing, and without a chip it is a guess.
@@ -67,15 +62,7 @@ def test_launches_flops_and_bytes_of_a_program(trips, expected, monkeypatch):
 def compile_for(chip, folder, *arguments):
     """The rows of `compile_for.py`, which needs a process of its own for its environment."""
     out = folder / f"{chip}.json"
-    command = [sys.executable, str(BENCHMARKS / "compile_for.py"), chip, *arguments]
-    done = subprocess.run(
-        [*command, "--out", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        check=False,
-    )
+    done = ended("compile_for", chip, *arguments, "--out", out)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads(out.read_text())["rows"]
 

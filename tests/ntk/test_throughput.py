@@ -1,27 +1,16 @@
 """The benchmark of the kernels runs, in every pass, and its rows say what was timed."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from helpers.scripts import ended
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ntk_throughput.py"
 SHORT = ["--cases", "lenet300100", "-n", "2", "--repeats", "3", "--seconds", "0.1"]
 
 
 def rows_of(tmp_path, *options):
     out = tmp_path / "rows.json"
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *SHORT, *options, "--json", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        check=False,
-    )
+    done = ended("ntk_throughput", *SHORT, *options, "--json", out)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     return json.loads(out.read_text())["rows"]
 
