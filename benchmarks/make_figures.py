@@ -67,6 +67,7 @@ def time(results: list[dict], figure: Path) -> None:
 
 if __name__ == "__main__":
     sparsity(load("fashion_mnist_sparsity"), FIGURES / "sparsity.png")
+    sparsity(load("fashion_mnist_steps"), FIGURES / "steps.png")
     sparsity(load("mnist_sparsity"), FIGURES / "mnist.png")
     sparsity(load("fashion_mnist_lenet5"), FIGURES / "lenet5-fashion.png")
     sparsity(load("mnist_lenet5_sparsity"), FIGURES / "lenet5-mnist.png")

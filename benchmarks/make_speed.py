@@ -192,6 +192,17 @@ def h100_products_table() -> str:
     return "\n".join(lines)
 
 
+def h200_products_table() -> str:
+    """One layer's product, and with all its gradients, as an H200 ran it."""
+    lines = [line(["mask", "by", "forward (ms)", "with gradients (ms)", "error"])]
+    lines.append(line(["---"] * 2 + ["---:"] * 3))
+    for row in load("h200")["products"]:
+        times = [f"{1e3 * row[name]:.2f}" for name in ("forward_s", "gradient_s")]
+        cells = [row["mask"], BY[row["implementation"]], *times]
+        lines.append(line([*cells, f"{row['error']:.0e}"]))
+    return "\n".join(lines)
+
+
 def h100_convolutions_table() -> str:
     """What cuDNN took for the convolutions of two steps, by kind, and how exact it was."""
     names = ["cuDNN's", "algorithm", "of so many shapes", "smallest error", "largest"]
@@ -254,6 +265,7 @@ def facts() -> dict[str, str]:
         "h100_steps_table": h100_steps_table(),
         "h100_convolutions_table": h100_convolutions_table(),
         "h100_products_table": h100_products_table(),
+        "h200_products_table": h200_products_table(),
         "compiled_jax": load("compiled_h100")["jax"],
         "sketch_table": sketch_table(sketch["rows"]),
         "sketch_matmul": " and ".join(

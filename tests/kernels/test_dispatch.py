@@ -1,6 +1,7 @@
 """Which implementation runs, and that the reasons for the others can be read."""
 
 import contextlib
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from ntt_eqx.kernels import Device, _dispatch, _mosaic_gpu
 
 BAD_ARGUMENT = (ValueError, TypeCheckError, BeartypeException)
 H100 = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
+H200 = AbstractDevice("NVIDIA H200", 132, "cuda")
 A100 = AbstractDevice("NVIDIA A100-SXM4-80GB", 108, "cuda")
 TPU = AbstractDevice("TPU v5 lite", 1, "tpu")
 INTERPRETED = ("pallas_gpu_interpret", "pallas_tpu_interpret")
@@ -35,24 +37,26 @@ def chosen(*, dtype=jnp.float32, masked=True, sizes=None, **options):
 
 
 LARGE = Sizes(n=256, m=256, k=10, l=10, i=300, j=784)
+LARGEST = dataclasses.replace(LARGE, i=512, j=8192)
 
 
-@pytest.mark.parametrize("device", (None, A100, TPU), ids=str)
+@pytest.mark.parametrize("device", (None, A100, H200, TPU), ids=str)
 @pytest.mark.parametrize("sizes", (Sizes(), LARGE), ids=("small", "large"))
 def test_reference_is_the_default_where_no_kernel_was_measured_faster(device, sizes):
     with contextlib.nullcontext() if device is None else on(device):
         assert chosen(sizes=sizes).implementation == "reference"
 
 
-def test_kernels_are_the_default_of_an_h100_for_large_products():
-    with on(H100):
+@pytest.mark.parametrize("device, large", ((H100, LARGE), (H200, LARGEST)), ids=str)
+def test_kernels_are_the_default_of_a_hopper_gpu_for_large_products(device, large):
+    with on(device):
         small = chosen()
         assert small.implementation == "reference"
         assert small.refusals[0][0] == "pallas_gpu" and "pays from" in small.refusals[0][1]
-        supported = _mosaic_gpu.refusal(Device("gpu", "NVIDIA H100 80GB HBM3")) is None
-        assert chosen(sizes=LARGE).implementation == ("pallas_gpu" if supported else "reference")
-        assert chosen(sizes=LARGE, masked=False).implementation == "reference"
-        assert chosen(sizes=LARGE, implementation="reference").implementation == "reference"
+        supported = _mosaic_gpu.refusal(Device("gpu", device.device_kind)) is None
+        assert chosen(sizes=large).implementation == ("pallas_gpu" if supported else "reference")
+        assert chosen(sizes=large, masked=False).implementation == "reference"
+        assert chosen(sizes=large, implementation="reference").implementation == "reference"
 
 
 def test_default_table_names_implementations():
