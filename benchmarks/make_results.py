@@ -211,16 +211,16 @@ def time_table(results: Results) -> str:
 
 
 def epochs_table(results: Results) -> str:
-    """Accuracy after each epoch of training and lost outputs, of one network a method."""
+    """Accuracy after each epoch of training and lost outputs, of every network."""
     rows = []
     for method in ("dense", *LAYERS["layer"]):
         for r in (r for r in results if r["method"] == method):
             curve = [f"{value:.1f}" for _, value in r["accuracy_curve"][1:]]
-            name = NAMES[method].replace(" kernel", "")
-            rows.append([name, LABELS.get(method, "no"), *curve, str(r["lost_classes"])])
-    header = [f"{n} epoch{'s' * (n > 1)}" for n in range(1, len(rows[0]) - 2)]
-    right = [False, False] + [True] * (len(header) + 1)
-    return table(["method", "labels", *header, "without weights"], right, rows)
+            what = [NAMES[method].replace(" kernel", ""), LABELS.get(method, "no"), str(r["seed"])]
+            rows.append([*what, *curve, str(r["lost_classes"])])
+    header = [f"{n} epoch{'s' * (n > 1)}" for n in range(1, len(rows[0]) - 3)]
+    right = [False, False] + [True] * (len(header) + 2)
+    return table(["method", "labels", "seed", *header, "without weights"], right, rows)
 
 
 def evolution_table(results: Results) -> str:
@@ -424,6 +424,8 @@ def facts() -> dict[str, str]:
         together = [on_mnist(m, density) for m in those]
         claim(max(together) - min(together) < points, "LeNet-5 on MNIST: these are level.")
 
+    shared_out = [r for r in vit if r["mask"] == "erk"]
+    vit = [r for r in vit if r["mask"] == ""]
     of_vit = {r["method"]: dict(map(tuple, r["accuracy_curve"])) for r in vit}
     first, *_, last = sorted(of_vit["random"])[1:]
     gain = lambda step: of_vit["ntt-sketch"][step] - of_vit["random"][step]
@@ -433,6 +435,12 @@ def facts() -> dict[str, str]:
     for method in ("magnitude", "snip"):
         best = 100 - 10 * lost[method]
         claim(best - 6 < of_vit[method][last] < best + 3, "They end where their classes let them.")
+    ends = {m: values(shared_out, method=m) for m in ("ntt-sketch", "random", "magnitude")}
+    level = [mean(found) for found in ends.values()]
+    claim(max(level) - min(level) < 0.5, "Shared out by ERK the three are level.")
+    uniform = [values(vit, method=m)[0] for m in ("ntt-sketch", "random")]
+    claim(min(min(ends[m]) for m in ends) > max(uniform), "ERK is better for each of the three.")
+    claim(not any(r["lost_classes"] for r in shared_out), "With ERK no output is lost.")
 
     published, mnist = load("published_notebooks"), load("mnist_notebooks")
     claim(least_gain(mnist, "ntt-ambient", "ntt-sketch") > 1.5, "ahead by more than 1.5 points.")
@@ -481,6 +489,7 @@ def facts() -> dict[str, str]:
         "lenet5_lead": f"{conv_end['ntt-sketch'] - conv_end['random']:.1f}",
         "beyond_table": beyond_table(beyond),
         "vit_table": epochs_table(vit),
+        "vit_erk_table": epochs_table(shared_out),
         "vit_gain": f"{gain(first):.1f}",
         "vit_minutes": f"{sum(r['seconds'] for r in vit) / 60:.0f}",
         "vit_transfer": f"{minutes(vit, 'ntt-sketch')[1]:.0f}",
