@@ -4,17 +4,17 @@
     python benchmarks/on_gpu.py --dry-run                  # on any machine: small, interpreted
 
 In this order, with the report written after each row, so that a run that is cut off leaves what it
-has: what the device reaches by plain products and copies; whole `ntt_step`s; the masked
-product by layer and by density, whole and gathered, by pure JAX and by Pallas, with the fastest
-that is right named; whether a hundred runs give the same bits; memory against `max_bytes`; the
-edges of the kernels' tiles; every convolution of a step. Four programs are compiled at a time, then
-run one after another, then come the next four.
+has: what the device reaches by plain products and copies; whole `ntt_step`s; the masked product by
+layer and by density, whole and gathered, by pure JAX and by Pallas, with the fastest that is right
+named; whether a hundred runs give the same bits; memory against `max_bytes`; the edges of the
+kernels' tiles; every convolution of a step. Four programs are compiled at a time, then run one
+after another, then come the next four.
 
 Values and gradients are compared with pure JAX in float64 at the sizes that are timed, those of
-steps with the host's, which takes no device time. `wall` is
-the median of calls that each wait for their result, `device` the time of the device alone (by
-CUPTI, where JAX offers it) with its launches and the kernels that take most of it, `row` that of a
-call among many which are waited for together.
+steps with the host's, which takes no device time. `wall` is the median of calls that each wait for
+their result, `device` the time of the device alone (by CUPTI, where JAX offers it) with its
+launches and the kernels that take most of it, `row` that of a call among many which are waited for
+together.
 """
 
 import argparse
