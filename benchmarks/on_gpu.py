@@ -317,12 +317,12 @@ def _compiled_step(what: Step, precision: Precision) -> Any:
 @functools.cache
 def _expected_step(what: Step) -> Any:
     """The same by the host in float64; in float32 along directions, which are other ones there."""
-    arguments, (*_, sketch) = _arguments(what, "float32"), what
+    (state, x), (*_, sketch) = _arguments(what, "float32"), what
     with jax.default_device(jax.devices("cpu")[0]), jax.enable_x64(sketch is None):
         if sketch is None:
             widened = lambda a: a.astype(jnp.float64) if eqx.is_inexact_array(a) else a
-            arguments = jax.tree.map(widened, arguments)
-        return _loss_and_gradient(*eqx.filter_jit(ntt.ntt_step)(*arguments))
+            state, x = jax.tree.map(widened, state), widened(x)
+        return _loss_and_gradient(*eqx.filter_jit(ntt.ntt_step)(state, x))
 
 
 def _loss_and_gradient(state: ntt.NTTState, metrics: ntt.NTTMetrics) -> Any:
