@@ -408,7 +408,7 @@ def facts() -> dict[str, str]:
         claim(
             on_fashion("ntt-sketch", density) > beaten + points, "LeNet-5 by NTT is ahead of three."
         )
-    rivals = [[on_fashion(m, d) for m in ("synflow", "ntk-sap")] for d in (0.01, 0.03)]
+    rivals = [[on_fashion(m, d) for m in SCORES] for d in (0.01, 0.03)]
     behind = min(rivals[0]) - on_fashion("ntt-sketch", 0.01)
     claim(behind > 2, "At 1 % it is behind SynFlow and NTK-SAP.")
     apart = max(abs(r - on_fashion("ntt-sketch", 0.03)) for r in rivals[1])
@@ -419,13 +419,10 @@ def facts() -> dict[str, str]:
 
     on_mnist = lambda method, density: mean(values(conv_digits, method=method, density=density))
     for density, points in ((0.01, 20), (0.03, 1)):
-        gains = [
-            on_mnist("ntt-sketch", density) - on_mnist(method, density)
-            for method in ("random", "magnitude", "snip")
-        ]
+        gains = [on_mnist("ntt-sketch", density) - on_mnist(method, density) for method in SIMPLE]
         claim(min(gains) > points, "On MNIST LeNet-5 by NTT is ahead of three.")
         claim(density == 0.01 or max(gains) < 3.5, "At 3 % by one to three points.")
-    ahead = [on_mnist(method, 0.01) for method in ("synflow", "ntk-sap")]
+    ahead = [on_mnist(method, 0.01) for method in SCORES]
     claim(1.5 < mean(ahead) - on_mnist("ntt-sketch", 0.01) < 2.5, "Scores are ahead at 1 %.")
     for density, points in ((0.03, 0.5), (0.1, 1), (0.3, 1)):
         those = LAYERS["layer"] if density > 0.03 else ("ntt-sketch", *SCORES)
@@ -443,11 +440,11 @@ def facts() -> dict[str, str]:
     for method in ("magnitude", "snip"):
         best = 100 - 10 * lost[method]
         claim(best - 6 < of_vit[method][last] < best + 3, "They end where their classes let them.")
-    ends = {m: values(shared_out, method=m) for m in ("ntt-sketch", "random", "magnitude")}
-    level = [mean(found) for found in ends.values()]
+    by_erk = [values(shared_out, method=m) for m in ("ntt-sketch", "random", "magnitude")]
+    level = list(map(mean, by_erk))
     claim(max(level) - min(level) < 0.5, "Shared out by ERK the three are level.")
     uniform = [values(vit, method=m)[0] for m in ("ntt-sketch", "random")]
-    claim(min(min(ends[m]) for m in ends) > max(uniform), "ERK is better for each of the three.")
+    claim(min(map(min, by_erk)) > max(uniform), "ERK is better for each of the three.")
     claim(not any(r["lost_classes"] for r in shared_out), "With ERK no output is lost.")
 
     published, mnist = load("published_notebooks"), load("mnist_notebooks")
