@@ -19,13 +19,16 @@ def as_arrays(caller: str, batch: Any) -> PyTree[Array]:
     Tuples, lists, dicts and Modules keep their form. A plain dataclass becomes a named tuple of its
     fields, and another object with `x` and `y` one of these, for JAX does not look into them.
     Whatever offers its values by `__array__` or by DLPack, as a torch tensor does, becomes an
-    array, in the dtypes that JAX has (int64 is int32 unless 64-bit types are enabled).
+    array, in the dtypes that JAX has (int64 is int32 unless 64-bit types are enabled); see
+    `as_array`.
 
     **Raises:**
 
     `ValueError` for a leaf that is no array, naming it.
     """
-    return jtu.tree_map_with_path(lambda path, leaf: _array(caller, path, leaf), opened(batch))
+    return jtu.tree_map_with_path(
+        lambda path, leaf: as_array(caller, f"batch{jtu.keystr(path)}", leaf), opened(batch)
+    )
 
 
 def opened(batch: Any) -> PyTree:
@@ -84,26 +87,74 @@ def batch_size(caller: str, batch: PyTree) -> int:
     return int(size)  # pyright: ignore[reportArgumentType]
 
 
-def _array(caller: str, path: jtu.KeyPath, leaf: Any) -> Array:
+def as_array(caller: str, name: str, value: Any) -> Array:
+    """The one door for arrays that come from outside: `value` as a JAX array of the same numbers.
+
+    JAX arrays and tracers pass as they are. NumPy arrays come in native byte order, for XLA reads
+    the bytes of any other as if they were native. What JAX would change in silence is refused:
+    integers that do not fit the 32 bits that JAX has without 64-bit types, `longdouble`, and
+    entries that a masked array hides.
+
+    **Arguments:**
+
+    - `caller`, `name`: begin the message of an error, as in `"ntk: x1"`.
+    - `value`: an array, a number, or what offers its values by `__array__` or by DLPack.
+
+    **Raises:**
+
+    `ValueError` for what is no array of numbers or booleans.
+    """
+    if isinstance(value, jax.Array):
+        return value
+    what = f"{caller}: {name}"
     try:
-        if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
-            return jnp.asarray(leaf)
-        if hasattr(leaf, "__array__"):
-            try:
-                return jnp.asarray(np.asarray(leaf))
-            except TypeError:  # of another device, or of a dtype that numpy has not
-                if not hasattr(leaf, "__dlpack__"):
-                    raise
-        if hasattr(leaf, "__dlpack__"):
-            return jnp.from_dlpack(leaf)
+        held = _held(value)
     except Exception as error:
         raise ValueError(
-            f"{caller}: batch{jtu.keystr(path)} is a {type(leaf).__name__} that cannot be read as "
-            f"an array ({type(error).__name__}: {error})."
+            f"{what} is a {type(value).__name__} that cannot be read as an array "
+            f"({type(error).__name__}: {error})."
         ) from error
-    raise ValueError(
-        f"{caller}: batch{jtu.keystr(path)} must be an array, got {type(leaf).__name__}."
-    )
+    if held is None:
+        raise ValueError(f"{what} must be an array, got {type(value).__name__}.")
+    if isinstance(held, np.ma.MaskedArray):
+        raise ValueError(f"{what} is a masked array; give it numbers for its masked entries first.")
+    if isinstance(held, np.ndarray):
+        return jnp.asarray(_native(what, held))
+    return held
+
+
+def _held(value: Any) -> Array | np.ndarray | None:
+    """`value` as an array of JAX or NumPy; `None` where it is none."""
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, np.generic | bool | int | float | complex):
+        return np.asarray(value) if isinstance(value, np.generic) else jnp.asarray(value)
+    if hasattr(value, "__array__"):
+        try:
+            return np.asarray(value)
+        except TypeError:  # of another device, or of a dtype that numpy has not
+            if not hasattr(value, "__dlpack__"):
+                raise
+    return jnp.from_dlpack(value) if hasattr(value, "__dlpack__") else None
+
+
+def _native(what: str, array: np.ndarray) -> np.ndarray:
+    dtype = array.dtype
+    if not (jnp.issubdtype(dtype, jnp.number) or dtype.kind == "b"):
+        raise ValueError(f"{what} must be an array of numbers, got one of {dtype}.")
+    if dtype.char in "gG":
+        raise ValueError(f"{what} is {dtype}, which JAX does not have; cast it to float64 first.")
+    if not dtype.isnative:
+        array = array.astype(dtype.newbyteorder("="))
+    held = jax.dtypes.canonicalize_dtype(array.dtype)
+    if jnp.issubdtype(held, jnp.integer) and held != array.dtype and array.size:
+        low, high, limits = array.min(), array.max(), jnp.iinfo(held)
+        if low < limits.min or high > limits.max:
+            raise ValueError(
+                f"{what} holds {dtype} numbers from {low} to {high}, which JAX would wrap to "
+                f"{held}; enable 64-bit types (jax.enable_x64) or map them to smaller numbers."
+            )
+    return array
 
 
 @functools.lru_cache
