@@ -223,6 +223,7 @@ SAMPLES = (
     Sample((2,), "int16"),
     Sample((2,), "uint64"),
 )
+NUMBERED = tuple(sample for sample in SAMPLES if sample.kind not in ("real", "bool"))
 NARROW = ("float16", "bfloat16")
 COMPLEX = tuple(name for name, piece in PIECES.items()
                 if "complex" in piece.takes or name == "spectrum")  # fmt: skip
