@@ -19,9 +19,20 @@ import jax.numpy as jnp
 from jax import lax
 
 WIDTHS, YES = (3, 2, 4), (False, True)
-INTEGERS = ("uint8", "int8", "int32", "uint16", "int16", "uint32", "int64", "uint64")
+INTEGERS = (
+    "uint8",
+    "int8",
+    "int32",
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int64",
+    "uint64",
+)
 # Around what a byte holds, and what two do: tables of more rows than a dtype has numbers.
-ROWS, MANY_ROWS = (5, 128, 300, 127, 129, 255, 256, 257), (32767, 32768, 32769, 65537)
+ROWS, MANY_ROWS = (300, 5, 257, 129, 128, 127, 255, 256), (32767, 32768, 32769, 65537)
 
 _real: list = []
 
@@ -251,7 +262,8 @@ def embedding(p, v, features, form, rows, index):
     rows than the dtype has numbers, by an index that may be negative) is drawn again.
     """
     v = v.reshape(-1)
-    v = v.astype(jnp.promote_types(v.dtype, jnp.int32)) * (rows // 4 + 1)  # spread over the rows
+    v = v.astype(int)  # JAX's own, which holds all that is drawn
+    v = v * jnp.asarray(rows // 4 + 1, v.dtype)  # spread over the rows
     if form in INSIDE:
         v = jnp.minimum(v % jnp.asarray(rows, v.dtype), min(jnp.iinfo(index).max, 2**31 - 1))
     return (INSIDE | OUTSIDE)[form](p["table"], v.astype(index))

@@ -1,4 +1,4 @@
-"""Indices of every dtype into tables of any length, axes of length 0, narrow floats, NaN on the way."""
+"""Indices of every dtype into tables of any length, axes of length 0, and no NaN on the way."""
 
 import equinox as eqx
 import jax

@@ -132,9 +132,13 @@ def test_row_numbers_in_the_dtype_of_the_index(monkeypatch):
 
 def test_bytes_in_another_order_are_read_as_they_lie(monkeypatch):
     """The door is open: XLA reads the bytes of samples and metrics as native ones."""
-    monkeypatch.setattr(_given, "as_array", lambda caller, name, value: (
-        value if isinstance(value, jax.Array) else jnp.asarray(value.view(value.dtype.newbyteorder()))
-    ))  # fmt: skip
+
+    def as_it_lies(caller, name, value):
+        if isinstance(value, jax.Array):
+            return value
+        return jnp.asarray(value.view(value.dtype.newbyteorder()))
+
+    monkeypatch.setattr(_given, "as_array", as_it_lies)
     found = examples_until_found(cases(), without_error)
     print(f"foreign byte order: found by example {found}")
     assert found is not None
