@@ -54,7 +54,16 @@ def memory_of(device: Device) -> int:
 
 
 def known_memory(device: Device) -> int | None:
-    """`memory_of`; `None` where nothing is known of the device's kind."""
+    """The memory of an accelerator, where it is known.
+
+    **Arguments:**
+
+    - `device`: the device computed for.
+
+    **Returns:**
+
+    Bytes; `None` where nothing is known of its kind.
+    """
     for local in jax.local_devices():
         stats = local.memory_stats() if local.device_kind == device.kind else None
         if stats and "bytes_limit" in stats:
