@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import check_key
 from ._init import conv, glorot_init, group_norm, linear
 from ._shapes import check_image_shape, check_sample
 
@@ -45,6 +46,7 @@ class VGG11(eqx.Module):
         - `width`: channels of the first convolution, a multiple of 8; the others scale with it.
         - `key`: the random key of the initialisation.
         """
+        check_key("VGG11", key)
         self.input_shape = check_image_shape("VGG11", input_shape, smallest=16)
         channels = [self.input_shape[0], *(width * n for n in _MULTIPLES)]
         convs = tuple(
