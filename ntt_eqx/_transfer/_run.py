@@ -18,6 +18,7 @@ from .._examples import as_inference, check_samples
 from .._fit import History, Progress, Row, fit, scalars
 from .._masks import check_collapse
 from .._optimise import check_first_update
+from ._method import check_last_step
 from ._ntt_loss import NTTMetrics, check_halves
 from ._state import NTTState, check_room
 from ._step import ntt_evaluate, ntt_step
@@ -72,6 +73,7 @@ def transfer(
     if num_steps is None:
         raise ValueError("transfer: give `num_steps` here or in NTTConfig.")
     check_room("transfer", state)
+    check_last_step("transfer", state.method, num_steps)
     observe, first, newest, shape = {}, True, state, None
     if validation is not None:
         held_out = _fitting("transfer: validation", state.teacher, validation)
