@@ -36,6 +36,7 @@ def ran(steps=4, x=None, **parts):
     return state, masks, rows
 
 
+@pytest.mark.filterwarnings("ignore:prune. no path")  # a tiny network at a low density
 def test_own_score():
     x = next(batches((4, 8)))
     refresh = ntt.ScoreRefresh(OwnScore(), every=2)
