@@ -110,7 +110,8 @@ def calling_model(caller: str, model: PyTree, sample: Any) -> Iterator[None]:
             f"{caller}: the model fails on {what} ({type(error).__name__}: {reason}). It is called "
             "as model(x), for a sample without a batch axis and of the dtype of its weights "
             f"({', '.join(dtypes)}). eqx.nn.inference_mode turns dropout off; a model that needs "
-            "a key or a state goes into a module that holds them and takes the sample alone."
+            "a key goes into a module that holds it; pair `model(x, state)` with its state by "
+            "ntt.StatefulModel(model, state)."
         ) from error
 
 
@@ -124,7 +125,7 @@ def checked_output(caller: str, out: Any) -> jax.ShapeDtypeStruct:
     if not isinstance(out, jax.ShapeDtypeStruct) or not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(
             f"{caller}: the model must map one sample to one floating-point array of outputs, but "
-            f"it returned {out!r}. A model that also returns a state goes into a module that "
-            "returns the outputs alone."
+            f"it returned {out!r}. A model that also returns a state is paired with its state by "
+            "ntt.StatefulModel(model, state)."
         )
     return out

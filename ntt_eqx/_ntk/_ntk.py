@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._checks import check_batch, is_count
 from .._distribute import left_to_xla, replicate
+from .._stateful import check_warm
 from ..kernels import PRECISIONS, Precision, target_device
 from ._costs import costs_on
 from ._kernel import ORACLES, Implementation, kernel_between, known_support, oracle
@@ -29,12 +30,15 @@ def ntk(
 ) -> Float[Array, "n m *outputs"]:
     """Exact finite-width neural tangent kernel of any Equinox model, masked or not.
 
-    `Theta[n,m,k,l] = sum_p c_p df_k(x1_n)/dp df_l(x2_m)/dp` over all floating-point parameters `p`
+    `Theta[n,m,k,l] = sum_p c_p df_k(x1_n)/dp df_l(x2_m)/dp` over all parameters `p`, which are the
+    floating-point and complex arrays of the model that are not part of an `eqx.nn.State`
     (Jacot et al. 2018; with a mask: Liu & Zenke 2020, section 3).
 
     **Arguments:**
 
-    - `model`: maps one sample to its outputs; a `SparseModel` or any other Equinox model.
+    - `model`: maps one sample to its outputs; a `SparseModel` or any other Equinox model. A
+      `StatefulModel` is in inference mode, with the running statistics that it has; with those of
+      a batch held fixed it is `warm_up(model, x)`.
     - `x1`, `x2`: two batches of samples; `x2=None` means `x1` again.
     - `kernel`: `"active"` sums over kept weights only (`c_p` is the mask), `"ambient"` over all
       weights, at the masked weights (`c_p = 1`). The same for a model without a mask.
@@ -68,6 +72,7 @@ def ntk(
     or if the model does not map one sample to one array.
     """
     _check(x1, x2, kernel, outputs, directions, precision, implementation, max_bytes)
+    check_warm("ntk", model)
     model, x1, x2, metric, directions = replicate((model, x1, x2, metric, directions))
     if implementation in ORACLES:
         x2 = x1 if x2 is None else x2
@@ -105,6 +110,7 @@ def ntk_and_outputs(
     What `ntk` raises.
     """
     _check(x1, x2, kernel, outputs, directions, precision, None, max_bytes)
+    check_warm("ntk", model)
     model, x1, x2, metric, directions = replicate((model, x1, x2, metric, directions))
     how = _decided(model, kernel, max_bytes)
     return _both(model, x1, x2, metric, kernel, outputs, directions, precision, *how)

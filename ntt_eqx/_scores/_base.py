@@ -12,6 +12,7 @@ from .._checks import sample_of, sample_output
 from .._distribute import left_to_xla, replicate, spread
 from .._examples import Examples, Samples, as_inference, check_examples, check_samples
 from .._sparse import SparseModel, sparsify
+from .._stateful import check_warm
 from .._types import ScoreTree
 
 
@@ -130,6 +131,7 @@ def read_inputs(caller: str, model: PyTree, x: Any) -> tuple[SparseModel, Array]
     `ValueError` for inputs that are none, hold NaN or do not suit the model.
     """
     sparse, x = replicate(sparsify(model)), spread(caller, check_samples(caller, x))
+    check_warm(caller, sparse)
     sample_output(caller, as_inference(sparse), sample_of(x))
     return sparse, x
 
@@ -154,5 +156,6 @@ def read_examples(
     `ValueError` for inputs or labels that are none or do not suit the model.
     """
     sparse = sparsify(model)
+    check_warm(caller, sparse)
     x, y = spread(caller, check_examples(caller, sparse, batch))
     return replicate(sparse), x, y

@@ -10,6 +10,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._examples import Samples
 from .._sparse import SparseModel, map_masked, sparsify
+from .._stateful import check_warm
 from .._types import ScoreTree
 from ._base import AbstractDrawingScore, AbstractLabelFreeScore, sample_shape, split_weights
 
@@ -48,6 +49,7 @@ class NTKSAP(AbstractLabelFreeScore, AbstractDrawingScore):
         """Score the prunable weights of `model`; of `x` only the shape `[batch, ...]` is used."""
         shape = sample_shape("NTKSAP", x)
         assert x is not None
+        check_warm("NTKSAP", model)
         settings = (self.rounds, self.epsilon, self.initialise)
         return _ntk_sap(sparsify(model), (x.shape[0], *shape), self.key, settings)
 

@@ -86,5 +86,6 @@ def _is_stream(data: Any) -> bool:
 def _sums(objective: Objective, model: PyTree, batch: PyTree) -> dict[str, Array]:
     """The sum of each value over the samples; what is a mean already counts for each."""
     size = size_of("evaluate", batch)
-    values = left_to_xla(judge, objective, model, batch, None)
+    judged = lambda objective, model, batch: judge(objective, model, batch, None, training=False)[0]
+    values = left_to_xla(judged, objective, model, batch)
     return {name: v * size if v.ndim == 0 else jnp.sum(v) for name, v in values.items()}

@@ -11,8 +11,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .._checks import check_weight, check_weights
 from .._distribute import left_to_xla, replicate, spread
 from .._optimise import init_optimizer, optimise
+from .._parameters import parameters, partition_parameters
 from .._primitives import with_equivalents
 from .._sparse import SparseModel, masked_weights, prunable_leaves
+from .._stateful import with_state
 from .._types import squared_norm
 from ._objective import CROSS_ENTROPY, Objective, judge
 
@@ -88,7 +90,8 @@ def train_init(
     - `config`: what is minimised.
     - `optimizer`: any optax transformation.
     - `key`: where dropout or the objective needs one; the model is called as `model(x, key=key)`
-      then, and without one as `model(x)` in inference mode.
+      then, and without one as `model(x)` in inference mode. A `StatefulModel` trains in training
+      mode either way: batch norm uses the batch, and dropout is off without a key.
 
     **Returns:**
 
@@ -99,7 +102,7 @@ def train_init(
     `ValueError` when a weight is NaN or infinite, or `optimizer` is no optax transformation.
     """
     check_weights("train_init", model)
-    params = eqx.filter(_with_zeros(model), eqx.is_inexact_array)
+    params = parameters(_with_zeros(model))
     opt_state = init_optimizer("train_init", optimizer, params)
     state = TrainState(model, opt_state, jnp.zeros((), jnp.int32), key, config, optimizer)
     return replicate(state)
@@ -127,33 +130,35 @@ def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetri
 def _stepped(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:
     batch = spread("train_step", batch)
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-    params, rest = eqx.partition(_with_zeros(state.model), eqx.is_inexact_array)
+    params, rest = partition_parameters(_with_zeros(state.model))
 
     @with_equivalents
-    def loss(params: PyTree) -> tuple[Float[Array, ""], TrainMetrics]:
-        metrics = _loss(eqx.combine(params, rest), batch, key, state.config)
-        return metrics.loss, metrics
+    def loss(params: PyTree) -> tuple[Float[Array, ""], Any]:
+        metrics, after = _loss(eqx.combine(params, rest), batch, key, state.config)
+        return metrics.loss, (metrics, after)
 
-    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    (value, (metrics, after)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     value_fn = lambda params: loss(params)[0]
     params, opt_state = optimise(
         state.optimizer, gradient, state.opt_state, params, value=value, value_fn=value_fn
     )
     model = _keep_pruned(eqx.combine(params, rest), state.model)
+    model = model if after is None else with_state(model, after)
     step = state.step + 1
     return TrainState(model, opt_state, step, state.key, state.config, state.optimizer), metrics
 
 
 def _loss(
     model: PyTree, batch: PyTree, key: PRNGKeyArray | None, config: TrainConfig
-) -> TrainMetrics:
-    means = {k: jnp.mean(v) for k, v in judge(config.objective, model, batch, key).items()}
+) -> tuple[TrainMetrics, Any]:
+    values, after = judge(config.objective, model, batch, key, training=True)
+    means = {k: jnp.mean(v) for k, v in values.items()}
     objective = means.pop("loss")
     penalty = sum(
         (squared_norm(w).astype(objective.dtype) for w in _penalised(model)),
         start=jnp.zeros((), objective.dtype),
     )
-    return TrainMetrics(objective + config.l2_weight * penalty, objective, means)
+    return TrainMetrics(objective + config.l2_weight * penalty, objective, means), after
 
 
 def _penalised(model: PyTree) -> list[Array]:

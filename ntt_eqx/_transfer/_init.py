@@ -9,8 +9,10 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
 from .._checks import check_optimizer, check_weights
 from .._distribute import replicate
 from .._optimise import init_optimizer
+from .._parameters import parameters
 from .._scores._base import scored
 from .._sparse import SparseModel, sparsify
+from .._stateful import check_warm, is_cold, warm_up
 from .._types import MaskTree, ScoreTree, Where
 from ._config import NTTConfig
 from ._given import hold_mask
@@ -38,7 +40,8 @@ def ntt_init(
       brings its own.
     - `where`: which leaves are prunable; see `prunable_weights`.
     - `x`: unlabelled samples `[batch, ...]`, needed where the first mask's score looks at them
-      (`initial_mask="logit_snip"`).
+      (`initial_mask="logit_snip"`), and where the teacher's batch norms have seen no batch: their
+      running statistics become those of `x`, see `warm_up`.
     - `mask`: an initial mask from elsewhere, instead of the initial score's. Refreshes keep what it
       is: it goes on as any mask where it has the counts and the pattern of the method's sparsity,
       and with the number of weights that it keeps in each layer where it has not.
@@ -60,6 +63,9 @@ def ntt_init(
     """
     check_weights("ntt_init", teacher)
     method = _method(config, optimizer)
+    if x is not None and is_cold(teacher):
+        teacher = warm_up(teacher, x)
+    check_warm("ntt_init", teacher)
     full = sparsify(teacher, where)
     _check_schedule(method, full.mask)
     if mask is None:
@@ -69,7 +75,7 @@ def ntt_init(
         method, mask = hold_mask("ntt_init", method, mask, 0)
     # The student must not share buffers with the teacher: users may donate the state.
     student = jax.tree.map(lambda l: jnp.copy(l) if eqx.is_array(l) else l, full.with_mask(mask))
-    params = eqx.filter(student, eqx.is_inexact_array)
+    params = parameters(student)
     state = NTTState(
         teacher=full.model,
         student=student,

@@ -10,7 +10,9 @@ from jaxtyping import Array, Int, Shaped
 from .._distribute import left_to_xla, lost_unless_shared
 from .._ntk import refresh_support
 from .._optimise import learning_rate, optimise
+from .._parameters import partition_parameters
 from .._sparse import SparseModel, map_masked
+from .._stateful import advanced
 from ._moment import Moment
 from ._ntt_loss import NTTMetrics, loss_at
 from ._refreshes import RefreshView
@@ -53,7 +55,10 @@ def ntt_evaluate(state: NTTState, x: Shaped[Array, "batch ..."]) -> NTTMetrics:
 
 def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     method, moment = state.method, state.moment()
-    params, static = eqx.partition(state.student, eqx.is_inexact_array)
+    # The student's weights move, and the statistics of its batch norms with them. They come first,
+    # so that loss, kernel and gradient are those of one and the same network.
+    student = advanced(state.student, x)
+    params, static = partition_parameters(student)
     params = lost_unless_shared(params, x)
 
     def loss(params: Any) -> tuple[Array, NTTMetrics]:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .. import SparseModel, check_collapse
+from .. import SparseModel, check_collapse, warm_up
+from .._stateful import has_state
 from ..data import Dataset
 from ..models import make_model
 from ._errors import Diverged, ExperimentError
@@ -24,6 +25,8 @@ from .phases import training_phase, transfer_phase
 from .pruning import ablated, check_fits, collapse_told, pruned_at_start
 from .results import MODEL, TRANSFERRED, read_result
 from .together import by_first, is_first, wait
+
+_WARM_UP = 1000  # images from which a new network's batch norms take their statistics
 
 
 def check_cells(cells: Sequence[Cell], shelf: Shelf) -> None:
@@ -89,6 +92,14 @@ def dense_initialisation(cell: Cell, images: Dataset) -> Any:
     return make_model(cell.model, images.input_shape, images.num_classes, key=cell.key(0))
 
 
+def started(cell: Cell, images: Dataset) -> Any:
+    """The dense initialisation with the running statistics of some images, if it has such."""
+    dense = dense_initialisation(cell, images)
+    if not has_state(dense):
+        return dense
+    return warm_up(dense, Part(images, images.train).examples(_WARM_UP, seed=cell.seed).x)
+
+
 def _make(cell: Cell, directory: Path, context: RunContext, title: str) -> dict[str, Any]:
     images = context.shelf(cell.dataset)
     metrics, checkpoints = MetricsFile(directory / "metrics.jsonl"), directory / "checkpoints"
@@ -104,7 +115,7 @@ def _make(cell: Cell, directory: Path, context: RunContext, title: str) -> dict[
         student, found = load_model(sparse)
         metrics.rows = found["rows"]
     else:
-        teacher, found = dense_initialisation(cell, images), {"seconds": 0.0, "row": {}}
+        teacher, found = started(cell, images), {"seconds": 0.0, "row": {}}
         if cell.transfer is not None:
             source = context.shelf(cell.transfer.dataset or cell.dataset)
             _check_shapes(images, source)

@@ -63,7 +63,7 @@ test_refusals = refusals(
         "train: state": (lambda: learn((X, Y), NeedsState()), HOLDS_THEM),
         "train: returns state": (
             lambda: learn((X, Y), ReturnsState()),
-            "returns the outputs alone",
+            "paired with its state by",
         ),
         "train: batches": (lambda: learn((X, Y), Batched()), ASKS_FOR_ONE),
         "train: labels of rank 2": (lambda: learn((X, Y[:, None])), "need integer labels of shape"),
