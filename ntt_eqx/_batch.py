@@ -67,6 +67,45 @@ def pair(caller: str, batch: Any) -> tuple[Any, Any]:
     )
 
 
+_INPUTS = ("x", "image", "pixel_values", "input")
+
+
+def inputs_of(caller: str, batch: Any) -> Any:
+    """The inputs of a batch, with or without targets.
+
+    They are its `x`, as an attribute, its `x`, `image`, `pixel_values` or `input`, as a key, the
+    first entry of a tuple or a list, or the batch itself.
+
+    **Raises:**
+
+    `ValueError` for a mapping without such a key, an empty tuple or list.
+    """
+    if isinstance(batch, Mapping):
+        found = [name for name in _INPUTS if name in batch]
+        if not found:
+            raise ValueError(
+                f"{caller}: a dict of examples needs inputs under one of {_INPUTS}, got the keys "
+                f"{list(batch)[:9]}."
+            )
+        return batch[found[0]]
+    if isinstance(batch, tuple | list):
+        if not batch:
+            raise ValueError(
+                f"{caller}: needs a batch of inputs, got an empty {type(batch).__name__}."
+            )
+        return batch[0]
+    return batch.x if hasattr(batch, "x") and not hasattr(batch, "dtype") else batch
+
+
+def shape_of_inputs(batch: Any) -> jax.ShapeDtypeStruct | None:
+    """Shape and dtype of the inputs of a batch, `None` where it does not tell them."""
+    try:
+        x = inputs_of("", batch)
+        return jax.ShapeDtypeStruct(tuple(x.shape), jnp.dtype(x.dtype))
+    except Exception:  # an objective or a score of one's own may read batches of any form
+        return None
+
+
 def batch_size(caller: str, batch: PyTree) -> int:
     """The number of samples: the length of the first axis, which all arrays of a batch share.
 

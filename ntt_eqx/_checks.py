@@ -21,6 +21,24 @@ def is_count(value: Any, least: int = 1) -> bool:
     return whole and int(value) >= least
 
 
+def check_key(caller: str, key: Any) -> None:
+    """Raise `ValueError` unless `key` is one random key: of `jax.random.key`, or an older one."""
+    dtype, shape = getattr(key, "dtype", None), tuple(getattr(key, "shape", ()))
+    if dtype is None:
+        simple = key is None or isinstance(key, int | float | str)
+        got = f"{key!r:.60}" if simple else f"a {type(key).__name__}"
+    elif eqx.is_array(key) and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if shape == ():
+            return
+        got = f"a batch of keys of shape {list(shape)}"
+    else:
+        words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+        if dtype == np.uint32 and shape == words:
+            return
+        got = f"an array of {dtype}{list(shape)}"
+    raise ValueError(f"{caller}: needs one random key, got {got}; use jax.random.key(0).")
+
+
 def check_weight(name: str, value: Any) -> None:
     """Raise `ValueError` unless the weight of a loss term is a number in `[0, inf)`."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)

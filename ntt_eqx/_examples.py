@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from ._batch import pair
+from ._batch import as_array, pair
 from ._checks import check_batch, check_finite, sample_of, sample_output
 from ._sparse import SparseModel
 
@@ -41,6 +41,8 @@ def check_samples(caller: str, x: Any) -> Array:
     `ValueError` when there is no sample, when they are raw pixels (`uint8`), or, if the values are
     known, when one is NaN or infinite. Signed integers pass: they may be tokens.
     """
+    if hasattr(x, "__array__") and not isinstance(x, jax.Array):
+        x = as_array(caller, "x", x)
     check_batch(caller, x)
     if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.signedinteger):
         raise ValueError(
@@ -60,6 +62,8 @@ def check_examples(caller: str, model: PyTree, batch: Any) -> tuple[Array, Array
     """
     x, y = pair(caller, batch)
     x = check_samples(caller, x)
+    if hasattr(y, "__array__") and not isinstance(y, jax.Array):
+        y = as_array(caller, "y", y)
     dtype, shape = getattr(y, "dtype", type(y)), tuple(getattr(y, "shape", ()))
     if shape != x.shape[:1] or not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(

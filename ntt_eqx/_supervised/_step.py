@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._checks import check_weight, check_weights
+from .._checks import check_key, check_weight, check_weights
 from .._distribute import left_to_xla, replicate, spread
 from .._optimise import init_optimizer, optimise
 from .._parameters import parameters, partition_parameters
@@ -99,9 +99,12 @@ def train_init(
 
     **Raises:**
 
-    `ValueError` when a weight is NaN or infinite, or `optimizer` is no optax transformation.
+    `ValueError` when a weight is NaN or infinite, `optimizer` is no optax transformation, or `key`
+    is not one random key.
     """
     check_weights("train_init", model)
+    if key is not None:
+        check_key("train_init", key)
     params = parameters(_with_zeros(model))
     opt_state = init_optimizer("train_init", optimizer, params)
     state = TrainState(model, opt_state, jnp.zeros((), jnp.int32), key, config, optimizer)

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._batch import as_arrays
+from .._batch import as_arrays, shape_of_inputs
 from .._distribute import replicate, spread
 from .._fit import History, Progress, Row, fit
+from .._masks import check_collapse
 from .._optimise import check_first_update
+from .._sparse import SparseModel
 from ._evaluate import evaluate
 from ._objective import CROSS_ENTROPY, Objective, check_start
 from ._step import TrainConfig, TrainMetrics, TrainState, train_init, train_step
@@ -63,6 +65,11 @@ def train(
 
     `ValueError` for batches that do not suit the objective or that run out, and when the
     optimizer's first step is not finite; `DivergenceError` when the loss is not finite.
+
+    **Warns:**
+
+    `LayerCollapseWarning` where a mask empties a layer or leaves outputs without a path from the
+    input.
     """
     state = train_init(model, TrainConfig(l2_weight, objective), optimizer, key=key)
     state, history = train_steps(
@@ -122,6 +129,8 @@ def train_steps(
         batch = spread("train", as_arrays("train", batch))
         if first:
             check_start("train", objective, state.model, batch)
+            if isinstance(state.model, SparseModel):
+                check_collapse(state.model, shape_of_inputs(batch), caller="train")
         state, metrics = _step(batch, state)
         if first and int(state.step) == 1 and bool(jnp.isfinite(metrics.loss)):
             check_first_update("train", state.model)

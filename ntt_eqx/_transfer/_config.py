@@ -13,7 +13,7 @@ from .._masks._sparsity import LayerDensities
 from .._scores import LogitSnip, Magnitude
 from ..kernels import PRECISIONS, Precision
 from ._losses import KernelMatching
-from ._method import NeuralTangentTransfer, Pruned
+from ._method import NeuralTangentTransfer, Pruned, check_arrival
 from ._probes import AbstractProbe, Diagonal, Full, Sketch, Trace
 from ._refreshes import MagnitudeRefresh, NoRefresh
 
@@ -28,7 +28,9 @@ class NTTConfig:
         density: share of prunable weights that are kept, in (0, 1]; or one for each layer, or a
             schedule of the step: see `Sparsity`.
         num_steps: length of the whole transfer; the mask is left alone within its last
-            `mask_every` steps. `None`: no end is known, the mask is refreshed throughout.
+            `mask_every` steps. `None`: no end is known, the mask is refreshed throughout. A
+            schedule of the density needs it: the mask follows it to the last step, after which it
+            is taken once more, whatever `mask_every`.
         scope: `"layer"` keeps this share in every layer, `"global"` in all layers together.
         initial_mask: `"magnitude"` of the teacher's weights, or `"logit_snip"`.
         mask_every: steps between two refreshes of the mask from the magnitudes of the dense student
@@ -101,9 +103,10 @@ class NTTConfig:
                     f"{'' if name == 'sketch_size' else ' or None'}, got {value!r}."
                 )
         try:
-            self.sparsity()
+            sparsity = self.sparsity()
         except ValueError as error:
             raise ValueError(f"NTTConfig: {error}") from error
+        check_arrival("NTTConfig", sparsity, self.mask_every is not None, self.num_steps)
 
     def sparsity(self) -> Sparsity:
         """How many weights are kept, where, and in which pattern."""
@@ -129,7 +132,9 @@ class NTTConfig:
     def method(self, optimizer: optax.GradientTransformation) -> NeuralTangentTransfer:
         """The method that these settings are, with an optimiser."""
         every, end = self.mask_every, self.num_steps
-        until = None if end is None or every is None else end - every
+        # A mask that is taken again at one density has time to settle; a density that falls goes
+        on.own = end is not None and every is not None and not callable(self.density)
+        until = end - every if known else None  # pyright: ignore[reportOperatorIssue]
         return NeuralTangentTransfer(
             sparsity=self.sparsity(),
             loss=self.loss(),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
 
-from .._checks import check_optimizer, check_weights
+from .._checks import check_key, check_optimizer, check_weights
 from .._distribute import replicate
 from .._optimise import init_optimizer
 from .._parameters import parameters
@@ -55,13 +55,16 @@ def ntt_init(
     **Raises:**
 
     `ValueError` if the density leaves a layer empty (`scope="layer"`), `x` is missing, the
-    teacher's weights are NaN or infinite, or the refreshes cannot keep the given mask.
+    teacher's weights are NaN or infinite, the initial score cannot rank the weights, the refreshes
+    cannot keep the given mask, or `key` is not one random key.
 
     **Warns:**
 
     When a given mask seems to have a pattern that the refreshes do not keep.
     """
     check_weights("ntt_init", teacher)
+    if key is not None:
+        check_key("ntt_init", key)
     method = _method(config, optimizer)
     if x is not None and is_cold(teacher):
         teacher = warm_up(teacher, x)

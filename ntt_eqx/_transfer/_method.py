@@ -5,6 +5,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Int
 
 from .._checks import check_optimizer, is_count
 from .._masks import Sparsity
@@ -17,6 +18,53 @@ Pruned = Literal["free", "frozen", "zero"]
 """What becomes of weights under the mask; see `NeuralTangentTransfer`."""
 
 
+def check_arrival(caller: str, sparsity: Sparsity, refreshes: bool, num_steps: int | None) -> None:
+    """Raise `ValueError` when a schedule of the density cannot come to its end.
+
+    The mask is taken again after the last step, so that it has the density of that step. That is
+    the last one where a schedule has no end of its own. Where it comes to rest, at an `end` that it
+    names or where it no longer changes for large steps, that must not be after the last step.
+    """
+    schedule = sparsity.density
+    if not callable(schedule):
+        return
+    if not refreshes:
+        raise ValueError(
+            f"{caller}: density is a schedule, but the mask is never taken again: give mask_every, "
+            "a refresh that is due, or a number as density."
+        )
+    if num_steps is None:
+        raise ValueError(
+            f"{caller}: density is a schedule: give num_steps, the length of the transfer, after "
+            "which the mask is taken for the last time."
+        )
+    end = getattr(schedule, "end", None)
+    if isinstance(end, int) and not isinstance(end, bool) and end > num_steps:
+        raise ValueError(
+            f"{caller}: the density's schedule ends at step {end}, after the last step, "
+            f"{num_steps}: make its end at most {num_steps}, or num_steps at least {end}."
+        )
+    last, rest = _density_at(schedule, num_steps), _density_at(schedule, _FAR)
+    if rest is None or last is None or rest != _density_at(schedule, _FAR // 2):
+        return
+    if abs(last - rest) > 1e-6 * rest:
+        raise ValueError(
+            f"{caller}: the density's schedule comes to rest at {rest:g}, but is at {last:g} after "
+            f"the last step, {num_steps}: make it end by step {num_steps}, or num_steps larger."
+        )
+
+
+_FAR = 2**30
+
+
+def _density_at(schedule: Any, step: int) -> float | None:
+    """The density of a schedule, or `None` where it gives none in `(0, 1]`."""
+    try:
+        return Sparsity(schedule).at(step)
+    except Exception:  # whatever a schedule raises of a step that a run may never come to
+        return None
+
+
 class NeuralTangentTransfer(eqx.Module):
     """A whole transfer method; `NTTConfig` makes the published one.
 
@@ -26,7 +74,8 @@ class NeuralTangentTransfer(eqx.Module):
         refresh: when the mask is taken again, and from which scores.
         optimizer: any optax transformation.
         initial: the score of the first mask.
-        num_steps: length of the whole transfer; `None` where it is not known.
+        num_steps: length of the whole transfer; `None` where it is not known. A schedule of the
+            density needs it: its last mask is taken after this step.
         pruned: what becomes of the weights under the mask, which get no gradient. `"free"`: what
             the optimiser makes of weights without a gradient, as in the published code: after a
             refresh Adam's momentum carries them a little further, and weight decay shrinks them.
@@ -77,6 +126,7 @@ class NeuralTangentTransfer(eqx.Module):
                     f"{getattr(self, name)!r}."
                 )
         check_optimizer("NeuralTangentTransfer", optimizer)
+        check_arrival("NeuralTangentTransfer", self.sparsity, self.refreshes, num_steps)
         if not (num_steps is None or is_count(num_steps)):
             raise ValueError(
                 "NeuralTangentTransfer: num_steps must be an integer of at least 1 or None, got "
@@ -92,6 +142,16 @@ class NeuralTangentTransfer(eqx.Module):
     def refreshes(self) -> bool:
         """Whether the mask may ever be taken again."""
         return self.refresh.due(jnp.ones((), jnp.int32)) is not False
+
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
+        """Whether the mask is taken again after `step` steps; `False` itself means never.
+
+        When the refresh says so, and, under a schedule of the density, after the last step,
+        whatever the refresh: so the last mask has the last density.
+        """
+        due = self.refresh.due(step)
+        scheduled = callable(self.sparsity.density) and self.num_steps is not None
+        return due | (step == self.num_steps) if scheduled and due is not False else due
 
     def keeps_count(self, shape: tuple[int, ...]) -> bool:
         """Whether a weight of this `shape` keeps the same number of entries throughout."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from .._checks import check_batch, sample_of, sample_output
+from .._checks import check_batch, check_key, sample_of, sample_output
 from .._sparse import SparseModel, masked_weights
 from .._types import squared_norm
 from ._config import NTTConfig
@@ -71,6 +71,7 @@ def ntt_loss(
     sparsity = config.sparsity if isinstance(config, NeuralTangentTransfer) else config.sparsity()
     loss = config.loss if isinstance(config, NeuralTangentTransfer) else config.loss()
     key = jax.random.fold_in(jax.random.key(0), 0) if key is None else key
+    check_key("ntt_loss", key)
     moment = Moment(jnp.zeros((), jnp.int32), key, sparsity.overall(student.mask))
     return loss_at(loss, student, teacher, x, moment)
 

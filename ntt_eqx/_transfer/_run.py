@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
@@ -12,8 +13,10 @@ from jaxtyping import Array, PyTree, Shaped
 from .._batch import as_arrays
 from .._checks import sample_of, sample_output
 from .._distribute import replicate, spread
+from .._errors import DivergenceError
 from .._examples import as_inference, check_samples
 from .._fit import History, Progress, Row, fit, scalars
+from .._masks import check_collapse
 from .._optimise import check_first_update
 from ._ntt_loss import NTTMetrics, check_halves
 from ._state import NTTState, check_room
@@ -56,46 +59,68 @@ def transfer(
 
     **Raises:**
 
-    `ValueError` for samples that do not fit the model or cannot be halved, and batches that run
-    out; `DivergenceError` when the loss is NaN or infinite.
+    `ValueError` for samples that do not fit the model or cannot be halved, batches that run
+    out, and a refresh whose scores cannot rank the weights; `DivergenceError` when the loss is NaN
+    or infinite.
 
     **Warns:**
 
-    Once, when a batch has an odd number of samples.
+    Once, when a batch has an odd number of samples; at the end, by `LayerCollapseWarning`, of empty
+    layers and of outputs without a path from the input.
     """
     num_steps = state.method.num_steps if num_steps is None else num_steps
     if num_steps is None:
         raise ValueError("transfer: give `num_steps` here or in NTTConfig.")
     check_room("transfer", state)
-    observe, first = {}, True
+    observe, first, newest, shape = {}, True, state, None
     if validation is not None:
         held_out = _fitting("transfer: validation", state.teacher, validation)
         observe["validation"] = lambda state: _floats(_evaluate(state, held_out))
 
     def step(state: NTTState, x: Any) -> tuple[NTTState, NTTMetrics]:
-        nonlocal first
+        nonlocal first, newest, shape
         check_halves("transfer", x)
         x = spread("transfer", x, whole=True)  # the step tiles it
         if first:
+            shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
             x = _fitting("transfer", state.teacher, x)
         state, metrics = _step(state, jnp.asarray(x))
         if first and int(state.step) == 1 and bool(jnp.isfinite(metrics.loss)):
             check_first_update("transfer", state.student)
-        first = False
+        first, newest = False, state
         return state, metrics
 
-    return fit(
-        step,
-        replicate(state),
-        _Even(batches, int(state.step)),
-        num_steps=num_steps,
-        log_every=log_every,
-        observe=observe,
-        on_log=on_log,
-        on_step=on_step,
-        window=window,
-        name="transfer",
-    )
+    try:
+        state, history = fit(
+            step,
+            replicate(state),
+            _Even(batches, int(state.step)),
+            num_steps=num_steps,
+            log_every=log_every,
+            observe=observe,
+            on_log=on_log,
+            on_step=on_step,
+            window=window,
+            name="transfer",
+        )
+    except DivergenceError as error:
+        _explain_lost(newest, error)
+        raise
+    if shape is not None:
+        check_collapse(state.student, shape, caller="transfer")
+    return state, history
+
+
+def _explain_lost(state: NTTState, error: DivergenceError) -> None:
+    """Raise what lies behind a NaN that a refresh without a mask made."""
+    if not (state.method.refreshes and bool(state.method.sparsity.lost(state.student.mask))):
+        return
+    refresh = type(state.method.refresh).__name__
+    raise ValueError(
+        f"transfer: the scores of {refresh} cannot rank the weights after step {error.step} (most "
+        "of a layer equal, zero, infinite or NaN), so that no mask can be taken from them; look at "
+        "what they measure there, or keep the mask (NoRefresh(), mask_every=None)."
+    ) from error
 
 
 def _step(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:

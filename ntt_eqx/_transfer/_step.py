@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
 from .._distribute import left_to_xla, lost_unless_shared
 from .._ntk import refresh_support
@@ -24,7 +24,8 @@ def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, 
 
     When its refresh is due the mask is taken again: in the published recipe from the magnitudes of
     the dense student weights, after every `mask_every` steps, except within the last `mask_every`
-    of `num_steps`. Shapes never change, so nothing is compiled again.
+    of `num_steps`. Under a schedule of the density it is taken after the last step, too. Shapes
+    never change, so nothing is compiled again.
 
     **Arguments:**
 
@@ -33,7 +34,8 @@ def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, 
 
     **Returns:**
 
-    The next state, and the metrics of the batch before the update.
+    The next state, and the metrics of the batch before the update. Where the refresh's scores
+    cannot rank the weights (all zero, NaN), their layers are empty and the loss is NaN.
     """
     return left_to_xla(_stepped, state, x, like=(state, None))
 
@@ -76,8 +78,10 @@ def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     )
     student = _settled(eqx.combine(params, static), state.student, method.pruned)
     step = state.step + 1
-    student, support = _refreshed(state, student, step, x)
+    student, support, lost = _refreshed(state, student, step, x)
     metrics = eqx.tree_at(lambda m: m.learning_rate, metrics, learning_rate(opt_state))
+    if lost is not None:
+        metrics = eqx.tree_at(lambda m: m.loss, metrics, jnp.where(lost, jnp.nan, metrics.loss))
     state = NTTState(state.teacher, student, opt_state, step, state.key, support, method)
     return state, metrics
 
@@ -110,20 +114,25 @@ def _masked_pairs(sparse: SparseModel) -> list[tuple[Array, Array]]:
 
 def _refreshed(
     state: NTTState, student: SparseModel, step: Int[Array, ""], x: Array
-) -> tuple[SparseModel, Any]:
-    """The student and its support after the refresh, if one is due."""
+) -> tuple[SparseModel, Any, Bool[Array, ""] | None]:
+    """The student and its support after the refresh, if one is due, and whether it made no mask.
+
+    Scores that cannot rank the weights leave layers empty (`Sparsity.lost`): the loss of the step
+    is NaN then, which ends a run.
+    """
     method = state.method
-    due = method.refresh.due(step)
+    due = method.due(step)
     if due is False:
-        return student, state.support
+        return student, state.support, None
     sparsity = method.sparsity
 
-    def again() -> tuple[Any, Any]:
+    def again() -> tuple[Any, Any, Any]:
         density = sparsity.overall(student.mask, step)
         key = jax.random.fold_in(state.moment().key, 1)
         view = RefreshView(student, state.teacher, x, Moment(step, key, density), method.loss)
         mask = sparsity.quiet_mask(method.refresh.scores(view), step)
-        return mask, refresh_support(mask, state.support)
+        return mask, refresh_support(mask, state.support), sparsity.lost(mask)
 
-    mask, support = jax.lax.cond(due, again, lambda: (student.mask, state.support))
-    return student.with_mask(mask), support
+    stays = lambda: (student.mask, state.support, jnp.zeros((), bool))
+    mask, support, lost = jax.lax.cond(due, again, stays)
+    return student.with_mask(mask), support, lost

@@ -16,7 +16,7 @@ from ._errors import ExperimentError
 from ._files import check_fields, read_bytes, write_bytes
 
 _MAGIC = b"ntt-eqx model\n"
-_VERSION = 1
+_VERSION = 2  # masks before weights; in version 1 after them
 _LONGEST_HEADER = 1 << 20
 _FIELDS = {
     "model": str,
@@ -67,12 +67,19 @@ def load_model(path: Path) -> LoadedModel:
         raise ExperimentError(f"{fits} (too few bytes).")
     buffer = io.BytesIO(payload)
     try:
-        model = eqx.tree_deserialise_leaves(buffer, like)
+        model = _read_arrays(buffer, like, header["version"])
     except Exception as error:
         raise ExperimentError(f"{fits} ({error}).") from error
     if buffer.read(1):
         raise ExperimentError(f"{path}: has more arrays than {header['model']!r}.")
     return LoadedModel(model, header)
+
+
+def _read_arrays(buffer: io.BytesIO, like: SparseModel, version: int) -> SparseModel:
+    if version > 1:
+        return eqx.tree_deserialise_leaves(buffer, like)
+    model, masks = eqx.tree_deserialise_leaves(buffer, (like.model, like.masks))
+    return eqx.tree_at(lambda s: (s.model, s.masks), like, (model, masks))
 
 
 def _blank(header: dict[str, Any]) -> SparseModel:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .. import SparseModel, check_collapse, warm_up
+from .. import SparseModel, warm_up
 from .._stateful import has_state
 from ..data import Dataset
 from ..models import make_model
@@ -74,7 +74,8 @@ def run_cell(cell: Cell, directory: Path, context: RunContext, title: str) -> di
     context.stop.check()
     failure = directory / "failure.json"
     try:
-        result = _make(cell, directory, context, title)
+        with collapse_told(context.display.say, title):
+            result = _make(cell, directory, context, title)
     except Diverged as error:
         write_json(failure, {"stage": error.stage, "step": error.step, "message": str(error)})
         raise
@@ -119,20 +120,16 @@ def _make(cell: Cell, directory: Path, context: RunContext, title: str) -> dict[
         if cell.transfer is not None:
             source = context.shelf(cell.transfer.dataset or cell.dataset)
             _check_shapes(images, source)
-            with collapse_told(context.display.say, title):
-                phase = transfer_phase(cell, teacher, source, title)
+            phase = transfer_phase(cell, teacher, source, title)
             outcome = run_phase(phase, checkpoints / phase.name, metrics, context)
             student = outcome.state.student
-            with collapse_told(context.display.say, title):
-                check_collapse(student.mask)
             found = {"seconds": outcome.seconds, "row": outcome.row}
             save_model(directory / TRANSFERRED, student, header)
         elif cell.start is not None:
             student = _from_file(context, images)
         else:
-            with collapse_told(context.display.say, title):
-                examples = _examples(cell, images)
-                student = pruned_at_start(cell, teacher, examples, cell.key(1))
+            examples = _examples(cell, images)
+            student = pruned_at_start(cell, teacher, examples, cell.key(1))
         student = ablated(cell, student, cell.key(3))
         save_model(sparse, student, {**header, **found, "rows": metrics.rows})
     seconds = {"transfer": found["seconds"], "train": 0.0}

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, PRNGKeyArray
 
+from .._checks import check_key
+
 _Model = TypeVar("_Model")
 
 _BIAS_STD = 0.01
@@ -33,7 +35,12 @@ def glorot_init(model: _Model, *, key: PRNGKeyArray) -> _Model:
     **Returns:**
 
     The same model with new parameters of the same shapes and dtypes.
+
+    **Raises:**
+
+    `ValueError` when `key` is not one random key.
     """
+    check_key("glorot_init", key)
     nodes, treedef = jax.tree.flatten(model, is_leaf=_is_layer)
     parameters = [_parameters(node) for node in nodes]
     shapes = tuple(tuple(p.shape for p in group) for group in parameters)

@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
+from .._checks import check_key
 from .._stateful import StatefulModel
 from ._conv4 import Conv4
 from ._lenet import LeNet5, LeNet300100
@@ -52,9 +53,10 @@ def make_model(
 
     **Raises:**
 
-    `ValueError` for an unknown name (the message lists the known ones), or for inputs that are
-    too small for the architecture.
+    `ValueError` for an unknown name (the message lists the known ones), for inputs that are
+    too small for the architecture, or when `key` is not one random key.
     """
     if name not in MODELS:
         raise ValueError(f"make_model: unknown model {name!r}; known are {', '.join(MODELS)}.")
+    check_key("make_model", key)
     return MODELS[name](input_shape, num_classes, key=key)

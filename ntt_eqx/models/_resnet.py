@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import check_key
 from ._init import conv, glorot_init, linear, normalisation, normalise
 from ._shapes import check_image_shape, check_sample, check_state
 
@@ -49,6 +50,7 @@ class ResNet20(eqx.Module):
         - `norm`: `"group"` or `"batch"`.
         - `key`: the random key of the initialisation.
         """
+        check_key("ResNet20", key)
         self.input_shape = check_image_shape("ResNet20", input_shape, smallest=4)
         self.norm = normalisation("ResNet20", norm, width)
         channels = [width, *(width * n for n in (1, 1, 1, 2, 2, 2, 4, 4, 4))]

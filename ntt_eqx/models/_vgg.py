@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import check_key
 from ._init import conv, glorot_init, linear, normalisation, normalise
 from ._shapes import check_image_shape, check_sample, check_state
 
@@ -52,6 +53,7 @@ class VGG11(eqx.Module):
         - `norm`: `"group"` or `"batch"`.
         - `key`: the random key of the initialisation.
         """
+        check_key("VGG11", key)
         self.input_shape = check_image_shape("VGG11", input_shape, smallest=16)
         channels = [self.input_shape[0], *(width * n for n in _MULTIPLES)]
         convs = tuple(
