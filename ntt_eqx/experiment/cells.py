@@ -157,6 +157,8 @@ def settle(run: RunFolder, asked: dict[str, Any]) -> None:
     found = by_first(lambda: decode_json(run.path / CONFIG, run.read(CONFIG)))
     if found == asked:
         return
+    if not isinstance(found, dict) or not isinstance(found.get("format", FORMAT), int):
+        raise ExperimentError(f"{run.path / CONFIG}: not the configuration of an ntt-eqx run.")
     known = found.get("format", FORMAT)
     if known > FORMAT:
         raise ExperimentError(

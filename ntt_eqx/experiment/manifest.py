@@ -314,7 +314,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: written by a newer version (format {value['format']}, this one reads up to "
             f"{FORMAT}); update ntt-eqx or choose another folder with --out."
         )
-    kind, files = value.get("kind"), value.get("files")
+    kind: Any = value.get("kind")
+    files: Any = value.get("files")
     if not _is_whole(kind, files) or _encode(kind, files) != content:
         raise ExperimentError(
             f"{path}: damaged: it does not match its own digest. Nothing in this folder was "
@@ -388,7 +389,7 @@ def _is_whole(kind: Any, files: Any) -> bool:
 
 
 def _encode(kind: str, files: Mapping[str, list[str]]) -> bytes:
-    value = {"program": _PROGRAM, "format": FORMAT, "kind": kind, "files": dict(files)}
+    value = {"program": _PROGRAM, "format": FORMAT, "kind": kind, "files": files}
     digest = _sha256(json.dumps(value).encode())
     return json.dumps({**value, "digest": digest}, indent=2).encode() + b"\n"
 

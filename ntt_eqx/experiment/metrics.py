@@ -78,7 +78,9 @@ class MetricsFile:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run, none where it has no phases.
 
-    An unfinished last line of a running process is left out. Raises `ExperimentError` for a file that is not what the run wrote.
+    An unfinished last line of a running process is left out.
+
+    Raises `ExperimentError` for a file that is not what the run wrote.
     """
     rows, path = [], folder / METRICS
     if METRICS not in read_manifest(folder).files and not path.exists():

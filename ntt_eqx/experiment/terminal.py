@@ -5,6 +5,7 @@ import contextlib
 import sys
 import unicodedata
 from collections.abc import Iterator
+from typing import Any
 
 _HANDLER = "ntt-eqx"
 # The program's own words, and the frames of its help, where a terminal has ASCII alone.
@@ -34,7 +35,7 @@ def every_character_shown() -> Iterator[None]:
     of a file's name that is no text is written as it is.
     """
     codecs.register_error(_HANDLER, _replaced)
-    streams = [s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")]
+    streams: list[Any] = [s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")]
     before = [stream.errors for stream in streams]
     for stream in streams:
         stream.reconfigure(errors=_HANDLER)
