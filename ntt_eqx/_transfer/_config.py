@@ -132,8 +132,8 @@ class NTTConfig:
     def method(self, optimizer: optax.GradientTransformation) -> NeuralTangentTransfer:
         """The method that these settings are, with an optimiser."""
         every, end = self.mask_every, self.num_steps
-        # A mask that is taken again at one density has time to settle; a density that falls goes
-        on.own = end is not None and every is not None and not callable(self.density)
+        # A mask that is taken again at one density has time to settle; a falling density goes on.
+        known = end is not None and every is not None and not callable(self.density)
         until = end - every if known else None  # pyright: ignore[reportOperatorIssue]
         return NeuralTangentTransfer(
             sparsity=self.sparsity(),
