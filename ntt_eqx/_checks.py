@@ -39,6 +39,31 @@ def check_key(caller: str, key: Any) -> None:
     raise ValueError(f"{caller}: needs one random key, got {got}; use jax.random.key(0).")
 
 
+MOST = 2**31 - 1
+"""The largest count: steps are counted in int32."""
+
+
+def check_count(what: str, value: Any, least: int = 1, *, none: bool = False) -> None:
+    """Raise `ValueError` unless `value` is an integer from `least` to `MOST`, or allowed `None`.
+
+    **Arguments:**
+
+    - `what`: begins the message, as in `"fit: num_steps"`.
+    - `value`: the count.
+    - `least`: the lowest that is allowed.
+    - `none`: whether `None` is allowed, too.
+    """
+    if none and value is None:
+        return
+    if not is_count(value, least):
+        raise ValueError(
+            f"{what} must be an integer of at least {least}{' or None' if none else ''}, got "
+            f"{value!r}."
+        )
+    if int(value) > MOST:
+        raise ValueError(f"{what} must be at most 2**31 - 1, for it counts in int32, got {value}.")
+
+
 def check_weight(name: str, value: Any) -> None:
     """Raise `ValueError` unless the weight of a loss term is a number in `[0, inf)`."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -83,7 +108,7 @@ def check_weights(caller: str, model: PyTree) -> None:
 def check_optimizer(caller: str, optimizer: Any) -> None:
     """Raise `ValueError` unless `optimizer` is an optax transformation.
 
-    Its settings are not tried on anything: `check_first_update` looks at what its first step does.
+    Its settings are not tried on anything: `check_first_update` looks at what its first step did.
     """
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from .._batch import pair
+from .._batch import as_array, as_arrays, pair
 from .._checks import check_finite, sample_of, sample_output
 from .._examples import as_inference, check_examples, check_samples, softmax_cross_entropy
 from .._sparse import SparseModel
@@ -67,7 +67,7 @@ class CrossEntropy(AbstractObjective):
         """Cross-entropy in nats, and whether the largest logit is that of the label."""
         x, y = pair("CrossEntropy", batch)
         logits, after = outputs(model, x, key)
-        y = y.astype(jnp.int32)
+        y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)
         hits = jnp.argmax(logits, axis=1).astype(y.dtype) == y
         return softmax_cross_entropy(logits, y), {"accuracy": hits}, after
 
@@ -97,6 +97,7 @@ class SquaredError(AbstractObjective):
         x, y = pair(caller, batch)
         x = check_samples(caller, x)
         out = (x.shape[0], *sample_output(caller, as_inference(model), sample_of(x)).shape)
+        y = as_array(caller, "y", y)
         if tuple(y.shape) != out or not jnp.issubdtype(y.dtype, jnp.floating):
             raise ValueError(
                 f"{caller}: the model's outputs for this batch have the shape {out}; the targets "
@@ -156,6 +157,26 @@ def judge(
                 f"value per sample, got {value.dtype} of shape {value.shape}."
             )
     return {name: widen(value) for name, value in values.items()}, state
+
+
+def readable(caller: str, objective: Objective, batch: Any) -> PyTree:
+    """A batch as arrays: of the library's own objectives the pair that they read, else all of it.
+
+    **Raises:**
+
+    `ValueError` for a leaf that is no array, or where there is no pair.
+    """
+    own = isinstance(objective, CrossEntropy | SquaredError)
+    return as_arrays(caller, pair(caller, batch) if own else batch)
+
+
+def check_step(caller: str, objective: Objective, model: PyTree, batch: PyTree) -> None:
+    """Raise `ValueError` when a batch, traced or not, does not suit the library's own objectives.
+
+    The check of another objective may look at values, which a traced batch has not.
+    """
+    if isinstance(objective, CrossEntropy | SquaredError):
+        objective.check(caller, model, batch)
 
 
 def check_start(caller: str, objective: Objective, model: PyTree, batch: PyTree) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from .._batch import as_arrays
 from .._checks import check_key, check_weight, check_weights
 from .._distribute import left_to_xla, replicate, spread
 from .._optimise import init_optimizer, optimise
@@ -16,7 +17,7 @@ from .._primitives import with_equivalents
 from .._sparse import SparseModel, masked_weights, prunable_leaves
 from .._stateful import with_state
 from .._types import squared_norm
-from ._objective import CROSS_ENTROPY, Objective, judge
+from ._objective import CROSS_ENTROPY, Objective, check_step, judge
 
 
 class TrainConfig(eqx.Module):
@@ -34,10 +35,10 @@ class TrainConfig(eqx.Module):
 
     def __check_init__(self) -> None:
         check_weight("TrainConfig: l2_weight", self.l2_weight)
-        if not callable(self.objective):
+        if not callable(self.objective) or isinstance(self.objective, type):
             raise ValueError(
-                "TrainConfig: the objective must be a function (model, batch, key) -> loss, got "
-                f"{self.objective!r}."
+                "TrainConfig: the objective must be a function (model, batch, key) -> loss, or a "
+                f"Module such as CrossEntropy(), got {self.objective!r}."
             )
 
 
@@ -121,13 +122,34 @@ def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetri
 
     - `state`: from `train_init` or the step before.
     - `batch`: arrays in the form that the objective reads, such as `(x [batch, ...], y [batch])`.
+      `jit` cuts integers of 64 bits down to 32 before this function sees them.
 
     **Returns:**
 
-    The next state and the metrics of this batch.
+    The next state and the metrics of this batch, NaN where a label is out of range.
+
+    **Raises:**
+
+    `ValueError` for a batch whose shapes or dtypes do not suit `CrossEntropy` or `SquaredError`.
     """
-    batch = jax.tree.map(jnp.asarray, batch)
+    return step_as("train_step", state, batch)
+
+
+def step_as(caller: str, state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:
+    """`train_step`, with another name before its errors."""
+    check_state(caller, state)
+    batch = as_arrays(caller, batch)
+    check_step(caller, state.config.objective, state.model, batch)
     return left_to_xla(_stepped, state, batch, like=(state, None))
+
+
+def check_state(caller: str, state: Any) -> None:
+    """Raise `ValueError` unless `state` is one of the supervised phase."""
+    if not isinstance(state, TrainState):
+        raise ValueError(
+            f"{caller}: the state must be a TrainState, as train_init makes one, got "
+            f"{type(state).__name__}."
+        )
 
 
 def _stepped(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:

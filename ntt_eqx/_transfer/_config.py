@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import optax
 
-from .._checks import check_weight, is_count
+from .._checks import check_count, check_weight
 from .._masks import AbstractPattern, Sparsity
 from .._masks._allocation import Allocation, check_density
 from .._masks._sparsity import LayerDensities
@@ -96,12 +96,7 @@ class NTTConfig:
         if self.outputs == "sketch" and self.implementation != "factors":
             raise ValueError("NTTConfig: a sketch needs implementation='factors'.")
         for name in ("mask_every", "num_steps", "sketch_size"):
-            value = getattr(self, name)
-            if not (is_count(value) or value is None and name != "sketch_size"):
-                raise ValueError(
-                    f"NTTConfig: {name} must be an integer of at least 1"
-                    f"{'' if name == 'sketch_size' else ' or None'}, got {value!r}."
-                )
+            check_count(f"NTTConfig: {name}", getattr(self, name), none=name != "sketch_size")
         try:
             sparsity = self.sparsity()
         except ValueError as error:

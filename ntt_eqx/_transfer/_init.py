@@ -94,6 +94,11 @@ def ntt_init(
 def _method(
     config: NTTConfig | NeuralTangentTransfer, optimizer: optax.GradientTransformation | None
 ) -> NeuralTangentTransfer:
+    if not isinstance(config, NTTConfig | NeuralTangentTransfer):
+        raise ValueError(
+            "ntt_init: the second argument must be an NTTConfig or a NeuralTangentTransfer, got "
+            f"{type(config).__name__}; write NTTConfig(density=...)."
+        )
     if isinstance(config, NeuralTangentTransfer):
         if optimizer is not None:
             raise ValueError("ntt_init: the method has an optimizer; leave `optimizer` out.")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from .._checks import check_optimizer, is_count
+from .._checks import check_count, check_optimizer
 from .._masks import Sparsity
 from .._scores import AbstractLabelFreeScore, Magnitude
 from ._loss import AbstractTransferLoss
@@ -127,11 +127,7 @@ class NeuralTangentTransfer(eqx.Module):
                 )
         check_optimizer("NeuralTangentTransfer", optimizer)
         check_arrival("NeuralTangentTransfer", self.sparsity, self.refreshes, num_steps)
-        if not (num_steps is None or is_count(num_steps)):
-            raise ValueError(
-                "NeuralTangentTransfer: num_steps must be an integer of at least 1 or None, got "
-                f"{num_steps!r}."
-            )
+        check_count("NeuralTangentTransfer: num_steps", num_steps, none=True)
         if pruned not in ("free", "frozen", "zero"):
             raise ValueError(
                 "NeuralTangentTransfer: pruned must be one of ('free', 'frozen', 'zero'), got "

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
-from .._checks import is_count
+from .._checks import MOST, check_count
 from .._masks._select import select
 from .._scores import AbstractLabelFreeScore, split_weights
 from .._scores._base import fresh
@@ -92,10 +92,8 @@ class AbstractPeriodicRefresh(AbstractRefresh):
     def __check_init__(self) -> None:
         """Reject steps that are none."""
         name = type(self).__name__
-        if not is_count(self.every):
-            raise ValueError(f"{name}: every must be an integer of at least 1, got {self.every!r}.")
-        if self.until is not None and not isinstance(self.until, int):
-            raise ValueError(f"{name}: until must be an integer or None, got {self.until!r}.")
+        check_count(f"{name}: every", self.every)
+        check_count(f"{name}: until", self.until, -MOST, none=True)
 
     def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
         """After each `every` steps, before `until`."""

@@ -14,9 +14,9 @@ from .._parameters import partition_parameters
 from .._sparse import SparseModel, map_masked
 from .._stateful import advanced
 from ._moment import Moment
-from ._ntt_loss import NTTMetrics, loss_at
+from ._ntt_loss import NTTMetrics, halves, loss_at, with_rate
 from ._refreshes import RefreshView
-from ._state import NTTState
+from ._state import NTTState, check_state
 
 
 def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, NTTMetrics]:
@@ -36,8 +36,13 @@ def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, 
 
     The next state, and the metrics of the batch before the update. Where the refresh's scores
     cannot rank the weights (all zero, NaN), their layers are empty and the loss is NaN.
+
+    **Raises:**
+
+    `ValueError` for samples whose shape or dtype does not suit, raw pixels among them.
     """
-    return left_to_xla(_stepped, state, x, like=(state, None))
+    check_state("ntt_step", state)
+    return left_to_xla(_stepped, state, halves("ntt_step", x), like=(state, None))
 
 
 def ntt_evaluate(state: NTTState, x: Shaped[Array, "batch ..."]) -> NTTMetrics:
@@ -51,8 +56,13 @@ def ntt_evaluate(state: NTTState, x: Shaped[Array, "batch ..."]) -> NTTMetrics:
     **Returns:**
 
     The `NTTMetrics` that `ntt_step` would give for this batch.
+
+    **Raises:**
+
+    `ValueError` for samples whose shape or dtype does not suit, raw pixels among them.
     """
-    return left_to_xla(_evaluated, state, x)
+    check_state("ntt_evaluate", state)
+    return left_to_xla(_evaluated, state, halves("ntt_evaluate", x))
 
 
 def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
@@ -79,7 +89,7 @@ def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     student = _settled(eqx.combine(params, static), state.student, method.pruned)
     step = state.step + 1
     student, support, lost = _refreshed(state, student, step, x)
-    metrics = eqx.tree_at(lambda m: m.learning_rate, metrics, learning_rate(opt_state))
+    metrics = with_rate(metrics, learning_rate(opt_state))
     if lost is not None:
         metrics = eqx.tree_at(lambda m: m.loss, metrics, jnp.where(lost, jnp.nan, metrics.loss))
     state = NTTState(state.teacher, student, opt_state, step, state.key, support, method)
@@ -90,7 +100,7 @@ def _evaluated(state: NTTState, x: Array) -> NTTMetrics:
     state = lost_unless_shared(state, x)
     loss = state.method.loss
     _, metrics = loss_at(loss, state.student, state.teacher, x, state.moment())
-    return eqx.tree_at(lambda m: m.learning_rate, metrics, learning_rate(state.opt_state))
+    return with_rate(metrics, learning_rate(state.opt_state))
 
 
 def _settled(student: SparseModel, before: SparseModel, pruned: str) -> SparseModel:

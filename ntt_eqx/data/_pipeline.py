@@ -69,8 +69,8 @@ def batches(
     - `split`: the samples.
     - `batch_size`: samples per batch, at most `len(split)`.
     - `seed`: which shuffled orders; a non-negative integer.
-    - `mean`, `std`: `Dataset.mean` and `Dataset.std`; a float or one per channel. A batch is
-      `(x / 255 - mean) / std` for uint8 pixels and `(x - mean) / std` for float features.
+    - `mean`, `std`: `Dataset.mean` and `Dataset.std`; a float or one per channel or feature. A
+      batch is `(x / 255 - mean) / std` for uint8 pixels and `(x - mean) / std` for float features.
     - `shuffle`: `False` goes through the samples in their order.
     - `num_epochs`: stop after so many epochs, without the last batch if it is not full; `None`
       goes on for ever.
@@ -205,13 +205,14 @@ def _offset_and_scale(x: np.ndarray, mean: Moment, std: Moment) -> tuple[np.ndar
     for name, value in (("mean", means), ("std", stds)):
         if value.shape not in ((1,), (channels,)) or not np.all(np.isfinite(value)):
             raise ValueError(
-                f"standardise: {name} must be finite, a float or one per channel ({channels}), "
-                f"got {value.tolist()}."
+                f"standardise: {name} must be finite, a float or one per channel or feature "
+                f"({channels}), got {value.tolist()}."
             )
     if not np.all(stds > 0):
         raise ValueError(f"standardise: std must be positive, got {stds.tolist()}.")
     unit = 255.0 if x.dtype == np.uint8 else 1.0
     shape = (-1, *[1] * (x.ndim - 2))
-    precision = np.float64 if x.dtype == np.float64 else np.float32
+    # of any byte order; what is wider than float32 may lie far from zero
+    precision = np.float64 if x.dtype.itemsize > 4 else np.float32
     offset, scale = (unit * means).astype(precision), (1 / (unit * stds)).astype(np.float32)
     return offset.reshape(shape), scale.reshape(shape)

@@ -76,7 +76,7 @@ test_refusals = refusals(
         "train: words": (lambda: learn((X, ["a"])), r"batch\[1\]\[0\] must be an array, got str"),
         "train: steps": (
             lambda: ntt.train(linear(), iter([(X, Y)]), SGD, num_steps=1.5),
-            "num_steps must be at least 0, got 1.5",
+            "num_steps must be an integer of at least 0, got 1.5",
         ),
         "evaluate: label": (lambda: look_at((X, Y + 1)), r"evaluate: labels must lie in \[0, 2\)"),
         "evaluate: negative label": (lambda: look_at((X, -Y)), r"labels must lie in .*got -1 to 0"),
@@ -84,9 +84,15 @@ test_refusals = refusals(
         "evaluate: features": (lambda: look_at((X[:, :2], Y)), ASKS_FOR_ONE),
         "evaluate: not logits": (lambda: look_at((X, Y), Grid()), "to a vector of logits"),
         "evaluate: key": (lambda: look_at((X, Y), NeedsKey()), HOLDS_THEM),
-        "evaluate: no data": (lambda: look_at(None), "evaluate: all arrays of a batch must have"),
+        "evaluate: no data": (
+            lambda: look_at(None),
+            "evaluate: data must be one batch.*got NoneType",
+        ),
         "evaluate: no batches": (lambda: look_at(iter([])), "evaluate: there is no batch"),
-        "evaluate: lists": (lambda: look_at(([[1.0]], [0])), "all arrays of a batch must have"),
+        "evaluate: lists": (
+            lambda: look_at(([[1.0]], [0])),
+            "needs labelled examples.*got list of 1",
+        ),
         "evaluate: three parts": (
             lambda: look_at((X, Y, Y)),
             r"evaluate: needs .* a tuple \(x, y\)",
@@ -96,7 +102,10 @@ test_refusals = refusals(
             lambda: look_at((np.zeros((4, 3), np.uint8), Y)),
             r"got uint8; standardise it first, .*ntt\.data\.as_batch",
         ),
-        "evaluate: batch size": (lambda: look_at((X, Y), batch_size=2.0), "batch_size must be at"),
+        "evaluate: batch size": (
+            lambda: look_at((X, Y), batch_size=2.0),
+            "batch_size must be an integer",
+        ),
     }
 )
 

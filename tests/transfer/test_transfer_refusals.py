@@ -77,15 +77,15 @@ test_refusals = refusals(
         ),
         "transfer: negative steps": (
             lambda: ntt.transfer(start(), iter([X]), num_steps=-1),
-            "num_steps must be at least 0, got -1",
+            "num_steps must be an integer of at least 0, got -1",
         ),
         "transfer: steps of text": (
             lambda: ntt.transfer(start(), iter([X]), num_steps="3"),
-            "num_steps must be at least 0, got '3'",
+            "num_steps must be an integer of at least 0, got '3'",
         ),
         "transfer: log_every 0": (
             lambda: run(X, log_every=0),
-            "log_every must be at least 1 or None",
+            "log_every must be an integer of at least 1 or None",
         ),
         "transfer: batches": (lambda: run(X, Batched()), ASKS_FOR_ONE),
         "transfer: key": (lambda: run(X, NeedsKey()), HOLDS_THEM),
