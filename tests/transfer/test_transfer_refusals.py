@@ -92,7 +92,7 @@ test_refusals = refusals(
         "transfer: state": (lambda: run(X, NeedsState()), HOLDS_THEM),
         "transfer: returns state": (
             lambda: run(X, ReturnsState()),
-            "module that returns the outputs",
+            "paired with its state by",
         ),
         "loss: outputs": (
             lambda: ntt.ntt_loss(ntt.sparsify(linear(3, 5)), linear(), jnp.asarray(X), CONFIG),
