@@ -11,6 +11,7 @@ from ...models import MODELS
 from .._errors import Diverged, check_choice
 from ..cells import Cell, plan
 from ..claims import claimed
+from ..compilation import keep_compiled
 from ..images import check_dataset, shelf_of
 from ..loop import RunContext, StopRequest
 from ..manifest import check_folder
@@ -40,15 +41,19 @@ class RunOptions(abc.ABC):
         checkpoint_every: seconds between two checkpoints.
         devices: compute on one device, or share every step among all, those of other hosts with
             the same command (`hosts`) included; results agree to rounding.
+        compilation_cache: keep compiled programs in the user's cache folder, at most 512 MiB.
     """
 
     out: Path = Path("runs")
     data_dir: Path | None = None
     checkpoint_every: float = 60.0
     devices: Literal["one", "all", "hosts"] = "one"
+    compilation_cache: bool = True
 
     def run(self) -> int:
         """Do it on the devices asked for; returns the exit status."""
+        if self.compilation_cache:
+            keep_compiled()
         if self.devices == "hosts":
             join()
         with contextlib.nullcontext() if self.devices == "one" else distribute():
