@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -101,7 +100,8 @@ def invert_scores(scores: ScoreTree) -> ScoreTree:
     `ValueError` for a leaf that is no floating-point array.
     """
     for path, leaf in jtu.tree_leaves_with_path(scores):
-        if not eqx.is_inexact_array_like(leaf) or not hasattr(leaf, "dtype"):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"invert_scores: scores{jtu.keystr(path)} must be a floating-point array, got "
                 f"{getattr(leaf, 'dtype', type(leaf).__name__)}."

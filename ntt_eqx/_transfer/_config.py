@@ -28,9 +28,9 @@ class NTTConfig:
         density: share of prunable weights that are kept, in (0, 1]; or one for each layer, or a
             schedule of the step: see `Sparsity`.
         num_steps: length of the whole transfer; the mask is left alone within its last
-            `mask_every` steps. `None`: no end is known, the mask is refreshed throughout. A
-            schedule of the density needs it: the mask follows it to the last step, after which it
-            is taken once more, whatever `mask_every`.
+            `mask_every` steps. `None`: no end is known, the mask is refreshed throughout. Under a
+            schedule of the density the mask follows it to the last step, and is taken once more
+            there and at the schedule's own end, whatever `mask_every`.
         scope: `"layer"` keeps this share in every layer, `"global"` in all layers together.
         initial_mask: `"magnitude"` of the teacher's weights, or `"logit_snip"`.
         mask_every: steps between two refreshes of the mask from the magnitudes of the dense student

@@ -21,9 +21,9 @@ Pruned = Literal["free", "frozen", "zero"]
 def check_arrival(caller: str, sparsity: Sparsity, refreshes: bool, num_steps: int | None) -> None:
     """Raise `ValueError` when a schedule of the density cannot come to its end.
 
-    The mask is taken again after the last step, so that it has the density of that step. That is
-    the last one where a schedule has no end of its own. Where it comes to rest, at an `end` that it
-    names or where it no longer changes for large steps, that must not be after the last step.
+    The mask is taken again at the `end` that a schedule names, and after the last step, so that it
+    has the density of these steps. Where a schedule comes to rest, at its `end` or where it no
+    longer changes for large steps, that must not be after the last step.
     """
     schedule = sparsity.density
     if not callable(schedule):
@@ -33,13 +33,15 @@ def check_arrival(caller: str, sparsity: Sparsity, refreshes: bool, num_steps: i
             f"{caller}: density is a schedule, but the mask is never taken again: give mask_every, "
             "a refresh that is due, or a number as density."
         )
+    end = _end_of(schedule)
     if num_steps is None:
-        raise ValueError(
-            f"{caller}: density is a schedule: give num_steps, the length of the transfer, after "
-            "which the mask is taken for the last time."
-        )
-    end = getattr(schedule, "end", None)
-    if isinstance(end, int) and not isinstance(end, bool) and end > num_steps:
+        if end is None:
+            raise ValueError(
+                f"{caller}: density is a schedule: give num_steps, the length of the transfer, "
+                "after which the mask is taken for the last time."
+            )
+        return
+    if end is not None and end > num_steps:
         raise ValueError(
             f"{caller}: the density's schedule ends at step {end}, after the last step, "
             f"{num_steps}: make its end at most {num_steps}, or num_steps at least {end}."
@@ -52,6 +54,12 @@ def check_arrival(caller: str, sparsity: Sparsity, refreshes: bool, num_steps: i
             f"{caller}: the density's schedule comes to rest at {rest:g}, but is at {last:g} after "
             f"the last step, {num_steps}: make it end by step {num_steps}, or num_steps larger."
         )
+
+
+def _end_of(schedule: Any) -> int | None:
+    """The step at which a schedule says that it ends, as `GradualDensity` does."""
+    end = getattr(schedule, "end", None)
+    return int(end) if is_count(end) else None
 
 
 _FAR = 2**30
@@ -75,7 +83,7 @@ class NeuralTangentTransfer(eqx.Module):
         optimizer: any optax transformation.
         initial: the score of the first mask.
         num_steps: length of the whole transfer; `None` where it is not known. A schedule of the
-            density needs it: its last mask is taken after this step.
+            density that names no `end` needs it: its last mask is taken after this step.
         pruned: what becomes of the weights under the mask, which get no gradient. `"free"`: what
             the optimiser makes of weights without a gradient, as in the published code: after a
             refresh Adam's momentum carries them a little further, and weight decay shrinks them.
@@ -142,12 +150,15 @@ class NeuralTangentTransfer(eqx.Module):
     def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
         """Whether the mask is taken again after `step` steps; `False` itself means never.
 
-        When the refresh says so, and, under a schedule of the density, after the last step,
-        whatever the refresh: so the last mask has the last density.
+        When the refresh says so, and, under a schedule of the density, at the end that it names and
+        after the last step, whatever the refresh: so the last mask has the last density.
         """
         due = self.refresh.due(step)
-        scheduled = callable(self.sparsity.density) and self.num_steps is not None
-        return due | (step == self.num_steps) if scheduled and due is not False else due
+        if due is False or not callable(self.sparsity.density):
+            return due
+        for last in (self.num_steps, _end_of(self.sparsity.density)):
+            due = due if last is None else due | (step == last)
+        return due
 
     def keeps_count(self, shape: tuple[int, ...]) -> bool:
         """Whether a weight of this `shape` keeps the same number of entries throughout."""

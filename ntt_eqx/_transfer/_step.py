@@ -24,8 +24,8 @@ def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, 
 
     When its refresh is due the mask is taken again: in the published recipe from the magnitudes of
     the dense student weights, after every `mask_every` steps, except within the last `mask_every`
-    of `num_steps`. Under a schedule of the density it is taken after the last step, too. Shapes
-    never change, so nothing is compiled again.
+    of `num_steps`. Under a schedule of the density it is taken at the schedule's end and after the
+    last step, too. Shapes never change, so nothing is compiled again.
 
     **Arguments:**
 
