@@ -230,7 +230,7 @@ def _run_cells(cells: Sequence[Cell], out: Path, context: RunContext) -> bool:
                 failed = True
                 context.display.say(str(error))
                 continue
-            with contextlib.suppress(Taken), claimed(out, "compare") as whole:
+            with contextlib.suppress(Taken, Lost), claimed(out, "compare") as whole:
                 # one who is at it writes them, or will at the end
                 write_tables(_results(cells, out), whole)
             if result["test_accuracy"] is not None:
