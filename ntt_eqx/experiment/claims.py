@@ -25,6 +25,7 @@ from .together import by_first
 BEAT = 10.0  # seconds between two heartbeats
 STALE = 120.0  # seconds without one after which a claim is anybody's
 CLAIM = ".claim"
+_HELD: set[str] = set()  # the claims of this process
 _CLOCK = re.compile(re.escape(CLAIM) + r"-clock-[0-9a-f]{32}")
 
 
@@ -81,6 +82,7 @@ class Claim:
 
     def release(self) -> None:
         """Let the folder go."""
+        _HELD.discard(self._owner["id"])
         with contextlib.suppress(OSError):
             if _read(self._path) == self._owner:
                 self._path.unlink()
@@ -97,13 +99,18 @@ class Claim:
         if os.path.lexists(self._path):
             return False
         try:
-            return create_whole(self._path, json.dumps(self._owner).encode())
+            created = create_whole(self._path, json.dumps(self._owner).encode())
         except FileNotFoundError:  # a quicker worker removed what was about to become the claim
             return False
+        if created:
+            _HELD.add(self._owner["id"])
+        return created
 
     def _is_stale(self, owner: dict[str, Any]) -> bool:
         here = all(owner.get(name) == self._owner[name] for name in ("host", "system"))
-        if here and not _is_alive(owner.get("pid")):
+        # One of this process that is not held is one that could not be removed when it was let go.
+        own = owner.get("pid") == self._owner["pid"] and owner.get("id") not in _HELD
+        if here and (own or not _is_alive(owner.get("pid"))):
             return True
         clock = self._folder / f"{CLAIM}-clock-{self._owner['id']}"
         try:

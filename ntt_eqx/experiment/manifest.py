@@ -73,9 +73,10 @@ class RunFolder:
         """Remove files of the run, and the folders that are empty then."""
         by_first(lambda: self._remove([*names]))
 
-    def names(self, prefix: str = "") -> list[str]:
-        """The run's files whose names begin so, of those that are there."""
-        return by_first(lambda: [n for n in files_of(self.path) if n.startswith(prefix)])
+    def names(self, prefix: str = "", *, there: bool = True) -> list[str]:
+        """The run's files whose names begin so; `there`: of those that were written."""
+        find = files_of if there else lambda folder: [*read_manifest(folder).files]
+        return by_first(lambda: [n for n in find(self.path) if n.startswith(prefix)])
 
     def has(self, name: str) -> bool:
         """Whether the run has a file of this name."""

@@ -12,6 +12,7 @@ from .table import Cells
 from .terminal import plain
 from .together import is_first
 
+_NUMBERS = 46  # columns of a terminal for the bar, its wheel, count, rate and time left
 _LINE_EVERY = 10.0  # seconds between two plain lines
 
 
@@ -73,7 +74,7 @@ class Display:
         """Show, on a terminal, what takes a while and has no steps."""
         task = None
         if self._bar is not None:
-            fields = {"title": text, "count": "", "rate": "", "left": "", "note": ""}
+            fields = {"title": self._short(text), "count": "", "rate": "", "left": "", "note": ""}
             task = self._bar.add_task("", total=None, **fields)
         try:
             yield
@@ -143,9 +144,15 @@ class Display:
         columns += [text("note", "dim")] if self._console.width >= 130 else []
         return bars.Progress(*columns, console=self._console, transient=True, expand=True)
 
+    def _short(self, title: str) -> str:
+        """A title that leaves room for the bar and its numbers, its end kept: what is done now."""
+        name, comma, what = title.rpartition(", ")
+        room = max(self._console.width - _NUMBERS - len(comma + what), 10)
+        return title if len(name) <= room else f"{name[: room - 1]}…{comma}{what}"
+
     def _fields(self) -> dict[str, str]:
         return {
-            "title": self._title,
+            "title": self._short(self._title),
             "count": f"{self._done}/{self._steps}",
             "rate": "compiling" if self._first is None else f"{self._rate or 0:.3g}/s",
             "left": "" if self._left is None else f"{duration(self._left)} left",

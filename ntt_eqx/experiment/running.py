@@ -76,7 +76,7 @@ def run_cell(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dic
             run.write_json(FAILURE, said)
             raise
         run.write_json(RESULT, result)  # the last file: the cell is done
-    run.remove([FAILURE, *run.names(CHECKPOINTS)])
+    run.remove([FAILURE, *run.names(CHECKPOINTS, there=False)])
     wait()
     return result
 

@@ -23,7 +23,7 @@ from ..claims import CLAIM, Lost, Taken, claimed
 from ..images import shelf_of
 from ..launch import launch
 from ..loop import Phase, RunContext, StopRequest
-from ..manifest import CHECKPOINTS, RunFolder, check_folder, create, files_of, holds
+from ..manifest import CHECKPOINTS, RunFolder, check_folder, create, holds, read_manifest
 from ..methods import METHODS
 from ..phases import planned_steps, training_phase, transfer_phase
 from ..progress import Display, duration
@@ -230,7 +230,7 @@ def _run_cells(cells: Sequence[Cell], out: Path, context: RunContext) -> bool:
                 failed = True
                 context.display.say(str(error))
                 continue
-            with contextlib.suppress(Taken), claimed(out, "compare") as whole:
+            with contextlib.suppress(Taken, Lost), claimed(out, "compare") as whole:
                 # one who is at it writes them, or will at the end
                 write_tables(_results(cells, out), whole)
             if result["test_accuracy"] is not None:
@@ -249,7 +249,7 @@ def _is_left(directory: Path) -> bool:
     """Whether a cell is done and its worker has left it, all cleared away."""
     if not holds(directory, RESULT) or (directory / CLAIM).exists():
         return False
-    return not any(name.startswith(CHECKPOINTS) for name in files_of(directory))
+    return not any(name.startswith(CHECKPOINTS) for name in read_manifest(directory).files)
 
 
 def _has_failed(directory: Path, since: float) -> bool:
