@@ -74,7 +74,7 @@ def transfer(
     if num_steps is None:
         raise ValueError("transfer: give `num_steps` here or in NTTConfig.")
     check_room("transfer", state)
-    begin, observe, first = state, {}, True
+    begin, observe, first, known = state, {}, True, None
     if validation is not None:
         held_out = list(_held_out(state.teacher, validation))
         if not held_out:
@@ -82,11 +82,11 @@ def transfer(
         observe["validation"] = lambda state: _validated(state, held_out)
 
     def step(state: NTTState, x: Any) -> tuple[NTTState, NTTMetrics, Evidence]:
-        nonlocal first
+        nonlocal first, known
         check_halves("transfer", x)
         x = spread("transfer", as_array("transfer", "x", x), whole=True)  # the step tiles it
-        if first:
-            x = _fitting("transfer", state.teacher, x)
+        if known != (kind := (x.shape[1:], x.dtype)):
+            known, x = kind, _fitting("transfer", state.teacher, x)
         state, metrics, norms = _step(state, x)
         if first and bool(jnp.isfinite(metrics.loss)):
             check_first_update("transfer", state.student, lambda: _gradient(begin, x))
