@@ -100,7 +100,7 @@ def train_init(
     `ValueError` when a weight is NaN or infinite, or `optimizer` is no optax transformation.
     """
     check_weights("train_init", model)
-    params = eqx.filter(_with_zeros(model), eqx.is_inexact_array)
+    params = eqx.filter(with_zeros(model), eqx.is_inexact_array)
     opt_state = init_optimizer("train_init", optimizer, params)
     state = TrainState(model, opt_state, jnp.zeros((), jnp.int32), key, config, optimizer)
     return replicate(state)
@@ -149,7 +149,7 @@ def check_state(caller: str, state: Any) -> None:
 def _stepped(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:
     batch = spread("train_step", batch)
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-    params, rest = eqx.partition(_with_zeros(state.model), eqx.is_inexact_array)
+    params, rest = eqx.partition(with_zeros(state.model), eqx.is_inexact_array)
 
     @with_equivalents
     def loss(params: PyTree) -> tuple[Float[Array, ""], TrainMetrics]:
@@ -182,7 +182,7 @@ def _penalised(model: PyTree) -> list[Array]:
     return masked_weights(model) if isinstance(model, SparseModel) else prunable_leaves(model)
 
 
-def _with_zeros(model: PyTree) -> PyTree:
+def with_zeros(model: PyTree) -> PyTree:
     """The model with zeros stored where weights are pruned."""
     return SparseModel(model.to_dense(), model.mask) if isinstance(model, SparseModel) else model
 

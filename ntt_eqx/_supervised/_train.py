@@ -16,7 +16,15 @@ from .._examples import as_inference
 from .._fit import History, Progress, Row, drive
 from ._evaluate import evaluate
 from ._objective import CROSS_ENTROPY, Objective, check_start, readable
-from ._step import TrainConfig, TrainMetrics, TrainState, check_state, step_as, train_init
+from ._step import (
+    TrainConfig,
+    TrainMetrics,
+    TrainState,
+    check_state,
+    step_as,
+    train_init,
+    with_zeros,
+)
 
 Model = TypeVar("Model")
 
@@ -160,7 +168,8 @@ def train_steps(
 
 @eqx.filter_jit(donate="all-except-first")
 def _step(batch: PyTree, state: TrainState) -> tuple[TrainState, TrainMetrics, Any]:
-    return *step_as("train", state, batch), weight_norms(state.model)
+    # as the loss sees them, so that its L2 term and these share their sums
+    return *step_as("train", state, batch), weight_norms(with_zeros(state.model))
 
 
 @eqx.filter_jit

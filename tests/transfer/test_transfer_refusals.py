@@ -101,7 +101,7 @@ test_refusals = refusals(
         ),
         "transfer: a second batch of other features": (
             lambda: ntt.transfer(start(), [(X, Y), (X[:, :2], Y)]),
-            f"transfer: {ASKS_FOR_ONE}",
+            f"transfer: .*{ASKS_FOR_ONE}",
         ),
         "transfer: wide tokens": (
             lambda: run(np.full((4, 3), 2**40)),
