@@ -158,8 +158,12 @@ def is_batch(data: Any, *, labels: bool = True) -> bool:
         return True
     if labels:
         return isinstance(data, tuple) or len(data) == 2
-    kinds = {(str(entry.dtype), tuple(entry.shape[1:])) for entry in data if np.ndim(entry)}
-    return len(kinds) != 1 or not all(map(np.ndim, data))
+    shapes = [tuple(getattr(entry, "shape", ())) for entry in data]
+    kinds = {
+        (str(getattr(entry, "dtype", "")), shape[1:])
+        for entry, shape in zip(data, shapes, strict=True)
+    }
+    return len(kinds) != 1 or not all(shapes)
 
 
 def _is_array(value: Any) -> bool:

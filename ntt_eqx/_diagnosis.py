@@ -81,7 +81,9 @@ def faults_of_batch(batch: Any, step: int) -> str | None:
             of = f" in {rows} of its {len(bad)} samples" if bad.ndim else ""
             return f"The batch of step {step} has NaN or infinity in {name}{of}: mend the data."
     for path, leaf in jtu.tree_leaves_with_path(batch):
-        if _is_real(leaf) and np.size(leaf) and (most := np.abs(_host(leaf)).max()) > _LARGE:
+        if not _is_real(leaf):
+            continue
+        if (most := float(np.abs(_host(leaf)).max(initial=0.0))) > _LARGE:
             return (
                 f"The batch of step {step} has entries up to {most:.2g} in "
                 f"{_leaf_name(batch, path)}: standardise it, or take such samples out."

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Float, Int, Integer, PyTree, Shaped
 
 from ._batch import as_array, pair
 from ._checks import check_batch, check_finite, sample_of, sample_output
@@ -21,7 +21,7 @@ Examples: TypeAlias = tuple[Samples, Int[Array | np.ndarray, " batch"]]
 
 
 def softmax_cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
+    logits: Float[Array, "batch classes"], labels: Integer[Array, " batch"]
 ) -> Float[Array, " batch"]:
     """Softmax cross-entropy of every sample, in nats; NaN where a label is out of range."""
     # Narrow integers may not hold the number of classes, nor negative ones that no label wraps.

@@ -106,7 +106,7 @@ def train_init(
     check_weights("train_init", model)
     if key is not None:
         check_key("train_init", key)
-    params = parameters(_with_zeros(model))
+    params = parameters(with_zeros(model))
     opt_state = init_optimizer("train_init", optimizer, params)
     state = TrainState(model, opt_state, jnp.zeros((), jnp.int32), key, config, optimizer)
     return replicate(state)
@@ -155,7 +155,7 @@ def check_state(caller: str, state: Any) -> None:
 def _stepped(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:
     batch = spread("train_step", batch)
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-    params, rest = partition_parameters(_with_zeros(state.model))
+    params, rest = partition_parameters(with_zeros(state.model))
 
     @with_equivalents
     def loss(params: PyTree) -> tuple[Float[Array, ""], Any]:
@@ -190,7 +190,7 @@ def _penalised(model: PyTree) -> list[Array]:
     return masked_weights(model) if isinstance(model, SparseModel) else prunable_leaves(model)
 
 
-def _with_zeros(model: PyTree) -> PyTree:
+def with_zeros(model: PyTree) -> PyTree:
     """The model with zeros stored where weights are pruned."""
     return SparseModel(model.to_dense(), model.mask) if isinstance(model, SparseModel) else model
 

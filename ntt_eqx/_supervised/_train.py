@@ -18,7 +18,15 @@ from .._masks import check_collapse
 from .._sparse import SparseModel
 from ._evaluate import evaluate
 from ._objective import CROSS_ENTROPY, Objective, check_start, readable
-from ._step import TrainConfig, TrainMetrics, TrainState, check_state, step_as, train_init
+from ._step import (
+    TrainConfig,
+    TrainMetrics,
+    TrainState,
+    check_state,
+    step_as,
+    train_init,
+    with_zeros,
+)
 
 Model = TypeVar("Model")
 
@@ -169,7 +177,8 @@ def train_steps(
 
 @eqx.filter_jit(donate="all-except-first")
 def _step(batch: PyTree, state: TrainState) -> tuple[TrainState, TrainMetrics, Any]:
-    return *step_as("train", state, batch), weight_norms(state.model)
+    # as the loss sees them, so that its L2 term and these share their sums
+    return *step_as("train", state, batch), weight_norms(with_zeros(state.model))
 
 
 @eqx.filter_jit

@@ -77,7 +77,7 @@ def transfer(
     if num_steps is None:
         raise ValueError("transfer: give `num_steps` here or in NTTConfig.")
     check_room("transfer", state)
-    begin, observe, first, newest, shape = state, {}, True, state, None
+    begin, observe, first, newest, known = state, {}, True, state, None
     if validation is not None:
         held_out = list(_held_out(state.teacher, validation))
         if not held_out:
@@ -85,11 +85,11 @@ def transfer(
         observe["validation"] = lambda state: _validated(state, held_out)
 
     def step(state: NTTState, x: Any) -> tuple[NTTState, NTTMetrics, Evidence]:
-        nonlocal first, newest, shape
+        nonlocal first, newest, known
         check_halves("transfer", x)
         x = spread("transfer", as_array("transfer", "x", x), whole=True)  # the step tiles it
-        if first:
-            shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        if known is None or known.shape[1:] != x.shape[1:] or known.dtype != x.dtype:
+            known = jax.ShapeDtypeStruct(x.shape, x.dtype)
             x = _fitting("transfer", state.teacher, x)
         state, metrics, norms = _step(state, x)
         if first and bool(jnp.isfinite(metrics.loss)):
@@ -119,8 +119,8 @@ def transfer(
     except DivergenceError as error:
         _explain_lost(newest, error)
         raise
-    if shape is not None:
-        check_collapse(state.student, shape, caller="transfer")
+    if known is not None:
+        check_collapse(state.student, known, caller="transfer")
     return state, history
 
 

@@ -105,7 +105,7 @@ def run_phase(phase: Phase, run: RunFolder, metrics: MetricsFile, context: RunCo
             kept = f"the last good checkpoint is step {steps[-1]}, in {store.directory}"
         raise Diverged(
             f"{phase.title}: the loss became {error.value} at step {error.step} of "
-            f"{phase.num_steps}; {kept}. {phase.advice}",
+            f"{phase.num_steps}; {kept}. {error.reason or phase.advice}",
             stage=phase.name,
             step=error.step,
         ) from None
