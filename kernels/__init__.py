@@ -3,6 +3,7 @@
 from ._blocks import (
     BLOCK_BYTES as BLOCK_BYTES,
     block_size as block_size,
+    known_memory as known_memory,
     map_blocks as map_blocks,
     map_rows as map_rows,
     memory_of as memory_of,

@@ -49,12 +49,18 @@ def memory_of(device: Device) -> int:
 
     Bytes; 8 GiB where nothing is known of its kind.
     """
+    known = known_memory(device)
+    return 8 * 2**30 if known is None else known
+
+
+def known_memory(device: Device) -> int | None:
+    """`memory_of`; `None` where nothing is known of the device's kind."""
     for local in jax.local_devices():
         stats = local.memory_stats() if local.device_kind == device.kind else None
         if stats and "bytes_limit" in stats:
             return int(stats["bytes_limit"])
     known = [kind for kind in _MEMORY if device.kind.startswith(kind)]
-    return _MEMORY[max(known, key=len)] * 2**30 if known else 8 * 2**30
+    return _MEMORY[max(known, key=len)] * 2**30 if known else None
 
 
 def block_size(rows: int, bytes_per_row: int, budget: int | None = None) -> int:

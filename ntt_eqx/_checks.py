@@ -99,10 +99,10 @@ def is_finite(x: Any) -> bool:
         return bool((np if isinstance(x, np.ndarray) else jnp).isfinite(x).all())
 
 
-def check_weights(caller: str, model: PyTree) -> None:
+def check_weights(caller: str, model: PyTree, name: str = "model") -> None:
     """`check_finite` for every floating-point leaf of `model`."""
     for path, leaf in jtu.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array)):
-        check_finite(caller, f"model{jtu.keystr(path)}", leaf)
+        check_finite(caller, f"{name}{jtu.keystr(path)}", leaf)
 
 
 def check_optimizer(caller: str, optimizer: Any) -> None:
@@ -170,5 +170,10 @@ def checked_output(caller: str, out: Any) -> jax.ShapeDtypeStruct:
             f"{caller}: the model must map one sample to one floating-point array of outputs, but "
             f"it returned {out!r}. A model that also returns a state is paired with its state by "
             "ntt.StatefulModel(model, state)."
+        )
+    if out.size == 0:
+        raise ValueError(
+            f"{caller}: the model maps one sample to no outputs, an array {out.dtype}"
+            f"{list(out.shape)}; it must have one at least."
         )
     return out

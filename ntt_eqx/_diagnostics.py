@@ -7,10 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree, Shaped
 
+from ._checks import check_finite, check_weights
 from ._kernel_regression import kernel_matrix
 from ._ntk import explain, ntk
+from ._ntk._given import given_batch, given_leaves
 from ._sparse import SparseModel
 
 
@@ -65,7 +67,7 @@ class LayerCost:
 
 
 def compare_kernels(
-    sparse: SparseModel, dense: PyTree, x: Float[Array, "n ..."]
+    sparse: SparseModel, dense: PyTree, x: Shaped[Array | np.ndarray, "n ..."]
 ) -> KernelComparison:
     """Compare the active kernel of a sparse network with the kernel of a dense one.
 
@@ -81,9 +83,23 @@ def compare_kernels(
 
     **Raises:**
 
-    `ValueError` for inputs that `ntk` does not take.
+    `ValueError` for inputs that `ntk` does not take, networks with different numbers of outputs,
+    and NaN or infinity in the inputs, the weights or a kernel.
     """
-    found = [ntk(network, x) for network in eqx.nn.inference_mode((sparse, dense))]
+    caller = "compare_kernels"
+    check_finite(caller, "x", x := given_batch(caller, "x", x))
+    found = []
+    for name, network in (("sparse", sparse), ("dense", dense)):
+        check_weights(caller, given_leaves(caller, name, network), name)
+        theta = ntk(eqx.nn.inference_mode(network), x)
+        check_finite(caller, f"the kernel of the {name} network", theta)
+        found.append(theta)
+    if found[0].shape != found[1].shape:
+        outputs = [theta.shape[2] for theta in found]
+        raise ValueError(
+            f"{caller}: both networks must have as many outputs, got {outputs[0]} of the sparse "
+            f"and {outputs[1]} of the dense one."
+        )
     one, two = (np.asarray(kernel_matrix(theta), np.float64) for theta in found)
     spectrum, dense_spectrum = _spectrum(one), _spectrum(two)
     over_outputs = lambda k: np.einsum("nkmk->nm", k.reshape(2 * (len(x), len(k) // len(x))))

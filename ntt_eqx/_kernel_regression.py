@@ -4,17 +4,21 @@ A kernel is what `ntk` returns for N and M samples: `[N, M, K, L]` for all pairs
 `[N, M, K]` for their diagonal, `[N, M]` for one kernel that all outputs share.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from ._batch import as_array
 from ._checks import check_finite, check_weight
 
 
-def kernel_matrix(theta: Float[Array, "n m *outputs"]) -> Float[Array, "rows columns"]:
+def kernel_matrix(theta: Float[Array | np.ndarray, "n m *outputs"]) -> Float[Array, "rows columns"]:
     """A kernel as a matrix, one row for each sample and output, samples before outputs.
 
     **Arguments:**
@@ -30,7 +34,8 @@ def kernel_matrix(theta: Float[Array, "n m *outputs"]) -> Float[Array, "rows col
 
     `ValueError` for another number of axes.
     """
-    n, m, *outputs = _checked("kernel_matrix", theta).shape
+    theta = _checked("kernel_matrix", theta)
+    n, m, *outputs = theta.shape
     if not outputs:
         return theta
     if len(outputs) == 1:
@@ -42,7 +47,7 @@ def kernel_matrix(theta: Float[Array, "n m *outputs"]) -> Float[Array, "rows col
 
 
 def kernel_eigenvalues(
-    theta: Float[Array, "n m *outputs"], *, jitter: float | int | None = None
+    theta: Float[Array | np.ndarray, "n m *outputs"], *, jitter: float | int | None = None
 ) -> Float[Array, " rows"]:
     """Eigenvalues of the kernel of a batch with itself, the largest first.
 
@@ -79,14 +84,14 @@ class KernelRidge(eqx.Module):
 
     dual: Float[Array, "n k"]
 
-    def __call__(self, theta: Float[Array, "m n *outputs"]) -> Float[Array, "m k"]:
+    def __call__(self, theta: Float[Array | np.ndarray, "m n *outputs"]) -> Float[Array, "m k"]:
         """Predict at M new samples: `sum_nl theta[m, n, k, l] dual[n, l]`.
 
         Args:
             theta: the kernel of the new samples with the training samples, in this order, of the
                 same kind as the one that was fitted.
         """
-        _checked("KernelRidge", theta)
+        theta = _checked("KernelRidge", theta)
         n, k = self.dual.shape
         if theta.shape[1] != n or any(size != k for size in theta.shape[2:]):
             raise ValueError(
@@ -98,8 +103,8 @@ class KernelRidge(eqx.Module):
 
 
 def fit_kernel_ridge(
-    theta: Float[Array, "n m *outputs"],
-    targets: Float[Array, "samples *k"],
+    theta: Float[Array | np.ndarray, "n m *outputs"],
+    targets: Float[Array | np.ndarray, "samples *k"],
     *,
     ridge: float | int = 0.0,
     jitter: float | int | None = None,
@@ -133,7 +138,7 @@ def fit_kernel_ridge(
     at, that last gives NaN.
     """
     caller = "fit_kernel_ridge"
-    _checked(caller, theta)
+    theta, targets = _checked(caller, theta), as_array(caller, "targets", targets)
     if targets.ndim != 2 or targets.dtype != theta.dtype:
         raise ValueError(
             f"{caller}: targets must be {theta.dtype} [N, K], got {targets.dtype} {targets.shape}."
@@ -179,7 +184,7 @@ def _jitter(caller: str, theta: Array, jitter: float | int | None) -> Array:
 
 def _symmetric(caller: str, theta: Array) -> Array:
     """`theta` made symmetric to the last bit; an error unless it is so but for rounding."""
-    _checked(caller, theta)
+    theta = _checked(caller, theta)
     axes = (1, 0, *reversed(range(2, theta.ndim)))
     other = theta.transpose(axes)
     if other.shape != theta.shape:
@@ -198,7 +203,10 @@ def _symmetric(caller: str, theta: Array) -> Array:
     return (theta + other) / 2
 
 
-def _checked(caller: str, theta: Array) -> Array:
+def _checked(caller: str, theta: Any) -> Array:
+    theta = as_array(caller, "theta", theta)
+    if not jnp.issubdtype(theta.dtype, jnp.floating):
+        raise ValueError(f"{caller}: theta must be floats, got {theta.dtype}.")
     if not 2 <= theta.ndim <= 4:
         raise ValueError(
             f"{caller}: theta must be [N, M, K, L], [N, M, K] or [N, M], got shape {theta.shape}."

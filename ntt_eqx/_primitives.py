@@ -72,6 +72,8 @@ def with_equivalents(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
 def apply_primitive(eqn: Any, inputs: Sequence[Any]) -> list[Array]:
     """The outputs of `eqn` for concrete or traced `inputs`."""
     platform = target_device().platform
+    if eqn.primitive.name not in _EQUIVALENTS or _is_empty(eqn):
+        return bind(eqn, inputs)
     if eqn.primitive.name == _CONVOLUTION and eqn.params["batch_group_count"] == 1:
         if platform == "cpu":
             return [_convolution(eqn, *inputs)]
@@ -139,6 +141,11 @@ def _all_at_once(a: Array, axes: Sequence[tuple[range, int, int]]) -> Array:
         strides = [1, *(stride for _, _, stride in axes), 1]
         slices.append(lax.slice(a, [0, *first, 0], [a.shape[0], *stops, a.shape[-1]], strides))
     return jnp.stack(slices, axis=len(axes) + 1)
+
+
+def _is_empty(eqn: Any) -> bool:
+    """Whether an array that an equation reads or writes has no entries: so have its patches."""
+    return not all(math.prod(v.aval.shape) for v in (*eqn.invars, *eqn.outvars))
 
 
 def _pays(eqn: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.extend.core as jex_core
+import jax.numpy as jnp
 from jaxtyping import Array
 
 Site: TypeAlias = tuple[int, ...]
@@ -310,7 +311,9 @@ def _unfold(
     look = lambda v: Const(v.val) if isinstance(v, jex_core.Literal) else env[v]
     for eqn in jaxpr.eqns:
         operands = [look(v) for v in eqn.invars]
-        if opens(eqn):
+        if _repeats_nothing(eqn):
+            outputs = _of_no_iterations(eqn, operands)
+        elif opens(eqn):
             inner = called_jaxpr(eqn)
             nested, closed = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
             outputs = _unfold(nested, closed, operands, steps, slots, opens)
@@ -319,6 +322,25 @@ def _unfold(
             steps.append(Step(eqn, tuple(operands), tuple(outputs), _loop_of(eqn, opens)))
         env.update(zip(eqn.outvars, outputs, strict=True))
     return [look(v) for v in jaxpr.outvars]
+
+
+def _repeats_nothing(eqn: Any) -> bool:
+    """Whether an equation is a `scan` of no iterations, of which no step is ever run."""
+    return (
+        eqn.primitive.name == "scan"
+        and eqn.params["length"] == 0
+        and not eqn.effects
+        and _scan_counts(eqn.params) is not None
+    )
+
+
+def _of_no_iterations(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """What a `scan` of no iterations gives: what it carries as it came, and rows of length 0."""
+    counts = _scan_counts(eqn.params)
+    assert counts is not None
+    consts, carry = counts
+    empty = [Const(jnp.zeros(v.aval.shape, v.aval.dtype)) for v in eqn.outvars[carry:]]
+    return [*operands[consts : consts + carry], *empty]
 
 
 def _loop_of(eqn: Any, opens: Callable[[Any], bool]) -> Loop | None:

@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.refusals import linear, refusals
 
+import ntt_eqx as ntt
 from ntt_eqx import compare_kernels, layer_costs, make_mask, scores, sparsify
 from ntt_eqx._diagnostics import _alignment, _effective_rank
 
@@ -98,3 +100,38 @@ def test_flops_count_every_position_of_a_convolution():
     for cost in layer_costs(pruned, (1, 12, 12)):
         assert cost.kept == round(0.1 * cost.weights)
         assert cost.kept_flops * cost.weights == cost.flops * cost.kept
+
+
+def broken(value):
+    return eqx.tree_at(lambda m: m.bias, linear(), jnp.asarray([0.0, value]))
+
+
+X = jnp.ones((2, 3))
+test_refusals = refusals(
+    {
+        "NaN in the inputs": (
+            lambda: ntt.compare_kernels(ntt.sparsify(linear()), linear(), X.at[0, 0].set(jnp.nan)),
+            "^compare_kernels: x has NaN",
+        ),
+        "NaN in the sparse network": (
+            lambda: ntt.compare_kernels(ntt.sparsify(broken(jnp.nan)), linear(), X),
+            r"^compare_kernels: sparse\..*bias has NaN",
+        ),
+        "infinity in the dense one": (
+            lambda: ntt.compare_kernels(ntt.sparsify(linear()), broken(jnp.inf), X),
+            r"^compare_kernels: dense\.bias has NaN or infinite",
+        ),
+        "an overflow": (
+            lambda: ntt.compare_kernels(ntt.sparsify(linear()), linear(), 1e30 * X),
+            "^compare_kernels: the kernel of the sparse network has NaN or infinite",
+        ),
+        "outputs": (
+            lambda: ntt.compare_kernels(ntt.sparsify(linear()), linear(outputs=4), X),
+            "^compare_kernels: both networks must have as many outputs, got 2 .* 4 of the dense",
+        ),
+        "no inputs": (
+            lambda: ntt.compare_kernels(ntt.sparsify(linear()), linear(), None),
+            "^compare_kernels: x must be an array, got NoneType",
+        ),
+    }
+)

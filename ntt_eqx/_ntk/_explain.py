@@ -12,6 +12,7 @@ from .._sparse import SparseModel, prunable_weights
 from ..kernels import GatheredMetric, target_device
 from ._costs import costs_on
 from ._forms import Cost, Path
+from ._given import given_batches, given_model
 from ._kernel import known_support
 from ._metric import LayerMetric
 from ._plan import KernelKind, Outputs, Plan, aligned, make_plan
@@ -117,8 +118,8 @@ class Explanation:
 
 def explain(
     model: PyTree,
-    x1: Shaped[Array, "n ..."],
-    x2: Shaped[Array, "m ..."] | None = None,
+    x1: Shaped[Array | np.ndarray, "n ..."],
+    x2: Shaped[Array | np.ndarray, "m ..."] | None = None,
     *,
     kernel: KernelKind = "active",
     outputs: Outputs = "full",
@@ -133,7 +134,13 @@ def explain(
 
     An `Explanation`; `print(explain(model, x))` shows its table, `.slow` the parameters that take
     the slow path.
+
+    **Raises:**
+
+    `ValueError` for what `ntk` does not take.
     """
+    model = given_model("explain", model)
+    x1, x2 = given_batches("explain", x1, x2)
     m = len(x1 if x2 is None else x2)
     support, device = known_support(model, kernel), target_device()
     plan, operands = make_plan(

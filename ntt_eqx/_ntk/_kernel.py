@@ -11,17 +11,24 @@ from .._checks import sample_of, sample_output
 from .._distribute import everywhere, layout_in_use
 from .._masks._collapse import is_traced
 from .._sparse import SparseModel
+from .._types import wide_dtype
 from ..kernels import Device, Precision, at_precision, target_device
 from ..kernels.manual_axes import varying_alike
 from ._costs import Costs, costs_on
 from ._oracles import jacobian_contraction, ntk_vector_products
-from ._pairs import Blocks, default_budget, plan_blocks
+from ._pairs import Blocks, check_fits, default_budget, plan_blocks
 from ._plan import KernelKind, Outputs, Plan, aligned, dense_and_metric, make_plan
+from ._reverse_only import reverse_only
 from ._support import mask_support, unchecked
 from ._tiled import carry_out, tile_lengths
 
 Implementation: TypeAlias = Literal["factors", "jacobian", "ntk_vector_products"]
 
+_IN_TILES = (
+    "ntk_tiles brings it to the host tile by tile, ntk_to_zarr to disk; one tile has to fit then"
+)
+_IN_A_STEP = "a probe of fewer outputs (ntt.Trace(), ntt.Sketch(R)) or a smaller batch takes less"
+_BY_FACTORS = "implementation='factors' makes only the pairs of outputs that are asked for"
 ORACLES = {"jacobian": jacobian_contraction, "ntk_vector_products": ntk_vector_products}
 
 
@@ -61,6 +68,7 @@ def kernel_between(
     `support` is that of the model's mask: `known_support`, made from it in the same call.
     """
     model, x1, x2, metric, directions, support = _alike(model, x1, x2, metric, directions, support)
+    model, x1, x2, directions = reverse_only((model, x1, x2, directions))
     layout = layout_in_use()
     # Other directions on the other side, or tiles: it is not symmetric.
     symmetric = x2 is None and directions is None and layout is None
@@ -80,6 +88,7 @@ def kernel_between(
         costs=costs,
     )
     _check_directions(plan, directions)
+    _check_fits("ntk", plan, directions, _IN_TILES)
     blocks = blocks_of(plan, budget, symmetric=symmetric)
     return carry_out(
         plan, operands, blocks, x1, x2, directions, budget // 4, one_pass=False, layout=layout
@@ -109,6 +118,7 @@ def outputs_and_ntk(
         dense = model.to_dense() if isinstance(model, SparseModel) else model
         with at_precision(precision):
             return jax.vmap(lambda sample: jnp.reshape(dense(sample), (-1,)))(x), theta
+    model, x, directions = reverse_only((model, x, directions))
     device = target_device()
     found, known = None, known_support(model, kernel, bucketed=False)
     if known is not None:
@@ -132,6 +142,7 @@ def outputs_and_ntk(
         costs=costs_on(device),
     )
     _check_directions(plan, directions)
+    _check_fits("ntt_loss", plan, directions, _IN_A_STEP)
     blocks = blocks_of(plan, default_budget(device), symmetric=False, keeps=True)
     if layout is not None and half % layout.devices:
         x = everywhere(x, layout)  # XLA cuts no spread array into halves that are padded then
@@ -154,7 +165,10 @@ def oracle(
 ) -> Array:
     """The kernel by one of the direct implementations."""
     dense, weights = dense_and_metric(model, kernel, metric)
-    sample_output("ntk", dense, sample_of(x1))
+    out = sample_output("ntk", dense, sample_of(x1))
+    lengths, itemsize = (len(x1), len(x2)), jnp.dtype(wide_dtype(out.dtype)).itemsize
+    # It takes all pairs of outputs, whichever are wanted.
+    check_fits("ntk", lengths, (out.size, out.size), "full", itemsize, target_device(), _BY_FACTORS)
     with at_precision(precision):
         theta = ORACLES[implementation](dense, x1, x2, weights)
     if outputs == "full":
@@ -172,6 +186,13 @@ def _alike(*trees: Any) -> Any:
 
 def _like(x: Array, length: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype)
+
+
+def _check_fits(caller: str, plan: Plan, directions: Any, instead: str) -> None:
+    sizes, outputs = plan.sizes, plan.traced.num_outputs
+    sides = (outputs, outputs) if directions is None else tuple(map(len, directions))
+    lengths = (sizes.n, sizes.m)
+    check_fits(caller, lengths, sides, plan.outputs, sizes.itemsize, plan.device, instead)
 
 
 def _check_directions(plan: Plan, directions: tuple[Array, Array] | None) -> None:

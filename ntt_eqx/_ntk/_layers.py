@@ -177,7 +177,8 @@ def find_layers(program: Program, shapes: list[tuple[int, ...]]) -> tuple[list[L
             at[layer.site] = max(other, layer, key=lambda layer: math.prod(layer.view.shape))
     layers = [_with_bias(at[site], once) for site in sorted(at)]
     covered = {p for layer in layers for p in (layer.weight, layer.bias)}
-    return layers, [p for p in range(len(shapes)) if p not in covered]
+    # A parameter without entries has no share in the sum.
+    return layers, [p for p, shape in enumerate(shapes) if p not in covered and math.prod(shape)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ and an embedding's input is 1 at one feature.
 """
 
 import abc
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
@@ -55,14 +56,21 @@ Rule: TypeAlias = Callable[[Any, int], AbstractLinearUse | None]
 """From an equation and the number of its operand that is the weight to its linear use, or `None`
 where this equation is not linear in it, or not in this form."""
 
-_RULES: dict[str, Rule] = {}
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Registered:
+    """A rule as part of a key: hashable whatever it is, and equal to itself alone."""
+
+    primitive: str
+    rule: Rule
 
 
 def register_linear_use(primitive: str, rule: Rule) -> None:
     """Tell the engine how a primitive uses a weight, so that its kernel is made of factors.
 
     Without a rule, what a primitive does with a parameter is differentiated explicitly: exact,
-    and slower.
+    and slower. The rule counts from the next call on: functions that hold a kernel and were
+    compiled before are compiled again. A primitive that has a rule already gets this one instead.
 
     **Arguments:**
 
@@ -71,16 +79,32 @@ def register_linear_use(primitive: str, rule: Rule) -> None:
 
     **Raises:**
 
-    `ValueError` where the primitive has a rule already.
+    `ValueError` for a name that is not text, or a rule that cannot be called.
     """
-    if primitive in _RULES:
-        raise ValueError(f"register_linear_use: {primitive!r} has a rule already.")
-    _RULES[primitive] = rule
+    if not isinstance(primitive, str):
+        raise ValueError(
+            "register_linear_use: primitive must be a name such as 'dot_general', got "
+            f"{type(primitive).__name__}; of a primitive `p` it is `p.name`."
+        )
+    if not callable(rule):
+        raise ValueError(
+            "register_linear_use: rule must be a function (equation, operand number of the "
+            f"weight) -> AbstractLinearUse | None, got {type(rule).__name__}."
+        )
+    others = tuple(known for known in _RULES.get_global() if known.primitive != primitive)
+    _RULES.set_global((*others, _Registered(primitive, rule)))
 
 
 def linear_use(eqn: Any, weight: int) -> AbstractLinearUse | None:
-    """How an equation uses its operand `weight`, where it is linear in it and has real entries."""
-    rule = _RULES.get(eqn.primitive.name)
+    """How an equation uses its operand `weight`, where it is linear in it and has real entries.
+
+    A layer without features, inputs or positions is none: the sizes of its axes cannot be told from
+    their product, 0, and what is left of it (its bias) goes by the explicit Jacobian.
+    """
+    if not all(math.prod(v.aval.shape) for v in (*eqn.invars, *eqn.outvars)):
+        return None
+    name = eqn.primitive.name
+    rule = next((known.rule for known in _RULES.value if known.primitive == name), None)
     dtypes = (eqn.invars[weight].aval.dtype, eqn.outvars[0].aval.dtype)
     if rule is None or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         return None
@@ -206,6 +230,7 @@ class LookUp(AbstractLinearUse):
     def activations(self, operand: Array) -> Array:
         """See `AbstractLinearUse`."""
         places = jnp.reshape(operand, (self.positions, -1))[:, self.column]
+        places = _row_numbers(places, self.inputs)
         if self.clips:  # else a place outside is no row at all
             places = jnp.clip(places, 0, self.inputs - 1)
         return jax.nn.one_hot(places, self.inputs, dtype=self.dtype).T[None]
@@ -246,7 +271,24 @@ def _look_up(eqn: Any, weight: int) -> LookUp | None:
     )
 
 
-register_linear_use("dot_general", _dense)
-register_linear_use("conv_general_dilated", _convolution)
-register_linear_use("gather", _look_up)
-register_linear_use("dynamic_slice", _look_up)
+def _row_numbers(places: Array, rows: int) -> Array:
+    """Places of any integer dtype as int32, those outside as numbers outside of `[0, rows)`.
+
+    A place counts by its value, and its dtype may hold fewer numbers than the table has rows (a
+    byte, 300 rows) or more than int32: row numbers are not taken in it.
+    """
+    limits = jnp.iinfo(places.dtype)
+    low, high = max(limits.min, -1), min(limits.max, rows)  # what both dtypes hold
+    return jnp.clip(places, low, high).astype(jnp.int32)
+
+
+# The rules in force. What they make of a program is compiled, so they belong to the key of every
+# compiled function, as a JAX user context does: a rule that is registered late counts at once.
+_RULES = jax.make_user_context(
+    default_value=(
+        _Registered("dot_general", _dense),
+        _Registered("conv_general_dilated", _convolution),
+        _Registered("gather", _look_up),
+        _Registered("dynamic_slice", _look_up),
+    )
+)

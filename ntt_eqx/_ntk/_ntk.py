@@ -1,29 +1,35 @@
 """The public kernel function."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from .._checks import check_batch, is_count
+from .._checks import is_count
 from .._distribute import left_to_xla, replicate
 from .._stateful import check_warm
 from ..kernels import PRECISIONS, Precision, target_device
 from ._costs import costs_on
+from ._given import given_batches, given_directions, given_leaves, given_model
 from ._kernel import ORACLES, Implementation, kernel_between, known_support, oracle
 from ._pairs import default_budget
 from ._plan import KernelKind, Outputs
 
+Directions: TypeAlias = (
+    tuple[Float[Array | np.ndarray, "r k"], Float[Array | np.ndarray, "s k"]] | None
+)
+
 
 def ntk(
     model: PyTree,
-    x1: Shaped[Array, "n ..."],
-    x2: Shaped[Array, "m ..."] | None = None,
+    x1: Shaped[Array | np.ndarray, "n ..."],
+    x2: Shaped[Array | np.ndarray, "m ..."] | None = None,
     *,
     kernel: KernelKind = "active",
     metric: PyTree | None = None,
     outputs: Outputs = "full",
-    directions: tuple[Float[Array, "r k"], Float[Array, "s k"]] | None = None,
+    directions: Directions = None,
     precision: Precision = "float32",
     implementation: Implementation | None = None,
     max_bytes: int | None = None,
@@ -32,14 +38,17 @@ def ntk(
 
     `Theta[n,m,k,l] = sum_p c_p df_k(x1_n)/dp df_l(x2_m)/dp` over all parameters `p`, which are the
     floating-point and complex arrays of the model that are not part of an `eqx.nn.State`
-    (Jacot et al. 2018; with a mask: Liu & Zenke 2020, section 3).
+    (Jacot et al. 2018; with a mask: Liu & Zenke 2020, section 3). Differentiable in reverse mode
+    (`jax.grad`, `jax.vjp`, `jax.jacrev`) and in that mode only; with `implementation="jacobian"`
+    in forward mode (`jax.jvp`, `jax.jacfwd`), too.
 
     **Arguments:**
 
-    - `model`: maps one sample to its outputs; a `SparseModel` or any other Equinox model. A
-      `StatefulModel` is in inference mode, with the running statistics that it has; with those of
-      a batch held fixed it is `warm_up(model, x)`.
-    - `x1`, `x2`: two batches of samples; `x2=None` means `x1` again.
+    - `model`: maps one sample to its outputs; a `SparseModel` or any other Equinox model. Of a
+      function `f(params, x)` it is `eqx.Partial(f, params)`. A `StatefulModel` is in inference
+      mode, with the running statistics that it has; with those of a batch held fixed it is
+      `warm_up(model, x)`.
+    - `x1`, `x2`: two batches of samples, of JAX or NumPy; `x2=None` means `x1` again.
     - `kernel`: `"active"` sums over kept weights only (`c_p` is the mask), `"ambient"` over all
       weights, at the masked weights (`c_p = 1`). The same for a model without a mask.
     - `metric`: further weights `c_p >= 0`, such as per-parameter learning rates: the structure of
@@ -69,10 +78,15 @@ def ntk(
     **Raises:**
 
     `ValueError` if the two batches hold samples of different shape or dtype, if a name is unknown,
-    or if the model does not map one sample to one array.
+    if the model does not map one sample to one array, or has no parameters, for arrays that JAX
+    does not have (`longdouble`, masked ones), if the result is larger than the device's memory, and
+    where a forward-mode derivative is computed.
     """
-    _check(x1, x2, kernel, outputs, directions, precision, implementation, max_bytes)
+    model, (x1, x2) = given_model("ntk", model), given_batches("ntk", x1, x2)
     check_warm("ntk", model)
+    metric = given_leaves("ntk", "metric", metric)
+    directions = given_directions("ntk", directions)
+    _check("ntk", kernel, outputs, directions, precision, implementation, max_bytes)
     model, x1, x2, metric, directions = replicate((model, x1, x2, metric, directions))
     if implementation in ORACLES:
         x2 = x1 if x2 is None else x2
@@ -83,13 +97,13 @@ def ntk(
 
 def ntk_and_outputs(
     model: PyTree,
-    x1: Shaped[Array, "n ..."],
-    x2: Shaped[Array, "m ..."] | None = None,
+    x1: Shaped[Array | np.ndarray, "n ..."],
+    x2: Shaped[Array | np.ndarray, "m ..."] | None = None,
     *,
     kernel: KernelKind = "active",
     metric: PyTree | None = None,
     outputs: Outputs = "full",
-    directions: tuple[Float[Array, "r k"], Float[Array, "s k"]] | None = None,
+    directions: Directions = None,
     precision: Precision = "float32",
     max_bytes: int | None = None,
 ) -> tuple[Float[Array, "n m *outputs"], Float[Array, "n k"], Float[Array, "m k"]]:
@@ -109,8 +123,12 @@ def ntk_and_outputs(
 
     What `ntk` raises.
     """
-    _check(x1, x2, kernel, outputs, directions, precision, None, max_bytes)
-    check_warm("ntk", model)
+    caller = "ntk_and_outputs"
+    model, (x1, x2) = given_model(caller, model), given_batches(caller, x1, x2)
+    check_warm(caller, model)
+    metric = given_leaves(caller, "metric", metric)
+    directions = given_directions(caller, directions)
+    _check(caller, kernel, outputs, directions, precision, None, max_bytes)
     model, x1, x2, metric, directions = replicate((model, x1, x2, metric, directions))
     how = _decided(model, kernel, max_bytes)
     return _both(model, x1, x2, metric, kernel, outputs, directions, precision, *how)
@@ -139,8 +157,7 @@ def _ntk_oracle(*arguments: Any) -> Array:
 
 
 def _check(
-    x1: Array,
-    x2: Array | None,
+    caller: str,
     kernel: str,
     outputs: str,
     directions: Any,
@@ -148,14 +165,6 @@ def _check(
     implementation: str | None,
     max_bytes: int | None,
 ) -> None:
-    check_batch("ntk: x1", x1)
-    if x2 is not None:
-        check_batch("ntk: x2", x2)
-    if x2 is not None and (x1.shape[1:] != x2.shape[1:] or x1.dtype != x2.dtype):
-        raise ValueError(
-            f"ntk: x1 holds samples {x1.dtype}{list(x1.shape[1:])} but x2 holds "
-            f"{x2.dtype}{list(x2.shape[1:])}; both must suit the model."
-        )
     for name, value, allowed in (
         ("kernel", kernel, ("active", "ambient")),
         ("outputs", outputs, ("full", "diagonal", "trace")),
@@ -163,8 +172,10 @@ def _check(
         ("implementation", implementation, (None, "factors", *ORACLES)),
     ):
         if value not in allowed:
-            raise ValueError(f"ntk: {name} must be one of {allowed}, got {value!r}.")
+            raise ValueError(f"{caller}: {name} must be one of {allowed}, got {value!r}.")
     if directions is not None and (outputs != "full" or implementation in ORACLES):
-        raise ValueError("ntk: directions go with outputs='full' and implementation='factors'.")
+        raise ValueError(
+            f"{caller}: directions go with outputs='full' and implementation='factors'."
+        )
     if max_bytes is not None and not is_count(max_bytes):
-        raise ValueError(f"ntk: max_bytes must be positive, got {max_bytes}.")
+        raise ValueError(f"{caller}: max_bytes must be positive, got {max_bytes}.")

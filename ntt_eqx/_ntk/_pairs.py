@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..kernels import Device, memory_of
+from ..kernels import Device, known_memory, memory_of
 from ..kernels.manual_axes import zeros_of
 from ._forms import Cost
 
@@ -49,11 +50,57 @@ def default_budget(device: Device) -> int:
     """
     if device.platform != "cpu":
         return memory_of(device) // 4
+    return min(2**28, (_host_memory() or 8 * 2**30) // 8)
+
+
+def check_fits(
+    caller: str,
+    lengths: tuple[int, int],
+    directions: tuple[int, int],
+    outputs: str,
+    itemsize: int,
+    device: Device,
+    instead: str,
+) -> None:
+    """Raise `ValueError` where a kernel is larger than all memory that the device has.
+
+    **Arguments:**
+
+    - `lengths`: samples N and M.
+    - `directions`: outputs, or directions along them, of either side.
+    - `outputs`: which pairs of them.
+    - `itemsize`: bytes of a number.
+    - `instead`: what to do then.
+    """
+    memory = _host_memory() if device.platform == "cpu" else known_memory(device)
+    r, s = directions
+    pairs = {"full": (r, s), "diagonal": (r,), "trace": ()}
+    size = lambda name: math.prod((*lengths, *pairs[name])) * itemsize
+    if memory is None or size(outputs) <= memory:
+        return
+    gib = lambda amount: f"{amount / 2**30:,.1f} GiB"
+    less = [
+        f"outputs={name!r} takes {gib(size(name))}"
+        for name in ("diagonal", "trace")
+        if size(name) <= memory and size(name) < size(outputs) and r == s
+    ]
+    raise ValueError(
+        f"{caller}: the kernel {[*lengths, *pairs[outputs]]} takes {gib(size(outputs))}, more than "
+        f"the {gib(memory)} of {device.kind}. {'; '.join([*less, instead])}."
+    )
+
+
+def _host_memory() -> int | None:
+    """Bytes that a process of this machine may have, if that is known."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
-        memory = 8 * 2**30
-    return min(2**28, memory // 8)
+        return None
+    try:
+        limit = int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # no container, or one without a limit
+        return memory
+    return min(memory, limit)
 
 
 def plan_blocks(

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
+from .._batch import as_array
 from .._errors import require
+from ._given import given_model
 from ._ntk import ntk
 from ._tiles import check_tiles, tile_shape, tiles_between
 
@@ -46,9 +48,12 @@ def ntk_to_zarr(
     `ValueError` where the folder holds the kernel of another model, of other samples or options, or
     something else; `MissingExtra` without tensorstore (the extra `store`); what `ntk_tiles` raises.
     """
-    check_tiles("ntk_to_zarr", x2, tile, options)
+    check_tiles("ntk_to_zarr", x1, x2, tile, options)
+    model = given_model("ntk_to_zarr", model)
     shape = tile_shape(x1, x2, tile)
-    one = lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
+    one = lambda x: jax.ShapeDtypeStruct(
+        (1, *x.shape[1:]), as_array("ntk_to_zarr", "x", x[:1]).dtype
+    )
     sides = (x1, x1 if x2 is None else x2)
     entry = eqx.filter_eval_shape(ntk, model, *map(one, sides), **options)
     lengths = [len(x) for x in sides]
@@ -108,6 +113,7 @@ def _identity(model: PyTree, sides: tuple[Any, Any], same: bool, options: Any) -
     digest.update(str(jax.tree.structure(arrays)).encode() + repr(jax.tree.leaves(rest)).encode())
     for leaf in jax.tree.leaves(arrays):
         values = np.ascontiguousarray(np.asarray(leaf))
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)  # numbers, not bytes
         digest.update(f"{values.dtype}{values.shape}".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()

@@ -44,7 +44,7 @@ def mask_support(
     def places(m):
         values = np.asarray(m)
         room = int(np.count_nonzero(values))
-        if 0 < room == values.size:
+        if room == values.size:  # one without entries, too
             return Whole()
         if room > few * values.size:
             return None

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
-from .._checks import is_count
+from .._batch import as_array
 from .._distribute import replicate
+from ._given import check_side, check_tile, given_model
 from ._ntk import ntk
 from ._pairs import mirrored
 
@@ -43,14 +44,19 @@ def ntk_tiles(
 
     `ValueError` for a tile that is not two positive integers, and what `ntk` raises.
     """
-    check_tiles("ntk_tiles", x2, tile, options)
+    check_tiles("ntk_tiles", x1, x2, tile, options)
+    model = given_model("ntk_tiles", model)
     return tiles_between(model, x1, x2, tile_shape(x1, x2, tile), options)
 
 
-def check_tiles(caller: str, x2: Any, tile: tuple[int, int], options: dict[str, Any]) -> None:
-    """Raise `ValueError` for a tile that is none, or a kernel that is not symmetric."""
-    if len(tile) != 2 or not all(map(is_count, tile)):
-        raise ValueError(f"{caller}: tile must be two positive integers, got {tile!r}.")
+def check_tiles(
+    caller: str, x1: Any, x2: Any, tile: tuple[int, int], options: dict[str, Any]
+) -> None:
+    """Raise `ValueError` for bad batches, a tile that is none, or a kernel without symmetry."""
+    check_side(caller, "x1", x1)
+    if x2 is not None:
+        check_side(caller, "x2", x2)
+    check_tile(caller, tile)
     if x2 is None and options.get("directions") is not None:
         raise ValueError(f"{caller}: with directions the kernel is not symmetric; pass x2=x1.")
 
@@ -86,8 +92,8 @@ def tiles_between(
                 for start, x, size in zip((row, column), sides, shape, strict=True)
             ]
             parts = [
-                jax.numpy.asarray(x[start : start + size])
-                for x, start, size in zip(sides, starts, shape, strict=True)
+                as_array("ntk_tiles", name, x[start : start + size])
+                for name, x, start, size in zip(("x1", "x2"), sides, starts, shape, strict=True)
             ]
             theta = np.asarray(jax.device_get(ntk(model, *parts, **options)))
             theta = theta[row - starts[0] :, column - starts[1] :]

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._checks import sample_of, sample_output
 from .._examples import as_inference
 from .._ntk import outputs_and_ntk
+from .._ntk._given import given_batch, given_leaves
 from .._ntk._kernel import Implementation
 from .._ntk._plan import KernelKind
 from .._sparse import SparseModel
@@ -37,7 +39,7 @@ class OutputsAndKernels(NamedTuple):
 def outputs_and_kernels(
     student: SparseModel,
     teacher: PyTree,
-    x: Shaped[Array, "batch ..."],
+    x: Shaped[Array | np.ndarray, "batch ..."],
     moment: Moment,
     *,
     kernel: KernelKind = "active",
@@ -61,7 +63,21 @@ def outputs_and_kernels(
     **Returns:**
 
     `OutputsAndKernels`; those of the teacher carry no gradient.
+
+    **Raises:**
+
+    `ValueError` for an odd number of samples, and for what `ntk` does not take.
     """
+    caller = "outputs_and_kernels"
+    x = given_batch(caller, "x", x)
+    if len(x) < 2 or len(x) % 2:
+        raise ValueError(
+            f"{caller}: x must have an even number of samples, for kernels are taken between its "
+            f"halves; got {len(x)}."
+        )
+    student = given_leaves(caller, "student", student)
+    teacher = given_leaves(caller, "teacher", teacher)
+    metric = given_leaves(caller, "metric", metric)
     num_outputs = math.prod(sample_output("ntt_loss", teacher, sample_of(x)).shape)
     outputs, directions = (Full() if probe is None else probe).view(moment.key, num_outputs)
     how: dict[str, Any] = dict(

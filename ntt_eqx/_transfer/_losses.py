@@ -4,6 +4,7 @@ import abc
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
@@ -135,7 +136,8 @@ class KernelAlignment(AbstractKernelLoss):
     in the loss of `AbstractKernelLoss`, which explains the settings, with the Frobenius product
     over all entries, and `C` taking means over either batch away, for each pair of outputs: centred
     kernel alignment (Cortes et al., JMLR 2012). A kernel that is the teacher's times a number has
-    A = 1: the learning rate makes up for the number.
+    A = 1: the learning rate makes up for the number. A kernel that is the same for all pairs of
+    samples has no shape: A is 0 there, and so is its gradient.
     """
 
     kernel: KernelKind = eqx.field(static=True, default="active")
@@ -152,15 +154,23 @@ class KernelAlignment(AbstractKernelLoss):
         teacher_kernel: Float[Array, "n m *outputs"],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """1 - A, and A as `kernel_alignment`."""
-        one, two = _centred(student_kernel), _centred(teacher_kernel)
-        tiny = jnp.finfo(one.dtype).tiny
-        length = lambda theta: jnp.sqrt(jnp.sum(jnp.square(theta)) + tiny)
-        alignment = jnp.sum(one * two) / (length(one) * length(two))
+        alignment = jnp.sum(_shape_of(student_kernel) * _shape_of(teacher_kernel))
         return 1.0 - alignment, {"kernel_alignment": alignment}
 
 
 def _mean_square(one: Float[Array, "*shape"], two: Float[Array, "*shape"]) -> Float[Array, ""]:
     return jnp.mean(jnp.square(one - two))
+
+
+def _shape_of(theta: Float[Array, "n m *outputs"]) -> Float[Array, "n m *outputs"]:
+    """The centred kernel divided by its norm; 0 where its entries differ by rounding alone."""
+    size = jax.lax.stop_gradient(jnp.max(jnp.abs(theta)))  # so that no square under- or overflows
+    centred = _centred(theta / jnp.where(size > 0, size, jnp.ones_like(size)))
+    square = jnp.sum(jnp.square(centred))
+    differs = square > theta.size * (4 * jnp.finfo(theta.dtype).eps) ** 2
+    # Both branches of a `where` are differentiated: the root of 0 has no slope.
+    norm = jnp.sqrt(jnp.where(differs, square, jnp.ones_like(square)))
+    return jnp.where(differs, centred / norm, jnp.zeros_like(centred))
 
 
 def _centred(theta: Float[Array, "n m *outputs"]) -> Float[Array, "n m *outputs"]:

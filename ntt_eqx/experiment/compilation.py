@@ -1,6 +1,7 @@
 """Compiled programs that the command keeps, so that it compiles each of them once."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -19,7 +20,8 @@ def keep_compiled() -> Path | None:
     Returns the folder, `None` where nothing was changed. A folder that cannot be written is no
     error: the programs are compiled then.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return None
     require("filelock")  # JAX locks the folder with it, where its size is bounded
     folder = Path(require("pooch").os_cache("ntt-eqx")) / "compiled"

@@ -8,9 +8,11 @@ import jax.extend.core as jex_core
 import jax.numpy as jnp
 import pytest
 from helpers.comparison import relative_error
+from helpers.refusals import refusals
 from jax.interpreters import ad, batching, mlir
 
 import ntt_eqx as ntt
+from ntt_eqx._ntk import _linear
 
 product_p = jex_core.Primitive("outside_product")  # (weight [I, J], a [J]) -> [I]
 
@@ -69,14 +71,77 @@ class Model(eqx.Module):
         return jnp.tanh(product_p.bind(self.weight, jnp.sin(x)))
 
 
-def test_a_rule_of_the_users_own():
+@pytest.fixture
+def counting():
+    """A rule that counts how often it is asked; none is registered before or after."""
+    before = _linear._RULES.get_global()
+    asked = []
+    yield asked, lambda eqn, weight: asked.append(weight) or rule(eqn, weight)
+    _linear._RULES.set_global(before)
+
+
+def given():
     model = Model(jax.random.normal(jax.random.key(0), (3, 5)))
-    x = jax.random.normal(jax.random.key(1), (4, 5))
+    return model, jax.random.normal(jax.random.key(1), (4, 5))
+
+
+def test_a_rule_of_the_users_own(counting):
+    asked, rule = counting
+    model, x = given()
     expected = ntt.ntk(model, x, implementation="jacobian")
     assert [p.path for p in ntt.explain(model, x).parameters] == ["jacobian"]
     assert relative_error(ntt.ntk(model, x), expected) < 1e-6
     ntt.register_linear_use("outside_product", rule)
     assert [p.path for p in ntt.explain(model, x).parameters] == ["factors"]
-    assert relative_error(ntt.ntk(model, x[:3], x[:3]), expected[:3, :3]) < 1e-6
-    with pytest.raises(ValueError, match="'outside_product' has a rule already"):
-        ntt.register_linear_use("outside_product", rule)
+    asked.clear()
+    assert relative_error(ntt.ntk(model, x), expected) < 1e-6  # the very same call as before
+    assert asked
+    asked.clear()
+    ntt.ntk(model, x)
+    assert not asked  # compiled, with the rule in its key
+
+
+def test_a_rule_counts_in_functions_that_were_compiled_before(counting):
+    asked, rule = counting
+    model, x = given()
+    traces = []
+
+    @eqx.filter_jit
+    def step(model, x):
+        traces.append(1)
+        return jax.grad(lambda w: jnp.sum(ntt.ntk(Model(w), x)))(model.weight)
+
+    expected = step(model, x)
+    ntt.register_linear_use("outside_product", rule)
+    assert relative_error(step(model, x), expected) < 1e-5
+    assert asked and len(traces) == 2
+    step(model, x)
+    assert len(traces) == 2
+
+
+def test_a_cell_that_runs_again_replaces_its_rule(counting):
+    asked, rule = counting
+    model, x = given()
+    ntt.register_linear_use("outside_product", lambda eqn, weight: 1 / 0)
+    ntt.register_linear_use("outside_product", rule)
+    ntt.register_linear_use("outside_product", rule)
+    assert [p.path for p in ntt.explain(model, x).parameters] == ["factors"]
+    names = [known.primitive for known in _linear._RULES.value]
+    assert len(set(names)) == len(names)
+    ntt.register_linear_use("dot_general", lambda eqn, weight: None)  # one of the library's own
+    dense = eqx.nn.Linear(5, 2, key=jax.random.key(0))
+    assert {p.path for p in ntt.explain(dense, x).parameters} == {"jacobian"}
+
+
+test_refusals = refusals(
+    {
+        "no name": (
+            lambda: ntt.register_linear_use(product_p, rule),
+            "register_linear_use: primitive must be a name .*got Primitive",
+        ),
+        "no rule": (
+            lambda: ntt.register_linear_use("outside_product", None),
+            "register_linear_use: rule must be a function .*got NoneType",
+        ),
+    }
+)

@@ -131,3 +131,34 @@ def test_what_frees_the_teachers_factors_changes_nothing(pair, monkeypatch):
     waits, ordered = found()
     assert waits and not free
     assert jax.tree.all(jax.tree.map(np.array_equal, plain, ordered))
+
+
+CONSTANT = {
+    "both": (lambda shape: jnp.full(shape, 0.1), lambda shape: jnp.full(shape, 3.0)),
+    "both zero": (jnp.zeros, jnp.zeros),
+    "rows alone": (
+        lambda shape: jnp.full(shape, 1e-25),
+        lambda shape: jnp.arange(16.0).reshape(shape),
+    ),
+    "tiny": (lambda shape: 1e-30 * jnp.arange(16.0).reshape(shape) ** 2, jnp.ones),
+}
+
+
+@pytest.mark.parametrize("case", CONSTANT)
+def test_kernels_without_a_shape_have_no_alignment_and_no_slope(case):
+    one, two = (make((2, 2, 2, 2)) for make in CONSTANT[case])
+    distance = lambda one, two: ntt.KernelAlignment().distance(one, two)[0]
+    with jax.debug_nans(True):
+        value, slopes = jax.value_and_grad(distance, argnums=(0, 1))(one, two)
+    assert value == 1.0
+    assert all((slope == 0).all() for slope in slopes)
+
+
+def test_the_alignment_of_kernels_of_any_size():
+    """Squares of the entries under- and overflow; the shape is the same."""
+    theta = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 2, 2)), jnp.float32)
+    for scale in (1e-25, 1.0, 1e25):
+        value, slope = jax.value_and_grad(
+            lambda one: ntt.KernelAlignment().distance(one, theta)[0]
+        )(scale * theta)
+        assert abs(value) < 1e-6 and jnp.abs(scale * slope).max() < 1e-6
