@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from .._checks import check_count, check_optimizer
+from .._checks import check_count, check_optimizer, is_count
 from .._masks import Sparsity
 from .._scores import AbstractLabelFreeScore, Magnitude
 from ._loss import AbstractTransferLoss
@@ -58,7 +58,7 @@ def check_arrival(caller: str, sparsity: Sparsity, refreshes: bool, num_steps: i
 
 def _end_of(schedule: Any) -> int | None:
     """The step at which a schedule says that it ends, as `GradualDensity` does."""
-    end = getattr(schedule, "end", None)
+    end: Any = getattr(schedule, "end", None)
     return int(end) if is_count(end) else None
 
 
