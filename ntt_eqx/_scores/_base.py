@@ -184,9 +184,9 @@ def _in_wide(
     if not any(map(_is_narrow, jax.tree.leaves((sparse, x)))):
         return sparse, x
     wide, inputs = widened((sparse, x))
-    use = (lambda sparse, x: jax.vmap(as_inference(sparse))(x)) if use is None else use
+    use = (lambda sparse, x: jax.vmap(sparse)(x)) if use is None else use
     try:
-        eqx.filter_eval_shape(use, wide, inputs)
+        eqx.filter_eval_shape(use, eqx.nn.inference_mode(wide), inputs)
     except Exception:  # whatever a model raises of dtypes that do not suit each other
         return sparse, x
     return wide, inputs
