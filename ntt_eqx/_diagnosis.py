@@ -100,12 +100,15 @@ class Diagnosis:
         check: raises `ValueError` for a batch that does not suit the model of a state.
         outputs: what the model of a state makes of a batch, as one array or several.
         begin: the state that the run starts from; the steps leave it as it is.
+        behind: asked with a later state and the number of the step where neither the batch nor the
+            weights before the step are to blame; it raises what it finds.
     """
 
     model: Callable[[Any], PyTree]
     check: Callable[[Any, Any], None]
     outputs: Callable[[Any, Any], PyTree]
     begin: Any
+    behind: Callable[[Any, int], None] = lambda state, step: None
 
     def __call__(
         self, state: Any, step: int, seen: Evidence, before: Evidence | None, first: Evidence | None
@@ -135,6 +138,7 @@ class Diagnosis:
         if before is None or first is None:
             if lost:
                 return f"The run starts from weights that are not finite: {lost}."
+            self.behind(state, step)
             return self._at_the_start(seen.batch)
         usual = _GROWN * max(_norms(first).max(initial=0.0), 1.0)
         if not _norms(before).max(initial=0.0) <= usual:
@@ -147,6 +151,7 @@ class Diagnosis:
             )
         if not (grown := norms.max(initial=0.0)) <= usual:
             return None
+        self.behind(state, step)
         return (
             "The batch is finite, and so are the weights before the step, of a norm of at most "
             f"{grown:.3g}: the model or the loss makes NaN or infinity of them."
