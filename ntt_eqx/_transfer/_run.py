@@ -19,6 +19,7 @@ from .._examples import as_inference, check_samples
 from .._fit import History, Progress, Row, drive, scalars
 from .._masks import check_collapse
 from ._given import with_optimizer
+from ._method import check_last_step
 from ._ntt_loss import NTTMetrics, check_halves
 from ._state import NTTState, check_room, check_state
 from ._step import ntt_evaluate, ntt_step
@@ -77,6 +78,7 @@ def transfer(
     if num_steps is None:
         raise ValueError("transfer: give `num_steps` here or in NTTConfig.")
     check_room("transfer", state)
+    check_last_step("transfer", state.method, num_steps)
     begin, observe, first, newest, known = state, {}, True, state, None
     if validation is not None:
         held_out = list(_held_out(state.teacher, validation))
