@@ -99,6 +99,11 @@ def train_init(
 
     `ValueError` when a weight is NaN or infinite, or `optimizer` is no optax transformation.
     """
+    if not isinstance(config, TrainConfig):
+        raise ValueError(
+            "train_init: the second argument must be a TrainConfig, got "
+            f"{type(config).__name__}; write TrainConfig(objective=...)."
+        )
     check_weights("train_init", model)
     params = eqx.filter(with_zeros(model), eqx.is_inexact_array)
     opt_state = init_optimizer("train_init", optimizer, params)
