@@ -415,7 +415,7 @@ def _foreign(path: Path) -> ExperimentError:
 
 def _damaged(path: Path) -> ExperimentError:
     return ExperimentError(
-        f"{path}: damaged or changed: its content does not match its digest in {MANIFEST}. Put the "
-        "file back that the run wrote (a table or figure that is removed is made anew), or make the "
-        "run again in another folder."
+        f"{path}: damaged or changed: its content does not match its digest in {MANIFEST}. Put "
+        "back what the run wrote (a table or figure that is removed is made anew), or make the run "
+        "again in another folder."
     )
