@@ -129,8 +129,8 @@ class NTTConfig:
         if every is None:
             return NoRefresh()
         # A mask that is taken again at one density has time to settle; a falling density goes on.
-        settles = end is not None and not callable(self.density)
-        return MagnitudeRefresh(every, end - every if settles else None)
+        until = None if end is None or callable(self.density) else end - every
+        return MagnitudeRefresh(every, until)
 
     def method(self, optimizer: optax.GradientTransformation) -> NeuralTangentTransfer:
         """The method that these settings are, with an optimiser."""
