@@ -207,7 +207,7 @@ def _hints(model: PyTree) -> str:
     if isinstance(model, SparseModel):
         for path, mask in jtu.tree_leaves_with_path(model.mask):
             rows = ~np.asarray(mask).reshape(len(mask), -1).any(1) if mask.ndim > 1 else ()
-            if np.any(rows):
+            if np.any(rows) and not np.all(rows):  # else a refresh of NaN weights left none
                 name = jtu.keystr(path).lstrip(".")
                 said += (
                     f" {name} keeps no weight in {int(np.sum(rows))} of its {len(mask)} rows: a "

@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+_BYTES = getattr(os, "O_BINARY", 0)  # or Windows changes the ends of lines
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one step: a reader sees the old file or the new one, never half.
@@ -47,7 +49,7 @@ def create_whole(path: Path, content: bytes) -> bool:
 
 def append(path: Path, content: bytes) -> None:
     """Write `content` to the end of a file that is there."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | _BYTES)
     try:
         _write(handle, content)
     finally:
@@ -66,7 +68,7 @@ def force(path: Path) -> None:
 def read_regular(path: Path) -> bytes:
     """The content of a file; `OSError` for a pipe, a device or a folder, which have no end."""
     # Without O_NONBLOCK a pipe that nobody writes to would keep us waiting.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    handle = os.open(path, os.O_RDONLY | _BYTES | getattr(os, "O_NONBLOCK", 0))
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(0, "it is no file", str(path))
@@ -89,7 +91,7 @@ def _aside(path: Path, content: bytes) -> Path:
     """A new file beside `path` with this content, forced to the disk."""
     name = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     with _removed_on_failure(name):
-        handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _BYTES, 0o666)
         try:
             _write(handle, content)
             os.fsync(handle)

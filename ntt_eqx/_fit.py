@@ -140,6 +140,10 @@ def drive(
     """`fit`, whose steps leave evidence beside their metrics, by which a `diagnosis` explains."""
     check_count(f"{name}: num_steps", num_steps, 0)
     check_count(f"{name}: log_every", log_every, none=True)
+    if start is None and not hasattr(state, "step"):
+        raise ValueError(
+            f"{name}: the state has no `step`; give `start`, the number of steps made before."
+        )
     start = int(state.step) if start is None else start  # pyright: ignore[reportAttributeAccessIssue]
     source = _each(name, batches, start, num_steps)
     seen = _Window(name, start, window, diagnosis, tolerates(state))

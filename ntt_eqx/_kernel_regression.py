@@ -182,7 +182,7 @@ def _jitter(caller: str, theta: Array, jitter: float | int | None) -> Array:
     return jnp.finfo(theta.dtype).eps * trace
 
 
-def _symmetric(caller: str, theta: Array) -> Array:
+def _symmetric(caller: str, theta: Any) -> Array:
     """`theta` made symmetric to the last bit; an error unless it is so but for rounding."""
     theta = _checked(caller, theta)
     axes = (1, 0, *reversed(range(2, theta.ndim)))

@@ -124,42 +124,7 @@ class NM(AbstractPattern):
 
 
 class AbstractTiling(AbstractPattern):
-    """Tiles of a weight, which are kept or dropped whole, by the mean of their scores.
-
-    Attributes:
-        spare: paths of the layers that are left whole; see `spared`.
-    """
-
-    spare: eqx.AbstractVar[tuple[str, ...] | None]
-
-    def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-        """What `spare` names; where that is `None`, the ends of the network.
-
-        The last layer is left whole where a tile holds some of its outputs alone, so that no class
-        is cut off; the first one, a convolution, where a tile is one channel of the images; and
-        layers that are one tile, in which there is nothing to choose.
-
-        Raises:
-            ValueError: `spare` names no layer, or all are left whole.
-        """
-        names, sizes = list(shapes), {n: self.sizes(s, n) for n, s in shapes.items()}
-        if self.spare is not None:
-            if unknown := sorted(set(self.spare) - set(names)):
-                raise ValueError(f"make_mask: spare={unknown} names no layer; there are {names}.")
-            found = set(self.spare)
-        else:
-            found = {name for name in names if sizes[name] == shapes[name]}
-            first, last = names[0], names[-1]
-            if sizes[last][0] < shapes[last][0]:
-                found.add(last)
-            if len(shapes[first]) > 2 and sizes[first][0] == shapes[first][0]:
-                found.add(first)
-        if len(found) == len(names):
-            raise ValueError(
-                f"make_mask: the pattern {self} leaves every layer whole: the network's own inputs "
-                "and outputs are not pruned by it; spare=() prunes them, too."
-            )
-        return tuple(name for name in names if name in found)
+    """Tiles of a weight, which are kept or dropped whole, by the mean of their scores."""
 
     @abc.abstractmethod
     def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
@@ -209,6 +174,10 @@ class Block(AbstractTiling):
         if not self.shape or any(size < 1 for size in self.shape):
             raise ValueError(f"Block: sizes must be at least 1, got {self.shape}.")
 
+    def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        """What `spare` names; where that is `None`, the ends of the network."""
+        return _left_whole(self, shapes, self.spare)
+
     def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
         """Those of a block, cut to the weight's."""
         if len(shape) < len(self.shape):
@@ -241,6 +210,10 @@ class Channels(AbstractTiling):
         _check_spare("Channels", self.spare)
         if self.axis not in (0, 1):
             raise ValueError(f"Channels: axis must be 0 (outputs) or 1 (inputs), got {self.axis}.")
+
+    def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        """What `spare` names; where that is `None`, the ends of the network."""
+        return _left_whole(self, shapes, self.spare)
 
     def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
         """One along the axis of the channels, all along the others."""
@@ -288,6 +261,38 @@ def _keep_in_groups(
     ties = jnp.any((other == mine) & (kept[..., :, None] != kept[..., None, :]), axis=-1)
     undecided = by_index(keys, ties, jnp.sum(ties, dtype=jnp.int32), scores.dtype)
     return jnp.moveaxis(kept.reshape(last.shape), -1, 1), undecided
+
+
+def _left_whole(
+    pattern: AbstractTiling, shapes: Mapping[str, tuple[int, ...]], spare: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """What `spare` names; where that is `None`, the ends of the network.
+
+    The last layer is left whole where a tile holds some of its outputs alone, so that no class
+    is cut off; the first one, a convolution, where a tile is one channel of the images; and
+    layers that are one tile, in which there is nothing to choose.
+
+    Raises:
+        ValueError: `spare` names no layer, or all are left whole.
+    """
+    names, sizes = list(shapes), {name: pattern.sizes(s, name) for name, s in shapes.items()}
+    if spare is not None:
+        if unknown := sorted(set(spare) - set(names)):
+            raise ValueError(f"make_mask: spare={unknown} names no layer; there are {names}.")
+        found = set(spare)
+    else:
+        found = {name for name in names if sizes[name] == shapes[name]}
+        first, last = names[0], names[-1]
+        if sizes[last][0] < shapes[last][0]:
+            found.add(last)
+        if len(shapes[first]) > 2 and sizes[first][0] == shapes[first][0]:
+            found.add(first)
+    if len(found) == len(names):
+        raise ValueError(
+            f"make_mask: the pattern {pattern} leaves every layer whole: the network's own inputs "
+            "and outputs are not pruned by it; spare=() prunes them, too."
+        )
+    return tuple(name for name in names if name in found)
 
 
 def _check_spare(caller: str, spare: Any) -> None:

@@ -190,7 +190,9 @@ def _like(x: Array, length: int) -> jax.ShapeDtypeStruct:
 
 def _check_fits(caller: str, plan: Plan, directions: Any, instead: str) -> None:
     sizes, outputs = plan.sizes, plan.traced.num_outputs
-    sides = (outputs, outputs) if directions is None else tuple(map(len, directions))
+    sides = (outputs, outputs)
+    if directions is not None:
+        sides = (len(directions[0]), len(directions[1]))
     lengths = (sizes.n, sizes.m)
     check_fits(caller, lengths, sides, plan.outputs, sizes.itemsize, plan.device, instead)
 

@@ -101,7 +101,7 @@ def linear_use(eqn: Any, weight: int) -> AbstractLinearUse | None:
     A layer without features, inputs or positions is none: the sizes of its axes cannot be told from
     their product, 0, and what is left of it (its bias) goes by the explicit Jacobian.
     """
-    if not all(math.prod(v.aval.shape) for v in (*eqn.invars, *eqn.outvars)):
+    if _is_empty(eqn):
         return None
     name = eqn.primitive.name
     rule = next((known.rule for known in _RULES.value if known.primitive == name), None)
@@ -109,6 +109,10 @@ def linear_use(eqn: Any, weight: int) -> AbstractLinearUse | None:
     if rule is None or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         return None
     return rule(eqn, weight)
+
+
+def _is_empty(eqn: Any) -> bool:
+    return not all(math.prod(v.aval.shape) for v in (*eqn.invars, *eqn.outvars))
 
 
 class Dense(AbstractLinearUse):

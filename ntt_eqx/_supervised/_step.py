@@ -103,6 +103,11 @@ def train_init(
     `ValueError` when a weight is NaN or infinite, `optimizer` is no optax transformation, or `key`
     is not one random key.
     """
+    if not isinstance(config, TrainConfig):
+        raise ValueError(
+            "train_init: the second argument must be a TrainConfig, got "
+            f"{type(config).__name__}; write TrainConfig(objective=...)."
+        )
     check_weights("train_init", model)
     if key is not None:
         check_key("train_init", key)

@@ -15,7 +15,7 @@ from ..kernels import PRECISIONS, Precision
 from ._losses import KernelMatching
 from ._method import NeuralTangentTransfer, Pruned, check_arrival
 from ._probes import AbstractProbe, Diagonal, Full, Sketch, Trace
-from ._refreshes import MagnitudeRefresh, NoRefresh
+from ._refreshes import AbstractRefresh, MagnitudeRefresh, NoRefresh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ class NTTConfig:
             sparsity = self.sparsity()
         except ValueError as error:
             raise ValueError(f"NTTConfig: {error}") from error
-        check_arrival("NTTConfig", sparsity, self.mask_every is not None, self.num_steps)
+        check_arrival("NTTConfig", sparsity, self._refresh(), self.num_steps)
 
     def sparsity(self) -> Sparsity:
         """How many weights are kept, where, and in which pattern."""
@@ -124,16 +124,20 @@ class NTTConfig:
             implementation=self.implementation,
         )
 
+    def _refresh(self) -> AbstractRefresh:
+        every, end = self.mask_every, self.num_steps
+        if every is None:
+            return NoRefresh()
+        # A mask that is taken again at one density has time to settle; a falling density goes on.
+        until = None if end is None or callable(self.density) else end - every
+        return MagnitudeRefresh(every, until)
+
     def method(self, optimizer: optax.GradientTransformation) -> NeuralTangentTransfer:
         """The method that these settings are, with an optimiser."""
-        every, end = self.mask_every, self.num_steps
-        # A mask that is taken again at one density has time to settle; a falling density goes on.
-        known = end is not None and every is not None and not callable(self.density)
-        until = end - every if known else None  # pyright: ignore[reportOperatorIssue]
         return NeuralTangentTransfer(
             sparsity=self.sparsity(),
             loss=self.loss(),
-            refresh=NoRefresh() if every is None else MagnitudeRefresh(every, until),
+            refresh=self._refresh(),
             optimizer=optimizer,
             initial=LogitSnip() if self.initial_mask == "logit_snip" else Magnitude(),
             num_steps=self.num_steps,

@@ -69,16 +69,16 @@ def outputs_and_kernels(
     `ValueError` for an odd number of samples, and for what `ntk` does not take.
     """
     caller = "outputs_and_kernels"
-    x = given_batch(caller, "x", x)
-    if len(x) < 2 or len(x) % 2:
+    samples = given_batch(caller, "x", x)
+    if len(samples) < 2 or len(samples) % 2:
         raise ValueError(
             f"{caller}: x must have an even number of samples, for kernels are taken between its "
-            f"halves; got {len(x)}."
+            f"halves; got {len(samples)}."
         )
     student = given_leaves(caller, "student", student)
     teacher = given_leaves(caller, "teacher", teacher)
     metric = given_leaves(caller, "metric", metric)
-    num_outputs = math.prod(sample_output("ntt_loss", teacher, sample_of(x)).shape)
+    num_outputs = math.prod(sample_output("ntt_loss", teacher, sample_of(samples)).shape)
     outputs, directions = (Full() if probe is None else probe).view(moment.key, num_outputs)
     how: dict[str, Any] = dict(
         outputs=outputs,
@@ -86,16 +86,18 @@ def outputs_and_kernels(
         precision=precision,
         implementation=implementation,
     )
-    f_t, theta_t = jax.lax.stop_gradient(outputs_and_ntk(teacher, x, kernel, metric=metric, **how))
+    f_t, theta_t = jax.lax.stop_gradient(
+        outputs_and_ntk(teacher, samples, kernel, metric=metric, **how)
+    )
     if target_device().platform != "cpu":
         # The student begins when the teacher has ended, whose factors then need no memory.
-        x, f_t, theta_t = jax.lax.optimization_barrier((x, f_t, theta_t))
+        samples, f_t, theta_t = jax.lax.optimization_barrier((samples, f_t, theta_t))
     support = moment.support
     if kernel == "active" and moment.metric_mask is not None:
         # the active kernel of a student whose mask is open: its sum counts by another mask
         student, kernel, support = as_inference(student), "ambient", None
         metric = _masked(metric, moment.metric_mask)
-    f_s, theta_s = outputs_and_ntk(student, x, kernel, support=support, metric=metric, **how)
+    f_s, theta_s = outputs_and_ntk(student, samples, kernel, support=support, metric=metric, **how)
     return OutputsAndKernels(f_s, f_t, theta_s, theta_t)
 
 

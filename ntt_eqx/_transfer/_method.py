@@ -12,30 +12,34 @@ from .._masks import Sparsity
 from .._scores import AbstractLabelFreeScore, Magnitude
 from ._loss import AbstractTransferLoss
 from ._losses import KernelMatching
-from ._refreshes import AbstractRefresh, MagnitudeRefresh
+from ._refreshes import AbstractPeriodicRefresh, AbstractRefresh, MagnitudeRefresh
 
 Pruned = Literal["free", "frozen", "zero"]
 """What becomes of weights under the mask; see `NeuralTangentTransfer`."""
 
 
-def check_arrival(caller: str, sparsity: Sparsity, refreshes: bool, num_steps: int | None) -> None:
+def check_arrival(
+    caller: str, sparsity: Sparsity, refresh: AbstractRefresh, num_steps: int | None
+) -> None:
     """Raise `ValueError` when a schedule of the density cannot come to its end.
 
     The mask is taken again at the `end` that a schedule names, and after the last step, so that it
     has the density of these steps. Where a schedule comes to rest, at its `end` or where it no
-    longer changes for large steps, that must not be after the last step.
+    longer changes for large steps, that must not be after the last step. Where no last step is
+    known, a periodic refresh without an end follows the schedule, and `transfer` checks its own.
     """
     schedule = sparsity.density
     if not callable(schedule):
         return
-    if not refreshes:
+    if refresh.due(jnp.ones((), jnp.int32)) is False:
         raise ValueError(
             f"{caller}: density is a schedule, but the mask is never taken again: give mask_every, "
             "a refresh that is due, or a number as density."
         )
     end = _end_of(schedule)
     if num_steps is None:
-        if end is None:
+        follows = isinstance(refresh, AbstractPeriodicRefresh) and refresh.until is None
+        if end is None and not follows:
             raise ValueError(
                 f"{caller}: density is a schedule: give num_steps, the length of the transfer, "
                 "after which the mask is taken for the last time."
@@ -53,6 +57,24 @@ def check_arrival(caller: str, sparsity: Sparsity, refreshes: bool, num_steps: i
         raise ValueError(
             f"{caller}: the density's schedule comes to rest at {rest:g}, but is at {last:g} after "
             f"the last step, {num_steps}: make it end by step {num_steps}, or num_steps larger."
+        )
+
+
+def check_last_step(caller: str, method: "NeuralTangentTransfer", num_steps: int) -> None:
+    """`check_arrival` where the run alone knows its last step."""
+    sparsity, refresh = method.sparsity, method.refresh
+    if method.num_steps is not None or not callable(sparsity.density):
+        return
+    end = _end_of(sparsity.density)
+    if not isinstance(refresh, AbstractPeriodicRefresh) or end is not None and end <= num_steps:
+        return
+    taken = num_steps - num_steps % refresh.every
+    wanted, found = sparsity.at(num_steps), sparsity.at(taken)
+    if abs(wanted - found) > 1e-6 * wanted:
+        raise ValueError(
+            f"{caller}: the density's schedule is at {wanted:g} after the last step, {num_steps}, "
+            f"but the mask is last taken after step {taken}, at {found:g}: give num_steps to "
+            "NTTConfig or NeuralTangentTransfer, so that the mask is taken after the last step."
         )
 
 
@@ -82,8 +104,8 @@ class NeuralTangentTransfer(eqx.Module):
         refresh: when the mask is taken again, and from which scores.
         optimizer: any optax transformation.
         initial: the score of the first mask.
-        num_steps: length of the whole transfer; `None` where it is not known. A schedule of the
-            density that names no `end` needs it: its last mask is taken after this step.
+        num_steps: length of the whole transfer; `None` where it is not known. Under a schedule
+            of the density the last mask is taken after this step.
         pruned: what becomes of the weights under the mask, which get no gradient. `"free"`: what
             the optimiser makes of weights without a gradient, as in the published code: after a
             refresh Adam's momentum carries them a little further, and weight decay shrinks them.
@@ -134,7 +156,7 @@ class NeuralTangentTransfer(eqx.Module):
                     f"{getattr(self, name)!r}."
                 )
         check_optimizer("NeuralTangentTransfer", optimizer)
-        check_arrival("NeuralTangentTransfer", self.sparsity, self.refreshes, num_steps)
+        check_arrival("NeuralTangentTransfer", self.sparsity, self.refresh, num_steps)
         check_count("NeuralTangentTransfer: num_steps", num_steps, none=True)
         if pruned not in ("free", "frozen", "zero"):
             raise ValueError(

@@ -14,11 +14,11 @@ from .._batch import as_array, as_stream, inputs_of, is_batch
 from .._checks import sample_of, sample_output
 from .._diagnosis import Diagnosis, Evidence, check_first_update, recording, weight_norms
 from .._distribute import replicate, spread
-from .._errors import DivergenceError
 from .._examples import as_inference, check_samples
 from .._fit import History, Progress, Row, drive, scalars
 from .._masks import check_collapse
 from ._given import with_optimizer
+from ._method import check_last_step
 from ._ntt_loss import NTTMetrics, check_halves
 from ._state import NTTState, check_room, check_state
 from ._step import ntt_evaluate, ntt_step
@@ -77,7 +77,8 @@ def transfer(
     if num_steps is None:
         raise ValueError("transfer: give `num_steps` here or in NTTConfig.")
     check_room("transfer", state)
-    begin, observe, first, newest, known = state, {}, True, state, None
+    check_last_step("transfer", state.method, num_steps)
+    begin, observe, first, known = state, {}, True, None
     if validation is not None:
         held_out = list(_held_out(state.teacher, validation))
         if not held_out:
@@ -85,7 +86,7 @@ def transfer(
         observe["validation"] = lambda state: _validated(state, held_out)
 
     def step(state: NTTState, x: Any) -> tuple[NTTState, NTTMetrics, Evidence]:
-        nonlocal first, newest, known
+        nonlocal first, known
         check_halves("transfer", x)
         x = spread("transfer", as_array("transfer", "x", x), whole=True)  # the step tiles it
         if known is None or known.shape[1:] != x.shape[1:] or known.dtype != x.dtype:
@@ -94,46 +95,49 @@ def transfer(
         state, metrics, norms = _step(state, x)
         if first and bool(jnp.isfinite(metrics.loss)):
             check_first_update("transfer", state.student, lambda: _gradient(begin, x))
-        first, newest = False, state
+        first = False
         return state, metrics, Evidence(x, norms)
 
-    try:
-        state, history = drive(
-            step,
-            replicate(state),
-            _Even(as_stream("transfer: batches", batches, labels=False), int(state.step)),
-            num_steps=num_steps,
-            log_every=log_every,
-            observe=observe,
-            on_log=on_log,
-            on_step=on_step,
-            window=window,
-            name="transfer",
-            diagnosis=Diagnosis(
-                lambda state: state.student,
-                lambda state, x: None,  # its shape could be wrong, which a step's tracing tells
-                _outputs,
-                begin,
-            ),
-        )
-    except DivergenceError as error:
-        _explain_lost(newest, error)
-        raise
+    state, history = drive(
+        step,
+        replicate(state),
+        _Even(as_stream("transfer: batches", batches, labels=False), int(state.step)),
+        num_steps=num_steps,
+        log_every=log_every,
+        observe=observe,
+        on_log=on_log,
+        on_step=on_step,
+        window=window,
+        name="transfer",
+        diagnosis=Diagnosis(
+            lambda state: state.student,
+            lambda state, x: None,  # its shape could be wrong, which a step's tracing tells
+            _outputs,
+            begin,
+            _behind,
+        ),
+    )
     if known is not None:
         check_collapse(state.student, known, caller="transfer")
     return state, history
 
 
-def _explain_lost(state: NTTState, error: DivergenceError) -> None:
-    """Raise what lies behind a NaN that a refresh without a mask made."""
-    if not (state.method.refreshes and bool(state.method.sparsity.lost(state.student.mask))):
+def _behind(state: NTTState, step: int) -> None:
+    """Raise `ValueError` where the loss is NaN because the step's refresh made no mask.
+
+    NaN weights make none either, so this is asked only where the weights before the step, and its
+    batch, are finite.
+    """
+    method = state.method
+    if not (method.refreshes and bool(method.due(jnp.int32(step)))):
         return
-    refresh = type(state.method.refresh).__name__
-    raise ValueError(
-        f"transfer: the scores of {refresh} cannot rank the weights after step {error.step} (most "
-        "of a layer equal, zero, infinite or NaN), so that no mask can be taken from them; look at "
-        "what they measure there, or keep the mask (NoRefresh(), mask_every=None)."
-    ) from error
+    if bool(method.sparsity.lost(state.student.mask)):
+        refresh = type(method.refresh).__name__
+        raise ValueError(
+            f"transfer: the scores of {refresh} cannot rank the weights after step {step} (most of "
+            "a layer equal, zero, infinite or NaN), so that no mask can be taken from them; look "
+            "at what they measure there, or keep the mask (NoRefresh(), mask_every=None)."
+        )
 
 
 def _step(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics, Array]:

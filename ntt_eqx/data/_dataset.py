@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -149,10 +150,10 @@ def hold_out(split: Split, fraction: float, *, seed: int) -> tuple[Split, Split]
 
     `ValueError` for a fraction outside (0, 1) or one that would leave nothing, or a negative seed.
     """
-    if not 0.0 < fraction < 1.0:
-        raise ValueError(f"hold_out: fraction must lie in (0, 1), got {fraction}.")
-    if seed < 0:
-        raise ValueError(f"hold_out: seed must not be negative, got {seed}.")
+    if not (isinstance(fraction, numbers.Real) and 0.0 < float(fraction) < 1.0):
+        raise ValueError(f"hold_out: fraction must lie in (0, 1), got {fraction!r}.")
+    if not is_count(seed, 0):
+        raise ValueError(f"hold_out: seed must not be negative, and a whole number, got {seed!r}.")
     size = max(1, round(fraction * len(split)))
     if size >= len(split):
         raise ValueError(f"hold_out: {fraction} of {len(split)} samples leaves none to train on.")

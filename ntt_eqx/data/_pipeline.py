@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32
 
+from .._checks import check_count, is_count
 from .._distribute import Layout, layout_in_use
 from ._dataset import Split
 
@@ -178,17 +179,18 @@ class _ShuffledBatches:
 def _check(
     split: Split, batch_size: int, seed: int, num_epochs: int | None, num_threads: int
 ) -> None:
-    if not 1 <= batch_size <= len(split):
+    if not (is_count(batch_size) and batch_size <= len(split)):
         raise ValueError(
             f"batches: batch_size must lie in [1, {len(split)}] for {len(split)} samples, "
-            f"got {batch_size}."
+            f"got {batch_size!r}."
         )
-    if seed < 0:
-        raise ValueError(f"batches: seed must not be negative, got {seed}.")
-    if num_epochs is not None and num_epochs < 1:
-        raise ValueError(f"batches: num_epochs must be at least 1 or None, got {num_epochs}.")
-    if num_threads < 0:
-        raise ValueError(f"batches: num_threads must not be negative, got {num_threads}.")
+    if not is_count(seed, 0):
+        raise ValueError(f"batches: seed must not be negative, and a whole number, got {seed!r}.")
+    check_count("batches: num_epochs", num_epochs, none=True)
+    if not is_count(num_threads, 0):
+        raise ValueError(
+            f"batches: num_threads must not be negative, and a whole number, got {num_threads!r}."
+        )
 
 
 def _standardise(x: np.ndarray, offset: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ BEAT = 10.0  # seconds between two heartbeats
 STALE = 120.0  # seconds without one after which a claim is anybody's
 CLAIM = ".claim"
 _HELD: set[str] = set()  # the claims of this process
+_ASIDE = re.compile(re.escape(CLAIM) + r"-[0-9a-f]{32}")
 _CLOCK = re.compile(re.escape(CLAIM) + r"-clock-[0-9a-f]{32}")
 
 
@@ -51,10 +52,20 @@ class Claim:
 
     def take(self) -> bool:
         """Try to get hold of the folder."""
+        _HELD.add(self._owner["id"])  # before anybody can see it
+        taken = False
+        try:
+            taken = self._take()
+        finally:
+            if not taken:
+                _HELD.discard(self._owner["id"])
+        return taken
+
+    def _take(self) -> bool:
         if self._create():
             return True
         found = _read(self._path)
-        if not self._is_stale(found):
+        if not self._is_stale(found, self._path):
             return False
         aside = self._folder / f"{CLAIM}-{self._owner['id']}"
         try:
@@ -90,8 +101,10 @@ class Claim:
     def sweep(self) -> None:
         """Remove what other workers were writing here when they were killed."""
         for name in os.listdir(self._folder):
-            if _CLOCK.fullmatch(name):
-                (self._folder / name).unlink(missing_ok=True)
+            path, aside = self._folder / name, _ASIDE.fullmatch(name)
+            # a claim set aside may be a living worker's, about to be given back
+            if _CLOCK.fullmatch(name) or (aside and self._is_stale(_read(path), path)):
+                path.unlink(missing_ok=True)
         for path in unfinished(self._path):
             path.unlink(missing_ok=True)
 
@@ -99,14 +112,11 @@ class Claim:
         if os.path.lexists(self._path):
             return False
         try:
-            created = create_whole(self._path, json.dumps(self._owner).encode())
+            return create_whole(self._path, json.dumps(self._owner).encode())
         except FileNotFoundError:  # a quicker worker removed what was about to become the claim
             return False
-        if created:
-            _HELD.add(self._owner["id"])
-        return created
 
-    def _is_stale(self, owner: dict[str, Any]) -> bool:
+    def _is_stale(self, owner: dict[str, Any], path: Path) -> bool:
         here = all(owner.get(name) == self._owner[name] for name in ("host", "system"))
         # One of this process that is not held is one that could not be removed when it was let go.
         own = owner.get("pid") == self._owner["pid"] and owner.get("id") not in _HELD
@@ -115,7 +125,7 @@ class Claim:
         clock = self._folder / f"{CLAIM}-clock-{self._owner['id']}"
         try:
             clock.touch()  # the file system's own time, whatever the clocks of its hosts say
-            return clock.stat().st_mtime - self._path.stat().st_mtime > STALE
+            return clock.stat().st_mtime - path.stat().st_mtime > STALE
         except FileNotFoundError:
             return False
         finally:

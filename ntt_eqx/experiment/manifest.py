@@ -187,13 +187,16 @@ def create(folder: Path, kind: str) -> None:
     Raises `ExperimentError` as `check_folder` does, and where the file system has no hard links.
     """
     try:
-        while not _check_own_or_empty(folder, kind):
+        for _ in range(100):
+            if _check_own_or_empty(folder, kind):
+                return
             folder.mkdir(parents=True, exist_ok=True)
             # another worker may be quicker, and remove what this one was about to link
             with contextlib.suppress(FileNotFoundError):
                 create_whole(folder / MANIFEST, _encode(kind, {}))
     except OSError as error:
         raise cannot_write(folder, error) from error
+    raise ExperimentError(f"{folder}: loses files as they are written; {_ELSEWHERE}")
 
 
 def cannot_write(folder: Path, error: OSError) -> ExperimentError:
@@ -412,6 +415,7 @@ def _foreign(path: Path) -> ExperimentError:
 
 def _damaged(path: Path) -> ExperimentError:
     return ExperimentError(
-        f"{path}: damaged or changed: its content does not match its digest in {MANIFEST}. Put the "
-        "file back that the run wrote, or make the run again in another folder."
+        f"{path}: damaged or changed: its content does not match its digest in {MANIFEST}. Put "
+        "back what the run wrote (a table or figure that is removed is made anew), or make the run "
+        "again in another folder."
     )

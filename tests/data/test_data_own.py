@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from helpers.refusals import unchecked
 
 from ntt_eqx.data import (
     Dataset,
@@ -143,15 +144,19 @@ def test_hold_out_divides_without_overlap(rng):
     assert len(hold_out(whole, 1e-9, seed=0)[1]) == 1
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 2.0, float("nan"), 0.999])
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 2.0, float("nan"), 0.999, "half", None])
 def test_impossible_fractions_are_refused(rng, fraction):
-    with pytest.raises(ValueError, match="hold_out: .*(fraction must lie|leaves none)"):
+    with (
+        unchecked(),
+        pytest.raises(ValueError, match="hold_out: .*(fraction must lie|leaves none)"),
+    ):
         hold_out(split(rng), fraction, seed=0)
 
 
-def test_a_negative_seed_is_refused(rng):
-    with pytest.raises(ValueError, match="hold_out: seed must not be negative"):
-        hold_out(split(rng), 0.5, seed=-1)
+@pytest.mark.parametrize("seed", [-1, None, 0.5, "a"])
+def test_what_is_no_seed_is_refused(rng, seed):
+    with unchecked(), pytest.raises(ValueError, match="hold_out: seed must not be negative"):
+        hold_out(split(rng), 0.5, seed=seed)
 
 
 def test_select_classes_keeps_their_samples_and_relabels(rng):

@@ -53,6 +53,7 @@ def test_the_claim_of_a_dead_process_is_taken_over(tmp_path):
     half = [f".{name}.{'0' * 32}.tmp" for name in ("config.json", "manifest.json", ".claim")]
     for name in (*half, f".claim-clock-{'0' * 32}"):  # what it was writing
         (tmp_path / name).write_text("{")
+    (tmp_path / f".claim-{'1' * 32}").write_text((tmp_path / ".claim").read_text())
     foreign = {f".notes.{'0' * 32}.tmp", ".config.json.half.tmp", ".x.tmp", ".claim-clock-mine"}
     for name in foreign:
         (tmp_path / name).write_text("a user's")
@@ -99,8 +100,8 @@ def test_a_claim_that_another_took_over_first_is_given_back(tmp_path, monkeypatc
     quick, slow = Claim(tmp_path), Claim(tmp_path)
     judge = Claim._is_stale
 
-    def judged_before_the_other(claim, owner):
-        found = judge(claim, owner)
+    def judged_before_the_other(claim, *owner):
+        found = judge(claim, *owner)
         if claim is slow:
             assert quick.take()
         return found

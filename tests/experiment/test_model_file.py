@@ -52,6 +52,20 @@ def test_every_architecture_comes_back(name, tmp_path):
     assert eqx.tree_equal(found, sparse)
 
 
+def test_a_file_of_version_1_has_its_weights_first(path, tmp_path):
+    sparse, buffer = network(), io.BytesIO()
+    eqx.tree_serialise_leaves(buffer, (sparse.model, sparse.masks))
+    header, _ = parts(path.read_bytes())
+    old = {
+        **header,
+        "version": 1,
+        "bytes": len(buffer.getvalue()),
+        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+    }
+    (tmp_path / "old.eqx").write_bytes(join(old, buffer.getvalue()))
+    assert eqx.tree_equal(load_model(tmp_path / "old.eqx").model, sparse)
+
+
 @pytest.fixture
 def path(tmp_path):
     save_model(tmp_path / "net.eqx", network(), HEADER)

@@ -117,6 +117,19 @@ def test_a_bad_loss_stops_at_its_step_and_keeps_the_last_good_state(tmp_path):
         run(make_phase(bad_at=7), tmp_path / "b")
 
 
+def test_a_bad_batch_is_named_in_place_of_the_advice(tmp_path):
+    class Lost(Batches):
+        def __next__(self):
+            number = super().__next__()
+            return np.float32(np.nan if number == 3 else number)
+
+    phase = make_phase()
+    phase.batches = Lost()
+    with pytest.raises(Diverged, match="step 3 of 11; .*The batch of step 3 has NaN") as caught:
+        run(phase, tmp_path / "a")
+    assert "Try less" not in str(caught.value)
+
+
 STATE = {
     "w": jnp.arange(3.0),
     "b": jnp.ones(2, jnp.bfloat16),

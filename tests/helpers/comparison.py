@@ -16,7 +16,7 @@ def random_mask(mask, density, seed=0):
 
     def one(m):
         kept = np.asarray(rng.random(m.shape) < density)
-        if 0 < density < 1:
+        if 0 < density < 1 and m.size:
             if m.ndim and len(m) > 1:
                 kept[rng.integers(1, len(m))] = False
             kept[(0,) * m.ndim] = True

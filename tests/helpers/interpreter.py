@@ -16,7 +16,10 @@ from scipy import special
 
 
 def interpreted(function):
-    """`function` of arrays, traced at every call and evaluated by NumPy."""
+    """`function` of arrays, traced at every call and evaluated by NumPy.
+
+    As under `jax_debug_nans` with nothing compiled, a step that makes a NaN of numbers is an error.
+    """
 
     def call(*arguments):
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
@@ -39,9 +42,9 @@ def evaluate(jaxpr, consts, arguments):
         if name in CALLS:
             out = CALLS[name](eqn.params, inputs)
         elif name in SIMPLE:
-            out = [SIMPLE[name](*inputs)]
+            out = [SIMPLE[name](*map(wide, inputs))]
         elif name in WITH_SETTINGS:
-            out = [WITH_SETTINGS[name](eqn, *inputs)]
+            out = [WITH_SETTINGS[name](eqn, *map(wide, inputs))]
         else:
             out = eqn.primitive.bind(
                 *(jnp.array(np.array(a)) for a in inputs),
@@ -51,7 +54,18 @@ def evaluate(jaxpr, consts, arguments):
         for v, value in zip(eqn.outvars, out, strict=True):
             env[v] = np.asarray(value, v.aval.dtype)
             assert env[v].shape == v.aval.shape, eqn
+            if has_nan(env[v]) and not any(map(has_nan, inputs)):
+                raise FloatingPointError(f"a NaN out of numbers: {eqn}")
     return [read(v) for v in jaxpr.outvars]
+
+
+def wide(a):
+    """Numbers of less than 32 bits as float32, in which NumPy can do everything."""
+    return a.astype(np.float32) if jnp.issubdtype(a.dtype, np.inexact) and a.itemsize < 4 else a
+
+
+def has_nan(a):
+    return jnp.issubdtype(a.dtype, np.inexact) and bool(np.isnan(a).any())
 
 
 def closed_call(closed, inputs):

@@ -5,6 +5,7 @@ are drawn, and says which weights it needs. It takes any shape: `rows`, `image` 
 value into the one that it works on.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -18,6 +19,36 @@ import jax.numpy as jnp
 from jax import lax
 
 WIDTHS, YES = (3, 2, 4), (False, True)
+INTEGERS = (
+    "uint8",
+    "int8",
+    "int32",
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int64",
+    "uint64",
+)
+# Around what a byte holds, and what two do: tables of more rows than a dtype has numbers.
+ROWS, MANY_ROWS = (300, 5, 257, 129, 128, 127, 255, 256), (32767, 32768, 32769, 65537)
+
+_real: list = []
+
+
+@contextlib.contextmanager
+def reals(dtype):
+    """Let pieces make real numbers of this dtype; without, of JAX's own."""
+    _real.append(dtype)
+    try:
+        yield
+    finally:
+        _real.pop()
+
+
+def real_dtype():
+    return jnp.dtype((_real and _real[-1]) or jnp.zeros(()).dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,25 +219,54 @@ def pool(p, v, kind, stride):
     return make(min(2, v.shape[1]), stride)(v)
 
 
-def table_weights(shape, features, form):
-    return {"table": (5, features)}
+def table_weights(shape, features, form, rows, index):
+    return {"table": (rows, features)}
 
 
-@piece("int", weights=table_weights, features=WIDTHS, form=("index", "mapped", "clipped", "hot"))
-def embedding(p, v, features, form):
-    """Rows of a table; numbers past its end where a mode says what they are.
+def of_each(call, places):
+    return jax.vmap(call)(places)
 
-    By default JAX reads the last row for them and drops their gradient, so that a gradient of a
-    gradient depends on how often it was turned round.
+
+# Places inside the table; a mode that says what a place outside is takes any number of the dtype.
+INSIDE = {
+    "index": lambda table, v: table[v],
+    "taken": lambda table, v: jnp.take(table, v, axis=0),
+    "mapped": lambda table, v: of_each(lambda i: table[i], v),
+    "promised": lambda table, v: table.at[v].get(mode="promise_in_bounds"),
+    "along": lambda table, v: jnp.take_along_axis(table, v[:, None], axis=0),
+    "hot": lambda table, v: jax.nn.one_hot(v, len(table), dtype=table.dtype) @ table,
+}
+OUTSIDE = {
+    "clipped": lambda table, v: jnp.take(table, v, axis=0, mode="clip"),
+    "filled": lambda table, v: table.at[v].get(mode="fill", fill_value=0),
+    "wrapped": lambda table, v: jnp.take(table, v, axis=0, mode="wrap"),
+    "sliced": lambda table, v: lax.dynamic_slice_in_dim(table, v[0], 1),
+    "indexed": lambda table, v: lax.dynamic_index_in_dim(table, v[-1], keepdims=False),
+    "each sliced": lambda table, v: of_each(lambda i: lax.dynamic_slice_in_dim(table, i, 1)[0], v),
+}
+
+
+@piece(
+    "int",
+    weights=table_weights,
+    features=WIDTHS,
+    form=(*INSIDE, *OUTSIDE),
+    rows=ROWS,
+    index=INTEGERS,
+)
+def embedding(p, v, features, form, rows, index):
+    """Rows of a table by numbers of any dtype; past its end where a mode says what they are.
+
+    By default JAX reads the last row for those and drops their gradient, so that a gradient of a
+    gradient depends on how often it was turned round. What JAX itself cannot do (a table with more
+    rows than the dtype has numbers, by an index that may be negative) is drawn again.
     """
-    table, v = p["table"], v.reshape(-1)
-    if form == "index":
-        return table[v % 5]
-    if form == "mapped":
-        return jax.vmap(lambda i: table[i])(v % 5)
-    if form == "clipped":
-        return jnp.take(table, v, axis=0, mode="clip")
-    return jax.nn.one_hot(v, 5, dtype=table.dtype) @ table
+    v = v.reshape(-1)
+    v = v.astype(int)  # JAX's own, which holds all that is drawn
+    v = v * jnp.asarray(rows // 4 + 1, v.dtype)  # spread over the rows
+    if form in INSIDE:
+        v = jnp.minimum(v % jnp.asarray(rows, v.dtype), min(jnp.iinfo(index).max, 2**31 - 1))
+    return (INSIDE | OUTSIDE)[form](p["table"], v.astype(index))
 
 
 def norm_weights(shape, kind):
@@ -405,8 +465,8 @@ def number(p, v, how):
 def count(p, v, how):
     """Integers as real numbers."""
     if how == "hot":
-        return jax.nn.one_hot(v.reshape(-1), 3, dtype=jnp.zeros(()).dtype)
-    return v.astype(jnp.zeros(()).dtype) / 2
+        return jax.nn.one_hot(v.reshape(-1), 3, dtype=real_dtype())
+    return v.astype(real_dtype()) / 64
 
 
 @piece("real", "int")
@@ -492,12 +552,61 @@ def branch(p, v, shared):
 @piece(
     "real",
     weights=lambda shape, times: {"w": (shape[-1], shape[-1])},
-    times=(2, 3),
+    times=(2, 3, 1, 0),
 )
 def loop(p, v, times):
     """The same layer several times, in a loop of fixed length."""
     body = lambda _, v: jnp.tanh(jnp.einsum("ij,...j->...i", p["w"], v))
     return lax.fori_loop(0, times, body, v)
+
+
+@piece(
+    "real",
+    weights=lambda shape, depth, bias: (
+        {"w": (depth, shape[-1], shape[-1])} | ({"b": (depth, shape[-1])} if bias else {})
+    ),
+    depth=(2, 1, 0),
+    bias=YES,
+)
+def stack(p, v, depth, bias):
+    """Layers one after the other, in a `scan` over their weights; there may be none."""
+    flat = v.reshape(-1, v.shape[-1])
+
+    def layer(h, own):
+        y = h @ own["w"].T
+        return jnp.tanh(y + spread(own["b"], y) if bias else y), None
+
+    return lax.scan(layer, flat, p)[0].reshape(v.shape)
+
+
+HOLLOW = {
+    "features": ({"w": lambda n: (0, n), "v": lambda n: (3, 0)},
+                 lambda p, v: p["v"] @ jnp.tanh(p["w"] @ v)),
+    "inputs": ({"w": lambda n: (3, 0)}, lambda p, v: p["w"] @ v[:0]),
+    "positions": ({"w": lambda n: (3, n)},
+                  lambda p, v: jnp.sum(jax.vmap(lambda row: p["w"] @ row)(v[None][:0]), axis=0)),
+    "groups": ({"w": lambda n: (0, 3, n)},
+               lambda p, v: jnp.sum(jax.vmap(lambda w: w @ v)(p["w"]), axis=0)),
+    "channels": ({"w": lambda n: (3, 0, 1)},
+                 lambda p, v: jnp.sum(lax.conv(v[None, None, :][:, :0], p["w"], (1,), "VALID"),
+                                      axis=(0, 2))),
+    "rows": ({"t": lambda n: (4, 0), "w": lambda n: (3, 0)},
+             lambda p, v: p["w"] @ p["t"][jnp.argmax(v) % 4]),
+    "entries": ({"w": lambda n: (0,)}, lambda p, v: jnp.sum(p["w"] * v[:0], keepdims=True)),
+}  # fmt: skip
+
+
+@piece(
+    "real",
+    weights=lambda shape, of: (
+        {name: make(math.prod(shape)) for name, make in HOLLOW[of][0].items()} | {"bias": (3,)}
+    ),
+    of=tuple(HOLLOW),
+)
+def hollow(p, v, of):
+    """A layer along an axis of length 0, which leaves its bias."""
+    v = v.reshape(-1)
+    return jnp.broadcast_to(HOLLOW[of][1](p, v), (3,)) + p["bias"] + fit(v, (3,))
 
 
 @jax.custom_vjp

@@ -27,21 +27,25 @@ import ntt_eqx as ntt
 
 from .comparison import every_array, random_mask, relative_error, weighted_sum
 from .interpreter import interpreted
-from .pieces import PIECES, dense_matrix, fit
+from .pieces import MANY_ROWS, PIECES, ROWS, dense_matrix, fit, real_dtype, reals
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What the model takes: real numbers, integers below 6, or booleans."""
+    """What the model takes: real numbers, booleans, integers below 6, or those of a dtype."""
 
     shape: tuple[int, ...]
     kind: str = "real"
 
-    def batch(self, n, rng):
+    def batch(self, n, rng, dtype=None):
         if self.kind == "real":
-            return jnp.asarray(rng.normal(size=(n, *self.shape)))
+            return jnp.asarray(rng.normal(size=(n, *self.shape)), dtype)
         if self.kind == "int":
             return jnp.asarray(rng.integers(0, 6, (n, *self.shape)))
+        if self.kind != "bool":
+            limits = np.iinfo(self.kind)
+            low, high = max(limits.min, -300), min(limits.max, 300)
+            return jnp.asarray(rng.integers(low, high + 1, (n, *self.shape)), self.kind)
         return jnp.asarray(rng.random((n, *self.shape)) < 0.5)
 
 
@@ -72,6 +76,7 @@ class Program:
     steps: tuple[Step, ...]
     outputs: tuple[tuple[int, bool], ...]
     num_outputs: int
+    dtype: str | None = None  # of real numbers; JAX's own by default
 
     def __repr__(self):
         lines = [f"            {step!r},  # {n}" for n, step in enumerate(self.steps, 1)]
@@ -84,6 +89,7 @@ class Program:
                 "        ),",
                 f"        outputs={self.outputs!r},",
                 f"        num_outputs={self.num_outputs},",
+                f"        dtype={self.dtype!r},",
                 "    )",
             ]
         )
@@ -101,6 +107,10 @@ class Wired(eqx.Module):
     program: Program = eqx.field(static=True)
 
     def __call__(self, x):
+        with reals(self.program.dtype):
+            return self.value(x)
+
+    def value(self, x):
         x = x.astype(int) if x.dtype == bool else x
         values = [x]
         for step, own in zip(self.program.steps, self.weights, strict=True):
@@ -126,7 +136,13 @@ def evaluate(step, weights, own, values, program):
 
 def shapes_of(program):
     """The shapes of all values, and the model with shapes for arrays."""
-    dtype = int if program.sample.kind != "real" else jnp.zeros(()).dtype
+    with reals(program.dtype):
+        return _shapes_of(program)
+
+
+def _shapes_of(program):
+    kind = program.sample.kind
+    dtype = real_dtype() if kind == "real" else int if kind in ("int", "bool") else kind
     values: list[Any] = [jax.ShapeDtypeStruct(program.sample.shape, dtype)]
     weights: list[Any] = []
     for step in program.steps:
@@ -148,6 +164,8 @@ def shapes_of_step(step, weights, values, program):
         own = piece.weights(*(v.shape for v in read), **dict(step.settings))
     if isinstance(own, dict):
         own = {name: _struct(shape, name) for name, shape in own.items()}
+    else:
+        own = jax.tree.map(_real, own)
 
     def one(weights, own, *read):
         mine = list(values)
@@ -158,8 +176,15 @@ def shapes_of_step(step, weights, values, program):
     return own, eqx.filter_eval_shape(one, weights, own, *read)
 
 
+def _real(leaf):
+    """An array that Equinox made, in the program's dtype."""
+    if isinstance(leaf, jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jnp.floating):
+        return jax.ShapeDtypeStruct(leaf.shape, real_dtype())
+    return leaf
+
+
 def _struct(shape, name):
-    wide = jnp.zeros(()).dtype
+    wide = real_dtype()
     dtype = wide if name != "complex" else jnp.promote_types(wide, jnp.complex64)
     return jax.ShapeDtypeStruct(shape, dtype)
 
@@ -171,7 +196,7 @@ def build(program, seed=0):
     def draw(leaf):
         if not isinstance(leaf, jax.ShapeDtypeStruct):
             return leaf
-        scale = 1.2 / math.sqrt(leaf.shape[-1] if len(leaf.shape) > 1 else 1)
+        scale = 1.2 / math.sqrt(max(leaf.shape[-1], 1) if len(leaf.shape) > 1 else 1)
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return jnp.zeros(leaf.shape, leaf.dtype)
         values = rng.normal(0, scale, leaf.shape)
@@ -191,7 +216,17 @@ SAMPLES = (
     Sample((2, 6)),
     Sample((3,), "int"),
     Sample((5,), "bool"),
+    Sample((1,)),
+    Sample((1, 4)),
+    Sample((3,), "uint8"),
+    Sample((1,), "int8"),
+    Sample((2,), "int16"),
+    Sample((2,), "uint64"),
 )
+NUMBERED = tuple(sample for sample in SAMPLES if sample.kind not in ("real", "bool"))
+NARROW = ("float16", "bfloat16")
+COMPLEX = tuple(name for name, piece in PIECES.items()
+                if "complex" in piece.takes or name == "spectrum")  # fmt: skip
 LARGEST = 40  # entries of a value
 
 
@@ -202,11 +237,16 @@ def kind_of(value):
 
 
 @st.composite
-def programs(draw, without=(), most=6):
-    """Programs of a few steps; `without` names pieces to leave out."""
-    sample = draw(st.sampled_from(SAMPLES))
+def programs(draw, without=(), most=6, dtype=None, large=False, samples=SAMPLES):
+    """Programs of a few steps.
+
+    `without` names pieces to leave out, `dtype` is that of real numbers, `large` draws tables with
+    more rows than two bytes have numbers, too.
+    """
+    sample = draw(st.sampled_from(samples))
     steps: list[Step] = []
-    program = Program(sample, (), (), 1)
+    program = Program(sample, (), (), 1, dtype)
+    without = (*without, *COMPLEX) if dtype else without
     values, weights = shapes_of(program)
     weights = []
     unread = {0}
@@ -221,6 +261,7 @@ def programs(draw, without=(), most=6):
         ]
         # Layers more often than the rest, so that most programs have several.
         able += [n for n in ("dense", "dense", "convolution", "learned", "function") if n in able]
+        able += ["embedding"] * (2 if "embedding" in able else 0)
         name = draw(st.sampled_from(sorted(able)))
         piece = PIECES[name]
         reads = []
@@ -228,15 +269,18 @@ def programs(draw, without=(), most=6):
             found = [n for n, k in enumerate(kinds) if k == kind][::-1]  # the newest first
             fresh = [n for n in found if n in unread]
             reads.append(draw(st.sampled_from(fresh + found)))
-        settings = tuple((k, draw(st.sampled_from(v))) for k, v in piece.settings.items())
+        drawn = piece.settings | ({"rows": MANY_ROWS + ROWS} if large and "rows" in piece.settings
+                                  else {})  # fmt: skip
+        settings = tuple((k, draw(st.sampled_from(v))) for k, v in drawn.items())
         of = None
         if name == "again":
             of = draw(st.sampled_from([n for n, s in enumerate(steps, 1) if s.piece == "dense"]))
         found = Step(name, tuple(reads), settings, of)
         try:
             program = dataclasses.replace(program, steps=(*steps, found))
-            own, value = shapes_of_step(found, weights, values, program)
-        except ValueError:  # windows that do not fit
+            with reals(dtype):
+                own, value = shapes_of_step(found, weights, values, program)
+        except (ValueError, OverflowError, TypeError):  # windows or dtypes that do not fit
             continue
         if not 0 < value.size <= LARGEST:
             continue
@@ -258,7 +302,7 @@ def programs(draw, without=(), most=6):
     outputs = tuple((n, draw(st.booleans())) for n in ends)
     if not any(jax.tree.leaves(own) for own in weights):  # a model has parameters
         outputs = ((ends[0], True), *outputs[1:])
-    return Program(sample, tuple(steps), outputs, draw(st.integers(1, 3)))
+    return Program(sample, tuple(steps), outputs, draw(st.integers(1, 3)), dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,6 +318,7 @@ class Case:
     kernel: str = "active"
     outputs: str = "full"
     max_bytes: int | None = None
+    swapped: bool = False  # samples and metric as NumPy arrays in the other byte order
     seed: int = 0
 
     def __repr__(self):
@@ -295,11 +340,23 @@ def cases(draw, **options):
         kernel=draw(st.sampled_from(("active", "active", "ambient"))),
         outputs=draw(st.sampled_from(("full", "diagonal", "trace", "directions"))),
         max_bytes=draw(st.sampled_from((None, None, 1, 4001))),
+        swapped=draw(st.sampled_from((False, False, True))),
         seed=draw(st.integers(0, 99)),
     )
 
 
 # Comparing
+
+
+def swapped(array):
+    """An array as NumPy's, in the byte order that this machine has not."""
+    array = np.asarray(array)
+    return array if array.dtype.kind == "V" else array.astype(array.dtype.newbyteorder())
+
+
+def tolerance(program):
+    """What rounding may do to a kernel: as much as a product of a few numbers of its dtype."""
+    return 1e-9 if program.dtype is None else 32 * float(jnp.finfo(program.dtype).eps)
 
 
 def check(case, products=False, evaluator=interpreted):
@@ -310,8 +367,8 @@ def check(case, products=False, evaluator=interpreted):
     program, rng = case.program, np.random.default_rng(case.seed)
     sparse = ntt.sparsify(build(program, case.seed), every_array)
     mask = random_mask(sparse.mask, case.density, case.seed)
-    x1 = program.sample.batch(case.n, rng)
-    x2 = None if case.m is None else program.sample.batch(case.m, rng)
+    x1 = program.sample.batch(case.n, rng, program.dtype)
+    x2 = None if case.m is None else program.sample.batch(case.m, rng, program.dtype)
     params, static = eqx.partition(sparse, eqx.is_inexact_array)
     metric = None
     if case.metric:  # learning rates, some of them zero
@@ -322,8 +379,11 @@ def check(case, products=False, evaluator=interpreted):
         directions = tuple(jnp.asarray(rng.normal(size=(r, program.num_outputs))) for r in (2, 1))
     outputs = "full" if directions else case.outputs
 
+    turned = jax.tree.map(swapped, (x1, x2, metric)) if case.swapped else None
+
     def ours(params, mask, x1, x2, metric):
         model = eqx.combine(params, static).with_mask(mask)
+        x1, x2, metric = turned or (x1, x2, metric)
         theta = ntt.ntk(
             model, x1, x2, kernel=case.kernel, metric=metric, outputs=outputs,
             directions=directions, max_bytes=case.max_bytes,

@@ -1,6 +1,7 @@
 """The ends of a network: patterns leave them whole, and outputs without a path are told."""
 
 import warnings
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -129,7 +130,7 @@ class Three(eqx.Module):
     first: eqx.nn.Linear
     norm: eqx.nn.LayerNorm
     last: eqx.nn.Linear
-    act: object = eqx.field(static=True)
+    act: Any = eqx.field(static=True)
 
     def __init__(self, key, act):
         self.first, self.last = eqx.nn.Linear(4, 5, key=key), eqx.nn.Linear(5, 3, key=key)

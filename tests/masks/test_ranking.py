@@ -207,7 +207,7 @@ def test_counts_that_are_shared_out_add_up_under_a_schedule():
         shares = densities_of(shapes, density, "erk")
         return jnp.stack(whole_counts(shares, sizes, True, density))
 
-    for density in np.float32([0.001, 0.013, 0.1, 0.37, 0.731, 0.999, 1.0]):
+    for density in np.asarray([0.001, 0.013, 0.1, 0.37, 0.731, 0.999, 1.0], np.float32):
         found = np.asarray(count(density))
         assert found.sum() == round(float(density) * sum(sizes))
         assert (found >= 1).all() and (found <= sizes).all()

@@ -13,11 +13,13 @@ import optax
 import pytest
 from helpers.comparison import relative_error
 from helpers.interpreter import interpreted
-from helpers.programs import cases, check
+from helpers.pieces import PIECES
+from helpers.programs import NUMBERED, cases, check
 from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
 
 import ntt_eqx as ntt
-from ntt_eqx._ntk import _execute, _parts, mask_support, outputs_and_ntk
+from ntt_eqx import _program
+from ntt_eqx._ntk import _execute, _given, _linear, _parts, mask_support, outputs_and_ntk
 from ntt_eqx.kernels import GatheredRows
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("gathers", "x64")]
@@ -105,6 +107,54 @@ def test_complex_values_do_not_count(monkeypatch):
     monkeypatch.setattr(_parts, "_inexact", real_only)
     found = examples_until_found(cases(), program_is_right)
     print(f"complex values forgotten: found by example {found}")
+    assert found is not None
+
+
+def without_error(case):
+    """As `program_is_right`; an exception is a fault, too."""
+    try:
+        return program_is_right(case)
+    except Exception:
+        return False
+
+
+NUMBERS = dict(most=4, samples=NUMBERED, without=tuple(sorted(set(PIECES) - {
+    "embedding", "stack", "hollow", "dense", "learned", "count", "function", "join"})))  # fmt: skip
+
+
+def test_row_numbers_in_the_dtype_of_the_index(monkeypatch):
+    """A byte counts the rows of a table of 300."""
+    monkeypatch.setattr(_linear, "_row_numbers", lambda places, rows: places)
+    found = examples_until_found(cases(**NUMBERS), without_error)
+    print(f"narrow row numbers: found by example {found}")
+    assert found is not None
+
+
+def test_bytes_in_another_order_are_read_as_they_lie(monkeypatch):
+    """The door is open: XLA reads the bytes of samples and metrics as native ones."""
+
+    def as_it_lies(caller, name, value):
+        if isinstance(value, jax.Array):
+            return value
+        return jnp.asarray(value.view(value.dtype.newbyteorder()))
+
+    monkeypatch.setattr(_given, "as_array", as_it_lies)
+    found = examples_until_found(cases(), without_error)
+    print(f"foreign byte order: found by example {found}")
+    assert found is not None
+
+
+def test_a_loop_of_no_iterations_is_looked_into(monkeypatch):
+    monkeypatch.setattr(_program, "_repeats_nothing", lambda eqn: False)
+    found = examples_until_found(cases(**NUMBERS), without_error)
+    print(f"loops of length 0: found by example {found}")
+    assert found is not None
+
+
+def test_layers_along_axes_of_length_0(monkeypatch):
+    monkeypatch.setattr(_linear, "_is_empty", lambda eqn: False)
+    found = examples_until_found(cases(**NUMBERS), without_error)
+    print(f"axes of length 0: found by example {found}")
     assert found is not None
 
 

@@ -10,10 +10,11 @@ import os
 
 import jax
 import pytest
-from helpers.programs import Case, Program, Sample, cases, check, step
-from hypothesis import HealthCheck, example, given, settings
+from helpers.pieces import PIECES
+from helpers.programs import NARROW, NUMBERED, Case, Program, Sample, cases, check, step, tolerance
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-EXACT = 1e-9
+MANY = int(os.environ.get("NTT_EQX_PROGRAMS", "150"))
 
 pytestmark = pytest.mark.usefixtures("gathers", "x64")
 
@@ -32,7 +33,8 @@ def assert_exact(case):
     if next(programs_seen) % 40 == 0:
         jax.clear_caches()  # every program is another one
     kernel, gradient = check(case)
-    assert kernel < EXACT and gradient < EXACT, (kernel, gradient)
+    most = tolerance(case.program)
+    assert kernel < most and gradient < most, (kernel, gradient)
 
 
 # One sample at a time, and a value without entries on the way.
@@ -48,15 +50,59 @@ EMPTY = Case(
 )
 
 
-@settings(quiet, max_examples=40)
+@settings(quiet, max_examples=28)
 @example(case=EMPTY)
 @given(case=cases())
 def test_any_program(case):
     assert_exact(case)
 
 
+EDGES = ("embedding", "stack", "hollow", "dense", "learned", "count", "function", "join")
+NOT_EDGES = tuple(sorted(set(PIECES) - set(EDGES)))
+
+
+@settings(quiet, max_examples=10)
+@given(case=cases(without=NOT_EDGES, most=4, samples=NUMBERED))
+def test_any_dtype_and_size(case):
+    """Indices of any dtype into tables of any length; lengths 0 and 1; another byte order."""
+    assert_exact(case)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@settings(quiet, max_examples=2)
+@given(data=st.data())
+def test_narrow_numbers(dtype, data):
+    assert_exact(data.draw(cases(dtype=dtype, most=4)))
+
+
 @pytest.mark.slow
-@settings(quiet, max_examples=int(os.environ.get("NTT_EQX_PROGRAMS", "150")))
+@pytest.mark.parametrize("dtype", NARROW)
+@settings(quiet, max_examples=MANY // 2)
+@given(data=st.data())
+def test_many_narrow_numbers(dtype, data):
+    assert_exact(data.draw(cases(dtype=dtype)))
+
+
+@pytest.mark.slow
+@settings(quiet, max_examples=MANY)
+@given(case=cases(without=NOT_EDGES, large=True))
+def test_many_dtypes_and_sizes(case):
+    assert_exact(case)
+
+
+@pytest.mark.slow
+@settings(quiet, max_examples=MANY // 10)
+@given(case=cases())
+def test_compiled_under_debug_nans(case):
+    """JAX's own check, of what is compiled and of what runs between."""
+    compiled = lambda function: lambda *arguments: jax.jit(function)(*arguments)
+    with jax.debug_nans(True):
+        kernel, gradient = check(case, evaluator=compiled)
+    assert kernel < 1e-9 and gradient < 1e-9
+
+
+@pytest.mark.slow
+@settings(quiet, max_examples=MANY)
 @given(case=cases())
 def test_many_programs(case):
     assert_exact(case)

@@ -127,6 +127,18 @@ test_refusals = refusals(
             lambda: look_at((X, Y), batch_size=10**20),
             "evaluate: batch_size must be at most",
         ),
+        "init: no config": (
+            lambda: ntt.train_init(linear(), 1e-8, SGD),
+            r"train_init: the second argument must be a TrainConfig, got float; write",
+        ),
+        "fit: a state without a step": (
+            lambda: ntt.fit(lambda state, batch: (state, {}), 0.0, [X], num_steps=1),
+            "fit: the state has no `step`; give `start`",
+        ),
+        "fit: no batches": (
+            lambda: ntt.fit(lambda state, batch: (state, {}), 0.0, 3, num_steps=1, start=0),
+            "fit: batches must be something that yields batches.*got int",
+        ),
         "step: short": (
             lambda: take((X, Y[:3])),
             r"train_step: 4 inputs need integer labels of shape \(4,\), got int32 of shape \(3,\)",

@@ -133,6 +133,7 @@ def test_what_frees_the_teachers_factors_changes_nothing(pair, monkeypatch):
     assert jax.tree.all(jax.tree.map(np.array_equal, plain, ordered))
 
 
+WAVY = lambda shape: jnp.sin(jnp.arange(16.0)).reshape(shape)
 CONSTANT = {
     "both": (lambda shape: jnp.full(shape, 0.1), lambda shape: jnp.full(shape, 3.0)),
     "both zero": (jnp.zeros, jnp.zeros),

@@ -147,8 +147,18 @@ test_refusals = refusals(
             "NTTConfig: .* comes to rest at 0.1, but is at 0.25 after the last step, 50",
         ),
         "no end": (
-            lambda: ntt.NTTConfig(optax.linear_schedule(1.0, 0.1, 60)),
-            "NTTConfig: density is a schedule: give num_steps",
+            lambda: ntt.NeuralTangentTransfer(
+                sparsity=optax.linear_schedule(1.0, 0.1, 60), optimizer=SGD, refresh=Once()
+            ),
+            "NeuralTangentTransfer: density is a schedule: give num_steps",
+        ),
+        "a run between two refreshes": (
+            lambda: ntt.transfer(
+                ntt.ntt_init(MODEL, cheap(optax.linear_schedule(1.0, 0.1, 60), None), SGD),
+                [X],
+                num_steps=60,
+            ),
+            "transfer: .* is at 0.1 after the last step, 60, .* after step 0, at 1",
         ),
     }
 )
