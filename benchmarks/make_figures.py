@@ -6,18 +6,20 @@ The other figures need the curves of their runs, which are too large to keep her
 the run that the page names.
 """
 
-import json
-import shutil
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from make_results import ROOT, load, time_values, values, variant
 
-from ntt_eqx.experiment.cli import main
-from ntt_eqx.experiment.figures import new_figure, plain_decades, save_figure
+from ntt_eqx.experiment.figures import (
+    new_figure,
+    plain_decades,
+    render_figure,
+    sparsity_figure,
+)
 from ntt_eqx.experiment.methods import METHODS
+from ntt_eqx.experiment.results import Run
 
 FIGURES = ROOT / "docs" / "figures"
 SKETCH_MARKS = {1: ("v", ":"), 2: ("*", "--"), 8: ("D", "-")}  # by number of directions
@@ -25,15 +27,8 @@ SKETCH_MARKS = {1: ("v", ":"), 2: ("*", "--"), 8: ("D", "-")}  # by number of di
 
 def sparsity(results: list[dict], figure: Path) -> None:
     """The figure of accuracy against sparsity, as `ntt-eqx report` draws it of a run, as a PNG."""
-    with tempfile.TemporaryDirectory() as folder:
-        for number, result in enumerate(results):
-            cell = Path(folder) / "cells" / f"{number:04}"
-            cell.mkdir(parents=True)
-            for name in ("config", "result"):
-                (cell / f"{name}.json").write_text(json.dumps({"fingerprint": "", **result}))
-        if main(["report", folder, "--out", f"{folder}/report"]) != 0:
-            raise SystemExit("the report failed")
-        shutil.copyfile(Path(folder) / "report" / "figures" / "sparsity.png", figure)
+    drawn = sparsity_figure([Run(Path(), "done", result, result) for result in results])
+    figure.write_bytes(render_figure(drawn, "sparsity")["sparsity.png"])
 
 
 def time(results: list[dict], figure: Path) -> None:
@@ -60,9 +55,7 @@ def time(results: list[dict], figure: Path) -> None:
         axes[0][0].set(xscale="log", xlabel="Seconds of transfer (one core)", ylim=(82.5, 87))
         axes[0][0].set_ylabel("Test accuracy (%)")
         plain_decades(axes[0][0].xaxis)
-    with tempfile.TemporaryDirectory() as folder:
-        png = save_figure(drawn, Path(folder) / "time")[0]
-        shutil.copyfile(png, figure)
+    figure.write_bytes(render_figure(drawn, "time")["time.png"])
 
 
 if __name__ == "__main__":

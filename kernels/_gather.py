@@ -12,9 +12,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from ._dispatch import target_device
+from .manual_axes import like_varying
 
 # The width of chunks, by the mean number of non-zeros in a row: the wider, the fewer and larger are
 # the products, and the more entries are not in use, half a chunk a row. Counted on an H100 with 246
@@ -106,7 +108,7 @@ class GatheredRows(eqx.Module):
     def of(self, mask: Bool[Array, "i j"]) -> "GatheredRows":
         """Where another mask has its entries, in arrays of the same shapes; works under `jit`."""
         stored = self.of_stored(mask)
-        return _gather(stored, self.room, self.columns.shape, self.shape, self.height)
+        return _gather(stored, self.columns.shape, self.shape, self.height)
 
     def metric(
         self, c: Bool[Array, "i j"] | Float[Array, "i j"], offset: Float[Array, " i"]
@@ -178,12 +180,11 @@ def gather_rows(
     `GatheredRows`, whose shapes depend on the mask's shape and on `nonzeros` alone.
     """
     (i, j), stored = mask.shape, mask[::height]
-    return _gather(stored, nonzeros, gathered_shape(nonzeros, len(stored)), (i, j), height)
+    return _gather(stored, gathered_shape(nonzeros, len(stored)), (i, j), height)
 
 
 def _gather(
     mask: Bool[Array, "stored j"] | np.ndarray,
-    nonzeros: int,
     shape: tuple[int, int],
     whole: tuple[int, int],
     height: int,
@@ -191,26 +192,74 @@ def _gather(
     (i, j), (chunks, width) = mask.shape, shape
     if isinstance(mask, np.ndarray):
         row, column = np.nonzero(mask)
-        chunk, slot = _places(np, mask, row, width)
+        chunk, slot = _places(mask, row, width)
         rows, columns = np.full(chunks, i, np.int32), np.full(shape, j, np.int32)
         rows[chunk], columns[chunk, slot] = row, column
         return GatheredRows(jnp.asarray(rows), jnp.asarray(columns), whole, height)
-    row, column = (x.astype(jnp.int32) for x in jnp.nonzero(mask, size=nonzeros, fill_value=(i, j)))
-    chunk, slot = _places(jnp, mask, row, width)
-    chunk = jnp.where(row < i, chunk, chunks)
-    rows = jnp.full(chunks, i, jnp.int32).at[chunk].set(row, mode="drop")
-    columns = jnp.full(shape, j, jnp.int32).at[chunk, slot].set(column, mode="drop")
+    rows, columns = _searched(mask, shape)
     return GatheredRows(rows, columns, whole, height)
 
 
-def _places(xp: Any, mask: Any, row: Any, width: int) -> tuple[Any, Any]:
+def _places(mask: np.ndarray, row: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Chunk and slot of a mask's entries, of which the row is known, in their order."""
-    per_row = xp.sum(mask, axis=1, dtype=xp.int32)
-    first = xp.cumsum(per_row) - per_row
+    per_row = np.sum(mask, axis=1, dtype=np.int32)
+    first = np.cumsum(per_row) - per_row
     chunks = -(-per_row // width)
-    first_chunk = xp.cumsum(chunks) - chunks
-    place = xp.arange(len(row), dtype=xp.int32) - first[row]
+    first_chunk = np.cumsum(chunks) - chunks
+    place = np.arange(len(row), dtype=np.int32) - first[row]
     return first_chunk[row] + place // width, place % width
+
+
+def _searched(
+    mask: Bool[Array, "stored j"], shape: tuple[int, int]
+) -> tuple[Int[Array, " chunks"], Int[Array, "chunks width"]]:
+    """Rows and columns of the chunks of a mask, under `jit`.
+
+    Each slot searches for the column of its entry in the running counts of its row. Loops make the
+    counts: XLA unrolls `cumsum` and `nonzero` into so many operations that they took a third of the
+    time in which a step of a transfer compiles.
+    """
+    (i, j), (chunks, width) = mask.shape, shape
+    if not i * j:
+        return jnp.full(chunks, i, jnp.int32), jnp.full(shape, j, jnp.int32)
+    counts = _running(mask.T.astype(jnp.int32))  # [j, i]
+    per_row = counts[-1]
+    ends = _running(-(-per_row // width))
+    chunk = jnp.arange(chunks, dtype=jnp.int32)
+    row = _first_above(ends[:, None], chunk, jnp.zeros_like(chunk))
+    used = jnp.minimum(row, i - 1)
+    first = jnp.where(used > 0, ends[used - 1], 0)
+    entry = (chunk - first)[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None]
+    column = _first_above(counts, entry, jnp.broadcast_to(used[:, None], shape))
+    return row, jnp.where((row < i)[:, None], column, j)
+
+
+def _running(x: Int[Array, "n *rest"]) -> Int[Array, "n *rest"]:
+    """The running sum along the first axis."""
+
+    def add(total: Array, row: Array) -> tuple[Array, Array]:
+        return total + row, total + row
+
+    (zero,) = like_varying([jnp.zeros_like(x[0])], [x])
+    return lax.scan(add, zero, x)[1]
+
+
+def _first_above(
+    counts: Int[Array, "n rows"], value: Int[Array, "*s"], row: Int[Array, "*s"]
+) -> Int[Array, "*s"]:
+    """The first place at which a row of ascending `counts` is above `value`; n where none is."""
+    length = counts.shape[0]
+
+    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low + high) // 2
+        above = counts[jnp.minimum(middle, length - 1), row] > value
+        open_ = low < high
+        return jnp.where(open_ & ~above, middle + 1, low), jnp.where(open_ & above, middle, high)
+
+    ends = [jnp.zeros_like(value), jnp.full_like(value, length)]
+    low, high = like_varying(ends, [counts, value, row])
+    return lax.fori_loop(0, length.bit_length(), halve, (low, high))[0]
 
 
 def gathered_u(

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from ._dispatch import Device
+from ._chips import JAX_VERSION
 from ._precision import PIECES, Precision, products, split, split_in_memory
 
 SHARED_BYTES = 227 * 1024  # of one Hopper multiprocessor, for one block
 RESERVED_BYTES = 4 * 1024  # of those, for barriers, alignment and the compiler's own scratch
 ROWS = 64  # of one wgmma instruction
 BLOCKS = 132  # that a launch should have at least: an H100 has as many multiprocessors
-HOPPER = ("H100", "H200", "H800", "H20", "GH200")  # in the names of its devices
 
 # 0.10.2 has interpret mode in a private module, and its interpreter reads no transposed operand.
 try:
@@ -31,17 +30,7 @@ except AttributeError:
     from jax.experimental.mosaic.gpu.core import LoweringSemantics
 
     _SEMANTICS = LoweringSemantics.Warpgroup
-_VERSION = tuple(int(part) for part in jax.__version__.split(".")[:2])
-_INTERPRETS_TRANSPOSED = _VERSION >= (0, 11)
-
-
-def refusal(device: Device) -> str | None:
-    """Why the kernels cannot run on a device, or `None`."""
-    if device.platform != "gpu" or not any(name in device.kind for name in HOPPER):
-        return f"needs a Hopper GPU, and the device is {device.kind!r} ({device.platform})"
-    if _VERSION < (0, 11):
-        return f"needs JAX 0.11 or newer for Mosaic GPU, and this is {jax.__version__}"
-    return None
+_INTERPRETS_TRANSPOSED = JAX_VERSION >= (0, 11)
 
 
 def kernel(body, *, out_type, grid: dict[str, int], scratch: dict[str, Any], interpret):

@@ -3,15 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ._dispatch import Device
 from ._precision import Precision
-
-
-def refusal(device: Device) -> str | None:
-    """Why the kernels cannot run on a device, or `None`."""
-    if device.platform != "tpu":
-        return f"needs a TPU, and the device is {device.kind!r} ({device.platform})"
-    return None
 
 
 def dot(x, y, axes: tuple[int, int], precision: Precision) -> jax.Array:

@@ -61,6 +61,11 @@ from ._sparse import (
     describe_prunable as describe_prunable,
     sparsify as sparsify,
 )
+from ._stateful import (
+    StatefulModel as StatefulModel,
+    forward as forward,
+    warm_up as warm_up,
+)
 from ._supervised import (
     AbstractObjective as AbstractObjective,
     CrossEntropy as CrossEntropy,

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -46,25 +46,137 @@ def opened(batch: Any) -> PyTree:
     return jax.tree.map(look, batch)
 
 
+INPUTS = (
+    "x", "image", "images", "img", "pixel_values", "input", "inputs", "input_ids", "features"
+)  # fmt: skip
+"""What a dict calls the inputs of a batch: here, in torch and in the data sets of Hugging Face."""
+
+TARGETS = ("y", "label", "labels", "target", "targets")
+"""What a dict calls its labels or targets."""
+
+
 def pair(caller: str, batch: Any) -> tuple[Any, Any]:
     """The inputs and targets of a batch.
 
-    They are its `x` and `y`, as attributes or as keys, or the two entries of a tuple or a list.
+    They are its `x` and `y`, as attributes or as keys, the one of the keys `INPUTS` that it has
+    with the one of `TARGETS`, or the two entries of a tuple or a list.
 
     **Raises:**
 
-    `ValueError` when there is no such pair.
+    `ValueError` when there is no such pair, or more than one.
     """
     if hasattr(batch, "x") and hasattr(batch, "y"):
         return batch.x, batch.y
-    if isinstance(batch, Mapping) and {"x", "y"} <= set(batch):
-        return batch["x"], batch["y"]
+    if isinstance(batch, Mapping):
+        return _of_names(caller, batch, INPUTS), _of_names(caller, batch, TARGETS)
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
+    length = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
     raise ValueError(
         f"{caller}: needs labelled examples: a tuple (x, y), or something with `x` and `y`, got "
-        f"{type(batch).__name__}. For batches of another form, give an objective of your own."
+        f"{type(batch).__name__}{length}. For batches of another form, give an objective of your "
+        "own."
     )
+
+
+def inputs_of(caller: str, batch: Any) -> Any:
+    """The inputs of a batch with targets or without: all of an array, the first of a tuple."""
+    if isinstance(batch, Mapping):
+        return _of_names(caller, batch, INPUTS)
+    if hasattr(batch, "x") and not hasattr(batch, "dtype"):
+        return batch.x
+    return batch[0] if isinstance(batch, tuple | list) and batch else batch
+
+
+def shape_of_inputs(batch: Any) -> jax.ShapeDtypeStruct | None:
+    """Shape and dtype of the inputs of a batch, `None` where it does not tell them."""
+    try:
+        x = inputs_of("", batch)
+        return jax.ShapeDtypeStruct(tuple(x.shape), jnp.dtype(x.dtype))
+    except Exception:  # an objective or a score of one's own may read batches of any form
+        return None
+
+
+def _of_names(caller: str, batch: Mapping, names: tuple[str, ...]) -> Any:
+    """The entry of a dict that has one of these names; the first of them goes before the others."""
+    found = [name for name in names if name in batch]
+    if len(found) == 1 or names[0] in found:
+        return batch[found[0]]
+    raise ValueError(
+        f"{caller}: a batch that is a dict must have {'only ' if found else ''}one of the keys "
+        f"{', '.join(names)}; this one has {', '.join(map(str, found or batch)) or 'none'}. Hand "
+        "over {'x': ..., 'y': ...}, or give an objective of your own."
+    )
+
+
+def as_stream(caller: str, data: Any, *, labels: bool = True, again: bool = False) -> Any:
+    """What yields batches, of data in any of its forms: one batch, or many; see `is_batch`.
+
+    **Arguments:**
+
+    - `caller`: begins the message of an error, as in `"train: batches"`.
+    - `data`: one batch or many.
+    - `labels`: whether batches are read with their targets.
+    - `again`: whether the batches are gone through more than once, which an iterator cannot.
+
+    **Raises:**
+
+    `ValueError` for what is neither, and for an iterator that would have to be gone through again.
+    """
+    if is_batch(data, labels=labels):
+        return [data]
+    if not hasattr(data, "__iter__") or isinstance(data, str | bytes):
+        call = "; call it, if it makes them" if callable(data) else ""
+        raise ValueError(
+            f"{caller} must be one batch, or something that yields batches (a list, an iterator, a "
+            f"DataLoader), got {type(data).__name__}{call}."
+        )
+    if again and isinstance(data, Iterator):
+        raise ValueError(
+            f"{caller} is an iterator, which can be gone through only once, and every row needs "
+            "it; hand over a list, a DataLoader, or one batch."
+        )
+    return data
+
+
+def is_batch(data: Any, *, labels: bool = True) -> bool:
+    """Whether `data` is one batch, and not something that yields batches.
+
+    One batch is an array, a dict, what has fields (a dataclass, a named tuple, a Module, something
+    of `x` and `y`), and a tuple of arrays. Many are what else can be gone through (an iterator, a
+    `DataLoader`), and a tuple or a list whose entries all are batches of several arrays. Of a list
+    of arrays two are one batch, the pair `[x, y]`; any other number are batches of one array each.
+
+    Without `labels` arrays of one dtype whose samples have one shape are many batches, be they in
+    a tuple or in a list, two or more, and all others are one, the inputs before their labels.
+    """
+    if not isinstance(data, tuple | list) or hasattr(data, "_fields"):
+        return _is_array(data) or _has_fields(data)
+    if all(isinstance(entry, tuple | list) or _has_fields(entry) for entry in data):
+        return False
+    if not all(map(_is_array, data)):
+        return True
+    if labels:
+        return isinstance(data, tuple) or len(data) == 2
+    shapes = [tuple(getattr(entry, "shape", ())) for entry in data]
+    kinds = {
+        (str(getattr(entry, "dtype", "")), shape[1:])
+        for entry, shape in zip(data, shapes, strict=True)
+    }
+    return len(kinds) != 1 or not all(shapes)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype") or hasattr(value, "__array__")
+
+
+def _has_fields(value: Any) -> bool:
+    if isinstance(value, Mapping) or hasattr(value, "_fields"):
+        return True
+    if hasattr(value, "x") and hasattr(value, "y"):
+        return True
+    plain = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return plain and not hasattr(value, "__iter__")
 
 
 def batch_size(caller: str, batch: PyTree) -> int:

@@ -21,6 +21,49 @@ def is_count(value: Any, least: int = 1) -> bool:
     return whole and int(value) >= least
 
 
+def check_key(caller: str, key: Any) -> None:
+    """Raise `ValueError` unless `key` is one random key: of `jax.random.key`, or an older one."""
+    dtype, shape = getattr(key, "dtype", None), tuple(getattr(key, "shape", ()))
+    if dtype is None:
+        simple = key is None or isinstance(key, int | float | str)
+        got = f"{key!r:.60}" if simple else f"a {type(key).__name__}"
+    elif eqx.is_array(key) and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if shape == ():
+            return
+        got = f"a batch of keys of shape {list(shape)}"
+    else:
+        words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+        if dtype == np.uint32 and shape == words:
+            return
+        got = f"an array of {dtype}{list(shape)}"
+    raise ValueError(f"{caller}: needs one random key, got {got}; use jax.random.key(0).")
+
+
+MOST = 2**31 - 1
+"""The largest count: steps are counted in int32."""
+
+
+def check_count(what: str, value: Any, least: int = 1, *, none: bool = False) -> None:
+    """Raise `ValueError` unless `value` is an integer from `least` to `MOST`, or allowed `None`.
+
+    **Arguments:**
+
+    - `what`: begins the message, as in `"fit: num_steps"`.
+    - `value`: the count.
+    - `least`: the lowest that is allowed.
+    - `none`: whether `None` is allowed, too.
+    """
+    if none and value is None:
+        return
+    if not is_count(value, least):
+        raise ValueError(
+            f"{what} must be an integer of at least {least}{' or None' if none else ''}, got "
+            f"{value!r}."
+        )
+    if int(value) > MOST:
+        raise ValueError(f"{what} must be at most 2**31 - 1, for it counts in int32, got {value}.")
+
+
 def check_weight(name: str, value: Any) -> None:
     """Raise `ValueError` unless the weight of a loss term is a number in `[0, inf)`."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -65,7 +108,7 @@ def check_weights(caller: str, model: PyTree, name: str = "model") -> None:
 def check_optimizer(caller: str, optimizer: Any) -> None:
     """Raise `ValueError` unless `optimizer` is an optax transformation.
 
-    Its settings are not tried on anything: `check_first_update` looks at what its first step does.
+    Its settings are not tried on anything: `check_first_update` looks at what its first step did.
     """
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(
@@ -110,7 +153,8 @@ def calling_model(caller: str, model: PyTree, sample: Any) -> Iterator[None]:
             f"{caller}: the model fails on {what} ({type(error).__name__}: {reason}). It is called "
             "as model(x), for a sample without a batch axis and of the dtype of its weights "
             f"({', '.join(dtypes)}). eqx.nn.inference_mode turns dropout off; a model that needs "
-            "a key or a state goes into a module that holds them and takes the sample alone."
+            "a key goes into a module that holds it; pair `model(x, state)` with its state by "
+            "ntt.StatefulModel(model, state)."
         ) from error
 
 
@@ -124,8 +168,8 @@ def checked_output(caller: str, out: Any) -> jax.ShapeDtypeStruct:
     if not isinstance(out, jax.ShapeDtypeStruct) or not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(
             f"{caller}: the model must map one sample to one floating-point array of outputs, but "
-            f"it returned {out!r}. A model that also returns a state goes into a module that "
-            "returns the outputs alone."
+            f"it returned {out!r}. A model that also returns a state is paired with its state by "
+            "ntt.StatefulModel(model, state)."
         )
     if out.size == 0:
         raise ValueError(

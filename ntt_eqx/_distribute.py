@@ -134,7 +134,7 @@ def distribute(
 
     **Raises:**
 
-    `ValueError` for axes that the mesh does not have, or that are named twice.
+    `ValueError` for what is no mesh, and for axes that it does not have, or that are named twice.
     """
     layout = _layout(mesh, rows, columns, exchange)
     with _LAYOUT(layout if layout.mesh.size > 1 else None):
@@ -280,6 +280,19 @@ def _layout(
     columns: Sequence[str] | None,
     exchange: bool | None,
 ) -> Layout:
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ValueError(
+            f"distribute: mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}; of a list "
+            'of devices jax.make_mesh((len(devices),), ("samples",), devices=devices) makes one.'
+        )
+    for name, axes in (("rows", rows), ("columns", columns)):
+        named = isinstance(axes, Sequence) and all(isinstance(axis, str) for axis in axes)
+        if axes is not None and (isinstance(axes, str) or not named):
+            raise ValueError(
+                f"distribute: {name} must be a tuple of names of axes of the mesh, got {axes!r}."
+            )
+    if not (exchange is None or isinstance(exchange, bool)):
+        raise ValueError(f"distribute: exchange must be True, False or None, got {exchange!r}.")
     if mesh is None:
         sides = _near_square(len(jax.devices()))
         mesh = jax.make_mesh(sides, ("rows", "columns"), axis_types=(AxisType.Auto,) * 2)

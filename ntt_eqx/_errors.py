@@ -11,18 +11,21 @@ class DivergenceError(ArithmeticError):
         phase: what was running.
         step: the step after which it was seen.
         value: the loss.
+        reason: what was wrong, and what to do; `None` where nothing speaks against the optimiser's
+            steps being too long.
     """
 
-    def __init__(self, phase: str, step: int, value: float):
-        """Say where it happened and what to try."""
-        super().__init__(
-            f"{phase}: the loss became {value} at step {step}. Try a smaller learning rate or "
-            "gradient clipping (optax.clip_by_global_norm), and check that the inputs are "
-            "standardised."
+    def __init__(self, phase: str, step: int, value: float, reason: str | None = None):
+        """Say where it happened, why, and what to try."""
+        said = reason or (
+            "Try a smaller learning rate or gradient clipping (optax.clip_by_global_norm), and "
+            "check that the inputs are standardised."
         )
+        super().__init__(f"{phase}: the loss became {value} at step {step}. {said}")
         self.phase = phase
         self.step = step
         self.value = value
+        self.reason = reason
 
 
 class MissingExtra(ImportError):

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Float, Int, Integer, PyTree, Shaped
 
-from ._batch import pair
+from ._batch import as_array, pair
 from ._checks import check_batch, check_finite, sample_of, sample_output
 from ._sparse import SparseModel
 
@@ -21,11 +21,15 @@ Examples: TypeAlias = tuple[Samples, Int[Array | np.ndarray, " batch"]]
 
 
 def softmax_cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
+    logits: Float[Array, "batch classes"], labels: Integer[Array, " batch"]
 ) -> Float[Array, " batch"]:
     """Softmax cross-entropy of every sample, in nats; NaN where a label is out of range."""
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1, mode="fill")
-    return -chosen[:, 0]
+    # Narrow integers may not hold the number of classes, nor negative ones that no label wraps.
+    labels = labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
+    known = (labels >= 0) & (labels < logits.shape[1])
+    index = jnp.where(known, labels, 0).astype(jnp.int32)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), index[:, None], axis=1)[:, 0]
+    return jnp.where(known, -chosen, jnp.nan)
 
 
 def as_inference(model: PyTree) -> PyTree:
@@ -33,22 +37,31 @@ def as_inference(model: PyTree) -> PyTree:
     return eqx.nn.inference_mode(model.to_dense() if isinstance(model, SparseModel) else model)
 
 
-def check_samples(caller: str, x: Any) -> Array:
-    """The inputs as a jax array.
+def check_kind(caller: str, x: Any) -> Array:
+    """The inputs as a jax array, by shape and dtype alone, so that their values may be traced.
 
     **Raises:**
 
-    `ValueError` when there is no sample, when they are raw pixels (`uint8`), or, if the values are
-    known, when one is NaN or infinite. Signed integers pass: they may be tokens.
+    `ValueError` when there is no sample, or when they are raw pixels (`uint8`) or of another dtype
+    than floats and signed integers, which may be tokens.
     """
+    if hasattr(x, "__array__") and not isinstance(x, jax.Array):
+        x = as_array(caller, "x", x)
     check_batch(caller, x)
     if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.signedinteger):
         raise ValueError(
             f"{caller}: x must be floats, got {x.dtype}; standardise it first, a split "
-            "of pixels by ntt.data.as_batch(split, mean=data.mean, std=data.std)."
+            "of pixels by ntt.data.as_batch(split, mean=data.mean, std=data.std). Tokens must be "
+            "signed integers, such as int32."
         )
+    return as_array(caller, "x", x)
+
+
+def check_samples(caller: str, x: Any) -> Array:
+    """`check_kind`, and `ValueError` when a value is known to be NaN or infinite."""
+    x = check_kind(caller, x)
     check_finite(caller, "x", x)
-    return jnp.asarray(x)
+    return x
 
 
 def check_examples(caller: str, model: PyTree, batch: Any) -> tuple[Array, Array]:
@@ -60,14 +73,21 @@ def check_examples(caller: str, model: PyTree, batch: Any) -> tuple[Array, Array
     """
     x, y = pair(caller, batch)
     x = check_samples(caller, x)
-    dtype, shape = getattr(y, "dtype", type(y)), tuple(getattr(y, "shape", ()))
-    if shape != x.shape[:1] or not jnp.issubdtype(dtype, jnp.integer):
+    known = hasattr(y, "dtype") and hasattr(y, "shape")
+    if not (known and tuple(y.shape) == x.shape[:1] and jnp.issubdtype(y.dtype, jnp.integer)):
+        got = f"{y.dtype} of shape {tuple(y.shape)}" if known else type(y).__name__
+        hint = ""
+        if known and len(y.shape) == 2 and y.shape[0] == x.shape[0]:
+            hint = " Of one-hot labels take argmax(axis=1), and of a column [:, 0]."
+        elif isinstance(y, list | tuple):
+            hint = " np.asarray makes an array of a list."
         raise ValueError(
             f"{caller}: {x.shape[0]} inputs need integer labels of shape ({x.shape[0]},), "
-            f"got {dtype} of shape {shape}."
+            f"got {got}.{hint}"
         )
+    y = as_array(caller, "y", y)
     check_labels(caller, y, num_classes(caller, model, sample_of(x)))
-    return x, jnp.asarray(y)
+    return x, y
 
 
 def check_labels(caller: str, y: Any, classes: int) -> None:

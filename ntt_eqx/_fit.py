@@ -7,7 +7,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import jax
 
-from ._checks import is_count
+from ._checks import check_count
+from ._diagnosis import Diagnosis, Evidence, all_finite, faults_of_batch, tolerates
 from ._errors import DivergenceError
 
 State = TypeVar("State")
@@ -19,6 +20,7 @@ History: TypeAlias = list[Row]
 """The rows of a run, in their order."""
 
 _MOST_PENDING = 1000  # steps whose metrics wait on the device
+_MOST_HELD = 2**26  # bytes of their batches, which tell why a loss is not finite
 
 
 @dataclasses.dataclass
@@ -74,6 +76,7 @@ def fit(
     - `state`: where the run starts.
     - `batches`: one is taken per step, and none more. What can be gone through again (a list, a
       torch `DataLoader`) is, when it ends; an iterator that ends too early is an error.
+      References to batches are kept, up to 64 MiB, until their losses were looked at.
     - `num_steps`: the step to run to, counted from the beginning and not from `start`.
     - `log_every`: steps between two rows; the last step has one always, and `None` means it alone.
     - `observe`: what a row holds beside the steps' own metrics: `name -> (state -> values)`.
@@ -93,16 +96,57 @@ def fit(
     **Raises:**
 
     `ValueError` for batches that run out and counts that are none; `DivergenceError`, which names
-    the step and has its value, when the loss of a step or of an observer is not finite: it is
-    looked at before each row, in `Progress.window()`, and after 1,000 steps.
+    the step, its value and what was wrong, when the loss of a step or of an observer is not finite:
+    it is looked at before each row, in `Progress.window()`, and after 1,000 steps.
+
+    Where the optimiser skips such steps (`optax.apply_if_finite`, or `optax.MultiSteps` with
+    `optax.skip_not_finite`), the run goes on as long as the state stays finite; then `"train"` has
+    the means over the finite values, and NaN where there are none.
     """
-    if not is_count(num_steps, 0):
-        raise ValueError(f"{name}: num_steps must be at least 0, got {num_steps!r}.")
-    if log_every is not None and not is_count(log_every):
-        raise ValueError(f"{name}: log_every must be at least 1 or None, got {log_every!r}.")
+
+    def evident(state: State, batch: Any) -> tuple[State, Any, Evidence]:
+        return *step(state, batch), Evidence(batch)
+
+    return drive(
+        evident,
+        state,
+        batches,
+        num_steps=num_steps,
+        log_every=log_every,
+        observe=observe,
+        on_log=on_log,
+        on_step=on_step,
+        start=start,
+        window=window,
+        name=name,
+    )
+
+
+def drive(
+    step: Callable[[State, Any], tuple[State, Any, Evidence]],
+    state: State,
+    batches: Iterable[Any],
+    *,
+    num_steps: int,
+    log_every: int | None = None,
+    observe: Mapping[str, Callable[[State], Mapping[str, Any]]] | None = None,
+    on_log: Callable[[State, Row], None] | None = None,
+    on_step: Callable[[Progress[State]], None] | None = None,
+    start: int | None = None,
+    window: Mapping[str, Sequence[float]] | None = None,
+    name: str,
+    diagnosis: Diagnosis | None = None,
+) -> tuple[State, History]:
+    """`fit`, whose steps leave evidence beside their metrics, by which a `diagnosis` explains."""
+    check_count(f"{name}: num_steps", num_steps, 0)
+    check_count(f"{name}: log_every", log_every, none=True)
+    if start is None and not hasattr(state, "step"):
+        raise ValueError(
+            f"{name}: the state has no `step`; give `start`, the number of steps made before."
+        )
     start = int(state.step) if start is None else start  # pyright: ignore[reportAttributeAccessIssue]
     source = _each(name, batches, start, num_steps)
-    seen = _Window(name, start, window)
+    seen = _Window(name, start, window, diagnosis, tolerates(state))
     observe = {} if observe is None else observe
     history: History = []
 
@@ -112,7 +156,7 @@ def fit(
             row[part] = dict(look(state))
             loss = row[part].get("loss", 0.0)
             if not math.isfinite(loss):
-                raise DivergenceError(name, at, float(loss))
+                raise DivergenceError(name, at, float(loss), seen.explain_observed(part, state))
         history.append(row)
         if on_log is not None:
             on_log(state, row)
@@ -120,19 +164,26 @@ def fit(
     if start == 0 and observe:
         log(0, None)
     for at in range(start + 1, num_steps + 1):
-        state, metrics = step(state, next(source))
-        seen.add(metrics)
+        state, metrics, evidence = step(state, next(source))
+        seen.add(state, metrics, evidence)
         if at == num_steps or (log_every is not None and at % log_every == 0):
-            log(at, seen.means())
+            log(at, seen.means(state))
         if on_step is not None:
             newest = history[-1] if history else None
-            on_step(Progress(state, at, num_steps, newest, seen.fetch))
+            on_step(Progress(state, at, num_steps, newest, lambda state=state: seen.fetch(state)))
     return state, history
 
 
 def _each(name: str, batches: Iterable[Any], start: int, num_steps: int) -> Iterator[Any]:
     """A batch for each step; what can be gone through again is, as long as it yields any."""
-    at, source = start, iter(batches)
+    at = start
+    try:
+        source = iter(batches)
+    except TypeError as error:
+        raise ValueError(
+            f"{name}: batches must be something that yields batches (a list, an iterator, a "
+            f"DataLoader), got {type(batches).__name__}."
+        ) from error
     while True:
         before = at
         for batch in source:
@@ -144,47 +195,105 @@ def _each(name: str, batches: Iterable[Any], start: int, num_steps: int) -> Iter
         source = again
 
 
-class _Window:
+class _Window(Generic[State]):
     """The metrics of the steps since the last row; on the device until they are looked at."""
 
-    def __init__(self, name: str, step: int, values: Mapping[str, Sequence[float]] | None):
+    def __init__(
+        self,
+        name: str,
+        step: int,
+        values: Mapping[str, Sequence[float]] | None,
+        diagnosis: Diagnosis | None,
+        tolerant: bool,
+    ):
         self._name, self._step = name, step
         self._values = {key: list(v) for key, v in (values or {}).items()}
-        self._pending: list[Any] = []
+        self._diagnosis, self._tolerant = diagnosis, tolerant
+        self._pending: list[tuple[dict[str, Any], Evidence]] = []
+        self._held = 0  # bytes of the batches in it
+        self._first: Evidence | None = None  # of the run
+        self._before: Evidence | None = None  # of the newest step that was looked at
 
-    def add(self, metrics: Any) -> None:
-        self._pending.append(scalars(metrics))
+    def add(self, state: State, metrics: Any, evidence: Evidence) -> None:
+        self._pending.append((scalars(metrics), evidence))
+        self._held += _bytes_of(evidence.batch)
+        # All but the newest, so that the device has work while the host looks at the others.
+        if self._held > _MOST_HELD and len(self._pending) > 1:
+            self._look(state, self._pending[:-1], self._pending[-1:])
         if len(self._pending) >= _MOST_PENDING:
-            self.fetch()
+            self.fetch(state)
 
-    def fetch(self) -> dict[str, list[float]]:
+    def fetch(self, state: State) -> dict[str, list[float]]:
         """All values so far; stops at the first loss that is not finite."""
-        pending, self._pending = self._pending, []
+        self._look(state, self._pending, [])
+        return {key: list(v) for key, v in self._values.items()}
+
+    def means(self, state: State) -> dict[str, float]:
+        """The mean of each, after which all are forgotten."""
+        values = self.fetch(state)
+        self._values = {}
+        if not self._tolerant:
+            return {key: math.fsum(v) / len(v) for key, v in values.items()}
+        finite = {key: [x for x in v if math.isfinite(x)] for key, v in values.items()}
+        return {key: math.fsum(v) / len(v) if v else math.nan for key, v in finite.items()}
+
+    def explain_observed(self, part: str, state: State) -> str | None:
+        """Why the loss of an observer may not be finite, after steps whose losses all were."""
+        if not all_finite(state):
+            return (
+                f"It is the loss of {part!r}: the last update made the state NaN or infinite, "
+                "though the loss of its step was finite. Try a smaller learning rate, and look at "
+                "the optimizer's settings."
+            )
+        return None
+
+    def _look(self, state: State, looked: list[Any], left: list[Any]) -> None:
+        self._pending = left
+        self._held = sum(_bytes_of(evidence.batch) for _, evidence in left)
         # Lists, for device_get sorts the names of dicts.
-        fetched = jax.device_get([list(entry.values()) for entry in pending])
-        for names, numbers in zip(pending, fetched, strict=True):
+        fetched = jax.device_get([list(entry.values()) for entry, _ in looked])
+        lost: DivergenceError | None = None
+        for (names, evidence), numbers in zip(looked, fetched, strict=True):
             self._step += 1
             entry = dict(zip(names, numbers, strict=True))
             for key, value in entry.items():
                 self._values.setdefault(key, []).append(float(value))
-            if not math.isfinite(entry.get("loss", 0.0)):
-                raise DivergenceError(self._name, self._step, float(entry["loss"]))
-        return {key: list(v) for key, v in self._values.items()}
+            loss = float(entry.get("loss", 0.0))
+            if math.isfinite(loss):
+                lost = None
+            elif lost is None:
+                why = self._why(state, evidence)
+                if self._tolerant:
+                    why = f"The optimizer did not skip all such steps. {why or ''}".rstrip()
+                lost = DivergenceError(self._name, self._step, loss, why)
+                if not self._tolerant:
+                    raise lost
+            self._first = Evidence(None, evidence.weights) if self._first is None else self._first
+            self._before = Evidence(None, evidence.weights)
+        if lost is not None and not all_finite(state):
+            raise lost  # the optimiser let it through
 
-    def means(self) -> dict[str, float]:
-        """The mean of each, after which all are forgotten."""
-        values = self.fetch()
-        self._values = {}
-        return {key: math.fsum(v) / len(v) for key, v in values.items()}
+    def _why(self, state: State, evidence: Evidence) -> str | None:
+        if self._diagnosis is None:
+            return faults_of_batch(evidence.batch, self._step)
+        return self._diagnosis(state, self._step, evidence, self._before, self._first)
+
+
+def _bytes_of(batch: Any) -> int:
+    return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(batch))
 
 
 def scalars(metrics: Any) -> dict[str, Any]:
-    """The scalars of a mapping or a Module by name; those of a mapping within it, too."""
+    """The scalars of a mapping or a Module by name; those of a mapping within it, too.
+
+    `None` stands for one that there is not, and is left out.
+    """
     if dataclasses.is_dataclass(metrics):
         metrics = {f.name: getattr(metrics, f.name) for f in dataclasses.fields(metrics)}
     elif not isinstance(metrics, Mapping):
         metrics = metrics._asdict()
     found: dict[str, Any] = {}
     for name, value in metrics.items():
-        found.update(scalars(value) if isinstance(value, Mapping) else {name: value})
+        if value is not None:
+            found.update(scalars(value) if isinstance(value, Mapping) else {name: value})
     return found

@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from ._checks import check_optimizer, is_finite
+from ._checks import check_optimizer
 
 
 def init_optimizer(caller: str, optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
@@ -73,10 +73,10 @@ def optimise(
     return params, after
 
 
-def learning_rate(opt_state: PyTree) -> Float[Array, ""]:
+def learning_rate(opt_state: PyTree) -> Float[Array, ""] | None:
     """The rate that `optax.inject_hyperparams` keeps in `opt_state`, float32.
 
-    NaN where it keeps none, or, as `optax.partition` does, more than one.
+    `None` where it keeps none, or, as `optax.partition` does, more than one.
     """
     rates = [
         leaf
@@ -85,18 +85,4 @@ def learning_rate(opt_state: PyTree) -> Float[Array, ""]:
         and getattr(path[-2], "name", None) == "hyperparams"
         and path[-1] == jtu.DictKey("learning_rate")
     ]
-    return jnp.asarray(rates[0] if len(rates) == 1 else jnp.nan, jnp.float32)
-
-
-def check_first_update(caller: str, params: PyTree) -> None:
-    """Raise `ValueError` when a first step, whose loss was finite, left `params` NaN or infinite.
-
-    It looks at values: to be called once a run, outside of `jit`.
-    """
-    for path, leaf in jtu.tree_leaves_with_path(eqx.filter(params, eqx.is_inexact_array)):
-        if not is_finite(leaf):
-            raise ValueError(
-                f"{caller}: the optimizer's first step made {jtu.keystr(path).lstrip('.')} NaN or "
-                "infinite, though the loss was finite; the optimizer's learning rate and its other "
-                "settings must be finite, and so must the gradient of the loss."
-            )
+    return jnp.asarray(rates[0], jnp.float32) if len(rates) == 1 else None

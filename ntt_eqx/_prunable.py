@@ -9,6 +9,7 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
+from ._parameters import parameter_marks
 from ._types import Where
 
 _NORMALISATIONS = (
@@ -60,7 +61,8 @@ def prunable_weights(model: PyTree, where: Where | None = None) -> PyTree[bool]:
     **Arguments:**
 
     - `model`: any Equinox model.
-    - `where`: another rule, `(path, owner, leaf) -> bool`, called for every floating-point array;
+    - `where`: another rule, `(path, owner, leaf) -> bool`, called for every parameter, that is,
+      for every floating-point array that is not part of an `eqx.nn.State`;
       `path` is the key string of the leaf (`".layers[0].weight"`), `owner` the module that holds
       it.
 
@@ -86,8 +88,10 @@ def marks_of(model: PyTree, where: Where | None) -> PyTree[bool]:
     rule = _is_layer_weight if where is None else where
     leaves, treedef = jtu.tree_flatten_with_path(model)
     marks = [
-        eqx.is_inexact_array(leaf) and bool(rule(jtu.keystr(path), _owner(model, path), leaf))
-        for path, leaf in leaves
+        is_parameter and bool(rule(jtu.keystr(path), _owner(model, path), leaf))
+        for is_parameter, (path, leaf) in zip(
+            jax.tree.leaves(parameter_marks(model)), leaves, strict=True
+        )
     ]
     return jtu.tree_unflatten(treedef, marks)
 
@@ -97,8 +101,10 @@ def sorted_arrays(model: PyTree, marks: PyTree) -> Prunable:
     named, _ = jtu.tree_flatten_with_path(model, is_leaf=lambda leaf: leaf is None)
     found: dict[str, dict[str, tuple[int, ...]]] = {"pruned": {}, "left_out": {}, "kept": {}}
     is_none = lambda leaf: leaf is None
-    for (path, leaf), mark in zip(named, jax.tree.leaves(marks, is_leaf=is_none), strict=True):
-        if eqx.is_inexact_array(leaf):
+    meant = jax.tree.leaves(parameter_marks(model), is_leaf=is_none)
+    each = zip(named, meant, jax.tree.leaves(marks, is_leaf=is_none), strict=True)
+    for (path, leaf), is_parameter, mark in each:
+        if is_parameter:
             kind = "pruned" if mark else "left_out" if _may_be_meant(model, path, leaf) else "kept"
             found[kind][jtu.keystr(path)] = tuple(leaf.shape)
     return Prunable(**found)

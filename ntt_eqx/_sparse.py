@@ -29,23 +29,26 @@ class SparseModel(eqx.Module):
     never reaches the output.
 
     Attributes:
-        model: any Equinox model written for one sample, with dense weights.
         masks: for every leaf of `model` (a `None` counts as one) a boolean array of its shape if
             it is a prunable weight, else `None`. A flat tuple and not a tree of layers, so that
             what looks for the attributes of layers, as `eqx.nn.inference_mode` does, finds those
             of `model` alone.
+        model: any Equinox model written for one sample, with dense weights.
     """
 
-    model: Any
+    # The masks come first: the leaves of a stored SparseModel then begin with booleans, which no
+    # plain model's do, so that neither is read into the other, where pruned weights would return.
     masks: tuple[Any, ...]
+    model: Any
 
     def __init__(self, model: PyTree, mask: MaskTree):
         """Pair `model` with `mask`.
 
         Raises:
-            ValueError: a mask leaf has another shape or dtype than its weight asks for, or the
-                two structures differ.
+            ValueError: a mask leaf has another shape or dtype than its weight asks for, there is
+                none, or the two structures differ.
         """
+        _check_pair(model, mask)
         self.model = model
         self.masks = _mask_of_each_leaf(model, mask)
 
@@ -180,6 +183,21 @@ def masked_weights(sparse: SparseModel) -> list[Array]:
 
 def _with_zeros(weight: Array, mask: Bool[Array, "..."]) -> Array:
     return jnp.where(mask, weight, jnp.zeros_like(weight))
+
+
+def _check_pair(model: PyTree, mask: Any) -> None:
+    if isinstance(model, SparseModel):
+        raise ValueError(
+            "SparseModel: the model is a SparseModel already; sparse.with_mask(mask) gives it "
+            "another mask."
+        )
+    one = jtu.treedef_is_leaf(jtu.tree_structure(mask, is_leaf=_is_none))
+    if one and not jtu.treedef_is_leaf(jtu.tree_structure(model, is_leaf=_is_none)):
+        raise ValueError(
+            "SparseModel: the mask must be a tree like the model's, with a boolean array at each "
+            f"prunable weight, as make_mask makes, got {mask!r:.60}; prune(model, score, density) "
+            "takes a density."
+        )
 
 
 def _mask_of_each_leaf(model: PyTree, mask: MaskTree) -> tuple[Any, ...]:

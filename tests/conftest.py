@@ -1,6 +1,7 @@
 """Strict numerics for every test, quick compiling, fresh keys, and a fixed choice of forms."""
 
 import dataclasses
+import os
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,8 @@ if jax.default_backend() == "cpu":
     jax.config.update("jax_compilation_cache_dir", COMPILED)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+# Commands that tests start in processes of their own leave the user's cache alone.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
 def pytest_unconfigure():

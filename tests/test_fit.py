@@ -125,8 +125,8 @@ def test_a_long_run_does_not_wait_for_its_row_to_find_a_bad_loss():
 
 def test_bad_counts_are_refused():
     for options, message in (
-        (dict(num_steps=-1), "num_steps must be at least 0"),
-        (dict(num_steps=1, log_every=0), "log_every must be at least 1 or None"),
+        (dict(num_steps=-1), "num_steps must be an integer of at least 0"),
+        (dict(num_steps=1, log_every=0), "log_every must be an integer of at least 1 or None"),
     ):
         with pytest.raises(ValueError, match=f"^fit: {message}"):
             ntt.fit(add, START, NUMBERS, **options)

@@ -228,6 +228,17 @@ def test_save_and_load(mlp, getkey, tmp_path):
     assert eqx.tree_equal(eqx.tree_deserialise_leaves(tmp_path / "model.eqx", like), sparse)
 
 
+@pytest.mark.parametrize("nested", [lambda m: m, lambda m: {"net": m, "step": jnp.int32(3)}])
+def test_a_file_of_a_sparse_model_is_no_file_of_a_plain_one(nested, mlp, getkey, tmp_path):
+    """Else pruned weights would return with the values that they have under the mask."""
+    sparse = sparsify(mlp).with_mask(random_mask(mlp, getkey()))
+    eqx.tree_serialise_leaves(tmp_path / "sparse.eqx", nested(sparse))
+    eqx.tree_serialise_leaves(tmp_path / "plain.eqx", nested(mlp))
+    for name, like in (("sparse", mlp), ("plain", sparse)):
+        with pytest.raises(Exception, match="(?i)leaf"):
+            eqx.tree_deserialise_leaves(tmp_path / f"{name}.eqx", nested(like))
+
+
 def test_bfloat16_and_vmap_over_masks(getkey):
     model = eqx.nn.Linear(4, 3, key=getkey(), dtype=jnp.bfloat16)
     sparse = sparsify(model)

@@ -5,10 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._checks import check_key
 from .._sparse import SparseModel, map_masked
 from .._types import MaskTree, ScoreTree
+from ._collapse import check_mask_tree
 
 
 def shuffle_mask(mask: MaskTree, key: PRNGKeyArray) -> MaskTree:
@@ -25,7 +28,13 @@ def shuffle_mask(mask: MaskTree, key: PRNGKeyArray) -> MaskTree:
     **Returns:**
 
     A mask tree with as many kept weights in every leaf.
+
+    **Raises:**
+
+    `ValueError` for what is no mask, or when `key` is not one random key.
     """
+    check_key("shuffle_mask", key)
+    check_mask_tree("shuffle_mask", mask)
     return _shuffle_leaves(mask, key)
 
 
@@ -50,8 +59,15 @@ def reinitialise(
 
     **Raises:**
 
-    `ValueError` when `initialise` makes a model of another structure or shape.
+    `ValueError` when `initialise` makes a model of another structure or shape, `sparse` is no
+    `SparseModel`, or `key` is not one random key.
     """
+    if not isinstance(sparse, SparseModel):
+        raise ValueError(
+            f"reinitialise: needs a SparseModel, got {type(sparse).__name__}; prune or sparsify "
+            "makes one."
+        )
+    check_key("reinitialise", key)
     if initialise is not None:
         return SparseModel(initialise(key), sparse.mask)
     weights = jax.tree.map(
@@ -78,7 +94,18 @@ def invert_scores(scores: ScoreTree) -> ScoreTree:
     **Returns:**
 
     The negated scores, of the same structure.
+
+    **Raises:**
+
+    `ValueError` for a leaf that is no floating-point array.
     """
+    for path, leaf in jtu.tree_leaves_with_path(scores):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"invert_scores: scores{jtu.keystr(path)} must be a floating-point array, got "
+                f"{getattr(leaf, 'dtype', type(leaf).__name__)}."
+            )
     return jax.tree.map(jnp.negative, scores)
 
 

@@ -77,7 +77,9 @@ def densities_of(
     return dict(allocate_shapes(shapes, density, allocation))
 
 
-def whole_counts(shares: Mapping[str, Share], sizes: list[int], together: bool) -> list[Any]:
+def whole_counts(
+    shares: Mapping[str, Share], sizes: list[int], together: bool, density: Any = None
+) -> list[Any]:
     """How many of each layer's choices are kept: integers, or int32 scalars for traced shares.
 
     **Arguments:**
@@ -85,6 +87,7 @@ def whole_counts(shares: Mapping[str, Share], sizes: list[int], together: bool) 
     - `shares`: the density of every layer.
     - `sizes`: how many choices each layer has.
     - `together`: whether the counts shall add up to the rounded sum, as those of ERK do.
+    - `density`: of all choices together, where that is known: their sum is exact inside `jit`, too.
     """
     values = list(shares.values())
     if not any(isinstance(value, Tracer) for value in values):
@@ -92,10 +95,58 @@ def whole_counts(shares: Mapping[str, Share], sizes: list[int], together: bool) 
         return (
             round_together(amounts, round(sum(amounts))) if together else list(map(round, amounts))
         )
-    amounts = jnp.stack(values) * jnp.asarray(sizes, jnp.float32)
-    counts = _traced_round_together(amounts) if together else jnp.round(amounts)
+    whole = jnp.asarray(sizes, jnp.int32)
+    counts, fraction = exact_product(jnp.stack(values), whole)
+    if together:
+        total = jnp.sum(counts) + jnp.round(jnp.sum(fraction)).astype(jnp.int32)
+        if density is not None:
+            everything = jnp.asarray([sum(sizes)], jnp.int32)
+            total = _round(*exact_product(density[None], everything))[0]
+        return list(_rounded_together(counts, fraction, total, whole))
     # nobody can be told of a layer that a schedule empties: it keeps one
-    return list(jnp.clip(counts.astype(jnp.int32), 1, jnp.asarray(sizes, jnp.int32)))
+    return list(jnp.clip(_round(counts, fraction), 1, whole))
+
+
+def _round(counts: Int[Array, " layer"], fraction: Float[Array, " layer"]) -> Int[Array, " layer"]:
+    """To the nearest integer, halves to the even one, as Python does."""
+    up = (fraction > 0.5) | ((fraction == 0.5) & (counts % 2 == 1))
+    return counts + up.astype(jnp.int32)
+
+
+def exact_product(
+    shares: Float[Array, " layer"], sizes: Int[Array, " layer"]
+) -> tuple[Int[Array, " layer"], Float[Array, " layer"]]:
+    """`shares * sizes`, for shares in `[0, 1]`, as its whole part and what is left of it.
+
+    In integers: a product in float32 is off by one from 2^24 entries on. The whole part is exact,
+    and what is left is exactly 1/2 if and only if the product's is.
+    """
+    mantissa, exponent = jnp.frexp(jnp.clip(shares.astype(jnp.float32), 0.0, 1.0))
+    word = lambda value: jnp.asarray(value, jnp.uint32)
+    digits = (mantissa * 2.0**24).astype(jnp.uint32)  # shares = digits · 2^(exponent - 24)
+    size = sizes.astype(jnp.uint32)
+    # digits · size in two words of 32 bits, from products of halves
+    low_half = word(0xFFFF)
+    top, bottom = digits >> word(16), digits & low_half
+    high, low = size >> word(16), size & low_half
+    middle, last = top * low + bottom * high, bottom * low
+    lower = last + (middle << word(16))
+    upper = top * high + (middle >> word(16)) + (lower < last).astype(jnp.uint32)
+    # without 23 of its binary places, of which it is told only whether they are zero
+    product = (upper << word(9)) | (lower >> word(23))
+    more = (lower & word(2**23 - 1)) != word(0)
+    places = jnp.clip(1 - exponent, 0, 31).astype(jnp.uint32)
+    counts = (product >> places).astype(jnp.int32)
+    left = product & ((word(1) << places) - word(1))
+    scale = (word(1) << places).astype(jnp.float32)
+    half = (word(1) << places) >> word(1)
+    fraction = jnp.minimum(left.astype(jnp.float32) / scale, jnp.float32(1 - 2.0**-24))
+    beside = jnp.where(left >= half, jnp.float32(0.5 + 2.0**-24), jnp.float32(0.5 - 2.0**-25))
+    exact = (left == half) & ~more & (places > 0)
+    fraction = jnp.where((fraction == 0.5) & ~exact, beside, fraction)
+    tiny = 1 - exponent > 31  # shares below 2^-31: less than one of any layer
+    none = tiny | (shares <= 0)
+    return jnp.where(none, 0, counts), jnp.where(none, jnp.float32(0), fraction)
 
 
 def check_density(density: Any, caller: str) -> float:
@@ -174,14 +225,29 @@ def _traced_erk(shapes: list[tuple[int, ...]], density: Float[Array, ""]) -> Flo
     return jnp.where(dense, 1.0, jnp.clip(scale(dense) * raw, 0.0, 1.0))
 
 
-def _traced_round_together(amounts: Float[Array, " layer"]) -> Int[Array, " layer"]:
-    """`round_together` of amounts that are known at run time only."""
-    counts = jnp.floor(amounts)
-    more = jnp.round(jnp.sum(amounts)) - jnp.sum(counts)
-    order = jnp.argsort(-(amounts - counts), stable=True)
-    rank = (
-        jnp.zeros(len(amounts), jnp.float32)
-        .at[order]
-        .set(jnp.arange(len(amounts), dtype=jnp.float32))
-    )
-    return counts.astype(jnp.int32) + (rank < more).astype(jnp.int32)
+def _rounded_together(
+    counts: Int[Array, " layer"],
+    fraction: Float[Array, " layer"],
+    total: Int[Array, ""],
+    sizes: Int[Array, " layer"],
+) -> Int[Array, " layer"]:
+    """`round_together` of amounts that are known at run time only, at least one in each layer."""
+    rising = jnp.argsort(fraction, stable=True)
+    falling = jnp.argsort(-fraction, stable=True)
+
+    def unfinished(state: tuple[Array, Array]) -> Array:
+        counts, moved = state
+        return moved & (total != jnp.sum(counts))
+
+    def one_each(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        counts, _ = state
+        missing = total - jnp.sum(counts)
+        order = jnp.where(missing > 0, falling, rising)
+        room = jnp.where(missing > 0, counts < sizes, counts > 1)[order]
+        chosen = room & (jnp.cumsum(room.astype(jnp.int32)) <= jnp.abs(missing))
+        change = jnp.sign(missing) * chosen.astype(jnp.int32)
+        return counts.at[order].add(change), chosen.any()
+
+    # nobody can be told of a layer that a schedule empties: it keeps one
+    start = jnp.clip(counts, 1, sizes), jnp.ones((), bool)
+    return jax.lax.while_loop(unfinished, one_each, start)[0]

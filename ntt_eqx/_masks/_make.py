@@ -1,14 +1,19 @@
 """Scores to masks with exact counts."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
+from .._batch import as_array
+from .._sparse import SparseModel
 from .._types import MaskTree, ScoreTree
 from ._allocation import (
     Allocation,
@@ -19,7 +24,7 @@ from ._allocation import (
 )
 from ._collapse import is_traced
 from ._pattern import AbstractPattern
-from ._select import keep_highest
+from ._select import select
 
 
 def build_mask(
@@ -29,27 +34,98 @@ def build_mask(
     scope: Literal["layer", "global"],
     allocation: Allocation | None,
     pattern: AbstractPattern | None,
+    within: MaskTree | None = None,
+    steps: int = 1,
+    last: bool = True,
 ) -> MaskTree:
     """The mask of the highest scores; `make_mask` says what the arguments mean.
 
     One density may also be traced, as a schedule gives it. No warning about empty layers.
+
+    Scores that cannot rank the weights (`by_index`) make no mask: they raise. Inside `jit`, where
+    their values are not known, a layer that they cannot rank is left without any weight, which no
+    ranked one is; `lost` sees it.
+
+    **Arguments:**
+
+    - `within`: a mask of which no pruned weight may return: where one would, that raises, or
+      inside `jit` leaves its layer without any weight. The scores of pruned weights are `-inf`.
+    - `steps`: in how many rounds weights are pruned; see `by_index`.
+    - `last`: in a round that is not the last, where fewer weights are left than the density asks
+      for, these are kept.
     """
+    with _known(scores, density, within):
+        masks, unranked = _built(
+            scores, density, scope, allocation, pattern, lenient=steps > 1, most=not last
+        )
+        leaves, treedef = jax.tree.flatten(masks)
+        olds = leaves if within is None else jax.tree.leaves(within)
+        returns = [jnp.any(new & ~old) for new, old in zip(leaves, olds, strict=True)]
+        for name, new, old, back in zip(_names(masks), leaves, olds, returns, strict=True):
+            if not is_traced(back) and bool(back):
+                raise ValueError(_would_return(name, new, old))
+        for name, new, flag in zip(_names(masks), leaves, unranked, strict=True):
+            if not is_traced(flag) and bool(flag):
+                raise ValueError(_cannot_rank(scores, name, int(new.sum()), scope, pattern))
+        keep = [~(lost | back) for lost, back in zip(unranked, returns, strict=True)]
+        if scope == "global":
+            keep = [jnp.stack(keep).all()] * len(keep)
+        return treedef.unflatten([m & k for m, k in zip(leaves, keep, strict=True)])
+
+
+def ranked(
+    scores: ScoreTree,
+    density: Any,
+    *,
+    scope: Literal["layer", "global"],
+    allocation: Allocation | None,
+    pattern: AbstractPattern | None,
+) -> tuple[MaskTree, Bool[Array, ""]]:
+    """The mask of the highest scores, and whether they can rank the weights."""
+    masks, unranked = _built(scores, density, scope, allocation, pattern)
+    return masks, ~jnp.stack(unranked).any()
+
+
+def lost(mask: MaskTree, scope: str) -> Bool[Array, ""]:
+    """Whether `build_mask` made `mask` inside `jit`, of scores that cannot rank the weights."""
+    empty = jnp.stack([~jnp.any(m) for m in jax.tree.leaves(mask)])
+    return empty.all() if scope == "global" else empty.any()
+
+
+def _built(
+    scores: ScoreTree,
+    density: Any,
+    scope: str,
+    allocation: Any,
+    pattern: AbstractPattern | None,
+    **rounds: bool,
+) -> tuple[MaskTree, list[Bool[Array, ""]]]:
+    """The mask, and for each layer whether its scores cannot rank its weights."""
     named, treedef = jtu.tree_flatten_with_path(scores)
     layers = {jtu.keystr(path): leaf for path, leaf in named}
     if scope not in ("layer", "global"):
         raise ValueError(f"make_mask: scope must be 'layer' or 'global', got {scope!r}.")
     if not isinstance(pattern, AbstractPattern | None):
         raise ValueError(f"make_mask: pattern must be an AbstractPattern, got {pattern!r}.")
-    _check_scores(layers)
-    if scope == "layer":
-        masks = _keep_by_layer(layers, density, allocation or "uniform", pattern)
-        return jtu.tree_unflatten(treedef, masks)
-    if isinstance(density, Mapping) or allocation is not None:
+    layers = _checked(scores, layers)
+    if scope == "global" and (isinstance(density, Mapping) or allocation is not None):
         raise ValueError(
             "make_mask: scope='global' takes one density, no allocation and no N:M pattern; "
             "these set the densities of layers, which only scope='layer' keeps."
         )
-    return jtu.tree_unflatten(treedef, _keep_of_all(layers, density, pattern))
+    # Only a Module is a network, with ends; whoever gives each layer its density decides himself.
+    shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
+    network = isinstance(scores, eqx.Module) and not isinstance(density, Mapping)
+    spared = pattern.spared(shapes) if network and pattern is not None else ()
+    chosen = {name: leaf for name, leaf in layers.items() if name not in spared}
+    if scope == "layer":
+        found = _keep_by_layer(chosen, density, allocation or "uniform", pattern, **rounds)
+    else:
+        found = _keep_of_all(chosen, density, pattern, **rounds)
+    never = jnp.zeros((), bool)
+    whole = {name: (jnp.ones(shapes[name], bool), never) for name in spared}
+    masks, flags = zip(*((found | whole)[name] for name in layers), strict=True)
+    return jtu.tree_unflatten(treedef, masks), list(flags)
 
 
 def _keep_by_layer(
@@ -57,23 +133,26 @@ def _keep_by_layer(
     density: Any,
     allocation: Allocation,
     pattern: AbstractPattern | None,
-) -> list[Bool[Array, "..."]]:
+    **rounds: bool,
+) -> dict[str, tuple[Bool[Array, "..."], Bool[Array, ""]]]:
     shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
     shares = densities_of(shapes, density, allocation)
     groups = {n: _groups(n, leaf, pattern, shares[n]) for n, leaf in layers.items()}
-    counts = whole_counts(shares, [leaf.size for leaf in groups.values()], allocation == "erk")
-    masks = []
+    whole = density if pattern is None and isinstance(density, Tracer) else None
+    sizes = [leaf.size for leaf in groups.values()]
+    counts = whole_counts(shares, sizes, allocation == "erk", whole)
+    found = {}
     for (name, leaf), count in zip(groups.items(), counts, strict=True):
         if isinstance(count, int):
             _check_count(count, float(shares[name]), leaf.size, f"layer {name}")
-        marks = keep_highest(leaf.reshape(-1), jnp.asarray(count, jnp.int32)).reshape(leaf.shape)
-        masks.append(_ungroup(name, marks, shapes[name], pattern))
-    return masks
+        marks, unranked = _select(leaf.reshape(-1), count, **rounds)
+        found[name] = _ungroup(name, marks.reshape(leaf.shape), shapes[name], pattern), unranked
+    return found
 
 
 def _keep_of_all(
-    layers: Mapping[str, Array], density: Any, pattern: AbstractPattern | None
-) -> list[Bool[Array, "..."]]:
+    layers: Mapping[str, Array], density: Any, pattern: AbstractPattern | None, **rounds: bool
+) -> dict[str, tuple[Bool[Array, "..."], Bool[Array, ""]]]:
     groups = {name: _groups(name, leaf, pattern, None) for name, leaf in layers.items()}
     size = sum(leaf.size for leaf in groups.values())
     if isinstance(density, Tracer):
@@ -85,13 +164,22 @@ def _keep_of_all(
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*groups.values())
     flat = jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in groups.values()])
-    marks = keep_highest(flat, jnp.asarray(count, jnp.int32))
-    masks, start = [], 0
+    marks, unranked = _select(flat, count, **rounds)
+    found, start = {}, 0
     for name, leaf in groups.items():
         part = marks[start : start + leaf.size].reshape(leaf.shape)
-        masks.append(_ungroup(name, part, tuple(layers[name].shape), pattern))
+        found[name] = _ungroup(name, part, tuple(layers[name].shape), pattern), unranked
         start += leaf.size
-    return masks
+    return found
+
+
+def _select(
+    scores: Float[Array, " size"], count: Any, most: bool = False, lenient: bool = False
+) -> tuple[Bool[Array, " size"], Bool[Array, ""]]:
+    count = jnp.asarray(count, jnp.int32)
+    if most:
+        count = jnp.minimum(count, jnp.sum(scores > -jnp.inf, dtype=jnp.int32))
+    return select(scores, count, lenient=lenient)
 
 
 def _groups(
@@ -117,19 +205,90 @@ def _check_count(count: int, density: float, size: int, what: str) -> None:
         )
 
 
-def _check_scores(layers: Mapping[str, Array]) -> None:
+def _checked(scores: ScoreTree, layers: Mapping[str, Any]) -> dict[str, Array]:
+    if isinstance(scores, SparseModel):
+        raise ValueError(
+            "make_mask: takes the scores of weights and not a SparseModel; "
+            "prune(model, score, density) makes both."
+        )
     if not layers:
         raise ValueError("make_mask: the score tree has no scores.")
+    found = {}
     for name, leaf in layers.items():
         dtype = getattr(leaf, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        if dtype is None or not _is_float(dtype):
             got = type(leaf).__name__ if dtype is None else dtype
-            raise ValueError(f"make_mask: scores{name} must be a floating-point array, got {got}.")
+            hint = ""
+            if isinstance(scores, eqx.Module):
+                hint = (
+                    " Scores are a tree like a model's, with a float array at each prunable weight "
+                    f"and None elsewhere, as scores.Magnitude()(model) gives; is this {got} part "
+                    "of a model? prune(model, score, density) scores and prunes it."
+                )
+            raise ValueError(
+                f"make_mask: scores{name} must be a floating-point array, got {got}.{hint}"
+            )
+        if not isinstance(leaf, Array):
+            leaf = as_array("make_mask", f"scores{name}", leaf)
         if leaf.size == 0:
             raise ValueError(f"make_mask: scores{name} is empty, its shape is {leaf.shape}.")
-    concrete = {name: leaf for name, leaf in layers.items() if not is_traced(leaf)}
+        found[name] = leaf
+    concrete = {name: leaf for name, leaf in found.items() if not is_traced(leaf)}
     with jax.ensure_compile_time_eval():  # constants of a traced function are concrete, too
         broken = jax.device_get([jnp.isnan(leaf).any() for leaf in concrete.values()])
     for name, has_nan in zip(concrete, broken, strict=True):
         if has_nan:
             raise ValueError(f"make_mask: scores{name} has NaN entries.")
+    return found
+
+
+def _is_float(dtype: Any) -> bool:
+    try:
+        return jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:  # of another library
+        return False
+
+
+def _known(*trees: Any) -> contextlib.AbstractContextManager[None]:
+    """Constants of a traced function have values, by which scores are refused there, too."""
+    traced = is_traced(trees)
+    return contextlib.nullcontext() if traced else jax.ensure_compile_time_eval()
+
+
+def _names(tree: Any) -> list[str]:
+    return [jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path(tree)]
+
+
+def _cannot_rank(
+    scores: ScoreTree, name: str, kept: int, scope: str, pattern: AbstractPattern | None
+) -> str:
+    """Why the scores of a layer, or of all with `scope="global"`, make no mask."""
+    names, leaves = _names(scores), jax.tree.leaves(scores)
+    if scope == "layer":
+        leaves, what = [leaves[names.index(name)]], f"the scores of layer {name}"
+    else:
+        what = "the scores of all layers together"
+    flat = np.concatenate([np.asarray(leaf, np.float64).reshape(-1) for leaf in leaves])
+    alive = flat[flat > -np.inf]
+    values, often = np.unique(alive, return_counts=True)
+    seen = f"{flat.size - alive.size:,} are -infinity"
+    if alive.size:
+        most = int(often.argmax())
+        share = "all" if often[most] == alive.size else f"{often[most]:,} of {alive.size:,}"
+        seen = f"{share} are {values[most]:g}"
+    groups = "" if pattern is None else f" in groups of the pattern {pattern}"
+    return (
+        f"make_mask: {what} cannot rank its weights ({seen}): to keep {kept:,}{groups}, the index "
+        "would decide more of them than the scores do. Look at what the score measures there (a "
+        "head or a layer of zeros, units that no example reaches, numbers that overflow), or "
+        "choose at random with scores.Random(key)."
+    )
+
+
+def _would_return(name: str, new: Array, old: Array) -> str:
+    return (
+        f"prune: layer {name} was to keep {int(new.sum()):,} of its {new.size:,} weights, but "
+        f"{int(old.sum()):,} are left in it, or they do not fill the pattern's groups: "
+        f"{int((new & ~old).sum()):,} pruned ones would return. Ask for a lower density there, or "
+        "let pruned weights return with regrow=True."
+    )

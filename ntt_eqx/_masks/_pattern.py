@@ -3,6 +3,8 @@
 import abc
 import functools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,7 +12,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from ._select import order_keys
+from .._types import widen
+from ._select import by_index, order_keys
 
 
 class AbstractPattern(eqx.Module):
@@ -40,6 +43,16 @@ class AbstractPattern(eqx.Module):
         self, marks: Bool[Array, "..."], shape: tuple[int, ...], name: str
     ) -> Bool[Array, "..."]:
         """The mask of a weight of this `shape` whose kept groups are marked."""
+
+    def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        """The layers of a network that the pattern leaves whole, whatever the density.
+
+        **Arguments:**
+
+        - `shapes`: of all prunable weights by their paths, in the order of the model's leaves.
+        """
+        del shapes
+        return ()
 
     def keeps_count(self, shape: tuple[int, ...]) -> bool:
         """Whether masks of a weight of this `shape` at one density all keep as many weights."""
@@ -74,7 +87,10 @@ class NM(AbstractPattern):
     def groups(
         self, scores: Float[Array, "..."], name: str, density: float | Array | None
     ) -> Float[Array, "..."]:
-        """1 for the `n` highest of every group of `m` along the second axis, 0 for the others."""
+        """1 for the `n` highest of every group of `m` along the second axis, 0 for the others.
+
+        NaN throughout where the scores cannot rank the weights of most groups.
+        """
         if density is None:
             raise ValueError(
                 "make_mask: scope='global' takes one density, no allocation and no N:M pattern; "
@@ -93,7 +109,8 @@ class NM(AbstractPattern):
                 f"make_mask: {self.n}:{self.m} needs a multiple of {self.m} inputs, but {name} has "
                 f"shape {scores.shape}; give it density 1 or leave it out with `where=`."
             )
-        return _keep_in_groups(scores, self.n, self.m).astype(scores.dtype)
+        marks, undecided = _keep_in_groups(scores, self.n, self.m)
+        return jnp.where(undecided, jnp.nan, marks.astype(scores.dtype))
 
     def spread(
         self, marks: Bool[Array, "..."], shape: tuple[int, ...], name: str
@@ -139,18 +156,27 @@ class Block(AbstractTiling):
 
     Blocks tile a weight's first axes from index 0; axes that `shape` does not reach (a
     convolution's kernel) are in one block whole, and blocks at the far edges may be smaller. A
-    density counts blocks.
+    density counts blocks. In a model the last layer, whose outputs are the network's, is left
+    whole.
 
     Attributes:
         shape: sizes of a block along the first axes (outputs, inputs).
+        spare: paths of the layers that are left whole instead, such as `(".head.weight",)`; `()`
+            leaves none whole.
     """
 
     shape: tuple[int, ...] = eqx.field(static=True, default=(4, 4))
+    spare: tuple[str, ...] | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         """Reject blocks without entries."""
+        _check_spare("Block", self.spare)
         if not self.shape or any(size < 1 for size in self.shape):
             raise ValueError(f"Block: sizes must be at least 1, got {self.shape}.")
+
+    def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        """What `spare` names; where that is `None`, the ends of the network."""
+        return _left_whole(self, shapes, self.spare)
 
     def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
         """Those of a block, cut to the weight's."""
@@ -165,16 +191,29 @@ class Block(AbstractTiling):
 class Channels(AbstractTiling):
     """Whole channels are kept or dropped, by the mean of their scores. A density counts channels.
 
+    In a model the network's own ends are left whole: of filters the last layer, whose outputs are
+    the network's, so that no class is cut off; of input channels a first convolution, which reads
+    the channels of the images, and layers that have one. The first prunable weight of the model's
+    leaves is taken for the first layer, the last one for the last.
+
     Attributes:
         axis: 0 for filters (all that feeds one output), 1 for input channels.
+        spare: paths of the layers that are left whole instead, such as `(".head.weight",)`; `()`
+            leaves none whole.
     """
 
     axis: int = eqx.field(static=True, default=0)
+    spare: tuple[str, ...] | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         """Reject other axes."""
+        _check_spare("Channels", self.spare)
         if self.axis not in (0, 1):
             raise ValueError(f"Channels: axis must be 0 (outputs) or 1 (inputs), got {self.axis}.")
+
+    def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        """What `spare` names; where that is `None`, the ends of the network."""
+        return _left_whole(self, shapes, self.spare)
 
     def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
         """One along the axis of the channels, all along the others."""
@@ -186,6 +225,7 @@ class Channels(AbstractTiling):
 @functools.partial(jax.jit, static_argnums=1)
 def pool(scores: Float[Array, "..."], sizes: tuple[int, ...]) -> Float[Array, "..."]:
     """The mean score of every tile of `sizes`, smaller tiles at the far edges included."""
+    scores = widen(scores)  # sums in 16 bits would overflow, and make ties
     counts = tuple(math.ceil(s / b) for s, b in zip(scores.shape, sizes, strict=True))
     padding = [(0, c * b - s) for s, b, c in zip(scores.shape, sizes, counts, strict=True)]
     tiled = jnp.pad(scores, padding).reshape(_interleave(counts, sizes))
@@ -205,7 +245,10 @@ def spread(
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _keep_in_groups(scores: Float[Array, "..."], n: int, m: int) -> Bool[Array, "..."]:
+def _keep_in_groups(
+    scores: Float[Array, "..."], n: int, m: int
+) -> tuple[Bool[Array, "..."], Bool[Array, ""]]:
+    """The marks, and whether the scores cannot rank the weights of most groups."""
     last = jnp.moveaxis(order_keys(scores), 1, -1)
     keys = last.reshape(*last.shape[:-1], -1, m)
     # rank_i = #{j : key_j > key_i, or key_j = key_i and j < i}
@@ -213,7 +256,53 @@ def _keep_in_groups(scores: Float[Array, "..."], n: int, m: int) -> Bool[Array, 
     index = jnp.arange(m, dtype=jnp.int32)
     before = (index[None, :] < index[:, None]).reshape((1,) * (keys.ndim - 1) + (m, m))
     rank = jnp.sum((other > mine) | ((other == mine) & before), axis=-1, dtype=jnp.int32)
-    return jnp.moveaxis((rank < n).reshape(last.shape), -1, 1)
+    kept = rank < n
+    # tied with one that the index treats otherwise
+    ties = jnp.any((other == mine) & (kept[..., :, None] != kept[..., None, :]), axis=-1)
+    undecided = by_index(keys, ties, jnp.sum(ties, dtype=jnp.int32), scores.dtype)
+    return jnp.moveaxis(kept.reshape(last.shape), -1, 1), undecided
+
+
+def _left_whole(
+    pattern: AbstractTiling, shapes: Mapping[str, tuple[int, ...]], spare: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """What `spare` names; where that is `None`, the ends of the network.
+
+    The last layer is left whole where a tile holds some of its outputs alone, so that no class
+    is cut off; the first one, a convolution, where a tile is one channel of the images; and
+    layers that are one tile, in which there is nothing to choose.
+
+    Raises:
+        ValueError: `spare` names no layer, or all are left whole.
+    """
+    names, sizes = list(shapes), {name: pattern.sizes(s, name) for name, s in shapes.items()}
+    if spare is not None:
+        if unknown := sorted(set(spare) - set(names)):
+            raise ValueError(f"make_mask: spare={unknown} names no layer; there are {names}.")
+        found = set(spare)
+    else:
+        found = {name for name in names if sizes[name] == shapes[name]}
+        first, last = names[0], names[-1]
+        if sizes[last][0] < shapes[last][0]:
+            found.add(last)
+        if len(shapes[first]) > 2 and sizes[first][0] == shapes[first][0]:
+            found.add(first)
+    if len(found) == len(names):
+        raise ValueError(
+            f"make_mask: the pattern {pattern} leaves every layer whole: the network's own inputs "
+            "and outputs are not pruned by it; spare=() prunes them, too."
+        )
+    return tuple(name for name in names if name in found)
+
+
+def _check_spare(caller: str, spare: Any) -> None:
+    if spare is not None and not (
+        isinstance(spare, tuple) and all(isinstance(name, str) for name in spare)
+    ):
+        raise ValueError(
+            f'{caller}: spare must be a tuple of paths, such as (".layers[2].weight",), or None, '
+            f"got {spare!r}."
+        )
 
 
 def _interleave(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from .._sparse import count_kept
 from .._types import MaskTree, ScoreTree
 from ._allocation import Allocation, Density, check_density
 from ._collapse import check_collapse, is_traced
-from ._make import build_mask
+from ._make import build_mask, lost, ranked
 from ._pattern import AbstractPattern
 
 Schedule: TypeAlias = Callable[[Any], Any]
@@ -133,9 +133,19 @@ class Sparsity(eqx.Module):
 
         Of such a mask, taken as scores, the highest are the mask itself.
         """
-        again = self.quiet_mask(_as_scores(mask), step)
+        again, decided = ranked(
+            _as_scores(mask),
+            self.at(step),
+            scope=self.scope,
+            allocation=self.allocation,
+            pattern=self.pattern,
+        )
         same = jax.tree.map(lambda a, b: jnp.all(a == b), again, mask)
-        return jnp.stack(jax.tree.leaves(same)).all()
+        return jnp.stack(jax.tree.leaves(same)).all() & decided
+
+    def lost(self, mask: MaskTree) -> Bool[Array, ""]:
+        """Whether `mask` was made inside `jit` of scores that cannot rank the weights."""
+        return lost(mask, self.scope)
 
     def of_mask(self, mask: MaskTree) -> "Sparsity":
         """The sparsity that keeps every layer's counts under a concrete `mask`, in its pattern.

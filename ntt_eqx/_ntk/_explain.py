@@ -3,11 +3,11 @@
 import dataclasses
 import math
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
+from .._parameters import parameter_marks
 from .._sparse import SparseModel, prunable_weights
 from ..kernels import GatheredMetric, target_device
 from ._costs import costs_on
@@ -214,12 +214,11 @@ def _prunable(model: PyTree) -> list[bool]:
     """For each parameter whether it has a mask, or would get one."""
     if isinstance(model, SparseModel):
         return [m is not None for m in aligned(model, model.mask)]
-    inexact = jax.tree.map(eqx.is_inexact_array, model)
     try:
         marks = prunable_weights(model)
     except ValueError:  # none of them
         marks = jax.tree.map(lambda leaf: False, model)
-    pairs = zip(jax.tree.leaves(marks), jax.tree.leaves(inexact), strict=True)
+    pairs = zip(jax.tree.leaves(marks), jax.tree.leaves(parameter_marks(model)), strict=True)
     return [bool(mark) for mark, is_parameter in pairs if is_parameter]
 
 

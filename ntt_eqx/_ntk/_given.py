@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -11,6 +10,7 @@ from jaxtyping import Array, PyTree
 
 from .._batch import as_array
 from .._checks import check_batch, is_count
+from .._parameters import parameters
 
 
 def given_model(caller: str, model: PyTree) -> PyTree:
@@ -20,7 +20,7 @@ def given_model(caller: str, model: PyTree) -> PyTree:
 
     `ValueError` where it has no parameters, or an array that JAX does not have.
     """
-    if not any(map(eqx.is_inexact_array, jax.tree.leaves(model))):
+    if not jax.tree.leaves(parameters(model)):
         raise ValueError(
             f"{caller}: the model has no floating-point parameters. A function that closes over "
             "its parameters hides them, and f(params, x) takes them first: make a model of either "

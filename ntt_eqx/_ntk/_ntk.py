@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._checks import is_count
 from .._distribute import left_to_xla, replicate
+from .._stateful import check_warm
 from ..kernels import PRECISIONS, Precision, target_device
 from ._costs import costs_on
 from ._given import given_batches, given_directions, given_leaves, given_model
@@ -35,7 +36,8 @@ def ntk(
 ) -> Float[Array, "n m *outputs"]:
     """Exact finite-width neural tangent kernel of any Equinox model, masked or not.
 
-    `Theta[n,m,k,l] = sum_p c_p df_k(x1_n)/dp df_l(x2_m)/dp` over all floating-point parameters `p`
+    `Theta[n,m,k,l] = sum_p c_p df_k(x1_n)/dp df_l(x2_m)/dp` over all parameters `p`, which are the
+    floating-point and complex arrays of the model that are not part of an `eqx.nn.State`
     (Jacot et al. 2018; with a mask: Liu & Zenke 2020, section 3). Differentiable in reverse mode
     (`jax.grad`, `jax.vjp`, `jax.jacrev`) and in that mode only; with `implementation="jacobian"`
     in forward mode (`jax.jvp`, `jax.jacfwd`), too.
@@ -43,7 +45,9 @@ def ntk(
     **Arguments:**
 
     - `model`: maps one sample to its outputs; a `SparseModel` or any other Equinox model. Of a
-      function `f(params, x)` it is `eqx.Partial(f, params)`.
+      function `f(params, x)` it is `eqx.Partial(f, params)`. A `StatefulModel` is in inference
+      mode, with the running statistics that it has; with those of a batch held fixed it is
+      `warm_up(model, x)`.
     - `x1`, `x2`: two batches of samples, of JAX or NumPy; `x2=None` means `x1` again.
     - `kernel`: `"active"` sums over kept weights only (`c_p` is the mask), `"ambient"` over all
       weights, at the masked weights (`c_p = 1`). The same for a model without a mask.
@@ -79,6 +83,7 @@ def ntk(
     where a forward-mode derivative is computed.
     """
     model, (x1, x2) = given_model("ntk", model), given_batches("ntk", x1, x2)
+    check_warm("ntk", model)
     metric = given_leaves("ntk", "metric", metric)
     directions = given_directions("ntk", directions)
     _check("ntk", kernel, outputs, directions, precision, implementation, max_bytes)
@@ -120,6 +125,7 @@ def ntk_and_outputs(
     """
     caller = "ntk_and_outputs"
     model, (x1, x2) = given_model(caller, model), given_batches(caller, x1, x2)
+    check_warm(caller, model)
     metric = given_leaves(caller, "metric", metric)
     directions = given_directions(caller, directions)
     _check(caller, kernel, outputs, directions, precision, None, max_bytes)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from .._parameters import parameter_marks, parameters
 from .._program import constants, with_constants
 from .._sparse import SparseModel
 from .._types import wide_dtype
@@ -183,12 +184,12 @@ def make_plan(
 def dense_and_metric(
     model: PyTree, kernel: KernelKind, metric: PyTree | None, whole: Sequence[int] = ()
 ) -> tuple[PyTree, list[Any]]:
-    """The model with zeros put in, and `c` for each inexact leaf (`None` for c = 1).
+    """The model with zeros put in, and `c` for each parameter (`None` for c = 1).
 
     `whole` are the leaves of which the mask is known to keep everything.
     """
     dense = model.to_dense() if isinstance(model, SparseModel) else model
-    params = eqx.filter(dense, eqx.is_inexact_array)
+    params = parameters(dense)
     count = len(jax.tree.leaves(params))
     if not count:
         raise ValueError("ntk: the model has no floating-point parameters.")
@@ -209,8 +210,7 @@ def dense_and_metric(
 
 def aligned(model: SparseModel, tree: PyTree) -> list[Any]:
     """Leaves of a mask or a support in the order of the model's parameters, `None` among them."""
-    is_none = lambda leaf: leaf is None
-    marks = jax.tree.leaves(jax.tree.map(eqx.is_inexact_array, model.model, is_leaf=is_none))
+    marks = jax.tree.leaves(parameter_marks(model.model), is_leaf=lambda leaf: leaf is None)
     leaves = jax.tree.leaves(tree, is_leaf=is_support)
     return [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]
 

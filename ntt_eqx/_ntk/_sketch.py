@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import check_key
+
 
 def sketch_directions(
     key: PRNGKeyArray, num_directions: int, num_outputs: int
@@ -29,8 +31,9 @@ def sketch_directions(
 
     **Raises:**
 
-    `ValueError` if R is not in [1, K].
+    `ValueError` if R is not in [1, K], or `key` is not one random key.
     """
+    check_key("sketch_directions", key)
     if not 1 <= num_directions <= num_outputs:
         raise ValueError(
             f"sketch_directions: needs 1 <= R <= K, got R = {num_directions}, K = {num_outputs}."

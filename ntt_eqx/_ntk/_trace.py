@@ -12,13 +12,14 @@ from jaxtyping import Array, PyTree
 
 from .._checks import calling_model, checked_output
 from .._masks._collapse import is_traced
+from .._parameters import parameter_marks, partition_parameters
 from .._program import Program, unfold, without_dead_steps
 from ..kernels.manual_axes import like_varying, varies
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One inexact leaf of a model.
+    """One parameter of a model.
 
     Attributes:
         path: its key string, such as `".layers[0].weight"`.
@@ -69,7 +70,7 @@ class Traced:
 def real_parameters(
     model: PyTree,
 ) -> tuple[list[Array], tuple[Parameter, ...], Callable[[list[Array]], PyTree]]:
-    """The inexact leaves of a model as real arrays, and the way back.
+    """The parameters of a model as real arrays, and the way back.
 
     The kernel is a sum over real parameters: a complex one is a pair of them, so that its share is
     `Re(df/dz conj(df'/dz))`, and stands here as a real array with one more axis of size 2.
@@ -78,7 +79,7 @@ def real_parameters(
 
     The arrays, what they are in the model, and the function that makes a model of such arrays.
     """
-    dynamic, static = eqx.partition(model, eqx.is_inexact_array)
+    dynamic, static = partition_parameters(model)
     named, treedef = jax.tree_util.tree_flatten_with_path(dynamic)
     parameters = tuple(
         Parameter(jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in named
@@ -105,7 +106,8 @@ def trace(model: PyTree, sample: jax.ShapeDtypeStruct) -> tuple[Traced, list[Arr
 
     The traced model, and its parameters as real arrays.
     """
-    others, model = eqx.partition(model, lambda a: is_traced(a) and not eqx.is_inexact_array(a))
+    inputs = jax.tree.map(lambda p, a: is_traced(a) and not p, parameter_marks(model), model)
+    others, model = eqx.partition(model, inputs)
     arrays, parameters, rebuild = real_parameters(model)
 
     def call(arrays: list[Array], x: Array, others: PyTree) -> Any:

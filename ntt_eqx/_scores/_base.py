@@ -6,13 +6,16 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
+from .._batch import inputs_of
 from .._checks import sample_of, sample_output
 from .._distribute import left_to_xla, replicate, spread
 from .._examples import Examples, Samples, as_inference, check_examples, check_samples
 from .._sparse import SparseModel, sparsify
-from .._types import ScoreTree
+from .._stateful import check_warm
+from .._types import ScoreTree, widen
 
 
 class AbstractLabelFreeScore(eqx.Module):
@@ -97,29 +100,34 @@ def split_weights(model: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
     return weights, rest
 
 
-def sample_shape(caller: str, x: Any) -> tuple[int, ...]:
-    """The shape of one sample.
+def batch_of_shape(caller: str, x: Any) -> tuple[int, ...]:
+    """The shape of a batch of inputs.
 
     **Raises:**
 
     `ValueError` when `x` is no batch.
     """
-    if x is None or len(getattr(x, "shape", ())) < 1 or x.shape[0] == 0:
+    x = x if x is None else inputs_of(caller, x)
+    shape = tuple(getattr(x, "shape", ()))
+    if len(shape) < 1 or shape[0] == 0:
         raise ValueError(
             f"{caller}: needs a batch of inputs for their shape, got "
             f"{getattr(x, 'shape', type(x).__name__)}."
         )
-    return tuple(x.shape[1:])
+    return shape
 
 
-def read_inputs(caller: str, model: PyTree, x: Any) -> tuple[SparseModel, Array]:
-    """The model with a mask, and its inputs as a checked array that it takes.
+def read_inputs(
+    caller: str, model: PyTree, x: Any, use: Callable[[SparseModel, Array], Any] | None = None
+) -> tuple[SparseModel, Array]:
+    """The model with a mask, and its inputs as a checked array that it takes, in float32 at least.
 
     **Arguments:**
 
     - `caller`: the name that errors begin with.
     - `model`: any model; without a mask it gets one that keeps everything.
-    - `x`: inputs `[batch, ...]`.
+    - `x`: inputs `[batch, ...]`, with or without labels.
+    - `use`: what the score computes of both, where it is more than the model's outputs.
 
     **Returns:**
 
@@ -129,15 +137,18 @@ def read_inputs(caller: str, model: PyTree, x: Any) -> tuple[SparseModel, Array]
 
     `ValueError` for inputs that are none, hold NaN or do not suit the model.
     """
-    sparse, x = replicate(sparsify(model)), spread(caller, check_samples(caller, x))
+    sparse = sparsify(model)
+    check_warm(caller, sparse)
+    x = check_samples(caller, None if x is None else inputs_of(caller, x))
     sample_output(caller, as_inference(sparse), sample_of(x))
-    return sparse, x
+    sparse, x = _in_wide(sparse, x, use)
+    return replicate(sparse), spread(caller, x)
 
 
 def read_examples(
     caller: str, model: PyTree, batch: Any
 ) -> tuple[SparseModel, Array, Int[Array, " batch"]]:
-    """The model with a mask, its inputs and their labels, checked.
+    """The model with a mask, its inputs and their labels, checked, in float32 at least.
 
     **Arguments:**
 
@@ -154,5 +165,38 @@ def read_examples(
     `ValueError` for inputs or labels that are none or do not suit the model.
     """
     sparse = sparsify(model)
-    x, y = spread(caller, check_examples(caller, sparse, batch))
+    check_warm(caller, sparse)
+    x, y = check_examples(caller, sparse, batch)
+    sparse, x = _in_wide(sparse, x)
+    x, y = spread(caller, (x, y))
     return replicate(sparse), x, y
+
+
+def _in_wide(
+    sparse: SparseModel, x: Array, use: Callable[[SparseModel, Array], Any] | None = None
+) -> tuple[SparseModel, Array]:
+    """A model and its inputs in float32, where they are narrower.
+
+    Derivatives of derivatives, as in GraSP, are zero in 16 bits, where no score can rank anything.
+    A model that computes in 16 bits of its own, so that it cannot be used in float32, stays as it
+    is.
+    """
+    if not any(map(_is_narrow, jax.tree.leaves((sparse, x)))):
+        return sparse, x
+    wide, inputs = widened((sparse, x))
+    use = (lambda sparse, x: jax.vmap(sparse)(x)) if use is None else use
+    try:
+        eqx.filter_eval_shape(use, eqx.nn.inference_mode(wide), inputs)
+    except Exception:  # whatever a model raises of dtypes that do not suit each other
+        return sparse, x
+    return wide, inputs
+
+
+def widened(tree: PyTree) -> PyTree:
+    """A model with its floating-point leaves in float32, where they are narrower."""
+    return jax.tree.map(lambda leaf: widen(leaf) if _is_narrow(leaf) else leaf, tree)
+
+
+def _is_narrow(leaf: Any) -> bool:
+    real = eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return real and jnp.finfo(leaf.dtype).bits < 32

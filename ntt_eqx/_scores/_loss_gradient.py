@@ -36,7 +36,8 @@ class LossGradient(AbstractLabelFreeScore):
 
     def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
         """Score the prunable weights of `model` on inputs `x` of shape `[batch, ...]`."""
-        return _loss_gradient(*read_inputs("LossGradient", model, x), self.loss, self.points)
+        given = read_inputs("LossGradient", model, x, use=self.loss)
+        return _loss_gradient(*given, self.loss, self.points)
 
 
 @eqx.filter_jit

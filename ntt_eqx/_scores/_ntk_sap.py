@@ -8,10 +8,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from .._checks import check_key
 from .._examples import Samples
 from .._sparse import SparseModel, map_masked, sparsify
+from .._stateful import check_warm
 from .._types import ScoreTree
-from ._base import AbstractDrawingScore, AbstractLabelFreeScore, sample_shape, split_weights
+from ._base import (
+    AbstractDrawingScore,
+    AbstractLabelFreeScore,
+    batch_of_shape,
+    split_weights,
+    widened,
+)
 
 
 class NTKSAP(AbstractLabelFreeScore, AbstractDrawingScore):
@@ -38,6 +46,7 @@ class NTKSAP(AbstractLabelFreeScore, AbstractDrawingScore):
     initialise: Callable[[PRNGKeyArray], Any] | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
+        check_key("NTKSAP", self.key)
         if self.rounds < 1 or not self.epsilon > 0:
             raise ValueError(
                 "NTKSAP: needs at least one round and epsilon above 0, "
@@ -46,10 +55,10 @@ class NTKSAP(AbstractLabelFreeScore, AbstractDrawingScore):
 
     def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
         """Score the prunable weights of `model`; of `x` only the shape `[batch, ...]` is used."""
-        shape = sample_shape("NTKSAP", x)
-        assert x is not None
+        shape = batch_of_shape("NTKSAP", x)
+        check_warm("NTKSAP", model)
         settings = (self.rounds, self.epsilon, self.initialise)
-        return _ntk_sap(sparsify(model), (x.shape[0], *shape), self.key, settings)
+        return _ntk_sap(widened(sparsify(model)), shape, self.key, settings)
 
 
 @eqx.filter_jit
@@ -60,7 +69,7 @@ def _ntk_sap(
 
     def one_round(total: ScoreTree, key: PRNGKeyArray) -> tuple[ScoreTree, None]:
         keys = jax.random.split(key, 3)
-        drawn = _redraw(sparse, keys[0]) if initialise is None else initialise(keys[0])
+        drawn = _redraw(sparse, keys[0]) if initialise is None else widened(initialise(keys[0]))
         theta, rest = split_weights(drawn, sparse.mask)
         rest = eqx.nn.inference_mode(rest)
         dtype = jnp.result_type(*jax.tree.leaves(theta))

@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._parameters import parameter_marks
 from .._program import bind, is_call, read, run, unfold
 from .._sparse import _NORMALISATIONS
 
@@ -23,19 +24,19 @@ _COMPARISONS = ("gt", "ge", "lt", "le")
 
 
 def path_network(model: PyTree, change: Callable[[Array], Array]) -> PyTree:
-    """`model` with every float array passed through `change`, biases zero.
+    """`model` with every parameter passed through `change`, biases zero.
 
     The result has the structure of `model`; call it through `without_normalisation`.
     """
 
-    def rule(path: Any, leaf: Any) -> Any:
-        if not eqx.is_inexact_array(leaf):
+    def rule(path: Any, is_parameter: bool, leaf: Any) -> Any:
+        if not is_parameter:
             return leaf
         changed = change(leaf)
         is_bias = jtu.keystr(path).rsplit(".", 1)[-1].startswith("bias")
         return jnp.zeros_like(changed) if is_bias else changed
 
-    return jtu.tree_map_with_path(rule, model)
+    return jtu.tree_map_with_path(rule, parameter_marks(model), model)
 
 
 def without_normalisation(model: PyTree) -> PyTree:

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from .._batch import inputs_of, shape_of_inputs
+from .._checks import is_count
 from .._masks import AbstractPattern, Sparsity, check_collapse, invert_scores
 from .._masks._allocation import Allocation, Density, check_density
+from .._masks._collapse import is_traced
 from .._masks._make import build_mask
 from .._sparse import SparseModel, sparsify
 from .._types import ScoreTree
@@ -37,10 +40,12 @@ def prune(
     - `score`: what to keep, from `ntt_eqx.scores`.
     - `density`: share of weights to keep in the end, or one for every layer, or a `Sparsity`; see
       `make_mask`.
-    - `batch`: what the score needs: inputs `[batch, ...]`, or `(x, y)` with labels. A label-free
-      score is given `x` alone, also when `batch` has labels.
+    - `batch`: what the score needs: inputs `[batch, ...]`, or with labels `(x, y)`, `[x, y]` or a
+      dict of both, as loaders give them. A label-free score is given the inputs alone, also when
+      `batch` has labels.
     - `scope`, `allocation`, `pattern`: see `make_mask`.
-    - `steps`: how many times to score and prune; step t of T goes down to `d_t`.
+    - `steps`: how many times to score and prune; step t of T goes down to `d_t`, where more than
+      that is left.
     - `schedule`: `"exponential"`, `d_t = d^(t/T)`, or `"linear"`, `d_t = 1 - (1 - d) t/T`.
     - `regrow`: let later steps bring weights back that earlier steps pruned.
     - `invert`: keep the lowest scores instead, as a check.
@@ -51,15 +56,17 @@ def prune(
 
     **Raises:**
 
-    `ValueError` as `make_mask` does, for scores that are NaN, and for options that contradict each
-    other.
+    `ValueError` as `make_mask` does, for scores that are NaN, for options that contradict each
+    other, and, without `regrow`, for a density above what is left in a layer of a `SparseModel`.
 
     **Warns:**
 
-    `LayerCollapseWarning` when `scope="global"` empties a layer.
+    `LayerCollapseWarning` when `scope="global"` empties a layer, or, where `batch` tells the shape
+    of the inputs, when outputs are left without a path from the input.
     """
-    if steps < 1:
-        raise ValueError(f"prune: steps must be at least 1, got {steps}.")
+    _check_score("prune", score)
+    if not is_count(steps):
+        raise ValueError(f"prune: steps must be at least 1, got {steps!r}.")
     if schedule not in ("exponential", "linear"):
         raise ValueError(f"prune: schedule must be 'exponential' or 'linear', got {schedule!r}.")
     if isinstance(density, Sparsity):
@@ -68,27 +75,52 @@ def prune(
                 "prune: a Sparsity says scope, allocation and pattern; give these to Sparsity."
             )
         scope, allocation, pattern = density.scope, density.allocation, density.pattern
-        final: Any = density.at(0)
+        final: Any = density.density
     else:
         final = density
+    if callable(final):
+        raise ValueError(
+            "prune: a schedule of the step belongs to a transfer; give the density in the end, and "
+            "`steps` for a density that falls."
+        )
     sparse = sparsify(model)
-    given = (
-        batch[0]
-        if isinstance(score, AbstractLabelFreeScore) and isinstance(batch, tuple)
-        else batch
-    )
+    given = batch
+    if isinstance(score, AbstractLabelFreeScore) and batch is not None:
+        given = inputs_of("prune", batch)
     for step in range(1, steps + 1):
         scores = scored(score if step == 1 else fresh(score, step), sparse, given)
         scores = invert_scores(scores) if invert else scores
         if not regrow:
             scores = _bar_pruned(scores, sparse)
         target = _scheduled(final, step / steps, schedule)
-        sparse = sparse.with_mask(
-            build_mask(scores, target, scope=scope, allocation=allocation, pattern=pattern)
+        mask = build_mask(
+            scores,
+            target,
+            scope=scope,
+            allocation=allocation,
+            pattern=pattern,
+            within=None if regrow else sparse.mask,
+            steps=steps,
+            last=step == steps,
         )
-    if scope == "global":
-        check_collapse(sparse.mask, caller="prune")
+        sparse = sparse.with_mask(mask)
+    if not is_traced(sparse.mask):
+        check_collapse(sparse, shape_of_inputs(given), caller="prune")
     return sparse
+
+
+def _check_score(caller: str, score: Any) -> None:
+    kinds = AbstractLabelFreeScore | AbstractSupervisedScore
+    if isinstance(score, kinds):
+        return
+    if isinstance(score, type) and issubclass(score, kinds):
+        got = f"the class {score.__name__}: make one of it, as {score.__name__}()"
+    else:
+        got = repr(score)
+    raise ValueError(
+        f"{caller}: score must be one of ntt_eqx.scores, such as scores.Snip(), or an own "
+        f"AbstractLabelFreeScore or AbstractSupervisedScore, got {got}."
+    )
 
 
 def _bar_pruned(scores: ScoreTree, sparse: SparseModel) -> ScoreTree:

@@ -10,7 +10,7 @@ from .._examples import Samples
 from .._masks._collapse import is_traced
 from .._sparse import SparseModel, sparsify
 from .._types import ScoreTree, widen
-from ._base import AbstractLabelFreeScore, sample_shape, split_weights
+from ._base import AbstractLabelFreeScore, batch_of_shape, split_weights
 from ._paths import path_network, without_normalisation
 
 _SHRINK = 2.0**-20
@@ -32,7 +32,7 @@ class SynFlow(AbstractLabelFreeScore):
 
     def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
         """Score the prunable weights of `model`; of `x` only the shape `[batch, ...]` is used."""
-        scores, finite = _synflow(sparsify(model), sample_shape("SynFlow", x))
+        scores, finite = _synflow(sparsify(model), batch_of_shape("SynFlow", x)[1:])
         if not is_traced(finite) and not bool(finite):
             raise ValueError("SynFlow: the scores overflow in spite of scaling; use float64.")
         return scores

@@ -1,7 +1,6 @@
 """A model judged by an objective, over all samples."""
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -10,10 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._batch import as_arrays, batch_size as size_of, opened
-from .._checks import is_count
+from .._batch import as_stream, batch_size as size_of, is_batch, opened, pair
+from .._checks import check_count
 from .._distribute import left_to_xla, replicate, spread
-from ._objective import CROSS_ENTROPY, Objective, check_start, judge
+from ._objective import (
+    CROSS_ENTROPY,
+    CrossEntropy,
+    Objective,
+    SquaredError,
+    check_start,
+    judge,
+    readable,
+)
 
 
 def evaluate(
@@ -30,8 +37,9 @@ def evaluate(
     - `model`: any Equinox model of one sample, or a `SparseModel`.
     - `data`: all samples as one batch, in a form that `objective` reads: for `CrossEntropy` and
       `SquaredError` a pair `(x [N, ...], y [N, ...])` or what has them as `x` and `y`, such as
-      `ntt.data.as_batch(data.test, mean=data.mean, std=data.std)`, which standardises pixels. Or an
-      iterable of batches, which may differ in size, such as a torch `DataLoader`.
+      `ntt.data.as_batch(data.test, mean=data.mean, std=data.std)`, which standardises pixels. Or
+      what yields batches, which may differ in size: a list of them, an iterator, a torch
+      `DataLoader`. `train` says what is one batch, and what is many.
     - `objective`: `CrossEntropy()`, `SquaredError()`, or your own; see `AbstractObjective`. With
       `key=None`.
     - `batch_size`: samples of one batch per call of the compiled model.
@@ -46,12 +54,11 @@ def evaluate(
     `ValueError` when there is no sample, samples do not suit the objective and the model, or one is
     NaN or infinite.
     """
-    if not is_count(batch_size):
-        raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}.")
+    check_count("evaluate: batch_size", batch_size)
     model = replicate(model)
     sums: list[dict[str, Array]] = []
     total = 0
-    for part in _parts(data, batch_size):
+    for part in _parts(data, objective, batch_size):
         check_start("evaluate", objective, model, part)
         total += size_of("evaluate", part)
         sums.append(_sums(objective, model, part))
@@ -63,28 +70,23 @@ def evaluate(
     }
 
 
-def _parts(data: Any, batch_size: int) -> Iterator[PyTree]:
+def _parts(data: Any, objective: Objective, batch_size: int) -> Iterator[PyTree]:
     """The batches of a stream, or the pieces of one batch; only a piece is on the device."""
-    if _is_stream(data):
-        for batch in data:
-            yield spread("evaluate", as_arrays("evaluate", batch))
+    read = lambda batch: spread("evaluate", readable("evaluate", objective, batch))
+    if not is_batch(data):
+        yield from map(read, as_stream("evaluate: data", data))
         return
-    whole = opened(data)
+    own = isinstance(objective, CrossEntropy | SquaredError)
+    whole = opened(pair("evaluate", data) if own else data)
     for start in range(0, size_of("evaluate", whole), batch_size):
         piece = jax.tree.map(lambda leaf, start=start: leaf[start : start + batch_size], whole)
-        yield spread("evaluate", as_arrays("evaluate", piece))
-
-
-def _is_stream(data: Any) -> bool:
-    """Whether `data` yields batches: it can be gone through, and is none itself."""
-    is_batch = isinstance(data, tuple | list | Mapping) or dataclasses.is_dataclass(data)
-    is_batch = is_batch or hasattr(data, "shape") or (hasattr(data, "x") and hasattr(data, "y"))
-    return hasattr(data, "__iter__") and not is_batch
+        yield read(piece)
 
 
 @eqx.filter_jit
 def _sums(objective: Objective, model: PyTree, batch: PyTree) -> dict[str, Array]:
     """The sum of each value over the samples; what is a mean already counts for each."""
     size = size_of("evaluate", batch)
-    values = left_to_xla(judge, objective, model, batch, None)
+    judged = lambda objective, model, batch: judge(objective, model, batch, None, training=False)[0]
+    values = left_to_xla(judged, objective, model, batch)
     return {name: v * size if v.ndim == 0 else jnp.sum(v) for name, v in values.items()}

@@ -9,17 +9,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from .._batch import pair
+from .._batch import as_array, as_arrays, pair
 from .._checks import check_finite, sample_of, sample_output
 from .._examples import as_inference, check_examples, check_samples, softmax_cross_entropy
 from .._sparse import SparseModel
+from .._stateful import check_state_on_top, forward, has_state, in_training_mode, state_of
 from .._types import widen
 
 Values: TypeAlias = Float[Array, ""] | Float[Array, " batch"]
 """A mean over the batch, or one value per sample."""
 
 Objective: TypeAlias = Callable[[Any, Any, PRNGKeyArray | None], Any]
-"""`(model, batch, key) -> loss` or `-> (loss, {name: metric})`; see `AbstractObjective`."""
+"""`(model, batch, key) -> loss`, `-> (loss, {name: metric})`, or these two and the model after it.
+
+See `AbstractObjective`."""
 
 
 class AbstractObjective(eqx.Module):
@@ -32,13 +35,13 @@ class AbstractObjective(eqx.Module):
     @abc.abstractmethod
     def __call__(
         self, model: PyTree, batch: PyTree, key: PRNGKeyArray | None
-    ) -> Values | tuple[Values, Mapping[str, Any]]:
+    ) -> Values | tuple[Values, Mapping[str, Any]] | tuple[Values, Mapping[str, Any], PyTree]:
         """The loss of a batch, and what else is worth to know of it.
 
         **Arguments:**
 
         - `model`: the plain model of one sample, with exact zeros where a `SparseModel` has them.
-          In inference mode where there is no `key`.
+          Where there is no `key` dropout is off; in `evaluate` it is in inference mode.
         - `batch`: of the form in which the data yields it, with JAX arrays at its leaves.
         - `key`: another one at every step of a run that has one; `None` in all others and in
           `evaluate`.
@@ -46,7 +49,8 @@ class AbstractObjective(eqx.Module):
         **Returns:**
 
         The loss, and metrics by name if there are any. Each is one value per sample, `[batch]`,
-        whose mean is taken, or a scalar that is the mean over the batch already.
+        whose mean is taken, or a scalar that is the mean over the batch already. For models with a
+        state, a third value: the model after the batch, from `ntt.forward(model, x, key)`.
         """
 
     @abc.abstractmethod
@@ -59,13 +63,13 @@ class CrossEntropy(AbstractObjective):
 
     def __call__(
         self, model: PyTree, batch: PyTree, key: PRNGKeyArray | None
-    ) -> tuple[Float[Array, " batch"], dict[str, Bool[Array, " batch"]]]:
+    ) -> tuple[Float[Array, " batch"], dict[str, Bool[Array, " batch"]], PyTree]:
         """Cross-entropy in nats, and whether the largest logit is that of the label."""
         x, y = pair("CrossEntropy", batch)
-        logits = outputs(model, x, key)
-        y = y.astype(jnp.int32)
+        logits, after = outputs(model, x, key)
+        y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)
         hits = jnp.argmax(logits, axis=1).astype(y.dtype) == y
-        return softmax_cross_entropy(logits, y), {"accuracy": hits}
+        return softmax_cross_entropy(logits, y), {"accuracy": hits}, after
 
     def check(self, caller: str, model: PyTree, batch: PyTree) -> None:
         """Raise `ValueError` unless the labels are those of the model's classes."""
@@ -81,17 +85,19 @@ class SquaredError(AbstractObjective):
 
     def __call__(
         self, model: PyTree, batch: PyTree, key: PRNGKeyArray | None
-    ) -> Float[Array, " batch"]:
+    ) -> tuple[Float[Array, " batch"], dict[str, Any], PyTree]:
         """The mean squared error of each sample."""
         x, y = pair("SquaredError", batch)
-        error = jnp.square(outputs(model, x, key) - widen(y))
-        return jnp.mean(error, axis=tuple(range(1, error.ndim)))
+        found, after = outputs(model, x, key)
+        error = jnp.square(found - widen(y))
+        return jnp.mean(error, axis=tuple(range(1, error.ndim))), {}, after
 
     def check(self, caller: str, model: PyTree, batch: PyTree) -> None:
         """Raise `ValueError` unless the targets are floats of the shape of the outputs."""
         x, y = pair(caller, batch)
         x = check_samples(caller, x)
         out = (x.shape[0], *sample_output(caller, as_inference(model), sample_of(x)).shape)
+        y = as_array(caller, "y", y)
         if tuple(y.shape) != out or not jnp.issubdtype(y.dtype, jnp.floating):
             raise ValueError(
                 f"{caller}: the model's outputs for this batch have the shape {out}; the targets "
@@ -100,26 +106,42 @@ class SquaredError(AbstractObjective):
         check_finite(caller, "y", y)
 
 
-def outputs(model: PyTree, x: Array, key: PRNGKeyArray | None) -> Float[Array, "batch ..."]:
-    """What the model makes of each sample, in the dtype of sums; `model(x, key=)` with a key."""
-    if key is None:
-        return widen(jax.vmap(model)(x))
-    keys = jax.random.split(key, x.shape[0])
-    return widen(jax.vmap(lambda x, key: model(x, key=key))(x, keys))
+def outputs(
+    model: PyTree, x: Array, key: PRNGKeyArray | None
+) -> tuple[Float[Array, "batch ..."], PyTree]:
+    """`forward`, with the outputs in the dtype of sums."""
+    found, after = forward(model, x, key)
+    return widen(found), after
 
 
 def judge(
-    objective: Objective, model: PyTree, batch: PyTree, key: PRNGKeyArray | None
-) -> dict[str, Values]:
-    """The loss, under that name, and the metrics of a batch, in the dtype of sums.
+    objective: Objective, model: PyTree, batch: PyTree, key: PRNGKeyArray | None, *, training: bool
+) -> tuple[dict[str, Values], Any]:
+    """What a batch says of a model, and the model's state after it.
+
+    **Returns:**
+
+    The loss, under that name, and the metrics, in the dtype of sums; and the next state of a model
+    that has one, else `None`.
 
     **Raises:**
 
-    `ValueError` when `objective` returns something else.
+    `ValueError` when `objective` returns something else, or does not advance the state in training.
     """
     plain = model.to_dense() if isinstance(model, SparseModel) else model
-    found = objective(plain if key is not None else eqx.nn.inference_mode(plain), batch, key)
-    loss, metrics = found if isinstance(found, tuple) else (found, {})
+    if training:
+        check_state_on_top("objective", plain)
+        plain = in_training_mode(plain, key)
+    else:
+        plain = eqx.nn.inference_mode(plain)
+    found = objective(plain, batch, key)
+    loss, metrics, *after = found if isinstance(found, tuple) else (found, {})
+    state = state_of(after[0]) if after else None
+    if training and has_state(plain) and state is None:
+        raise ValueError(
+            "objective: the model has a state, which the objective must advance: take the outputs "
+            "from `outputs, model = ntt.forward(model, x, key)`, and return (loss, metrics, model)."
+        )
     if not isinstance(metrics, Mapping) or "loss" in metrics:
         raise ValueError(
             "objective: must return a loss, or a loss and a mapping of metrics with other names "
@@ -134,7 +156,27 @@ def judge(
                 f"objective: {name} must be a {'real ' if name == 'loss' else ''}scalar or one "
                 f"value per sample, got {value.dtype} of shape {value.shape}."
             )
-    return {name: widen(value) for name, value in values.items()}
+    return {name: widen(value) for name, value in values.items()}, state
+
+
+def readable(caller: str, objective: Objective, batch: Any) -> PyTree:
+    """A batch as arrays: of the library's own objectives the pair that they read, else all of it.
+
+    **Raises:**
+
+    `ValueError` for a leaf that is no array, or where there is no pair.
+    """
+    own = isinstance(objective, CrossEntropy | SquaredError)
+    return as_arrays(caller, pair(caller, batch) if own else batch)
+
+
+def check_step(caller: str, objective: Objective, model: PyTree, batch: PyTree) -> None:
+    """Raise `ValueError` when a batch, traced or not, does not suit the library's own objectives.
+
+    The check of another objective may look at values, which a traced batch has not.
+    """
+    if isinstance(objective, CrossEntropy | SquaredError):
+        objective.check(caller, model, batch)
 
 
 def check_start(caller: str, objective: Objective, model: PyTree, batch: PyTree) -> None:

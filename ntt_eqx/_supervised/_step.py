@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._checks import check_weight, check_weights
+from .._batch import as_arrays
+from .._checks import check_key, check_weight, check_weights
 from .._distribute import left_to_xla, replicate, spread
 from .._optimise import init_optimizer, optimise
+from .._parameters import parameters, partition_parameters
 from .._primitives import with_equivalents
 from .._sparse import SparseModel, masked_weights, prunable_leaves
+from .._stateful import with_state
 from .._types import squared_norm
-from ._objective import CROSS_ENTROPY, Objective, judge
+from ._objective import CROSS_ENTROPY, Objective, check_step, judge
 
 
 class TrainConfig(eqx.Module):
@@ -32,10 +35,10 @@ class TrainConfig(eqx.Module):
 
     def __check_init__(self) -> None:
         check_weight("TrainConfig: l2_weight", self.l2_weight)
-        if not callable(self.objective):
+        if not callable(self.objective) or isinstance(self.objective, type):
             raise ValueError(
-                "TrainConfig: the objective must be a function (model, batch, key) -> loss, got "
-                f"{self.objective!r}."
+                "TrainConfig: the objective must be a function (model, batch, key) -> loss, or a "
+                f"Module such as CrossEntropy(), got {self.objective!r}."
             )
 
 
@@ -88,7 +91,8 @@ def train_init(
     - `config`: what is minimised.
     - `optimizer`: any optax transformation.
     - `key`: where dropout or the objective needs one; the model is called as `model(x, key=key)`
-      then, and without one as `model(x)` in inference mode.
+      then, and without one as `model(x)` in inference mode. A `StatefulModel` trains in training
+      mode either way: batch norm uses the batch, and dropout is off without a key.
 
     **Returns:**
 
@@ -96,10 +100,18 @@ def train_init(
 
     **Raises:**
 
-    `ValueError` when a weight is NaN or infinite, or `optimizer` is no optax transformation.
+    `ValueError` when a weight is NaN or infinite, `optimizer` is no optax transformation, or `key`
+    is not one random key.
     """
+    if not isinstance(config, TrainConfig):
+        raise ValueError(
+            "train_init: the second argument must be a TrainConfig, got "
+            f"{type(config).__name__}; write TrainConfig(objective=...)."
+        )
     check_weights("train_init", model)
-    params = eqx.filter(_with_zeros(model), eqx.is_inexact_array)
+    if key is not None:
+        check_key("train_init", key)
+    params = parameters(with_zeros(model))
     opt_state = init_optimizer("train_init", optimizer, params)
     state = TrainState(model, opt_state, jnp.zeros((), jnp.int32), key, config, optimizer)
     return replicate(state)
@@ -115,52 +127,75 @@ def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetri
 
     - `state`: from `train_init` or the step before.
     - `batch`: arrays in the form that the objective reads, such as `(x [batch, ...], y [batch])`.
+      `jit` cuts integers of 64 bits down to 32 before this function sees them.
 
     **Returns:**
 
-    The next state and the metrics of this batch.
+    The next state and the metrics of this batch, NaN where a label is out of range.
+
+    **Raises:**
+
+    `ValueError` for a batch whose shapes or dtypes do not suit `CrossEntropy` or `SquaredError`.
     """
-    batch = jax.tree.map(jnp.asarray, batch)
+    return step_as("train_step", state, batch)
+
+
+def step_as(caller: str, state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:
+    """`train_step`, with another name before its errors."""
+    check_state(caller, state)
+    batch = as_arrays(caller, batch)
+    check_step(caller, state.config.objective, state.model, batch)
     return left_to_xla(_stepped, state, batch, like=(state, None))
+
+
+def check_state(caller: str, state: Any) -> None:
+    """Raise `ValueError` unless `state` is one of the supervised phase."""
+    if not isinstance(state, TrainState):
+        raise ValueError(
+            f"{caller}: the state must be a TrainState, as train_init makes one, got "
+            f"{type(state).__name__}."
+        )
 
 
 def _stepped(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:
     batch = spread("train_step", batch)
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-    params, rest = eqx.partition(_with_zeros(state.model), eqx.is_inexact_array)
+    params, rest = partition_parameters(with_zeros(state.model))
 
     @with_equivalents
-    def loss(params: PyTree) -> tuple[Float[Array, ""], TrainMetrics]:
-        metrics = _loss(eqx.combine(params, rest), batch, key, state.config)
-        return metrics.loss, metrics
+    def loss(params: PyTree) -> tuple[Float[Array, ""], Any]:
+        metrics, after = _loss(eqx.combine(params, rest), batch, key, state.config)
+        return metrics.loss, (metrics, after)
 
-    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    (value, (metrics, after)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     value_fn = lambda params: loss(params)[0]
     params, opt_state = optimise(
         state.optimizer, gradient, state.opt_state, params, value=value, value_fn=value_fn
     )
     model = _keep_pruned(eqx.combine(params, rest), state.model)
+    model = model if after is None else with_state(model, after)
     step = state.step + 1
     return TrainState(model, opt_state, step, state.key, state.config, state.optimizer), metrics
 
 
 def _loss(
     model: PyTree, batch: PyTree, key: PRNGKeyArray | None, config: TrainConfig
-) -> TrainMetrics:
-    means = {k: jnp.mean(v) for k, v in judge(config.objective, model, batch, key).items()}
+) -> tuple[TrainMetrics, Any]:
+    values, after = judge(config.objective, model, batch, key, training=True)
+    means = {k: jnp.mean(v) for k, v in values.items()}
     objective = means.pop("loss")
     penalty = sum(
         (squared_norm(w).astype(objective.dtype) for w in _penalised(model)),
         start=jnp.zeros((), objective.dtype),
     )
-    return TrainMetrics(objective + config.l2_weight * penalty, objective, means)
+    return TrainMetrics(objective + config.l2_weight * penalty, objective, means), after
 
 
 def _penalised(model: PyTree) -> list[Array]:
     return masked_weights(model) if isinstance(model, SparseModel) else prunable_leaves(model)
 
 
-def _with_zeros(model: PyTree) -> PyTree:
+def with_zeros(model: PyTree) -> PyTree:
     """The model with zeros stored where weights are pruned."""
     return SparseModel(model.to_dense(), model.mask) if isinstance(model, SparseModel) else model
 

@@ -9,13 +9,24 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._batch import as_arrays
+from .._batch import as_stream, pair, shape_of_inputs
+from .._diagnosis import Diagnosis, Evidence, check_first_update, recording, weight_norms
 from .._distribute import replicate, spread
-from .._fit import History, Progress, Row, fit
-from .._optimise import check_first_update
+from .._examples import as_inference
+from .._fit import History, Progress, Row, drive
+from .._masks import check_collapse
+from .._sparse import SparseModel
 from ._evaluate import evaluate
-from ._objective import CROSS_ENTROPY, Objective, check_start
-from ._step import TrainConfig, TrainMetrics, TrainState, train_init, train_step
+from ._objective import CROSS_ENTROPY, Objective, check_start, readable
+from ._step import (
+    TrainConfig,
+    TrainMetrics,
+    TrainState,
+    check_state,
+    step_as,
+    train_init,
+    with_zeros,
+)
 
 Model = TypeVar("Model")
 
@@ -45,13 +56,19 @@ def train(
     - `model`: any Equinox model of one sample, or a `SparseModel`.
     - `batches`: yields batches of one shape, arrays in whatever form the objective reads: tuples,
       lists, dicts, dataclasses or Modules of jax or numpy arrays or torch tensors. `CrossEntropy`
-      and `SquaredError` read pairs `(x [batch, ...], y [batch, ...])`. See `fit` for their number.
+      and `SquaredError` read pairs `(x [batch, ...], y [batch, ...])`, fields or keys `x` and `y`,
+      and the keys of Hugging Face's data sets, such as `image` or `pixel_values` with `label` or
+      `labels`. See `fit` for their number.
+      Or one batch, for all steps: an array, a dict, what has fields, a tuple of arrays, and a list
+      of two arrays, which is a pair `[x, y]`. A tuple or a list whose entries are batches of
+      several arrays are many.
     - `optimizer`: any optax transformation (published: Adam, 1e-3).
     - `num_steps`: number of steps.
     - `objective`, `l2_weight`: what is minimised; see `TrainConfig`.
     - `key`: for dropout or an objective that needs one; see `train_init`.
     - `log_every`: steps between two rows of the history; `None` for the last row only.
-    - `test_set`: evaluated for a row's part `"test"`; see `evaluate`.
+    - `test_set`: evaluated for a row's part `"test"`, in any form of `batches` but that of an
+      iterator, which could be gone through only once; see `evaluate`.
     - `observe`: more parts of a row, `name -> (state -> values)`.
     - `on_log`: called with the state and each new row; the state may be kept.
 
@@ -62,7 +79,13 @@ def train(
     **Raises:**
 
     `ValueError` for batches that do not suit the objective or that run out, and when the
-    optimizer's first step is not finite; `DivergenceError` when the loss is not finite.
+    optimizer's first step is not finite; `DivergenceError`, which says what is wrong, when the loss
+    is not finite, unless the optimiser skips such steps; see `fit`.
+
+    **Warns:**
+
+    `LayerCollapseWarning` where a mask empties a layer or leaves outputs without a path from the
+    input.
     """
     state = train_init(model, TrainConfig(l2_weight, objective), optimizer, key=key)
     state, history = train_steps(
@@ -112,26 +135,30 @@ def train_steps(
 
     See `train`.
     """
-    objective, first = state.config.objective, True
+    check_state("train", state)
+    objective, begin, first = state.config.objective, state, True
     parts = dict(observe or {})
     if test_set is not None:
+        as_stream("train: test_set", test_set, again=True)
         parts["test"] = lambda state: evaluate(state.model, test_set, objective)
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, TrainMetrics]:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, TrainMetrics, Evidence]:
         nonlocal first
-        batch = spread("train", as_arrays("train", batch))
+        batch = spread("train", readable("train", objective, batch))
         if first:
             check_start("train", objective, state.model, batch)
-        state, metrics = _step(batch, state)
-        if first and int(state.step) == 1 and bool(jnp.isfinite(metrics.loss)):
-            check_first_update("train", state.model)
+            if isinstance(state.model, SparseModel):
+                check_collapse(state.model, shape_of_inputs(batch), caller="train")
+        state, metrics, norms = _step(batch, state)
+        if first and bool(jnp.isfinite(metrics.loss)):
+            check_first_update("train", state.model, lambda: _gradient(begin, batch))
         first = False
-        return state, metrics
+        return state, metrics, Evidence(batch, norms)
 
-    return fit(
+    return drive(
         step,
         replicate(_copy(state)),  # the steps reuse its memory
-        batches,
+        as_stream("train: batches", batches),
         num_steps=num_steps,
         log_every=log_every,
         observe=parts,
@@ -139,12 +166,35 @@ def train_steps(
         on_step=on_step,
         window=window,
         name="train",
+        diagnosis=Diagnosis(
+            lambda state: state.model,
+            lambda state, batch: check_start("train", objective, state.model, batch),
+            _outputs,
+            begin,
+        ),
     )
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _step(batch: PyTree, state: TrainState) -> tuple[TrainState, TrainMetrics]:
-    return train_step(state, batch)
+def _step(batch: PyTree, state: TrainState) -> tuple[TrainState, TrainMetrics, Any]:
+    # as the loss sees them, so that its L2 term and these share their sums
+    return *step_as("train", state, batch), weight_norms(with_zeros(state.model))
+
+
+@eqx.filter_jit
+def _gradient(state: TrainState, batch: PyTree) -> PyTree:
+    """The gradient of the loss at a state, by a step that records it."""
+    optimizer = recording()
+    params = eqx.filter(state.model, eqx.is_inexact_array)
+    before = TrainState(
+        state.model, optimizer.init(params), state.step, state.key, state.config, optimizer
+    )
+    return step_as("train", before, batch)[0].opt_state
+
+
+@eqx.filter_jit
+def _outputs(state: TrainState, batch: PyTree) -> PyTree:
+    return jax.vmap(as_inference(state.model))(pair("train", batch)[0])
 
 
 def _copy(state: TrainState) -> TrainState:

@@ -6,16 +6,16 @@ from typing import Any, Literal
 
 import optax
 
-from .._checks import check_weight, is_count
+from .._checks import check_count, check_weight
 from .._masks import AbstractPattern, Sparsity
 from .._masks._allocation import Allocation, check_density
 from .._masks._sparsity import LayerDensities
 from .._scores import LogitSnip, Magnitude
 from ..kernels import PRECISIONS, Precision
 from ._losses import KernelMatching
-from ._method import NeuralTangentTransfer, Pruned
+from ._method import NeuralTangentTransfer, Pruned, check_arrival
 from ._probes import AbstractProbe, Diagonal, Full, Sketch, Trace
-from ._refreshes import MagnitudeRefresh, NoRefresh
+from ._refreshes import AbstractRefresh, MagnitudeRefresh, NoRefresh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,9 @@ class NTTConfig:
         density: share of prunable weights that are kept, in (0, 1]; or one for each layer, or a
             schedule of the step: see `Sparsity`.
         num_steps: length of the whole transfer; the mask is left alone within its last
-            `mask_every` steps. `None`: no end is known, the mask is refreshed throughout.
+            `mask_every` steps. `None`: no end is known, the mask is refreshed throughout. Under a
+            schedule of the density the mask follows it to the last step, and is taken once more
+            there and at the schedule's own end, whatever `mask_every`.
         scope: `"layer"` keeps this share in every layer, `"global"` in all layers together.
         initial_mask: `"magnitude"` of the teacher's weights, or `"logit_snip"`.
         mask_every: steps between two refreshes of the mask from the magnitudes of the dense student
@@ -94,16 +96,12 @@ class NTTConfig:
         if self.outputs == "sketch" and self.implementation != "factors":
             raise ValueError("NTTConfig: a sketch needs implementation='factors'.")
         for name in ("mask_every", "num_steps", "sketch_size"):
-            value = getattr(self, name)
-            if not (is_count(value) or value is None and name != "sketch_size"):
-                raise ValueError(
-                    f"NTTConfig: {name} must be an integer of at least 1"
-                    f"{'' if name == 'sketch_size' else ' or None'}, got {value!r}."
-                )
+            check_count(f"NTTConfig: {name}", getattr(self, name), none=name != "sketch_size")
         try:
-            self.sparsity()
+            sparsity = self.sparsity()
         except ValueError as error:
             raise ValueError(f"NTTConfig: {error}") from error
+        check_arrival("NTTConfig", sparsity, self._refresh(), self.num_steps)
 
     def sparsity(self) -> Sparsity:
         """How many weights are kept, where, and in which pattern."""
@@ -126,14 +124,20 @@ class NTTConfig:
             implementation=self.implementation,
         )
 
+    def _refresh(self) -> AbstractRefresh:
+        every, end = self.mask_every, self.num_steps
+        if every is None:
+            return NoRefresh()
+        # A mask that is taken again at one density has time to settle; a falling density goes on.
+        until = None if end is None or callable(self.density) else end - every
+        return MagnitudeRefresh(every, until)
+
     def method(self, optimizer: optax.GradientTransformation) -> NeuralTangentTransfer:
         """The method that these settings are, with an optimiser."""
-        every, end = self.mask_every, self.num_steps
-        until = None if end is None or every is None else end - every
         return NeuralTangentTransfer(
             sparsity=self.sparsity(),
             loss=self.loss(),
-            refresh=NoRefresh() if every is None else MagnitudeRefresh(every, until),
+            refresh=self._refresh(),
             optimizer=optimizer,
             initial=LogitSnip() if self.initial_mask == "logit_snip" else Magnitude(),
             num_steps=self.num_steps,

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Int
 
 from .._masks._collapse import is_traced
@@ -59,12 +60,16 @@ def hold_mask(
 
 def with_sparsity(method: NeuralTangentTransfer, sparsity: Any) -> NeuralTangentTransfer:
     """The same method with another sparsity."""
-    return NeuralTangentTransfer(
-        sparsity=sparsity,
-        loss=method.loss,
-        refresh=method.refresh,
-        optimizer=method.optimizer,
-        initial=method.initial,
-        num_steps=method.num_steps,
-        pruned=method.pruned,
-    )
+    return _changed(method, sparsity=sparsity)
+
+
+def with_optimizer(
+    method: NeuralTangentTransfer, optimizer: optax.GradientTransformation
+) -> NeuralTangentTransfer:
+    """The same method with another optimiser."""
+    return _changed(method, optimizer=optimizer)
+
+
+def _changed(method: NeuralTangentTransfer, **parts: Any) -> NeuralTangentTransfer:
+    names = ("sparsity", "loss", "refresh", "optimizer", "initial", "num_steps", "pruned")
+    return NeuralTangentTransfer(**{name: getattr(method, name) for name in names} | parts)

@@ -6,11 +6,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
 
-from .._checks import check_optimizer, check_weights
+from .._checks import check_key, check_optimizer, check_weights
 from .._distribute import replicate
 from .._optimise import init_optimizer
+from .._parameters import parameters
 from .._scores._base import scored
 from .._sparse import SparseModel, sparsify
+from .._stateful import check_warm, is_cold, warm_up
 from .._types import MaskTree, ScoreTree, Where
 from ._config import NTTConfig
 from ._given import hold_mask
@@ -38,7 +40,8 @@ def ntt_init(
       brings its own.
     - `where`: which leaves are prunable; see `prunable_weights`.
     - `x`: unlabelled samples `[batch, ...]`, needed where the first mask's score looks at them
-      (`initial_mask="logit_snip"`).
+      (`initial_mask="logit_snip"`), and where the teacher's batch norms have seen no batch: their
+      running statistics become those of `x`, see `warm_up`.
     - `mask`: an initial mask from elsewhere, instead of the initial score's. Refreshes keep what it
       is: it goes on as any mask where it has the counts and the pattern of the method's sparsity,
       and with the number of weights that it keeps in each layer where it has not.
@@ -52,14 +55,20 @@ def ntt_init(
     **Raises:**
 
     `ValueError` if the density leaves a layer empty (`scope="layer"`), `x` is missing, the
-    teacher's weights are NaN or infinite, or the refreshes cannot keep the given mask.
+    teacher's weights are NaN or infinite, the initial score cannot rank the weights, the refreshes
+    cannot keep the given mask, or `key` is not one random key.
 
     **Warns:**
 
     When a given mask seems to have a pattern that the refreshes do not keep.
     """
     check_weights("ntt_init", teacher)
+    if key is not None:
+        check_key("ntt_init", key)
     method = _method(config, optimizer)
+    if x is not None and is_cold(teacher):
+        teacher = warm_up(teacher, x)
+    check_warm("ntt_init", teacher)
     full = sparsify(teacher, where)
     _check_schedule(method, full.mask)
     if mask is None:
@@ -69,7 +78,7 @@ def ntt_init(
         method, mask = hold_mask("ntt_init", method, mask, 0)
     # The student must not share buffers with the teacher: users may donate the state.
     student = jax.tree.map(lambda l: jnp.copy(l) if eqx.is_array(l) else l, full.with_mask(mask))
-    params = eqx.filter(student, eqx.is_inexact_array)
+    params = parameters(student)
     state = NTTState(
         teacher=full.model,
         student=student,
@@ -85,6 +94,11 @@ def ntt_init(
 def _method(
     config: NTTConfig | NeuralTangentTransfer, optimizer: optax.GradientTransformation | None
 ) -> NeuralTangentTransfer:
+    if not isinstance(config, NTTConfig | NeuralTangentTransfer):
+        raise ValueError(
+            "ntt_init: the second argument must be an NTTConfig or a NeuralTangentTransfer, got "
+            f"{type(config).__name__}; write NTTConfig(density=...)."
+        )
     if isinstance(config, NeuralTangentTransfer):
         if optimizer is not None:
             raise ValueError("ntt_init: the method has an optimizer; leave `optimizer` out.")

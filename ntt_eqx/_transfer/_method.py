@@ -5,16 +5,94 @@ from typing import Any, Literal
 import equinox as eqx
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Int
 
-from .._checks import check_optimizer, is_count
+from .._checks import check_count, check_optimizer, is_count
 from .._masks import Sparsity
 from .._scores import AbstractLabelFreeScore, Magnitude
 from ._loss import AbstractTransferLoss
 from ._losses import KernelMatching
-from ._refreshes import AbstractRefresh, MagnitudeRefresh
+from ._refreshes import AbstractPeriodicRefresh, AbstractRefresh, MagnitudeRefresh
 
 Pruned = Literal["free", "frozen", "zero"]
 """What becomes of weights under the mask; see `NeuralTangentTransfer`."""
+
+
+def check_arrival(
+    caller: str, sparsity: Sparsity, refresh: AbstractRefresh, num_steps: int | None
+) -> None:
+    """Raise `ValueError` when a schedule of the density cannot come to its end.
+
+    The mask is taken again at the `end` that a schedule names, and after the last step, so that it
+    has the density of these steps. Where a schedule comes to rest, at its `end` or where it no
+    longer changes for large steps, that must not be after the last step. Where no last step is
+    known, a periodic refresh without an end follows the schedule, and `transfer` checks its own.
+    """
+    schedule = sparsity.density
+    if not callable(schedule):
+        return
+    if refresh.due(jnp.ones((), jnp.int32)) is False:
+        raise ValueError(
+            f"{caller}: density is a schedule, but the mask is never taken again: give mask_every, "
+            "a refresh that is due, or a number as density."
+        )
+    end = _end_of(schedule)
+    if num_steps is None:
+        follows = isinstance(refresh, AbstractPeriodicRefresh) and refresh.until is None
+        if end is None and not follows:
+            raise ValueError(
+                f"{caller}: density is a schedule: give num_steps, the length of the transfer, "
+                "after which the mask is taken for the last time."
+            )
+        return
+    if end is not None and end > num_steps:
+        raise ValueError(
+            f"{caller}: the density's schedule ends at step {end}, after the last step, "
+            f"{num_steps}: make its end at most {num_steps}, or num_steps at least {end}."
+        )
+    last, rest = _density_at(schedule, num_steps), _density_at(schedule, _FAR)
+    if rest is None or last is None or rest != _density_at(schedule, _FAR // 2):
+        return
+    if abs(last - rest) > 1e-6 * rest:
+        raise ValueError(
+            f"{caller}: the density's schedule comes to rest at {rest:g}, but is at {last:g} after "
+            f"the last step, {num_steps}: make it end by step {num_steps}, or num_steps larger."
+        )
+
+
+def check_last_step(caller: str, method: "NeuralTangentTransfer", num_steps: int) -> None:
+    """`check_arrival` where the run alone knows its last step."""
+    sparsity, refresh = method.sparsity, method.refresh
+    if method.num_steps is not None or not callable(sparsity.density):
+        return
+    end = _end_of(sparsity.density)
+    if not isinstance(refresh, AbstractPeriodicRefresh) or end is not None and end <= num_steps:
+        return
+    taken = num_steps - num_steps % refresh.every
+    wanted, found = sparsity.at(num_steps), sparsity.at(taken)
+    if abs(wanted - found) > 1e-6 * wanted:
+        raise ValueError(
+            f"{caller}: the density's schedule is at {wanted:g} after the last step, {num_steps}, "
+            f"but the mask is last taken after step {taken}, at {found:g}: give num_steps to "
+            "NTTConfig or NeuralTangentTransfer, so that the mask is taken after the last step."
+        )
+
+
+def _end_of(schedule: Any) -> int | None:
+    """The step at which a schedule says that it ends, as `GradualDensity` does."""
+    end: Any = getattr(schedule, "end", None)
+    return int(end) if is_count(end) else None
+
+
+_FAR = 2**30
+
+
+def _density_at(schedule: Any, step: int) -> float | None:
+    """The density of a schedule, or `None` where it gives none in `(0, 1]`."""
+    try:
+        return Sparsity(schedule).at(step)
+    except Exception:  # whatever a schedule raises of a step that a run may never come to
+        return None
 
 
 class NeuralTangentTransfer(eqx.Module):
@@ -26,7 +104,8 @@ class NeuralTangentTransfer(eqx.Module):
         refresh: when the mask is taken again, and from which scores.
         optimizer: any optax transformation.
         initial: the score of the first mask.
-        num_steps: length of the whole transfer; `None` where it is not known.
+        num_steps: length of the whole transfer; `None` where it is not known. Under a schedule
+            of the density the last mask is taken after this step.
         pruned: what becomes of the weights under the mask, which get no gradient. `"free"`: what
             the optimiser makes of weights without a gradient, as in the published code: after a
             refresh Adam's momentum carries them a little further, and weight decay shrinks them.
@@ -77,11 +156,8 @@ class NeuralTangentTransfer(eqx.Module):
                     f"{getattr(self, name)!r}."
                 )
         check_optimizer("NeuralTangentTransfer", optimizer)
-        if not (num_steps is None or is_count(num_steps)):
-            raise ValueError(
-                "NeuralTangentTransfer: num_steps must be an integer of at least 1 or None, got "
-                f"{num_steps!r}."
-            )
+        check_arrival("NeuralTangentTransfer", self.sparsity, self.refresh, num_steps)
+        check_count("NeuralTangentTransfer: num_steps", num_steps, none=True)
         if pruned not in ("free", "frozen", "zero"):
             raise ValueError(
                 "NeuralTangentTransfer: pruned must be one of ('free', 'frozen', 'zero'), got "
@@ -92,6 +168,19 @@ class NeuralTangentTransfer(eqx.Module):
     def refreshes(self) -> bool:
         """Whether the mask may ever be taken again."""
         return self.refresh.due(jnp.ones((), jnp.int32)) is not False
+
+    def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
+        """Whether the mask is taken again after `step` steps; `False` itself means never.
+
+        When the refresh says so, and, under a schedule of the density, at the end that it names and
+        after the last step, whatever the refresh: so the last mask has the last density.
+        """
+        due = self.refresh.due(step)
+        if due is False or not callable(self.sparsity.density):
+            return due
+        for last in (self.num_steps, _end_of(self.sparsity.density)):
+            due = due if last is None else due | (step == last)
+        return due
 
     def keeps_count(self, shape: tuple[int, ...]) -> bool:
         """Whether a weight of this `shape` keeps the same number of entries throughout."""

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from .._checks import check_batch, sample_of, sample_output
+from .._checks import check_batch, check_key, sample_of, sample_output
+from .._examples import check_kind
 from .._sparse import SparseModel, masked_weights
 from .._types import squared_norm
 from ._config import NTTConfig
@@ -17,26 +18,26 @@ from ._moment import Moment
 
 
 class NTTMetrics(eqx.Module):
-    """What one batch says of the student; all are float32 scalars.
+    """What one batch says of the student; all are float32 scalars, or `None` where there is none.
 
     Attributes:
         loss: the transfer loss L.
-        kernel_distance: mean squared difference of the kernels' entries; NaN where the loss looks
-            at no kernel.
-        target_distance: mean squared difference of the outputs; NaN where the loss has no such.
+        kernel_distance: mean squared difference of the kernels' entries; `None` where the loss
+            looks at no kernel.
+        target_distance: mean squared difference of the outputs; `None` where the loss has no such.
         weight_norm: sum of squares of the kept weights.
         density: share of prunable weights kept.
         learning_rate: of the optimiser, where it keeps one in its state
-            (`optax.inject_hyperparams`); NaN otherwise.
+            (`optax.inject_hyperparams`); `None` otherwise.
         terms: further terms of the loss, by name.
     """
 
     loss: Float[Array, ""]
-    kernel_distance: Float[Array, ""]
-    target_distance: Float[Array, ""]
+    kernel_distance: Float[Array, ""] | None
+    target_distance: Float[Array, ""] | None
     weight_norm: Float[Array, ""]
     density: Float[Array, ""]
-    learning_rate: Float[Array, ""]
+    learning_rate: Float[Array, ""] | None
     terms: dict[str, Float[Array, ""]]
 
 
@@ -65,12 +66,14 @@ def ntt_loss(
 
     **Raises:**
 
-    `ValueError` for a batch of odd size or of fewer than two samples, and for models that do not
-    suit it or each other.
+    `ValueError` for a batch of odd size or of fewer than two samples, one that is neither of floats
+    nor of signed integers, and for models that do not suit it or each other.
     """
+    x = halves("ntt_loss", x)
     sparsity = config.sparsity if isinstance(config, NeuralTangentTransfer) else config.sparsity()
     loss = config.loss if isinstance(config, NeuralTangentTransfer) else config.loss()
     key = jax.random.fold_in(jax.random.key(0), 0) if key is None else key
+    check_key("ntt_loss", key)
     moment = Moment(jnp.zeros((), jnp.int32), key, sparsity.overall(student.mask))
     return loss_at(loss, student, teacher, x, moment)
 
@@ -92,14 +95,32 @@ def loss_at(
         terms = {**terms, "weight_norm": sum(squares)}
     known = ("kernel_distance", "target_distance", "weight_norm")
     scalar = lambda v: jnp.asarray(v, jnp.float32)
+    distances = [scalar(terms[name]) if name in terms else None for name in known[:2]]
     metrics = NTTMetrics(
         scalar(value),
-        *(scalar(terms.get(name, jnp.nan)) for name in known),
+        *distances,
+        weight_norm=scalar(terms["weight_norm"]),
         density=scalar(student.density()),
-        learning_rate=scalar(jnp.nan),
+        learning_rate=None,
         terms={name: scalar(v) for name, v in terms.items() if name not in known},
     )
     return value, metrics
+
+
+def with_rate(metrics: NTTMetrics, rate: Float[Array, ""] | None) -> NTTMetrics:
+    """The metrics with a learning rate."""
+    return eqx.tree_at(lambda m: m.learning_rate, metrics, rate, is_leaf=lambda leaf: leaf is None)
+
+
+def halves(caller: str, x: Any) -> Array:
+    """The samples as an array, by shape and dtype alone.
+
+    **Raises:**
+
+    `ValueError` unless there is an even number of them, of floats or signed integers.
+    """
+    check_halves(caller, x)
+    return check_kind(caller, x)
 
 
 def check_halves(caller: str, x: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import is_count
+from .._checks import check_count
 from .._ntk import sketch_directions
 
 
@@ -67,8 +67,7 @@ class Sketch(AbstractProbe):
 
     def __check_init__(self) -> None:
         """Reject sizes below 1."""
-        if not is_count(self.size):
-            raise ValueError(f"Sketch: size must be an integer of at least 1, got {self.size!r}.")
+        check_count("Sketch: size", self.size)
 
     def view(self, key: PRNGKeyArray, num_outputs: int) -> tuple[Any, Any]:
         """`"full"` along directions drawn from `key`."""

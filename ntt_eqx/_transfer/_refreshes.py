@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
-from .._checks import is_count
-from .._masks._select import keep_highest
+from .._checks import MOST, check_count
+from .._masks._select import select
 from .._scores import AbstractLabelFreeScore, split_weights
 from .._scores._base import fresh
 from .._sparse import SparseModel, count_kept
@@ -92,10 +92,8 @@ class AbstractPeriodicRefresh(AbstractRefresh):
     def __check_init__(self) -> None:
         """Reject steps that are none."""
         name = type(self).__name__
-        if not is_count(self.every):
-            raise ValueError(f"{name}: every must be an integer of at least 1, got {self.every!r}.")
-        if self.until is not None and not isinstance(self.until, int):
-            raise ValueError(f"{name}: until must be an integer or None, got {self.until!r}.")
+        check_count(f"{name}: every", self.every)
+        check_count(f"{name}: until", self.until, -MOST, none=True)
 
     def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
         """After each `every` steps, before `until`."""
@@ -179,10 +177,12 @@ class RigLRefresh(AbstractPeriodicRefresh):
             kept = count_kept(mask)
             dropped = jnp.round(share * kept.astype(jnp.float32)).astype(jnp.int32)
             ranked = jnp.where(mask, size, -jnp.inf).reshape(-1)
-            stays = keep_highest(ranked, kept - dropped).reshape(mask.shape)
+            stays, unranked = select(ranked, kept - dropped)
+            stays = stays.reshape(mask.shape)
             unit = lambda a, top: a / jnp.maximum(top, jnp.finfo(jnp.float32).tiny)
             grown = unit(slope.astype(jnp.float32), steepest)
-            return jnp.where(stays, 2.0 + unit(size, jnp.max(size)), grown)
+            found = jnp.where(stays, 2.0 + unit(size, jnp.max(size)), grown)
+            return jnp.where(unranked, jnp.nan, found)  # NaN makes no mask
 
         return jax.tree.map(one, view.student.mask, view.weights(), slopes)
 

@@ -5,18 +5,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, PyTree
 
-from .._batch import as_arrays
+from .._batch import as_array, as_stream, inputs_of, is_batch
 from .._checks import sample_of, sample_output
+from .._diagnosis import Diagnosis, Evidence, check_first_update, recording, weight_norms
 from .._distribute import replicate, spread
 from .._examples import as_inference, check_samples
-from .._fit import History, Progress, Row, fit, scalars
-from .._optimise import check_first_update
+from .._fit import History, Progress, Row, drive, scalars
+from .._masks import check_collapse
+from ._given import with_optimizer
+from ._method import check_last_step
 from ._ntt_loss import NTTMetrics, check_halves
-from ._state import NTTState, check_room
+from ._state import NTTState, check_room, check_state
 from ._step import ntt_evaluate, ntt_step
 
 
@@ -25,7 +29,7 @@ def transfer(
     batches: Iterable[Any],
     *,
     num_steps: int | None = None,
-    validation: Shaped[Array, "batch ..."] | None = None,
+    validation: Any = None,
     log_every: int | None = 100,
     on_log: Callable[[NTTState, Row], None] | None = None,
     on_step: Callable[[Progress[NTTState]], None] | None = None,
@@ -36,13 +40,16 @@ def transfer(
     **Arguments:**
 
     - `state`: from `ntt_init`, or of a run that goes on from where it stopped.
-    - `batches`: yields arrays `[batch, ...]`, or tuples or lists that begin with one (labels are
-      ignored); of tensors, too, as a torch `DataLoader` does.
+    - `batches`: yields arrays `[batch, ...]`, or tuples, lists, dicts or others that hold one (see
+      `train`; labels are ignored); of tensors, too, as a torch `DataLoader` does.
       Of a batch of odd size, as the last one of an epoch may be, one sample is left out. See `fit`
-      for their number.
+      for their number. Or one batch, for all steps; of a list or a tuple, arrays of one dtype whose
+      samples have one shape are batches, and any others are one batch, inputs first.
     - `num_steps`: the step to stop after, counted from the beginning of the transfer;
       that of the method by default.
-    - `validation`: held-out samples on which the metrics are taken too; an even number.
+    - `validation`: held-out samples on which the metrics are taken too: one batch, of an even
+      number, or several in any form of `batches` but that of an iterator. Then the metrics are
+      means over them, by their sizes, each without its last sample where it has an odd number.
     - `log_every`: steps between two rows of the history; `None` for the last row only.
     - `on_log`: called with the state and each new row.
     - `on_step`, `window`: for runs that are saved and resumed; see `fit`.
@@ -56,38 +63,45 @@ def transfer(
 
     **Raises:**
 
-    `ValueError` for samples that do not fit the model or cannot be halved, and batches that run
-    out; `DivergenceError` when the loss is NaN or infinite.
+    `ValueError` for samples that do not fit the model or cannot be halved, batches that run
+    out, and a refresh whose scores cannot rank the weights; `DivergenceError`, which says what is
+    wrong, when the loss is NaN or infinite, unless the optimiser skips such steps; see `fit`.
 
     **Warns:**
 
-    Once, when a batch has an odd number of samples.
+    Once, when a batch has an odd number of samples; at the end, by `LayerCollapseWarning`, of empty
+    layers and of outputs without a path from the input.
     """
+    check_state("transfer", state)
     num_steps = state.method.num_steps if num_steps is None else num_steps
     if num_steps is None:
         raise ValueError("transfer: give `num_steps` here or in NTTConfig.")
     check_room("transfer", state)
-    observe, first = {}, True
+    check_last_step("transfer", state.method, num_steps)
+    begin, observe, first, known = state, {}, True, None
     if validation is not None:
-        held_out = _fitting("transfer: validation", state.teacher, validation)
-        observe["validation"] = lambda state: _floats(_evaluate(state, held_out))
+        held_out = list(_held_out(state.teacher, validation))
+        if not held_out:
+            raise ValueError("transfer: validation: there is no batch in it.")
+        observe["validation"] = lambda state: _validated(state, held_out)
 
-    def step(state: NTTState, x: Any) -> tuple[NTTState, NTTMetrics]:
-        nonlocal first
+    def step(state: NTTState, x: Any) -> tuple[NTTState, NTTMetrics, Evidence]:
+        nonlocal first, known
         check_halves("transfer", x)
-        x = spread("transfer", x, whole=True)  # the step tiles it
-        if first:
+        x = spread("transfer", as_array("transfer", "x", x), whole=True)  # the step tiles it
+        if known is None or known.shape[1:] != x.shape[1:] or known.dtype != x.dtype:
+            known = jax.ShapeDtypeStruct(x.shape, x.dtype)
             x = _fitting("transfer", state.teacher, x)
-        state, metrics = _step(state, jnp.asarray(x))
-        if first and int(state.step) == 1 and bool(jnp.isfinite(metrics.loss)):
-            check_first_update("transfer", state.student)
+        state, metrics, norms = _step(state, x)
+        if first and bool(jnp.isfinite(metrics.loss)):
+            check_first_update("transfer", state.student, lambda: _gradient(begin, x))
         first = False
-        return state, metrics
+        return state, metrics, Evidence(x, norms)
 
-    return fit(
+    state, history = drive(
         step,
         replicate(state),
-        _Even(batches, int(state.step)),
+        _Even(as_stream("transfer: batches", batches, labels=False), int(state.step)),
         num_steps=num_steps,
         log_every=log_every,
         observe=observe,
@@ -95,23 +109,98 @@ def transfer(
         on_step=on_step,
         window=window,
         name="transfer",
+        diagnosis=Diagnosis(
+            lambda state: state.student,
+            lambda state, x: None,  # its shape could be wrong, which a step's tracing tells
+            _outputs,
+            begin,
+            _behind,
+        ),
     )
+    if known is not None:
+        check_collapse(state.student, known, caller="transfer")
+    return state, history
 
 
-def _step(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
+def _behind(state: NTTState, step: int) -> None:
+    """Raise `ValueError` where the loss is NaN because the step's refresh made no mask.
+
+    NaN weights make none either, so this is asked only where the weights before the step, and its
+    batch, are finite.
+    """
+    method = state.method
+    if not (method.refreshes and bool(method.due(jnp.int32(step)))):
+        return
+    if bool(method.sparsity.lost(state.student.mask)):
+        refresh = type(method.refresh).__name__
+        raise ValueError(
+            f"transfer: the scores of {refresh} cannot rank the weights after step {step} (most of "
+            "a layer equal, zero, infinite or NaN), so that no mask can be taken from them; look "
+            "at what they measure there, or keep the mask (NoRefresh(), mask_every=None)."
+        )
+
+
+def _step(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics, Array]:
     """`ntt_step`, compiled, without a copy of the teacher, which it leaves as it is."""
-    (student, opt_state, step, support), metrics = _changed(state, x)
+    (student, opt_state, step, support), metrics, norms = _changed(state, x)
     teacher, key, method = state.teacher, state.key, state.method
-    return NTTState(teacher, student, opt_state, step, key, support, method), metrics
+    return NTTState(teacher, student, opt_state, step, key, support, method), metrics, norms
 
 
 @eqx.filter_jit
-def _changed(state: NTTState, x: Array) -> tuple[Any, NTTMetrics]:
+def _changed(state: NTTState, x: Array) -> tuple[Any, NTTMetrics, Array]:
+    norms = weight_norms(state.student)
     state, metrics = ntt_step(state, x)
-    return (state.student, state.opt_state, state.step, state.support), metrics
+    return (state.student, state.opt_state, state.step, state.support), metrics, norms
+
+
+@eqx.filter_jit
+def _gradient(state: NTTState, x: Array) -> PyTree:
+    """The gradient of the loss at a state, by a step that records it."""
+    optimizer = recording()
+    gradient = optimizer.init(eqx.filter(state.student, eqx.is_inexact_array))
+    method = with_optimizer(state.method, optimizer)
+    before = NTTState(
+        state.teacher, state.student, gradient, state.step, state.key, state.support, method
+    )
+    return ntt_step(before, x)[0].opt_state
+
+
+@eqx.filter_jit
+def _outputs(state: NTTState, x: Array) -> PyTree:
+    return [jax.vmap(as_inference(model))(x) for model in (state.student, state.teacher)]
 
 
 _evaluate = eqx.filter_jit(ntt_evaluate)
+
+
+def _held_out(teacher: PyTree, validation: Any) -> Iterator[Array]:
+    """The batches of held-out samples."""
+    caller = "transfer: validation"
+    alone, before = is_batch(validation, labels=False), 1
+    for batch in as_stream(caller, validation, labels=False, again=True):
+        x = _given(caller, batch)
+        if not alone and len(getattr(x, "shape", ())):
+            size, before = before, len(x)
+            if len(x) == 1 < size:  # the last of an epoch
+                continue
+            x = x[: max(len(x) // 2 * 2, 1)]
+        yield _fitting(caller, teacher, x)
+
+
+def _validated(state: NTTState, held_out: list[Array]) -> dict[str, float]:
+    """The metrics of held-out batches, each counted by its size."""
+    found = [scalars(_evaluate(state, x)) for x in held_out]
+    sizes = [len(x) for x in held_out]
+    mean = lambda name: sum(n * float(m[name]) for n, m in zip(sizes, found, strict=True))
+    return {name: mean(name) / sum(sizes) for name in found[0]}
+
+
+def _given(caller: str, batch: Any) -> Any:
+    """The inputs of a batch; those that no check can look at yet, of other libraries, as arrays."""
+    x = inputs_of(caller, batch)
+    foreign = hasattr(x, "__array__") and not isinstance(x, Array | np.ndarray)
+    return as_array(caller, "x", x) if foreign else x
 
 
 class _Even:
@@ -127,9 +216,7 @@ class _Even:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._batches:
-            x: Any = batch[0] if isinstance(batch, tuple | list) and batch else batch
-            if hasattr(x, "__array__") and not isinstance(x, Array | np.ndarray):
-                x = as_arrays("transfer", x)  # a tensor of another library
+            x = _given("transfer", batch)
             size = x.shape[0] if len(getattr(x, "shape", ())) else 0
             before, self._before = self._before, size
             odd = size > 2 and size % 2 == 1 or size == 1 and before > 1
@@ -153,7 +240,3 @@ def _fitting(caller: str, teacher: PyTree, x: Any) -> Array:
     x = check_samples(caller, x)
     sample_output(caller, as_inference(teacher), sample_of(x))
     return x
-
-
-def _floats(metrics: NTTMetrics) -> dict[str, float]:
-    return {name: float(value) for name, value in scalars(metrics).items()}

@@ -67,6 +67,15 @@ class NTTState(eqx.Module):
         return Moment(self.step, key, density, self.support)
 
 
+def check_state(caller: str, state: Any) -> None:
+    """Raise `ValueError` unless `state` is one of a transfer."""
+    if not isinstance(state, NTTState):
+        raise ValueError(
+            f"{caller}: the state must be an NTTState, as ntt_init makes one, got "
+            f"{type(state).__name__}."
+        )
+
+
 def support_for(method: NeuralTangentTransfer, mask: MaskTree) -> Any:
     """The support of a concrete mask, where it makes the loss faster and its layers keep counts.
 

@@ -5,16 +5,18 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
 from .._distribute import left_to_xla, lost_unless_shared
 from .._ntk import refresh_support
 from .._optimise import learning_rate, optimise
+from .._parameters import partition_parameters
 from .._sparse import SparseModel, map_masked
+from .._stateful import advanced
 from ._moment import Moment
-from ._ntt_loss import NTTMetrics, loss_at
+from ._ntt_loss import NTTMetrics, halves, loss_at, with_rate
 from ._refreshes import RefreshView
-from ._state import NTTState
+from ._state import NTTState, check_state
 
 
 def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, NTTMetrics]:
@@ -22,7 +24,8 @@ def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, 
 
     When its refresh is due the mask is taken again: in the published recipe from the magnitudes of
     the dense student weights, after every `mask_every` steps, except within the last `mask_every`
-    of `num_steps`. Shapes never change, so nothing is compiled again.
+    of `num_steps`. Under a schedule of the density it is taken at the schedule's end and after the
+    last step, too. Shapes never change, so nothing is compiled again.
 
     **Arguments:**
 
@@ -31,9 +34,15 @@ def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, 
 
     **Returns:**
 
-    The next state, and the metrics of the batch before the update.
+    The next state, and the metrics of the batch before the update. Where the refresh's scores
+    cannot rank the weights (all zero, NaN), their layers are empty and the loss is NaN.
+
+    **Raises:**
+
+    `ValueError` for samples whose shape or dtype does not suit, raw pixels among them.
     """
-    return left_to_xla(_stepped, state, x, like=(state, None))
+    check_state("ntt_step", state)
+    return left_to_xla(_stepped, state, halves("ntt_step", x), like=(state, None))
 
 
 def ntt_evaluate(state: NTTState, x: Shaped[Array, "batch ..."]) -> NTTMetrics:
@@ -47,13 +56,21 @@ def ntt_evaluate(state: NTTState, x: Shaped[Array, "batch ..."]) -> NTTMetrics:
     **Returns:**
 
     The `NTTMetrics` that `ntt_step` would give for this batch.
+
+    **Raises:**
+
+    `ValueError` for samples whose shape or dtype does not suit, raw pixels among them.
     """
-    return left_to_xla(_evaluated, state, x)
+    check_state("ntt_evaluate", state)
+    return left_to_xla(_evaluated, state, halves("ntt_evaluate", x))
 
 
 def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     method, moment = state.method, state.moment()
-    params, static = eqx.partition(state.student, eqx.is_inexact_array)
+    # The student's weights move, and the statistics of its batch norms with them. They come first,
+    # so that loss, kernel and gradient are those of one and the same network.
+    student = advanced(state.student, x)
+    params, static = partition_parameters(student)
     params = lost_unless_shared(params, x)
 
     def loss(params: Any) -> tuple[Array, NTTMetrics]:
@@ -71,8 +88,10 @@ def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     )
     student = _settled(eqx.combine(params, static), state.student, method.pruned)
     step = state.step + 1
-    student, support = _refreshed(state, student, step, x)
-    metrics = eqx.tree_at(lambda m: m.learning_rate, metrics, learning_rate(opt_state))
+    student, support, lost = _refreshed(state, student, step, x)
+    metrics = with_rate(metrics, learning_rate(opt_state))
+    if lost is not None:
+        metrics = eqx.tree_at(lambda m: m.loss, metrics, jnp.where(lost, jnp.nan, metrics.loss))
     state = NTTState(state.teacher, student, opt_state, step, state.key, support, method)
     return state, metrics
 
@@ -81,7 +100,7 @@ def _evaluated(state: NTTState, x: Array) -> NTTMetrics:
     state = lost_unless_shared(state, x)
     loss = state.method.loss
     _, metrics = loss_at(loss, state.student, state.teacher, x, state.moment())
-    return eqx.tree_at(lambda m: m.learning_rate, metrics, learning_rate(state.opt_state))
+    return with_rate(metrics, learning_rate(state.opt_state))
 
 
 def _settled(student: SparseModel, before: SparseModel, pruned: str) -> SparseModel:
@@ -105,20 +124,25 @@ def _masked_pairs(sparse: SparseModel) -> list[tuple[Array, Array]]:
 
 def _refreshed(
     state: NTTState, student: SparseModel, step: Int[Array, ""], x: Array
-) -> tuple[SparseModel, Any]:
-    """The student and its support after the refresh, if one is due."""
+) -> tuple[SparseModel, Any, Bool[Array, ""] | None]:
+    """The student and its support after the refresh, if one is due, and whether it made no mask.
+
+    Scores that cannot rank the weights leave layers empty (`Sparsity.lost`): the loss of the step
+    is NaN then, which ends a run.
+    """
     method = state.method
-    due = method.refresh.due(step)
+    due = method.due(step)
     if due is False:
-        return student, state.support
+        return student, state.support, None
     sparsity = method.sparsity
 
-    def again() -> tuple[Any, Any]:
+    def again() -> tuple[Any, Any, Any]:
         density = sparsity.overall(student.mask, step)
         key = jax.random.fold_in(state.moment().key, 1)
         view = RefreshView(student, state.teacher, x, Moment(step, key, density), method.loss)
         mask = sparsity.quiet_mask(method.refresh.scores(view), step)
-        return mask, refresh_support(mask, state.support)
+        return mask, refresh_support(mask, state.support), sparsity.lost(mask)
 
-    mask, support = jax.lax.cond(due, again, lambda: (student.mask, state.support))
-    return student.with_mask(mask), support
+    stays = lambda: (student.mask, state.support, jnp.zeros((), bool))
+    mask, support, lost = jax.lax.cond(due, again, stays)
+    return student.with_mask(mask), support, lost

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from .._checks import is_count
 from ._errors import DatasetError
 
 _CHUNK = 4096  # samples per step of the statistics, which bounds their memory
@@ -17,7 +19,7 @@ class Split:
     """Samples and labels, unstandardised.
 
     Attributes:
-        x: `[N, C, H, W]`, uint8 pixels or floating-point features.
+        x: `[N, C, H, W]` images or a table `[N, F]`, of uint8 pixels or floating-point features.
         y: `[N]`, int32 labels in `[0, num_classes)`, or -1 everywhere in a label-free set.
     """
 
@@ -51,8 +53,9 @@ class Dataset:
         train: the train split.
         test: the test split.
         num_classes: the number of classes; of a label-free set, the largest of its parts'.
-        mean: the mean of the train split, of `x / 255` for uint8 pixels; a float for one channel,
-            else one float per channel.
+        mean: the mean of the train split, of `x / 255` for uint8 pixels; one float per channel of
+            images and per feature of a floating-point table, a float where there is one or where
+            all entries are of a kind.
         std: the standard deviation of the train split, likewise.
         labelled: whether `y` holds labels (a union of datasets does not).
     """
@@ -72,7 +75,13 @@ class Dataset:
 
 
 def make_dataset(
-    name: str, train: Split, test: Split, num_classes: int, *, labelled: bool = True
+    name: str,
+    train: Split,
+    test: Split,
+    num_classes: int,
+    *,
+    labelled: bool = True,
+    channels_first: bool = False,
 ) -> Dataset:
     """Check two splits against each other and take the mean and deviation of the train split.
 
@@ -82,6 +91,8 @@ def make_dataset(
     - `train`, `test`: splits with samples of the same shape and dtype.
     - `num_classes`: the number of classes.
     - `labelled`: `False` for a set whose labels are all -1.
+    - `channels_first`: `True` says that samples are `[C, H, W]` although they look like `[H, W, C]`
+      with 1, 3 or 4 channels.
 
     **Returns:**
 
@@ -90,8 +101,17 @@ def make_dataset(
     **Raises:**
 
     `DatasetError` when a split is empty, the two differ in shape or dtype, a label is out of
-    range, a value is not finite in float32, or the train split is constant.
+    range, a value is not finite in float32, the train split is constant, or its channels seem to be
+    last.
     """
+    if not is_count(num_classes, int(labelled)):
+        raise DatasetError(f"{name}: num_classes must be a number of classes, got {num_classes!r}.")
+    if not channels_first and _seems_channels_last(train.x.shape):
+        raise DatasetError(
+            f"{name}: samples of shape {train.x.shape[1:]} seem to have their channels last, but "
+            "images are [N, C, H, W]: hand over x.transpose(0, 3, 1, 2). If channels are first, "
+            "say so by make_dataset(..., channels_first=True)."
+        )
     if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
         raise DatasetError(
             f"{name}: train and test samples differ: {train.x.shape[1:]} {train.x.dtype} and "
@@ -130,10 +150,10 @@ def hold_out(split: Split, fraction: float, *, seed: int) -> tuple[Split, Split]
 
     `ValueError` for a fraction outside (0, 1) or one that would leave nothing, or a negative seed.
     """
-    if not 0.0 < fraction < 1.0:
-        raise ValueError(f"hold_out: fraction must lie in (0, 1), got {fraction}.")
-    if seed < 0:
-        raise ValueError(f"hold_out: seed must not be negative, got {seed}.")
+    if not (isinstance(fraction, numbers.Real) and 0.0 < float(fraction) < 1.0):
+        raise ValueError(f"hold_out: fraction must lie in (0, 1), got {fraction!r}.")
+    if not is_count(seed, 0):
+        raise ValueError(f"hold_out: seed must not be negative, and a whole number, got {seed!r}.")
     size = max(1, round(fraction * len(split)))
     if size >= len(split):
         raise ValueError(f"hold_out: {fraction} of {len(split)} samples leaves none to train on.")
@@ -175,7 +195,8 @@ def select_classes(
     train = _only(dataset.train, classes, per_class)
     test = _only(dataset.test, classes, per_class)
     suffix = ",".join(map(str, classes)) + ("" if per_class is None else f":{per_class}")
-    return make_dataset(f"{dataset.name}:{suffix}", train, test, len(classes))
+    name = f"{dataset.name}:{suffix}"
+    return make_dataset(name, train, test, len(classes), channels_first=True)
 
 
 def check_classes(name: str, num_classes: int, classes: Sequence[int]) -> None:
@@ -209,7 +230,7 @@ def unite(first: Dataset, second: Dataset) -> Dataset:
     train = _concatenate(name, first.train, second.train)
     test = _concatenate(name, first.test, second.test)
     classes = max(first.num_classes, second.num_classes)
-    return make_dataset(name, train, test, classes, labelled=False)
+    return make_dataset(name, train, test, classes, labelled=False, channels_first=True)
 
 
 def _only(split: Split, classes: Sequence[int], per_class: int | None) -> Split:
@@ -232,13 +253,42 @@ def _concatenate(name: str, one: Split, two: Split) -> Split:
 def _statistics(
     name: str, x: np.ndarray
 ) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
-    """Mean and standard deviation, per channel when the samples have several channels."""
+    """Mean and deviation, per channel of images that have several and per feature of a table.
+
+    A table of uint8 is one of pixels, which are of a kind.
+    """
+    if x.ndim == 2 and x.shape[1] > 1 and x.dtype != np.uint8:
+        return _of_features(name, x)
     channels = x.shape[1] if x.ndim == 4 and x.shape[1] > 1 else 1
     moments = [_moments(x[:, c] if channels > 1 else x) for c in range(channels)]
     mean, std = tuple(m for m, _ in moments), tuple(s for _, s in moments)
     if min(std) == 0.0:
         raise DatasetError(f"{name}: the train split is constant and cannot be standardised.")
     return (mean[0], std[0]) if channels == 1 else (mean, std)
+
+
+def _of_features(name: str, x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each feature; one that is the same everywhere becomes 0."""
+    low = np.min([chunk.min(0) for chunk in _chunks(x)], axis=0)
+    varies = low < np.max([chunk.max(0) for chunk in _chunks(x)], axis=0)
+    if not varies.any():
+        raise DatasetError(f"{name}: the train split is constant and cannot be standardised.")
+    mean = sum(np.sum(chunk, axis=0, dtype=np.float64) for chunk in _chunks(x)) / len(x)
+    spread = sum(np.sum(np.square(chunk - mean), axis=0) for chunk in _chunks(x)) / len(x)
+    std = np.sqrt(spread)
+    varies &= std > np.finfo(np.float32).tiny  # by less than float32 can divide by
+    std, mean = np.where(varies, std, 1.0), np.where(varies, mean, low.astype(np.float64))
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _seems_channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether `[N, H, W, C]` is more likely than `[N, C, H, W]`; one channel tells of squares."""
+    if len(shape) != 4:
+        return False
+    height, width, channels = shape[1:]
+    if channels == 1:
+        return height == width > 4
+    return channels in (3, 4) and min(height, width) > 4
 
 
 def _moments(x: np.ndarray) -> tuple[float, float]:

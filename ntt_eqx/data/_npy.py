@@ -7,13 +7,17 @@ import numpy as np
 from ._dataset import Dataset, Split, make_dataset
 from ._errors import DatasetError
 
+_SLACK = 10  # classes without a sample, beside as many as there are labels
+
 
 def load_npy_folder(folder: Path) -> Dataset:
     """Load `train_x.npy` and `test_x.npy`, with labels in `train_y.npy` and `test_y.npy`.
 
     Samples are uint8 pixels or floating-point features of any shape `[N, ...]` (`[N, C, H, W]`
-    for images), labels integers `[N]`. Without the two label files the set is label-free, for
-    transfer only. Samples are mapped from disk, not read into memory.
+    for images, `[N, F]` for a table), labels integers `[N]`, of which the largest tells the number
+    of classes: at most 10 more than twice as many as there are different labels. Without the two
+    label files the set is label-free, for transfer only. Samples are mapped from disk, not read
+    into memory.
 
     **Arguments:**
 
@@ -29,6 +33,14 @@ def load_npy_folder(folder: Path) -> Dataset:
     labelled = (folder / "train_y.npy").exists() or (folder / "test_y.npy").exists()
     train, test = (_read_split(folder, part, labelled) for part in ("train", "test"))
     num_classes = 1 + max(int(split.y.max(initial=-1)) for split in (train, test))
+    found = len(np.unique(np.concatenate([train.y, test.y])))
+    if labelled and num_classes > 2 * found + _SLACK:
+        raise DatasetError(
+            f"{folder / 'train_y.npy'}: {found} different labels, of which the largest is "
+            f"{num_classes - 1}, would make {num_classes} classes. Number the labels from 0: "
+            "np.unique(y, return_inverse=True)[1], of both splits together; or name the number of "
+            "classes to ntt.data.make_dataset."
+        )
     name = f"npy:{folder}"
     return make_dataset(name, train, test, num_classes, labelled=labelled)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32
 
+from .._checks import check_count, is_count
 from .._distribute import Layout, layout_in_use
 from ._dataset import Split
 
@@ -69,8 +70,8 @@ def batches(
     - `split`: the samples.
     - `batch_size`: samples per batch, at most `len(split)`.
     - `seed`: which shuffled orders; a non-negative integer.
-    - `mean`, `std`: `Dataset.mean` and `Dataset.std`; a float or one per channel. A batch is
-      `(x / 255 - mean) / std` for uint8 pixels and `(x - mean) / std` for float features.
+    - `mean`, `std`: `Dataset.mean` and `Dataset.std`; a float or one per channel or feature. A
+      batch is `(x / 255 - mean) / std` for uint8 pixels and `(x - mean) / std` for float features.
     - `shuffle`: `False` goes through the samples in their order.
     - `num_epochs`: stop after so many epochs, without the last batch if it is not full; `None`
       goes on for ever.
@@ -178,17 +179,18 @@ class _ShuffledBatches:
 def _check(
     split: Split, batch_size: int, seed: int, num_epochs: int | None, num_threads: int
 ) -> None:
-    if not 1 <= batch_size <= len(split):
+    if not (is_count(batch_size) and batch_size <= len(split)):
         raise ValueError(
             f"batches: batch_size must lie in [1, {len(split)}] for {len(split)} samples, "
-            f"got {batch_size}."
+            f"got {batch_size!r}."
         )
-    if seed < 0:
-        raise ValueError(f"batches: seed must not be negative, got {seed}.")
-    if num_epochs is not None and num_epochs < 1:
-        raise ValueError(f"batches: num_epochs must be at least 1 or None, got {num_epochs}.")
-    if num_threads < 0:
-        raise ValueError(f"batches: num_threads must not be negative, got {num_threads}.")
+    if not is_count(seed, 0):
+        raise ValueError(f"batches: seed must not be negative, and a whole number, got {seed!r}.")
+    check_count("batches: num_epochs", num_epochs, none=True)
+    if not is_count(num_threads, 0):
+        raise ValueError(
+            f"batches: num_threads must not be negative, and a whole number, got {num_threads!r}."
+        )
 
 
 def _standardise(x: np.ndarray, offset: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -205,13 +207,14 @@ def _offset_and_scale(x: np.ndarray, mean: Moment, std: Moment) -> tuple[np.ndar
     for name, value in (("mean", means), ("std", stds)):
         if value.shape not in ((1,), (channels,)) or not np.all(np.isfinite(value)):
             raise ValueError(
-                f"standardise: {name} must be finite, a float or one per channel ({channels}), "
-                f"got {value.tolist()}."
+                f"standardise: {name} must be finite, a float or one per channel or feature "
+                f"({channels}), got {value.tolist()}."
             )
     if not np.all(stds > 0):
         raise ValueError(f"standardise: std must be positive, got {stds.tolist()}.")
     unit = 255.0 if x.dtype == np.uint8 else 1.0
     shape = (-1, *[1] * (x.ndim - 2))
-    precision = np.float64 if x.dtype == np.float64 else np.float32
+    # of any byte order; what is wider than float32 may lie far from zero
+    precision = np.float64 if x.dtype.itemsize > 4 else np.float32
     offset, scale = (unit * means).astype(precision), (1 / (unit * stds)).astype(np.float32)
     return offset.reshape(shape), scale.reshape(shape)

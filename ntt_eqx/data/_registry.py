@@ -69,7 +69,8 @@ def load_dataset(
     - `name`: a key of `DATASETS`. With `:0,1` behind it, only these classes, relabelled from 0;
       with `:0,1:250`, the first 250 train samples of each and at most as many test samples. Two
       names joined by `+` give their label-free union. `npy:FOLDER` is your own data: a folder with
-      `train_x.npy` and `test_x.npy` (uint8 or floating-point, `[N, C, H, W]`) and, for labels,
+      `train_x.npy` and `test_x.npy` (uint8 or floating-point, `[N, C, H, W]` or a table `[N, F]`)
+      and, for labels,
       `train_y.npy` and `test_y.npy` (integers, `[N]`).
     - `data_dir`: a folder to look in first.
     - `download`: whether the network may be used.

@@ -1,41 +1,25 @@
-"""JSON in and out, the fields of what was read, and folders that can be written."""
+"""JSON in and out, and the fields of what was read."""
 
-import contextlib
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._files import write_whole
+from .._files import read_regular
 from ._errors import ExperimentError
-from .together import is_first
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Put `content` at `path`, whole or not at all, in a folder that is made if need be.
-
-    Of several processes with one command only the first writes.
-    """
-    if not is_first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_bytes` for a JSON value; numbers that are not finite become `null`."""
-    write_bytes(path, json.dumps(finite(value), indent=2, allow_nan=False).encode() + b"\n")
+def encode_json(value: Any) -> bytes:
+    """The content of a JSON file; numbers that are not finite become `null`."""
+    return json.dumps(finite(value), indent=2, allow_nan=False).encode() + b"\n"
 
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file, never of a pipe or a device; `ExperimentError` if it has none."""
     try:
-        if path.exists() and not path.is_file():
-            raise ExperimentError(f"{path}: cannot be read (it is no file).")
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         raise ExperimentError(f"{path}: no such file.") from None
     except OSError as error:
@@ -44,7 +28,11 @@ def read_bytes(path: Path) -> bytes:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; `ExperimentError` names one that is missing, unreadable or not JSON."""
-    content = read_bytes(path)
+    return decode_json(path, read_bytes(path))
+
+
+def decode_json(path: Path, content: bytes) -> Any:
+    """The JSON value of a file with this content; `ExperimentError` names one that is not JSON."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits
@@ -61,6 +49,21 @@ def check_fields(where: str, value: Mapping[str, Any], kinds: Mapping[str, Any])
             raise ExperimentError(f"{where}: field {name!r} is missing or mistyped.")
 
 
+def check_ranges(where: str, value: Mapping[str, Any], ranges: Mapping[str, Any]) -> None:
+    """Raise `ExperimentError` unless the numbers in `value` lie in these ranges, where given.
+
+    A range is the least and the greatest number, or the greatest alone of numbers above 0.
+    """
+    for name, bounds in ranges.items():
+        entry = value.get(name)
+        if entry is None:
+            continue
+        low, high = bounds if isinstance(bounds, tuple) else (0, bounds)
+        if not (low <= entry <= high) or (entry == 0 and not isinstance(bounds, tuple)):
+            what = f"{low} to {high}" if isinstance(bounds, tuple) else f"above 0 and up to {high}"
+            raise ExperimentError(f"{where}: field {name!r} is {entry}, which is not {what}.")
+
+
 def finite(value: Any) -> Any:
     """`value` with every NaN and infinity in it replaced by `None`."""
     if isinstance(value, float):
@@ -68,12 +71,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: finite(entry) for key, entry in value.items()}
     return [finite(entry) for entry in value] if isinstance(value, list | tuple) else value
-
-
-def check_folder(folder: Path) -> None:
-    """Check that `folder` is one, or can become one, without making it."""
-    with contextlib.suppress(OSError):  # a part of the path that is no folder
-        place = next(part for part in (folder, *folder.absolute().parents) if part.exists())
-        if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
-            return
-    raise ExperimentError(f"{folder}: cannot be written; choose another folder with --out.")

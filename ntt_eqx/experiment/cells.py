@@ -5,14 +5,14 @@ import hashlib
 import itertools
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
 from jaxtyping import PRNGKeyArray
 
 from ._errors import ExperimentError
-from ._files import read_json, write_json
+from ._files import decode_json
+from .manifest import RunFolder
 from .methods import METHODS
 from .settings import (
     CompareSettings,
@@ -23,8 +23,10 @@ from .settings import (
     TransferSettings,
     to_json,
 )
+from .together import by_first
 
 FORMAT = 1
+CONFIG = "config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,25 +149,25 @@ def plan(settings: CompareSettings) -> list[Cell]:
     return list(dict.fromkeys(cells))
 
 
-def settle(directory: Path, asked: dict[str, Any]) -> None:
-    """Write down in a directory what it is for, or check that what is there is the same."""
-    path = directory / "config.json"
-    if not path.exists():
-        write_json(path, asked)
+def settle(run: RunFolder, asked: dict[str, Any]) -> None:
+    """Write down in a run's folder what it is for, or check that what is there is the same."""
+    if not run.has(CONFIG):
+        run.write_json(CONFIG, asked)
         return
-    found = read_json(path)
+    found = by_first(lambda: decode_json(run.path / CONFIG, run.read(CONFIG)))
     if found == asked:
         return
     if not isinstance(found, dict) or not isinstance(found.get("format", FORMAT), int):
-        raise ExperimentError(f"{path}: not the configuration of an ntt-eqx run.")
-    if found.get("format", FORMAT) > FORMAT:
+        raise ExperimentError(f"{run.path / CONFIG}: not the configuration of an ntt-eqx run.")
+    known = found.get("format", FORMAT)
+    if known > FORMAT:
         raise ExperimentError(
-            f"{path}: written by a newer version (format {found['format']}, this one reads "
+            f"{run.path / CONFIG}: written by a newer version (format {known}, this one reads "
             f"up to {FORMAT}); update ntt-eqx or choose another folder with --out."
         )
     changed = sorted(name for name in asked if found.get(name) != asked[name])
     raise ExperimentError(
-        f"{directory}: holds a run with another configuration ({', '.join(changed)} differ); "
+        f"{run.path}: holds a run with another configuration ({', '.join(changed)} differ); "
         "choose another folder with --out."
     )
 

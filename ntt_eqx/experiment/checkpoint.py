@@ -1,9 +1,8 @@
-"""Checkpoints of a running phase: atomic, verified, and bounded in number (Orbax)."""
+"""Checkpoints of a running phase: whole or absent, verified, and bounded in number."""
 
-import hashlib
 import json
-import logging
-from pathlib import Path
+import math
+import struct
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +11,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from ._errors import ExperimentError, require
+from ._errors import ExperimentError
+from .manifest import CHECKPOINTS, RunFolder
+from .together import by_first
 
 KEPT = 2
+_MAGIC = b"ntt-eqx checkpoint 1\n"
 
 
 class Checkpoint(NamedTuple):
@@ -27,36 +29,30 @@ class Checkpoint(NamedTuple):
 
 
 class CheckpointStore:
-    """The checkpoints of one phase of one cell.
+    """The checkpoints of one phase of one run, one file each; the newest two are kept.
 
-    A checkpoint is written to a temporary directory and renamed, so that it is whole or absent;
-    the newest two are kept. A digest of all arrays and of the record travels with them, and a
-    checkpoint that does not match it is passed over for the one before.
+    A file is the line `ntt-eqx checkpoint 1`, the length of the header (8 bytes, little-endian),
+    the header (JSON: the record, and dtype and shape of each array), and the arrays' bytes. The
+    run's manifest has its digest; a checkpoint that does not match it is passed over for the one
+    before.
     """
 
-    def __init__(self, directory: Path):
-        ocp = require("orbax.checkpoint")
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        self.directory = directory.absolute()
-        self._args = ocp.args
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+    def __init__(self, run: RunFolder, phase: str):
+        self._run, self._prefix = run, f"{CHECKPOINTS}{phase}-"
+        self.directory = run.path / CHECKPOINTS
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, unless there is one for this step; older ones stay if it fails."""
-        if checkpoint.step in self.steps():
-            return
-        arrays = _named_arrays(checkpoint.state)
-        record = {**checkpoint.record, "digest": _digest(arrays, checkpoint.record)}
-        state, record = self._args.StandardSave(arrays), self._args.JsonSave(record)
-        args = self._args.Composite(state=state, record=record)
+        """Write a checkpoint; older ones stay if it fails."""
+        arrays = [np.asarray(leaf) for leaf in _arrays(checkpoint.state)]
         try:
-            self._manager.save(checkpoint.step, args=args)
-        except Exception as error:  # Orbax raises many kinds for a full disk
+            self._run.write({self._name(checkpoint.step): _encode(arrays, checkpoint.record)})
+        except OSError as error:
             raise ExperimentError(
                 f"{self.directory}: the checkpoint of step {checkpoint.step} cannot be written "
-                f"({_reason(error)}); older ones are kept."
+                f"({error.strerror}); older ones are kept."
             ) from error
+        steps = [step for step in self.steps() if step <= checkpoint.step]
+        self._run.remove(map(self._name, steps[:-KEPT]))
 
     def latest(self, like: PyTree) -> Checkpoint | None:
         """The newest whole checkpoint; `ExperimentError` when there are some and none is whole.
@@ -64,23 +60,10 @@ class CheckpointStore:
         Its arrays lie on the devices that those of `like` are on, whichever wrote them; with
         several processes on all devices.
         """
-        several = jax.process_count() > 1
-        everywhere = NamedSharding(Mesh(jax.devices(), ("devices",)), PartitionSpec())
-        where = lambda x: everywhere if several and x.is_fully_addressable else x.sharding
-        here = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x))
-        wanted = jax.tree.map(here, _named_arrays(like))
-        state, reason = self._args.StandardRestore(wanted), None
-        for step in reversed(self.steps()):
-            args = self._args.Composite(state=state, record=self._args.JsonRestore())
-            try:
-                found = self._manager.restore(step, args=args)
-                record = dict(found.record)
-                if record.pop("digest") != _digest(found.state, record):
-                    raise ValueError("its contents do not match their digest")
-            except Exception as error:  # Orbax raises many kinds for broken files
-                reason = _reason(error)
-                continue
-            return Checkpoint(step, _with_arrays(like, found.state), record)
+        step, reason = by_first(lambda: self._newest_whole(like))
+        if step is not None:
+            arrays, record = _decode(self._run.read(self._name(step)), like)
+            return Checkpoint(step, _with_arrays(like, arrays), record)
         if reason is not None:
             raise ExperimentError(
                 f"{self.directory}: no checkpoint there can be read ({reason}); remove this "
@@ -90,45 +73,72 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are kept, oldest first."""
-        return sorted(self._manager.all_steps())
+        numbers = [name.removeprefix(self._prefix) for name in self._run.names(self._prefix)]
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
-    def close(self) -> None:
-        """Release what the store holds."""
-        self._manager.close()
+    def _name(self, step: int) -> str:
+        return f"{self._prefix}{step:09}"
+
+    def _newest_whole(self, like: PyTree) -> tuple[int | None, str | None]:
+        reason = None
+        for step in reversed(self.steps()):
+            try:
+                _decode(self._run.read(self._name(step)), like)
+            except (ValueError, KeyError, TypeError) as error:
+                reason = str(error)
+                continue
+            return step, None
+        return None, reason
 
 
-def _named_arrays(state: PyTree) -> dict[str, jax.Array]:
+def _encode(arrays: list[np.ndarray], record: dict[str, Any]) -> bytes:
+    kinds = [[str(array.dtype), list(array.shape)] for array in arrays]
+    text = json.dumps({"record": record, "arrays": kinds}).encode()
+    return b"".join((_MAGIC, struct.pack("<Q", len(text)), text, *(a.tobytes() for a in arrays)))
+
+
+def _decode(content: bytes, like: PyTree) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Arrays and record; `ValueError` where they are not those of a state like this."""
+    start = len(_MAGIC) + 8
+    if not content.startswith(_MAGIC) or len(content) < start:
+        raise ValueError("not a checkpoint of this version")
+    end = start + struct.unpack("<Q", content[len(_MAGIC) : start])[0]
+    header = json.loads(content[start:end])
+    wanted = [[str(leaf.dtype), list(leaf.shape)] for leaf in _arrays(like)]
+    if header["arrays"] != wanted:
+        raise ValueError("its arrays are not those of this network")
+    arrays = []
+    for kind, shape in wanted:
+        dtype = jnp.dtype(kind)
+        size = math.prod(shape)
+        arrays.append(np.frombuffer(content, dtype, size, end).reshape(shape).copy())
+        end += size * dtype.itemsize
+    return arrays, header["record"]
+
+
+def _arrays(state: PyTree) -> list[jax.Array]:
     leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
     # A typed random key is stored by its words.
-    plain = (jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves)
-    return {f"{i:05d}": leaf for i, leaf in enumerate(plain)}
+    return [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
 
 
-def _with_arrays(like: PyTree, arrays: dict[str, jax.Array]) -> PyTree:
-    fresh = iter([arrays[name] for name in sorted(arrays)])
+def _with_arrays(like: PyTree, arrays: list[np.ndarray]) -> PyTree:
+    several = jax.process_count() > 1
+    everywhere = NamedSharding(Mesh(jax.devices(), ("devices",)), PartitionSpec())
+    fresh = iter(zip(_arrays(like), arrays, strict=True))
 
     def put(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array):
             return leaf
-        if _is_key(leaf):
-            return jax.random.wrap_key_data(next(fresh), impl=jax.random.key_impl(leaf))
-        return jnp.asarray(next(fresh))
+        plain, array = next(fresh)
+        where = everywhere if several and plain.is_fully_addressable else plain.sharding
+        put = jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+        return (
+            jax.random.wrap_key_data(put, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else put
+        )
 
     return jax.tree.map(put, like)
 
 
 def _is_key(leaf: jax.Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _digest(arrays: dict[str, jax.Array], record: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = np.asarray(arrays[name])
-        digest.update(f"{name}{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 import signal
 import sys
 import typing
@@ -10,7 +11,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ._errors import ExperimentError, Interrupted, MissingExtra, check_choice, require
+from .terminal import every_character_shown, plain
 
 _ABOUT = "Neural Tangent Transfer: sparse networks found before training, without labels."
 
@@ -22,14 +25,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     a broken file, 130 when the run was interrupted.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    with every_character_shown():
+        return _run(words)
+
+
+def _run(words: list[str]) -> int:
     try:
+        if "--version" in words:
+            print(f"ntt-eqx {__version__}")
+            return 0
         return parse(words).run()
     except SystemExit as stop:  # help was shown, or a wrong option was explained
         return stop.code if isinstance(stop.code, int) else 2
     except (Interrupted, KeyboardInterrupt) as error:
         said = "Stopped at once; the last checkpoint is kept."
         if isinstance(error, Interrupted):
-            again = " ".join(["ntt-eqx", *words])
+            again = shlex.join(["ntt-eqx", *words])
             said = f"Stopped. What is done is saved; the same command goes on from here:\n  {again}"
         print(said, file=sys.stderr)
         return 128 + signal.SIGINT
@@ -43,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, DatasetError | ExperimentError):
             raise
         said = str(error)
-    print(f"ntt-eqx: {said}", file=sys.stderr)
+    print(f"ntt-eqx: {plain(said)}", file=sys.stderr)
     return 2
 
 
@@ -88,7 +99,7 @@ def parse(words: Sequence[str]) -> Any:
 
 def _check_options(command: str, kind: type, words: Sequence[str]) -> None:
     """One line for an option that there is not, instead of a page of usage."""
-    flags = ["--help", *_flags(kind)]
+    flags = ["--help", "--version", *_flags(kind)]
     last = lambda flag: flag.strip("-").split(".")[-1]
     for word in words:
         name = word.split("=")[0].replace("_", "-")

@@ -14,7 +14,8 @@ from .. import DivergenceError, Progress
 from ._errors import Diverged, Interrupted
 from .checkpoint import Checkpoint, CheckpointStore
 from .images import Shelf
-from .metrics import MetricsFile
+from .manifest import RunFolder
+from .metrics import MetricsFile, Written
 from .progress import Display
 from .together import anybody, meets
 
@@ -87,17 +88,15 @@ class RunContext:
     stop: StopRequest  # says whether to stop
     checkpoint_every: float = 60.0  # seconds between two checkpoints
     start: Path | None = None  # the model file to train from, for a cell with a `start`
-    # raises `Lost` where another worker has the cell by now; asked before anything is written
-    check_claim: Callable[[], None] = lambda: None
 
 
-def run_phase(phase: Phase, directory: Path, metrics: MetricsFile, context: RunContext) -> Outcome:
-    """Run `phase` to its end, going on from its newest checkpoint in `directory` if it has one.
+def run_phase(phase: Phase, run: RunFolder, metrics: MetricsFile, context: RunContext) -> Outcome:
+    """Run `phase` to its end, going on from its newest checkpoint in `run` if it has one.
 
     Raises `Diverged` when a loss is not finite; the last checkpoint is older than that step;
     `Interrupted` when a stop was asked for; the last step done has a checkpoint.
     """
-    store = CheckpointStore(directory)
+    store = CheckpointStore(run, phase.name)
     try:
         return _run(phase, store, metrics, context)
     except DivergenceError as error:
@@ -106,12 +105,10 @@ def run_phase(phase: Phase, directory: Path, metrics: MetricsFile, context: RunC
             kept = f"the last good checkpoint is step {steps[-1]}, in {store.directory}"
         raise Diverged(
             f"{phase.title}: the loss became {error.value} at step {error.step} of "
-            f"{phase.num_steps}; {kept}. {phase.advice}",
+            f"{phase.num_steps}; {kept}. {error.reason or phase.advice}",
             stage=phase.name,
             step=error.step,
         ) from None
-    finally:
-        store.close()
 
 
 def _run(
@@ -119,13 +116,12 @@ def _run(
 ) -> Outcome:
     found = store.latest(like=phase.state) or Checkpoint(0, phase.state, {})
     record, display, stop = found.record, context.display, context.stop
-    if record:  # of which version 0.1 wrote the iterator's state under a name
-        phase.batches.set_state(record["batches"].get("json", record["batches"]))
-    rows = record.get("rows", metrics.rows)
-    if found.step < phase.num_steps:  # after a finished phase stand rows of the next
-        # those that were written after the checkpoint, or by an attempt that died before its first
-        metrics.rewind(rows)
-    metrics.rows = rows
+    if record:
+        phase.batches.set_state(record["batches"])
+    # After a finished phase stand rows of the next; else those that were written after the
+    # checkpoint, or by an attempt that died before its first.
+    written = Written(*record.get("written", metrics.written))
+    metrics.rewind(written, keep=found.step == phase.num_steps)
     display.begin(phase.title, phase.num_steps, found.step)
     row, shown = record.get("row", {}), None
     begun = saved = time.monotonic()
@@ -133,7 +129,6 @@ def _run(
 
     def on_log(state: PyTree, found: Mapping[str, Any]) -> None:
         nonlocal row, shown
-        context.check_claim()
         row = {"phase": phase.name, **found}
         metrics.append(row)
         shown = phase.shown(row) if "train" in row else None
@@ -147,13 +142,12 @@ def _run(
         due = anybody(time.monotonic() - saved >= context.checkpoint_every)
         asked = anybody(stop.asked)
         if last or asked or due:
-            context.check_claim()
             window = at.window()  # stops at a loss that is not finite, before its state is kept
             metrics.sync()
             kept = {
                 "phase": phase.name,
                 "seconds": seconds(),
-                "rows": metrics.rows,
+                "written": metrics.written,
                 "row": row,
                 "window": window,
                 "batches": phase.batches.get_state(),

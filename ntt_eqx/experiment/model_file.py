@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import struct
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,12 @@ import jax
 from .. import SparseModel, sparsify
 from ..models import make_model
 from ._errors import ExperimentError
-from ._files import check_fields, read_bytes, write_bytes
+from ._files import check_fields, check_ranges, read_bytes
 
-_MAGIC = b"ntt-eqx model\n"
-_VERSION = 1
+_MAGIC = b"ntt-eqx model 2\n"
+_OLD_MAGIC = b"ntt-eqx model\n"  # of version 1, whose checksum is of the arrays alone
+_VERSION = 2  # masks before weights; in version 1 after them
+_DIGEST = 32  # bytes of a SHA-256
 _LONGEST_HEADER = 1 << 20
 _FIELDS = {
     "model": str,
@@ -25,6 +28,7 @@ _FIELDS = {
     "density": float | int | None,
     "seed": int | None,
 }
+_RANGES = {"density": 1, "seed": (0, 2**31 - 1)}
 
 
 class LoadedModel(NamedTuple):
@@ -34,29 +38,36 @@ class LoadedModel(NamedTuple):
     header: dict[str, Any]  # what the file says of it: `model`, `arguments`, `dataset` and more
 
 
-def save_model(path: Path, model: SparseModel, header: dict[str, Any]) -> None:
-    """Write `model` to `path` in one step.
+def encode_model(model: SparseModel, header: dict[str, Any]) -> bytes:
+    """The content of a model file.
 
-    The file is the line `ntt-eqx model`, the length of the header (8 bytes, little-endian), the
-    header (JSON), and the arrays as `eqx.tree_serialise_leaves` writes them.
+    It is the line `ntt-eqx model 2`, the length of the header (8 bytes, little-endian), the header
+    (JSON), the arrays as `eqx.tree_serialise_leaves` writes them, and the SHA-256 of all of this.
     """
     buffer = io.BytesIO()
     eqx.tree_serialise_leaves(buffer, model)
     payload = buffer.getvalue()
-    digest = hashlib.sha256(payload).hexdigest()
-    full = {**header, "version": _VERSION, "bytes": len(payload), "sha256": digest}
-    text = json.dumps(full).encode()
-    write_bytes(path, _MAGIC + struct.pack("<Q", len(text)) + text + payload)
+    text = json.dumps({**header, "version": _VERSION, "bytes": len(payload)}).encode()
+    content = _MAGIC + struct.pack("<Q", len(text)) + text + payload
+    return content + hashlib.sha256(content).digest()
 
 
 def load_model(path: Path) -> LoadedModel:
-    """Read a file that `save_model` wrote. Nothing in the file is executed.
+    """Read a file that `encode_model` made. Nothing in the file is executed.
+
+    A warning is given for a file of version 0.2 or earlier, whose header has no checksum.
 
     Raises `ExperimentError` naming the file, when it is missing, not a model file, truncated,
     changed, or written by a newer version.
     """
-    header, payload = _split(path, read_bytes(path))
+    return decode_model(path, read_bytes(path))
+
+
+def decode_model(path: Path, content: bytes) -> LoadedModel:
+    """`load_model` of a file with this content."""
+    header, payload = _split(path, content)
     check_fields(f"{path}: damaged: its header", header, _FIELDS)
+    check_ranges(f"{path}: damaged: its header", header, _RANGES)
     try:
         like = eqx.filter_eval_shape(lambda: _blank(header))
     except Exception as error:  # whatever a constructor makes of arguments that are not its own
@@ -67,12 +78,19 @@ def load_model(path: Path) -> LoadedModel:
         raise ExperimentError(f"{fits} (too few bytes).")
     buffer = io.BytesIO(payload)
     try:
-        model = eqx.tree_deserialise_leaves(buffer, like)
+        model = _read_arrays(buffer, like, header["version"])
     except Exception as error:
         raise ExperimentError(f"{fits} ({error}).") from error
     if buffer.read(1):
         raise ExperimentError(f"{path}: has more arrays than {header['model']!r}.")
     return LoadedModel(model, header)
+
+
+def _read_arrays(buffer: io.BytesIO, like: SparseModel, version: int) -> SparseModel:
+    if version > 1:
+        return eqx.tree_deserialise_leaves(buffer, like)
+    model, masks = eqx.tree_deserialise_leaves(buffer, (like.model, like.masks))
+    return eqx.tree_at(lambda s: (s.model, s.masks), like, (model, masks))
 
 
 def _blank(header: dict[str, Any]) -> SparseModel:
@@ -84,12 +102,14 @@ def _blank(header: dict[str, Any]) -> SparseModel:
 
 
 def _split(path: Path, content: bytes) -> tuple[dict[str, Any], bytes]:
-    start = len(_MAGIC) + 8
-    if not content.startswith(_MAGIC):
+    old = content.startswith(_OLD_MAGIC)
+    magic = _OLD_MAGIC if old else _MAGIC
+    start = len(magic) + 8
+    if not content.startswith(magic):
         raise ExperimentError(f"{path}: not an ntt-eqx model file.")
     if len(content) < start:
         raise ExperimentError(f"{path}: truncated.")
-    (length,) = struct.unpack("<Q", content[len(_MAGIC) : start])
+    (length,) = struct.unpack("<Q", content[len(magic) : start])
     if length > _LONGEST_HEADER or len(content) < start + length:
         raise ExperimentError(f"{path}: truncated or damaged: its header is not whole.")
     try:
@@ -103,11 +123,21 @@ def _split(path: Path, content: bytes) -> tuple[dict[str, Any], bytes]:
             f"{path}: written by a newer version (format {header['version']}, this one reads up "
             f"to {_VERSION}); update ntt-eqx."
         )
-    payload = content[start + length :]
+    end = len(content) - (0 if old else _DIGEST)
+    payload = content[start + length : end]
     if len(payload) != header.get("bytes"):
         raise ExperimentError(
             f"{path}: truncated: {len(payload)} of {header.get('bytes')} bytes of arrays."
         )
-    if hashlib.sha256(payload).hexdigest() != header.get("sha256"):
-        raise ExperimentError(f"{path}: damaged: the checksum of its arrays does not match.")
+    summed, wanted = (
+        (payload, header.get("sha256")) if old else (content[:end], content[end:].hex())
+    )
+    if hashlib.sha256(summed).hexdigest() != wanted:
+        raise ExperimentError(f"{path}: damaged: its content does not match its checksum.")
+    if old:
+        warnings.warn(
+            f"{path}: written by ntt-eqx 0.2 or earlier; the checksum does not cover what it says "
+            "of its model, dataset, density and seed.",
+            stacklevel=4,
+        )
     return header, payload

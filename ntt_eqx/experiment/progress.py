@@ -1,15 +1,18 @@
 """How a run shows what it does: a live bar on a terminal, plain lines anywhere else."""
 
+import contextlib
 import io
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ._errors import require
 from .table import Cells
+from .terminal import plain
 from .together import is_first
 
+_NUMBERS = 46  # columns of a terminal for the bar, its wheel, count, rate and time left
 _LINE_EVERY = 10.0  # seconds between two plain lines
 
 
@@ -24,9 +27,9 @@ class Display:
             stream = io.StringIO()  # that nobody reads
         stream = sys.stdout if stream is None else stream
         live = stream.isatty()
-        plain: Any = {"markup": False, "emoji": False, "highlight": False}
+        literal: Any = {"markup": False, "emoji": False, "highlight": False}
         width = None if live else 100_000  # lines of a file are not wrapped
-        self._console = require("rich.console").Console(file=stream, width=width, **plain)
+        self._console = require("rich.console").Console(file=stream, width=width, **literal)
         self._bar = self._new_bar() if live else None
         self._task: Any = None
         self.begin("", 0, 0)
@@ -42,18 +45,42 @@ class Display:
 
     def say(self, text: str) -> None:
         """Show a line that stays."""
-        self._console.print(text, soft_wrap=True)
+        self._console.print(plain(text), soft_wrap=True)
 
     def table(self, cells: Cells) -> None:
-        """Show a table."""
+        """Show a table; where it is wider than the terminal, its last column has its own lines.
+
+        Nothing is ever cut: what people look up in a table is a path or a name.
+        """
         header, body, right = cells
+        body = [[plain(cell, lines=False) for cell in line] for line in body]
+        columns = zip(header, *body, strict=True)
+        width = sum(max(map(len, column)) for column in columns) + 2 * len(header)
+        if width > self._console.width and not right[-1]:
+            self.table((header[:-1], [line[:-1] for line in body], right[:-1]))
+            for number, line in enumerate(body, start=1):
+                self.say(f"{number}: {line[-1]}")
+            return
         box = None if self._bar is None else require("rich.box").SIMPLE_HEAD
         table = require("rich.table").Table(box=box, pad_edge=False, padding=(0, 2, 0, 0))
         for name, numeric in zip(header, right, strict=True):
-            table.add_column(name, justify="right" if numeric else "left")
+            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
         for line in body:
             table.add_row(*line)
         self._console.print(table)
+
+    @contextlib.contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Show, on a terminal, what takes a while and has no steps."""
+        task = None
+        if self._bar is not None:
+            fields = {"title": self._short(text), "count": "", "rate": "", "left": "", "note": ""}
+            task = self._bar.add_task("", total=None, **fields)
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.remove_task(task)
 
     def begin(self, title: str, steps: int, done: int) -> None:
         """Start a phase of `steps` steps, of which `done` were done before."""
@@ -107,14 +134,25 @@ class Display:
         text = lambda name, style="none": bars.TextColumn(
             f"{{task.fields[{name}]}}", style=style, markup=False, table_column=column(no_wrap=True)
         )
-        columns = [text("title"), bars.BarColumn(bar_width=None), text("count")]
+        columns = [
+            bars.SpinnerColumn("line"),
+            text("title"),
+            bars.BarColumn(bar_width=None),
+            text("count"),
+        ]
         columns += [text("rate", "cyan"), text("left", "magenta")]
         columns += [text("note", "dim")] if self._console.width >= 130 else []
         return bars.Progress(*columns, console=self._console, transient=True, expand=True)
 
+    def _short(self, title: str) -> str:
+        """A title that leaves room for the bar and its numbers, its end kept: what is done now."""
+        name, comma, what = title.rpartition(", ")
+        room = max(self._console.width - _NUMBERS - len(comma + what), 10)
+        return title if len(name) <= room else f"{name[: room - 1]}…{comma}{what}"
+
     def _fields(self) -> dict[str, str]:
         return {
-            "title": self._title,
+            "title": self._short(self._title),
             "count": f"{self._done}/{self._steps}",
             "rate": "compiling" if self._first is None else f"{self._rate or 0:.3g}/s",
             "left": "" if self._left is None else f"{duration(self._left)} left",

@@ -49,15 +49,18 @@ def pruned_at_start(
         if isinstance(score, scores.LossGradient):  # cuts its batch in two halves
             inputs = inputs[: len(inputs) // 2 * 2]
     try:
-        return prune(
-            sparse,
-            score,
-            sparsity_of(cell, teacher),
-            inputs,
-            steps=(scoring.iterations or 1) if scoring is not None else 1,
-            schedule=scoring.schedule if scoring is not None else "exponential",
-            invert=cell.mask is not None and cell.mask.ablation == "invert",
-        )
+        with warnings.catch_warnings():
+            # lost classes are told when the mask is final: at the start of training
+            warnings.filterwarnings("ignore", "prune: no path", LayerCollapseWarning)
+            return prune(
+                sparse,
+                score,
+                sparsity_of(cell, teacher),
+                inputs,
+                steps=(scoring.iterations or 1) if scoring is not None else 1,
+                schedule=scoring.schedule if scoring is not None else "exponential",
+                invert=cell.mask is not None and cell.mask.ablation == "invert",
+            )
     except (ValueError, RuntimeError) as error:
         raise ExperimentError(f"{cell.name}: {_plain(error)}") from error
 

@@ -2,15 +2,14 @@
 
 import base64
 import html
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from ._errors import ExperimentError, require
-from ._files import write_bytes, write_json
+from ._files import encode_json
 from .cells import slug
 from .figures import (
     accuracy_figure,
@@ -18,15 +17,20 @@ from .figures import (
     distances_figure,
     line_label,
     masks_figure,
-    save_figure,
+    render_figure,
     sparsity_figure,
 )
+from .manifest import RunFolder, read_file
 from .methods import line_order, method_order
-from .model_file import load_model
+from .model_file import decode_model
+from .progress import Display
 from .results import MODEL, Run
 from .table import Cells, Row, latex, make_rows, markdown, table_cells, to_csv
 
 _TABLES = {"table.md": markdown, "table.csv": to_csv, "table.tex": latex}
+REPORT_FILES = ("results.json", *_TABLES, "report.html")
+"""What a report is made of, beside its figures."""
+
 _STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; border-top: 2px solid; border-bottom: 2px solid; }
@@ -46,32 +50,32 @@ _CAPTIONS = {
 }
 
 
-def write_tables(results: Sequence[dict[str, Any]], out: Path) -> list[Row]:
-    """Write `results.json`, `table.md`, `table.csv` and `table.tex` into `out`."""
-    write_json(out / "results.json", sorted(results, key=_place))
+def write_tables(results: Sequence[dict[str, Any]], run: RunFolder) -> list[Row]:
+    """Write `results.json`, `table.md`, `table.csv` and `table.tex` into the folder `run`."""
     rows = make_rows(results)
-    for name, render in _TABLES.items():
-        write_bytes(out / name, render(rows).encode())
+    tables = {name: as_text(render(rows)) for name, render in _TABLES.items()}
+    run.write({"results.json": encode_json(sorted(results, key=_place)), **tables})
     return rows
 
 
-def write_page(
-    runs: Sequence[Run], out: Path, title: str, on_problem: Callable[[str], None]
-) -> list[Path]:
-    """Draw the figures of `runs` into `out/figures`, and put them with the table on one page.
+def write_page(runs: Sequence[Run], run: RunFolder, title: str, display: Display) -> list[str]:
+    """Draw the figures of `runs` into `figures/` of `run`, and put them with the table on a page.
 
-    Returns the files of the figures.
+    Returns the names of the figures.
     """
-    figures = write_figures(runs, out / "figures", on_problem)
-    results = [run.result for run in runs if run.result is not None]
+    with display.busy("drawing figures"):
+        figures = draw_figures(runs, display.say)
+    results = [found.result for found in runs if found.result is not None]
     trained = any(result.get("test_accuracy") is not None for result in results)
     note = "Test accuracy: mean ± sample standard deviation over seeds." if trained else ""
-    save_page(out, title, table_cells(make_rows(results)), figures, note)
-    return figures
+    save_page(run, title, table_cells(make_rows(results)), figures, note)
+    return sorted({name.rpartition(".")[0] for name in figures})
 
 
-def save_page(out: Path, title: str, table: Cells, figures: Sequence[Path], note: str = "") -> None:
-    """Write `report.html`: a table and figures (PNG files, inlined) in one page without links."""
+def save_page(
+    run: RunFolder, title: str, table: Cells, figures: Mapping[str, bytes], note: str = ""
+) -> None:
+    """Write figures, and `report.html`: a table and the PNG ones in one page without links."""
     header, body, right = table
     line = lambda cells, tag: "".join(
         f'<{tag} class="n">{html.escape(c)}</{tag}>' if r else f"<{tag}>{html.escape(c)}</{tag}>"
@@ -86,28 +90,28 @@ def save_page(out: Path, title: str, table: Cells, figures: Sequence[Path], note
         f'<div class="wide"><table>\n<tr>{line(header, "th")}</tr>\n{rows}\n</table></div>',
         f"<p>{html.escape(note)}</p>",
     ]
-    for path in figures:
-        if path.suffix == ".png":
-            content = path.read_bytes()
-            kind, _, place = path.stem.partition("-")
+    for name, content in figures.items():
+        if name.endswith(".png"):
+            kind, _, place = name.removesuffix(".png").partition("-")
             caption = html.escape(f"{_CAPTIONS.get(kind, kind)} {place}".strip())
             width = int.from_bytes(content[16:20], "big") // 2  # of the PNG's header
             parts.append(
                 f'<figure><img src="data:image/png;base64,{base64.b64encode(content).decode()}" '
                 f'width="{width}" alt="{kind}"><figcaption>{caption}</figcaption></figure>'
             )
-    write_bytes(out / "report.html", "\n".join([*parts, "</body></html>\n"]).encode())
+    page = {"report.html": as_text("\n".join([*parts, "</body></html>\n"]))}
+    run.write({f"figures/{name}": content for name, content in figures.items()} | page)
 
 
-def write_figures(runs: Sequence[Run], out: Path, on_problem: Callable[[str], None]) -> list[Path]:
-    """Draw every figure that `runs` have the data for, as PNG and SVG, into `out`.
+def draw_figures(runs: Sequence[Run], on_problem: Callable[[str], None]) -> dict[str, bytes]:
+    """Draw every figure that `runs` have the data for, as PNG and SVG: contents by file name.
 
     Curves and masks are drawn for each dataset, model and density apart; the file names say which
     as soon as there is more than one.
     """
     require("matplotlib")
     groups = _by([run for run in runs if run.result is not None], ("dataset", "model"))
-    written: list[Path] = []
+    drawn: dict[str, bytes] = {}
 
     def draw(name: str, make: Callable[[Sequence[Run]], Any], members: Sequence[Run]) -> None:
         try:
@@ -115,7 +119,7 @@ def write_figures(runs: Sequence[Run], out: Path, on_problem: Callable[[str], No
         except ExperimentError as error:
             on_problem(f"{name} is not drawn: {error}")
         else:
-            written.extend([] if figure is None else save_figure(figure, out / name))
+            drawn.update({} if figure is None else render_figure(figure, name))
 
     for (dataset, model), members in groups.items():
         place = f"-{slug(dataset)}-{slug(model)}" if len(groups) > 1 else ""
@@ -128,7 +132,12 @@ def write_figures(runs: Sequence[Run], out: Path, on_problem: Callable[[str], No
             draw(f"distances{suffix}", distances_figure, cells)
             draw(f"densities{suffix}", densities_figure, cells)
             draw(f"masks{suffix}", _masks, cells)
-    return written
+    return drawn
+
+
+def as_text(text: str) -> bytes:
+    """A text file's content; of a path that is no text, question marks where it is not."""
+    return text.encode(errors="replace")
 
 
 def _masks(runs: Sequence[Run]) -> Any | None:
@@ -139,7 +148,8 @@ def _masks(runs: Sequence[Run]) -> Any | None:
     several = len({scope for _, scope, _ in first if scope}) > 1
     masks, shape = {}, ()
     for name, scope, kind in sorted(first, key=line_order):
-        loaded = load_model(first[name, scope, kind].directory / MODEL)
+        folder = first[name, scope, kind].directory
+        loaded = decode_model(folder / MODEL, read_file(folder, MODEL))
         shape = tuple(loaded.header["arguments"]["input_shape"])
         label = line_label(name, scope if several else None, kind)
         masks[label] = np.asarray(jax.tree.leaves(loaded.model.mask)[0])

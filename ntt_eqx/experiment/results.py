@@ -1,13 +1,28 @@
 """What is on disk: the state of every cell, and the results of those that are done."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 from ._errors import ExperimentError
-from ._files import check_fields, read_json
+from ._files import check_fields, check_ranges, decode_json
+from .cells import CONFIG
+from .manifest import (
+    MANIFEST,
+    OLDER,
+    has_manifest,
+    holds,
+    is_foreign,
+    older_run,
+    problems,
+    read_file,
+    read_manifest,
+)
 
 CELLS = "cells"
+RESULT = "result.json"
+FAILURE = "failure.json"
 MODEL = "model.eqx"
 TRANSFERRED = "transferred.eqx"
 _CONFIG = {
@@ -24,6 +39,18 @@ _RESULT = {
     **dict.fromkeys(("kernel_distance", "target_distance"), int | float | None),
     "densities": dict | None,
 }
+_SHARE, _POSITIVE = (0, 1), (0, sys.float_info.max)
+RANGES: dict[str, Any] = {
+    "density": 1,
+    "seed": (0, 2**31 - 1),
+    **dict.fromkeys(("test_accuracy", "train_accuracy", "held_out_accuracy"), _SHARE),
+    "kept_density": _SHARE,
+    **dict.fromkeys(("seconds", "transfer_seconds", "train_seconds"), _POSITIVE),
+    **dict.fromkeys(("test_loss", "train_loss"), _POSITIVE),
+    **dict.fromkeys(("kernel_distance", "target_distance"), _POSITIVE),
+    **dict.fromkeys(("transfer_steps", "train_steps"), (0, 2**62)),
+}
+"""What the numbers of a result can be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,55 +67,83 @@ class Run:
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
-    """The result of a finished cell, `None` when it has none yet."""
-    path = directory / "result.json"
-    if not path.exists():
+    """The result of a finished cell, `None` when it has none yet.
+
+    Raises `ExperimentError` for one that is damaged, or has a number that no result can have.
+    """
+    if not holds(directory, RESULT):
         return None
-    result = read_json(path)
-    if not isinstance(result, dict):
-        raise ExperimentError(f"{path}: not a result: expected an object.")
+    path = directory / RESULT
+    result = decode_json(path, read_file(directory, RESULT))
     where = f"{path}: not a result"
+    if not isinstance(result, dict):
+        raise ExperimentError(f"{where}: expected an object.")
     check_fields(where, result, _RESULT)
+    check_fields(where, result, {n: int | float for n in RANGES if result.get(n) is not None})
+    check_ranges(where, result, RANGES)
     shares = result.get("densities") or {}
     check_fields(where, shares, dict.fromkeys(shares, int | float))
+    check_ranges(where, shares, dict.fromkeys(shares, _SHARE))
     return result
 
 
-def find_runs(root: Path) -> list[Run]:
-    """Every cell below `root` (of a comparison, one cell, or any folder above), by their names."""
+def find_runs(root: Path, *, verify: bool = False) -> list[Run]:
+    """Every cell below `root` (of a comparison, one cell, or any folder above), by their names.
+
+    With `verify` every file of every run is compared with its digest.
+    """
     if not root.is_dir():
         raise ExperimentError(f"{root}: no such directory.")
-    configs = sorted(root.glob("**/config.json"))
-    return [run for run in (_inspect(path.parent) for path in configs) if run is not None]
+    found = {path.parent for name in (MANIFEST, CONFIG) for path in root.glob(f"**/{name}")}
+    return [run for folder in sorted(found) if (run := _inspect(folder, verify)) is not None]
 
 
 def model_path(path: Path, names: tuple[str, ...] = (MODEL, TRANSFERRED)) -> Path:
-    """A model file: `path`, or the first of `names` in the directory `path`."""
+    """A model file: `path`, or the first of `names` in the directory `path`.
+
+    In a run's folder that is a file of the run, compared with its digest.
+    """
     if not path.is_dir():
         return path
     for name in names:
-        if (path / name).is_file():
+        if has_manifest(path):
+            if holds(path, name):
+                read_file(path, name)
+                return path / name
+        elif (path / name).is_file():
             return path / name
     raise ExperimentError(f"{path}: no model file in this directory; expected {MODEL}.")
 
 
-def _inspect(directory: Path) -> Run | None:
+def _inspect(directory: Path, verify: bool) -> Run | None:
+    if not has_manifest(directory):
+        note = f"{directory}: {OLDER} Make it again in another folder."
+        older = "method" in (older_run(directory) or {})
+        return Run(directory, "broken", {}, note=note) if older else None
+    if is_foreign(directory):
+        return None
     try:
-        path = directory / "config.json"
-        config = read_json(path)
-        if not isinstance(config, dict) or "method" not in config:
-            return None  # the configuration of a whole comparison, or of another program
-        check_fields(f"{path}: not a configuration", config, _CONFIG)
+        manifest = read_manifest(directory)
+        if manifest.kind != "network":
+            wrong = problems(directory) if verify else []
+            return Run(directory, "broken", {}, note="\n".join(wrong)) if wrong else None
+        config: dict[str, Any] = {}
+        if CONFIG in manifest.files:
+            path = directory / CONFIG
+            config = decode_json(path, read_file(directory, CONFIG))
+            check_fields(f"{path}: not a configuration", config, _CONFIG)
+            check_ranges(f"{path}: not a configuration", config, RANGES)
         result = read_result(directory)
+        if wrong := problems(directory) if verify else []:
+            raise ExperimentError("\n".join(wrong))
     except ExperimentError as error:
         return Run(directory, "broken", {}, note=str(error))
     if result is not None:
         return Run(directory, "done", config, result)
-    failure = directory / "failure.json"
-    if not failure.exists():
+    if not holds(directory, FAILURE):
         return Run(directory, "unfinished", config)
     try:
-        note = str(read_json(failure).get("message", ""))
-    except (ExperimentError, AttributeError):
-        note = f"{failure}: cannot be read"
+        note = str(decode_json(directory / FAILURE, read_file(directory, FAILURE))["message"])
+    except (ExperimentError, TypeError, KeyError):
+        note = f"{directory / FAILURE}: cannot be read"
     return Run(directory, "failed", config, note=note)

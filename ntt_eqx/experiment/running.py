@@ -1,6 +1,5 @@
 """From a cell's configuration to its result: find the sparse network, train it, write it down."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,25 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .. import SparseModel, check_collapse
+from .. import SparseModel, warm_up
+from .._stateful import has_state
 from ..data import Dataset
 from ..models import make_model
 from ._errors import Diverged, ExperimentError
-from ._files import write_json
-from .cells import Cell, settle
+from .cells import CONFIG, Cell, settle
 from .images import Part, Shelf, check_labelled, check_network, parts
 from .loop import RunContext, run_phase
-from .metrics import MetricsFile
-from .model_file import load_model, save_model
+from .manifest import CHECKPOINTS, RunFolder
+from .metrics import METRICS, MetricsFile, Written
+from .model_file import decode_model, encode_model, load_model
 from .phases import training_phase, transfer_phase
 from .pruning import ablated, check_fits, collapse_told, pruned_at_start
-from .results import MODEL, TRANSFERRED, read_result
-from .together import by_first, is_first, wait
+from .results import FAILURE, MODEL, RESULT, TRANSFERRED, read_result
+from .together import by_first, wait
+
+_SPARSE = f"{CHECKPOINTS}sparse.eqx"  # the network before its training
+
+_WARM_UP = 1000  # images from which a new network's batch norms take their statistics
 
 
 def check_cells(cells: Sequence[Cell], shelf: Shelf) -> None:
@@ -49,38 +53,45 @@ def check_cells(cells: Sequence[Cell], shelf: Shelf) -> None:
             )
 
 
-def run_cell(cell: Cell, directory: Path, context: RunContext, title: str) -> dict[str, Any]:
-    """Do what is left to do of `cell` in `directory`, and return its result.
+def run_cell(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[str, Any]:
+    """Do what is left to do of `cell` in the folder `run`, and return its result.
 
     A finished cell is only read. One that was interrupted goes on from its newest checkpoint, with
     the same bits as if it had never stopped.
 
     Raises `Diverged` when a loss is not finite; the reason is kept in `failure.json`; `Interrupted`
-    when a stop was asked for; `ExperimentError` when the directory belongs to something else.
+    when a stop was asked for; `ExperimentError` when the folder belongs to something else, or a
+    file in it is not what the run wrote.
     """
-    by_first(lambda: directory.mkdir(parents=True, exist_ok=True))
-    by_first(lambda: settle(directory, cell.to_json()))
-    result = by_first(lambda: read_result(directory))
-    if result is not None:
-        if result["fingerprint"] != cell.fingerprint:
-            raise ExperimentError(
-                f"{directory / 'result.json'}: belongs to another configuration; remove "
-                f"{directory} to make this network again."
-            )
-        return result
-    context.stop.check()
-    failure = directory / "failure.json"
-    try:
-        result = _make(cell, directory, context, title)
-    except Diverged as error:
-        write_json(failure, {"stage": error.stage, "step": error.step, "message": str(error)})
-        raise
-    context.check_claim()
-    write_json(directory / "result.json", result)  # the last file: the cell is done
-    if is_first():
-        failure.unlink(missing_ok=True)
-        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    run.check_unchanged((CONFIG, METRICS, TRANSFERRED, MODEL, RESULT, FAILURE))
+    settle(run, cell.to_json())
+    result = finished(cell, run.path)
+    if result is None:
+        context.stop.check()
+        try:
+            with collapse_told(context.display.say, title):
+                result = _make(cell, run, context, title)
+        except Diverged as error:
+            said = {"stage": error.stage, "step": error.step, "message": str(error)}
+            run.write_json(FAILURE, said)
+            raise
+        run.write_json(RESULT, result)  # the last file: the cell is done
+    run.remove([FAILURE, *run.names(CHECKPOINTS, there=False)])
     wait()
+    return result
+
+
+def finished(cell: Cell, directory: Path) -> dict[str, Any] | None:
+    """The result of `cell` in `directory`, `None` while it has none.
+
+    Raises `ExperimentError` for one that is damaged, or another cell's.
+    """
+    result = by_first(lambda: read_result(directory))
+    if result is not None and result["fingerprint"] != cell.fingerprint:
+        raise ExperimentError(
+            f"{directory / RESULT}: belongs to another configuration; remove {directory} to make "
+            "this network again."
+        )
     return result
 
 
@@ -89,9 +100,19 @@ def dense_initialisation(cell: Cell, images: Dataset) -> Any:
     return make_model(cell.model, images.input_shape, images.num_classes, key=cell.key(0))
 
 
-def _make(cell: Cell, directory: Path, context: RunContext, title: str) -> dict[str, Any]:
-    images = context.shelf(cell.dataset)
-    metrics, checkpoints = MetricsFile(directory / "metrics.jsonl"), directory / "checkpoints"
+def started(cell: Cell, images: Dataset) -> Any:
+    """The dense initialisation with the running statistics of some images, if it has such."""
+    dense = dense_initialisation(cell, images)
+    if not has_state(dense):
+        return dense
+    return warm_up(dense, Part(images, images.train).examples(_WARM_UP, seed=cell.seed).x)
+
+
+def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[str, Any]:
+    display = context.display
+    with display.busy(f"{title}, reading images"):
+        images = context.shelf(cell.dataset)
+    metrics = MetricsFile(run)
     names = ("dataset", "model", "method", "scope", "density", "seed")
     header = {
         **{name: getattr(cell, name) for name in names},
@@ -99,44 +120,46 @@ def _make(cell: Cell, directory: Path, context: RunContext, title: str) -> dict[
         "mean": images.mean,
         "std": images.std,
     }
-    sparse = checkpoints / "sparse.eqx"  # so that a resumed training does nothing before it again
-    if by_first(sparse.exists):
-        student, found = load_model(sparse)
-        metrics.rows = found["rows"]
+    if run.has(_SPARSE):  # so that a resumed training does nothing before it again
+        student, found = decode_model(run.path / _SPARSE, run.read(_SPARSE))
+        metrics.rewind(Written(*found["written"]), keep=True)
     else:
-        teacher, found = dense_initialisation(cell, images), {"seconds": 0.0, "row": {}}
+        teacher, found = started(cell, images), {"seconds": 0.0, "row": {}}
         if cell.transfer is not None:
             source = context.shelf(cell.transfer.dataset or cell.dataset)
             _check_shapes(images, source)
-            with collapse_told(context.display.say, title):
+            with display.busy(f"{title}, preparing the transfer"):
                 phase = transfer_phase(cell, teacher, source, title)
-            outcome = run_phase(phase, checkpoints / phase.name, metrics, context)
+            outcome = run_phase(phase, run, metrics, context)
             student = outcome.state.student
-            with collapse_told(context.display.say, title):
-                check_collapse(student.mask)
             found = {"seconds": outcome.seconds, "row": outcome.row}
-            save_model(directory / TRANSFERRED, student, header)
+            run.write({TRANSFERRED: encode_model(student, header)})
         elif cell.start is not None:
             student = _from_file(context, images)
         else:
-            with collapse_told(context.display.say, title):
+            with display.busy(f"{title}, choosing the mask"):
                 examples = _examples(cell, images)
                 student = pruned_at_start(cell, teacher, examples, cell.key(1))
         student = ablated(cell, student, cell.key(3))
-        save_model(sparse, student, {**header, **found, "rows": metrics.rows})
+        known = {**header, **found, "written": metrics.written}
+        run.write({_SPARSE: encode_model(student, known)})
     seconds = {"transfer": found["seconds"], "train": 0.0}
     rows, accuracies = {"transfer": found["row"], "train": {}}, {}
     if cell.training is not None:
-        phase = training_phase(cell, student, images, title)
-        outcome = run_phase(phase, checkpoints / phase.name, metrics, context)
+        with display.busy(f"{title}, preparing the training"):
+            phase = training_phase(cell, student, images, title)
+        outcome = run_phase(phase, run, metrics, context)
         student = outcome.state.model
         seconds["train"], rows["train"] = outcome.seconds, outcome.row
         used, held_out = parts(images, cell.training.held_out, cell.seed)
         looked_at = {"test": Part(images, images.test), "train": used, "held_out": held_out}
-        for name, part in looked_at.items():
-            scores = part.evaluate(student) if part.size else {}
-            accuracies |= {f"{name}_{what}": value for what, value in scores.items()}
-    save_model(directory / MODEL, student, header)
+        with display.busy(f"{title}, testing"):
+            for name, part in looked_at.items():
+                scores = part.evaluate(student) if part.size else {}
+                accuracies |= {f"{name}_{what}": value for what, value in scores.items()}
+    if run.has(METRICS):
+        metrics.seal()
+    run.write({MODEL: encode_model(student, header)})
     distances = rows["transfer"].get("validation") or rows["transfer"].get("train") or {}
     kept = jax.device_get(student.densities())
     scores = ("test_accuracy", "train_accuracy", "held_out_accuracy", "test_loss", "train_loss")

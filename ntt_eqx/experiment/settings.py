@@ -190,12 +190,12 @@ def parse_pattern(text: str | None) -> NM | Block | Channels | None:
     if text is None:
         return None
     if text in ("filters", "inputs"):
-        return Channels(0 if text == "filters" else 1)
+        return Channels(axis=0 if text == "filters" else 1)
     try:
         if found := re.fullmatch(r"(\d{1,4}):(\d{1,4})", text):
             return NM(int(found[1]), int(found[2]))
         if found := re.fullmatch(r"block:(\d{1,6})x(\d{1,6})", text):
-            return Block((int(found[1]), int(found[2])))
+            return Block(shape=(int(found[1]), int(found[2])))
     except ValueError as error:
         raise ExperimentError(f"mask.pattern: {text!r}: {error}") from None
     raise ExperimentError(

@@ -53,9 +53,10 @@ def make_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
     return sorted(rows, key=_order)
 
 
-def table_cells(rows: Sequence[Row], *, plus_minus: str = "±", empty: str = "–") -> Cells:
+def table_cells(rows: Sequence[Row]) -> Cells:
     """The rows as text, columns that say nothing left out."""
-    spread = lambda row: "" if row.test_spread is None else f" {plus_minus} {row.test_spread:.2f}"
+    empty = "–"
+    spread = lambda row: "" if row.test_spread is None else f" ± {row.test_spread:.2f}"
     percent = lambda value: empty if value is None else f"{value:.2f}"
     words = {
         "Dataset": [row.dataset for row in rows],
@@ -85,6 +86,7 @@ def table_cells(rows: Sequence[Row], *, plus_minus: str = "±", empty: str = "�
 def markdown(rows: Sequence[Row]) -> str:
     """A Markdown table, columns aligned to be read as text too."""
     header, body, right = table_cells(rows)
+    body = [[_one_line(cell).translate(_IN_MARKDOWN) for cell in line] for line in body]
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
     rule = ["-" * (width - r) + ":" * r for width, r in zip(widths, right, strict=True)]
     lines = [
@@ -96,8 +98,8 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def latex(rows: Sequence[Row]) -> str:
     """A LaTeX `tabular` with booktabs rules."""
-    header, body, right = table_cells(rows, plus_minus=r"$\pm$", empty="--")
-    escape = lambda text: text.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&")
+    header, body, right = table_cells(rows)
+    escape = lambda text: _one_line(text).translate(_IN_LATEX)
     columns = "".join("r" if numeric else "l" for numeric in right)
     first, *rest = (" & ".join(map(escape, line)) + r" \\" for line in (header, *body))
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", first, r"\midrule", *rest]
@@ -105,12 +107,48 @@ def latex(rows: Sequence[Row]) -> str:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """The rows with every field and full precision."""
+    """The rows with every field and full precision.
+
+    A text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    text = lambda value: f"'{value}" if value.lstrip()[:1] in _FORMULA else value
+    cell = lambda value: text(value) if isinstance(value, str) and value else value
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(field.name for field in dataclasses.fields(Row))
-    writer.writerows(["" if v is None else v for v in dataclasses.astuple(row)] for row in rows)
+    for row in rows:
+        writer.writerow("" if v is None else cell(v) for v in dataclasses.astuple(row))
     return buffer.getvalue()
+
+
+# What a name may hold that the language of a table reads as its own.
+_FORMULA = ("=", "+", "-", "@", "")  # the last: nothing but spaces, tabs or line ends
+_IN_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|~$"} | {"<": "&lt;", "&": "&amp;"})
+_IN_LATEX = str.maketrans(
+    {
+        **{c: f"\\{c}" for c in "%_&#{}"},
+        "$": r"\$",
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        '"': r"\textquotedbl{}",
+        "`": r"\textasciigrave{}",
+        "±": r"$\pm$",
+        "–": "--",
+        # after the end of a line these would be an argument of it
+        "[": "{[}",
+        "]": "{]}",
+        "*": "{*}",
+    }
+)
+
+
+def _one_line(text: str) -> str:
+    """`text` with a space for each line end and control character."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _order(row: Row) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from ._errors import ExperimentError
 
 _EVERY = 10  # steps between two agreements on whether to stop or to save
 _PATIENCE = 10  # seconds that one which failed waits for the others before it leaves them
+_acting = False  # whether the first process does what the others wait for
 
 
 def join() -> None:
@@ -41,16 +42,21 @@ def is_first() -> bool:
 def by_first(function: Callable[[], Any]) -> Any:
     """The JSON value that `function` returns in the first process, the only one to call it.
 
-    What it raises there ends the others with an `ExperimentError`.
+    What it raises there ends the others with an `ExperimentError`. `function` may itself ask
+    `by_first`, which then calls what it is given.
     """
-    if not _several():
+    global _acting
+    if _acting or not _several():
         return function()
     value, failure = None, None
     if is_first():
+        _acting = True
         try:
             value = function()
         except Exception as error:
             failure = error
+        finally:
+            _acting = False
     value, message = _told_by_first([value, None if failure is None else str(failure)])
     if failure is not None:
         raise failure

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -16,7 +15,6 @@ from jaxtyping import Array, Float
 
 from .. import SparseModel, TrainConfig, TrainState, fit, train_init, train_step
 from ..data import Dataset
-from ._files import write_bytes
 from .images import Part, parts
 from .loop import Phase
 from .settings import EvolutionSettings
@@ -37,12 +35,12 @@ class Trajectories:
         outputs = dict(zip(networks, np.asarray(state[1]), strict=True))
         return Trajectories(_steps(settings), outputs)
 
-    def save(self, path: Path) -> None:
-        """Write an `.npz` file of plain arrays."""
+    def encode(self) -> bytes:
+        """The content of an `.npz` file of plain arrays."""
         buffer = io.BytesIO()
         arrays: Any = {"steps": self.steps, **self.outputs}
         np.savez_compressed(buffer, **arrays)
-        write_bytes(path, buffer.getvalue())
+        return buffer.getvalue()
 
     def distances(self, name: str) -> np.ndarray:
         """Root mean square of the difference from the dense network's outputs, `[T]`."""

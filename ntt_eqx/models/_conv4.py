@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import check_key
 from ._init import conv, glorot_init, linear
 from ._shapes import after_window, check_image_shape, check_sample
 
@@ -49,6 +50,7 @@ class Conv4(eqx.Module):
           such probabilities in (0, 1].
         - `key`: the random key of the initialisation.
         """
+        check_key("Conv4", key)
         self.input_shape = check_image_shape("Conv4", input_shape, smallest=16)
         # two 3 x 3 windows in a row see 5 x 5
         shape = after_window(after_window(self.input_shape, 5), 2, stride=2)
@@ -72,6 +74,8 @@ class Conv4(eqx.Module):
     ) -> Float[Array, " classes"]:
         """Logits of one image of shape `input_shape`; a `key` turns the dropout on."""
         check_sample(self, x, self.input_shape)
+        if key is not None:
+            check_key("Conv4", key)
         keys = (None, None, None) if key is None else tuple(jr.split(key, 3))
         keep = (1.0, 1.0, 1.0) if self.keep is None else self.keep
         h = jax.nn.relu(self.conv1(x))

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, PRNGKeyArray
 
+from .._checks import check_key
+
 _Model = TypeVar("_Model")
 
 _BIAS_STD = 0.01
@@ -33,7 +35,12 @@ def glorot_init(model: _Model, *, key: PRNGKeyArray) -> _Model:
     **Returns:**
 
     The same model with new parameters of the same shapes and dtypes.
+
+    **Raises:**
+
+    `ValueError` when `key` is not one random key.
     """
+    check_key("glorot_init", key)
     nodes, treedef = jax.tree.flatten(model, is_leaf=_is_layer)
     parameters = [_parameters(node) for node in nodes]
     shapes = tuple(tuple(p.shape for p in group) for group in parameters)
@@ -58,11 +65,24 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, **options: Any) 
     )
 
 
-def group_norm(name: str, channels: int) -> eqx.nn.GroupNorm:
-    """Group normalisation over 8 groups of channels, for the model called `name`."""
+def normalisation(name: str, kind: str, channels: int) -> Any:
+    """The normalisation of `channels` feature maps, for the model called `name`.
+
+    Group normalisation has 8 groups; batch normalisation averages over the axis `"batch"`, with
+    the momentum 0.9 of He et al. (2016).
+    """
+    if kind not in ("group", "batch"):
+        raise ValueError(f"{name}: norm must be 'group' or 'batch', got {kind!r}.")
     if channels < 8 or channels % 8:
         raise ValueError(f"{name}: width must be a multiple of 8, got {channels}.")
-    return eqx.nn.GroupNorm(8, channels)
+    if kind == "group":
+        return eqx.nn.GroupNorm(8, channels)
+    return eqx.nn.BatchNorm(channels, "batch", momentum=0.9, mode="batch")
+
+
+def normalise(norm: Any, x: Array, state: Any) -> tuple[Array, Any]:
+    """Normalised feature maps and the next state, which group normalisation does not have."""
+    return (norm(x), None) if state is None else norm(x, state)
 
 
 def _is_layer(node: Any) -> bool:

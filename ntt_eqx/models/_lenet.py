@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import check_key
 from ._init import conv, glorot_init, linear
 from ._shapes import after_window, check_image_shape, check_sample
 
@@ -39,6 +40,7 @@ class LeNet300100(eqx.Module):
         - `num_classes`: the number of logits `K`.
         - `key`: the random key of the initialisation.
         """
+        check_key("LeNet300100", key)
         self.input_shape = tuple(input_shape)
         self.hidden1, self.hidden2, self.output = glorot_init(
             (linear(math.prod(self.input_shape), 300), linear(300, 100), linear(100, num_classes)),
@@ -82,6 +84,7 @@ class LeNet5(eqx.Module):
         - `num_classes`: the number of logits `K`.
         - `key`: the random key of the initialisation.
         """
+        check_key("LeNet5", key)
         self.input_shape = check_image_shape("LeNet5", input_shape, smallest=16)
         shape = after_window(after_window(self.input_shape, 5), 2, stride=2)
         _, height, width = after_window(after_window(shape, 5), 2, stride=2)

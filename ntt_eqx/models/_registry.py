@@ -4,13 +4,21 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
+from .._checks import check_key
+from .._stateful import StatefulModel
 from ._conv4 import Conv4
 from ._lenet import LeNet5, LeNet300100
 from ._resnet import ResNet20
 from ._vgg import VGG11
 from ._vit import ViT
+
+
+def _with_batch_norm(kind: Callable[..., Any], *arguments: Any, **options: Any) -> StatefulModel:
+    return StatefulModel(*eqx.nn.make_with_state(kind)(*arguments, norm="batch", **options))
+
 
 MODELS: dict[str, Callable[..., Any]] = {
     "lenet-300-100": LeNet300100,
@@ -19,6 +27,8 @@ MODELS: dict[str, Callable[..., Any]] = {
     "conv-4-dropout": functools.partial(Conv4, dropout=True),
     "vgg-11": VGG11,
     "resnet-20": ResNet20,
+    "vgg-11-bn": functools.partial(_with_batch_norm, VGG11),
+    "resnet-20-bn": functools.partial(_with_batch_norm, ResNet20),
     "vit": ViT,
 }
 """Name -> constructor `(input_shape, num_classes, *, key)`."""
@@ -38,13 +48,15 @@ def make_model(
 
     **Returns:**
 
-    An Equinox model from one sample to its logits `[num_classes]`.
+    An Equinox model from one sample to its logits `[num_classes]`; a `StatefulModel` where it has
+    batch normalisation.
 
     **Raises:**
 
-    `ValueError` for an unknown name (the message lists the known ones), or for inputs that are
-    too small for the architecture.
+    `ValueError` for an unknown name (the message lists the known ones), for inputs that are
+    too small for the architecture, or when `key` is not one random key.
     """
     if name not in MODELS:
         raise ValueError(f"make_model: unknown model {name!r}; known are {', '.join(MODELS)}.")
+    check_key("make_model", key)
     return MODELS[name](input_shape, num_classes, key=key)

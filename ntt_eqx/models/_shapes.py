@@ -1,7 +1,9 @@
 """Sizes of feature maps, and the check that a model is given one sample of its own shape."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import equinox as eqx
 from jaxtyping import Array
 
 
@@ -30,4 +32,16 @@ def check_sample(model: object, x: Array, input_shape: tuple[int, ...]) -> None:
         hint = " Use `jax.vmap(model)` for a batch." if x.shape[1:] == input_shape else ""
         raise ValueError(
             f"{type(model).__name__}: takes one sample of shape {input_shape}, got {x.shape}.{hint}"
+        )
+
+
+def check_state(model: object, state: Any, norm: Any) -> None:
+    """Raise unless a state is given exactly where the normalisation `norm` has one."""
+    if isinstance(norm, eqx.nn.BatchNorm) != (state is not None):
+        name = type(model).__name__
+        raise ValueError(
+            f"{name}: has batch normalisation and is called as model(x, state); pair it with its "
+            f"state: ntt_eqx.StatefulModel(*eqx.nn.make_with_state({name})(...))."
+            if state is None
+            else f"{name}: has group normalisation and no state; call it as model(x)."
         )

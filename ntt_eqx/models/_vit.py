@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import check_key
 from ._init import glorot_init, linear
 from ._shapes import check_image_shape, check_sample
 
@@ -53,6 +54,7 @@ class ViT(eqx.Module):
         - `mlp_ratio`: hidden units of a block's perceptron, in units of `dim`.
         - `key`: the random key of the initialisation.
         """
+        check_key("ViT", key)
         self.input_shape = check_image_shape("ViT", input_shape, smallest=patch_size)
         channels, height, width = self.input_shape
         if height % patch_size or width % patch_size or dim % num_heads:

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from helpers.refusals import unchecked
 
 from ntt_eqx.data import (
     Dataset,
@@ -45,7 +46,7 @@ def test_a_folder_of_arrays(tmp_path, rng, dtype, shape):
     np.testing.assert_array_equal(data.train.x, x)
     np.testing.assert_array_equal(data.train.y, y)
     unit = 255 if dtype == np.uint8 else 1
-    axes = (0, 2, 3) if shape[0] == 3 else None
+    axes = (0, 2, 3) if shape[0] == 3 else 0 if shape == (7,) and dtype != np.uint8 else None
     np.testing.assert_allclose(data.mean, (x / unit).mean(axes), rtol=1e-6)
     np.testing.assert_allclose(data.std, (x / unit).std(axes), rtol=1e-6)
     batch = next(batches(data.train, 4, seed=0, mean=data.mean, std=data.std))
@@ -82,6 +83,9 @@ def test_broken_folders_are_named(tmp_path, rng):
     refused(r"train_y.npy: labels must be .*\(6,\), got int64 \(5,\)", train_y=y[:5])
     refused("train_y.npy: labels must be integers", train_y=y * 1.0)
     refused("train_y.npy: labels reach from -1", train_y=y - 1)
+    sparse = "train_y.npy: 3 different labels, of which the largest is 2147483646"
+    refused(sparse, train_y=y * (2**31 - 2))
+    refused("3 different labels, of which the largest is 255, would make 256", train_y=y * 255)
     refused("train_y.npy: labels reach from 0 to 4294967296", train_y=y.astype(np.int64) << 32)
     refused(r"train and test samples differ: \(3,\) float32 and \(2,\) float32", test_x=x[:, :2])
     refused("train and test samples differ", test_x=x.astype(np.float64))
@@ -140,15 +144,19 @@ def test_hold_out_divides_without_overlap(rng):
     assert len(hold_out(whole, 1e-9, seed=0)[1]) == 1
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 2.0, float("nan"), 0.999])
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 2.0, float("nan"), 0.999, "half", None])
 def test_impossible_fractions_are_refused(rng, fraction):
-    with pytest.raises(ValueError, match="hold_out: .*(fraction must lie|leaves none)"):
+    with (
+        unchecked(),
+        pytest.raises(ValueError, match="hold_out: .*(fraction must lie|leaves none)"),
+    ):
         hold_out(split(rng), fraction, seed=0)
 
 
-def test_a_negative_seed_is_refused(rng):
-    with pytest.raises(ValueError, match="hold_out: seed must not be negative"):
-        hold_out(split(rng), 0.5, seed=-1)
+@pytest.mark.parametrize("seed", [-1, None, 0.5, "a"])
+def test_what_is_no_seed_is_refused(rng, seed):
+    with unchecked(), pytest.raises(ValueError, match="hold_out: seed must not be negative"):
+        hold_out(split(rng), 0.5, seed=seed)
 
 
 def test_select_classes_keeps_their_samples_and_relabels(rng):
@@ -194,6 +202,48 @@ def test_features_far_from_zero_keep_their_precision(rng):
     x = 1e7 + rng.normal(size=(500, 4))
     part = Split(x, np.zeros(500, np.int32))
     data = make_dataset("far", part, part, 1)
-    np.testing.assert_allclose([data.mean, data.std], [x.mean(), x.std()], rtol=1e-9)
+    np.testing.assert_allclose([data.mean, data.std], [x.mean(0), x.std(0)], rtol=1e-9)
     whole = as_batch(data.train, mean=data.mean, std=data.std)
-    np.testing.assert_allclose(whole.x, (x - x.mean()) / x.std(), atol=1e-5)
+    np.testing.assert_allclose(whole.x, (x - x.mean(0)) / x.std(0), atol=1e-5)
+    swapped = Split(x.astype(">f8"), np.zeros(500, np.int32))  # as a file may hold it
+    np.testing.assert_array_equal(as_batch(swapped, mean=data.mean, std=data.std).x, whole.x)
+
+
+def test_each_feature_of_a_table_has_its_own_scale():
+    """One mean and deviation for all left the small ones at 0."""
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(5000, 4)) * [1e-3, 1, 1e3, 0] + [5, 0, -1e4, 7]).astype(np.float32)
+    part = Split(x, np.zeros(5000, np.int32))
+    data = make_dataset("table", part, part, 1)
+    whole = np.asarray(as_batch(data.train, mean=data.mean, std=data.std).x)
+    np.testing.assert_allclose(whole[:, :3].mean(0), 0, atol=2e-3)
+    np.testing.assert_allclose(whole[:, :3].std(0), 1, atol=2e-3)
+    assert (whole[:, 3] == 0).all() and data.std[3] == 1
+    one = make_dataset("column", part[:10], part[:10], 1)
+    assert len(one.mean) == 4
+    constant = Split(np.ones((9, 2), np.float32), np.zeros(9, np.int32))
+    with pytest.raises(DatasetError, match="table: the train split is constant"):
+        make_dataset("table", constant, constant, 1)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (48, 64, 4)])
+def test_channels_at_the_end_are_not_taken_for_rows(rng, shape):
+    last = split(rng, shape=shape)
+    with pytest.raises(DatasetError, match=r"channels last.*hand over x.transpose\(0, 3, 1, 2\)"):
+        make_dataset("own", last, last, 4)
+    first = Split(last.x.transpose(0, 3, 1, 2), last.y)
+    assert make_dataset("own", first, first, 4).input_shape == (shape[2], *shape[:2])
+    meant = make_dataset("own", last, last, 4, channels_first=True)
+    assert select_classes(meant, (0, 1)).input_shape == shape
+
+
+@pytest.mark.parametrize("shape", [(16, 4, 4), (4, 4, 1), (8, 100, 1), (3, 32, 32), (3, 4, 4)])
+def test_feature_maps_are_no_images_with_channels_last(rng, shape):
+    part = split(rng, shape=shape)
+    assert make_dataset("own", part, part, 4).input_shape == shape
+
+
+@pytest.mark.parametrize("classes", [0, -1])
+def test_a_number_of_classes_is_one(rng, classes):
+    with pytest.raises(DatasetError, match="own: num_classes must be"):
+        make_dataset("own", split(rng), split(rng), classes)

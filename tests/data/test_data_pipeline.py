@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.refusals import unchecked
 from hypothesis import given, settings, strategies as st
 
 from ntt_eqx.data import Batch, BatchIterator, Split, as_batch, batches, load_dataset
@@ -138,7 +139,12 @@ def test_features_are_not_divided_by_255(rng, dtype):
         ({"batch_size": 0}, r"batch_size must lie in \[1, 10\].*got 0"),
         ({"batch_size": 11}, r"batch_size must lie in \[1, 10\].*got 11"),
         ({"seed": -1}, "seed must not be negative"),
-        ({"num_epochs": 0}, "num_epochs must be at least 1"),
+        ({"num_epochs": 0}, "num_epochs must be an integer of at least 1 or None"),
+        ({"num_epochs": 1.5}, "num_epochs must be an integer of at least 1 or None, got 1.5"),
+        ({"batch_size": 2.5}, r"batch_size must lie in \[1, 10\].*got 2.5"),
+        ({"batch_size": None}, r"batch_size must lie in \[1, 10\].*got None"),
+        ({"seed": None}, "seed must not be negative, and a whole number, got None"),
+        ({"num_threads": "2"}, "num_threads must not be negative.*got '2'"),
         ({"num_threads": -1}, "num_threads must not be negative"),
         ({"std": 0.0}, "std must be positive"),
         ({"std": -1.0}, "std must be positive"),
@@ -149,7 +155,7 @@ def test_features_are_not_divided_by_255(rng, dtype):
 )
 def test_bad_arguments_are_refused(change, message):
     arguments = {"batch_size": 4, "seed": 0} | change
-    with pytest.raises(ValueError, match=message):
+    with unchecked(), pytest.raises(ValueError, match=message):
         batches(numbered(10), **arguments)
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.devices import close, mesh_of, model_and_samples
+from helpers.refusals import unchecked
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import ntt_eqx as ntt
@@ -115,6 +116,23 @@ def test_one_device_changes_nothing():
 def test_axes_that_are_none(options):
     with pytest.raises(ValueError, match="distribute: rows="):
         with ntt.distribute(mesh_of((8,), ("a",)), **options):
+            pass
+
+
+@pytest.mark.parametrize(
+    "mesh, options, message",
+    [
+        (jax.devices, {}, r"mesh must be a jax.sharding.Mesh, got list; .* jax.make_mesh\("),
+        (lambda: jax.devices()[0], {}, "mesh must be a jax.sharding.Mesh, got .*Device"),
+        (lambda: None, {"rows": "rows"}, "rows must be a tuple of names.*got 'rows'"),
+        (lambda: None, {"columns": 3}, "columns must be a tuple of names.*got 3"),
+        (lambda: None, {"rows": [0]}, r"rows must be a tuple of names.*got \[0\]"),
+        (lambda: None, {"exchange": "yes"}, "exchange must be True, False or None, got 'yes'"),
+    ],
+)
+def test_what_is_no_mesh(mesh, options, message):
+    with unchecked(), pytest.raises(ValueError, match=f"^distribute: {message}"):
+        with ntt.distribute(mesh(), **options):
             pass
 
 

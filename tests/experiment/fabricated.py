@@ -6,8 +6,23 @@ import zlib
 
 import numpy as np
 
+from ntt_eqx.experiment.manifest import RunFolder, create
+
 SIZES = {"hidden1.weight": 235_200, "hidden2.weight": 30_000, "output.weight": 1_000}
 OFFSET = {"ntt": 1.5, "ntt-ambient": 1.2, "random": -3.0, "magnitude": -1.0, "snip": 0.5}
+
+
+def held(directory, kind="network"):
+    """A run folder that nobody else can claim, for tests of what is written into it."""
+    create(directory, kind)
+    return RunFolder(directory, lambda: None)
+
+
+def write_run(directory, **files):
+    """A run's folder with these files, by name with `_` for the dot; a dictionary becomes JSON."""
+    text = lambda value: value if isinstance(value, str) else json.dumps(value)
+    encode = lambda value: value if isinstance(value, bytes) else text(value).encode()
+    held(directory).write({n.replace("_", "."): encode(value) for n, value in files.items()})
 
 
 def fabricate(
@@ -33,7 +48,6 @@ def fabricate(
 
 def write_cell(directory, method, scope, density, seed, fields):
     rng = np.random.default_rng(zlib.crc32(f"{method}{scope}{density}{seed}".encode()))
-    directory.mkdir(parents=True)
     place = {
         "dataset": "fashion-mnist",
         "model": "lenet-300-100",
@@ -43,7 +57,7 @@ def write_cell(directory, method, scope, density, seed, fields):
         "seed": seed,
         **{k: v for k, v in fields.items() if k in ("dataset", "model")},
     }
-    (directory / "config.json").write_text(json.dumps({"format": 1, **place}))
+    config = {"format": 1, **place}
     accuracy = 0.9 + 0.02 * math.log10(density) + 0.01 * OFFSET.get(method, 0.0)
     accuracy += 0.004 * rng.normal() - (0.03 if scope == "global" and density < 0.02 else 0.0)
     shares = {name: density for name in SIZES}
@@ -62,7 +76,6 @@ def write_cell(directory, method, scope, density, seed, fields):
         "fingerprint": f"{method}{scope}{density}{seed}",
         **fields,
     }
-    (directory / "result.json").write_text(json.dumps(result))
     rows = []
     if method.startswith("ntt"):
         for step in range(0, 5001, 250):
@@ -73,4 +86,4 @@ def write_cell(directory, method, scope, density, seed, fields):
         seen = accuracy - 0.2 * math.exp(-step / 2500) + 0.002 * rng.normal()
         rows.append({"phase": "train", "step": step, "test": {"accuracy": seen}})
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    (directory / "metrics.jsonl").write_text(text)
+    write_run(directory, config_json=config, result_json=result, metrics_jsonl=text)

@@ -75,7 +75,8 @@ def test_compare_writes_results_tables_and_figures(finished):
     )
     cell = next((finished / "cells").glob("*-ntt-layer-0.1-*"))
     assert {path.name for path in cell.iterdir()} == {
-        *("config.json", "metrics.jsonl", "model.eqx", "transferred.eqx", "result.json"),
+        *("manifest.json", "config.json", "metrics.jsonl", "model.eqx", "transferred.eqx"),
+        "result.json",
     }
 
 

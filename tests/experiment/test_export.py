@@ -13,7 +13,7 @@ from safetensors import safe_open
 import ntt_eqx as ntt
 from ntt_eqx.experiment import images
 from ntt_eqx.experiment.cli import main
-from ntt_eqx.experiment.model_file import save_model
+from ntt_eqx.experiment.model_file import encode_model
 
 HEADER = {
     "model": "lenet-300-100",
@@ -31,7 +31,7 @@ def run(tmp_path):
     """The directory of a run, and the network in it."""
     model = ntt.models.LeNet300100(key=jax.random.key(0))
     sparse = ntt.SparseModel(model, ntt.make_mask(ntt.scores.Magnitude()(model), 0.03))
-    save_model(tmp_path / "model.eqx", sparse, HEADER)
+    (tmp_path / "model.eqx").write_bytes(encode_model(sparse, HEADER))
     return tmp_path, sparse
 
 

@@ -14,7 +14,7 @@ from ntt_eqx.experiment.figures import (
 )
 from ntt_eqx.experiment.results import find_runs
 
-from .fabricated import fabricate
+from .fabricated import fabricate, write_run
 
 
 def runs(tmp_path, **options):
@@ -59,9 +59,9 @@ def test_two_evaluations_are_no_curve(tmp_path):
     found = runs(tmp_path, methods=("random",), seeds=(0,))
     path = found[0].directory / "metrics.jsonl"
     rows = path.read_text().splitlines()
-    path.write_text("\n".join((rows[0], rows[1], rows[-1])) + "\n")
+    write_run(path.parent, metrics_jsonl="\n".join((rows[0], rows[1], rows[-1])) + "\n")
     assert accuracy_figure(found) is None
-    path.write_text("\n".join((*rows[:3], rows[-1])) + "\n")
+    write_run(path.parent, metrics_jsonl="\n".join((*rows[:3], rows[-1])) + "\n")
     assert accuracy_figure(found) is not None
 
 
@@ -71,12 +71,14 @@ def test_refreshes_are_marked(tmp_path):
     assert "mask refresh" not in [text.get_text() for text in plain.legends[0].get_texts()]
     path = found[0].directory / "config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "transfer": {"mask_every": 1000}}))
+    write_run(path.parent, config_json={**config, "transfer": {"mask_every": 1000}})
     figure = distances_figure(find_runs(tmp_path))
     marks = [line for line in figure.axes[0].lines if line.get_label() == "mask refresh"]
     assert [list(line.get_xdata()) for line in marks] == [[1000, 2000, 3000]]
     assert [axes.get_xlabel() for axes in figure.axes] == ["", "Transfer steps"]
-    path.write_text(json.dumps({**config, "transfer": {"mask_every": 50}}))  # too many to tell
+    write_run(
+        path.parent, config_json={**config, "transfer": {"mask_every": 50}}
+    )  # too many to tell
     figure, label = distances_figure(find_runs(tmp_path)), "mask refreshes, every 50 steps"
     (marks,) = [line for line in figure.axes[0].lines if line.get_label() == label]
     first, last = marks.get_xdata()

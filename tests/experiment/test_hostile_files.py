@@ -14,15 +14,20 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers.arbitrary import OBJECTS, assert_refused, examples, explore_file
+from helpers.refusals import unchecked
 
 import ntt_eqx as ntt
+from ntt_eqx.experiment import manifest
 from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.checkpoint import Checkpoint, CheckpointStore
+from ntt_eqx.experiment.manifest import read_manifest
 from ntt_eqx.experiment.metrics import read_metrics
-from ntt_eqx.experiment.model_file import load_model, save_model
+from ntt_eqx.experiment.model_file import encode_model, load_model
 from ntt_eqx.experiment.results import find_runs
 from ntt_eqx.experiment.settings import CompareSettings, load_config
 from ntt_eqx.models import MODELS
+
+from .fabricated import held, write_run
 
 CONFIG = {"dataset": "mnist", "model": "m", "method": "ntt", "density": 0.5, "seed": 0}
 DIGITS = b'{"seeds": [' + b"9" * 5000 + b"]}"
@@ -36,14 +41,20 @@ def read_run(name):
     def read(path):
         folder = path.parent / "run"
         folder.mkdir(exist_ok=True)
-        for file in ("config.json", "result.json"):
-            (folder / file).write_text(json.dumps(RESULT))
-        (folder / name).write_bytes(path.read_bytes())
+        write_run(folder, config_json=RESULT, result_json=RESULT)
+        held(folder).write({name: path.read_bytes()})
         for run in find_runs(folder):
             assert (run.state == "done") == (run.result is not None)
             assert run.state != "broken" or str(folder) in run.note
 
     return read
+
+
+def metrics(path):
+    """Rows with a digest that fits, whoever wrote them."""
+    folder = path.parent / "run"
+    write_run(folder, metrics_jsonl=path.read_bytes())
+    return read_metrics(folder)
 
 
 class Flat(eqx.Module):
@@ -57,7 +68,8 @@ class Flat(eqx.Module):
 
 
 def network(path):
-    save_model(path, ntt.sparsify(Flat((1, 1, 3), 2, key=jax.random.key(0))), HEADER)
+    model = ntt.sparsify(Flat((1, 1, 3), 2, key=jax.random.key(0)))
+    path.write_bytes(encode_model(model, HEADER))
 
 
 HEADER = {
@@ -79,7 +91,7 @@ RESULT = {
 SETTINGS = {"seeds": [1, 2], "densities": [0.5], "transfer": {"epochs": 1.5, "l2_weight": None}}
 FILES = {  # what writes the whole file, or its text; what reads it
     "network": (network, load_model),
-    "metrics": ('{"step": 1}\n{"step": 2, "test": {"accuracy": 0.5}}\n', read_metrics),
+    "metrics": ('{"step": 1}\n{"step": 2, "test": {"accuracy": 0.5}}\n', metrics),
     "configuration": (json.dumps(SETTINGS), config),
     "run's configuration": (json.dumps(RESULT), read_run("config.json")),
     "run's result": (json.dumps(RESULT), read_run("result.json")),
@@ -107,7 +119,7 @@ CASES = {
     "an object in Python's words": (b"__import__('os').abort()", config, "not a JSON file"),
     "depth without end": (b'{"seeds":' * 100_000, config, "not a JSON file"),
     "a deep value": (b'{"seeds": ' + b"[" * 500 + b"]" * 500 + b"}", config, "of type int"),
-    "rows of 5,000 digits": (DIGITS + b"\n", read_metrics, "line 1 is not a JSON object"),
+    "rows of 5,000 digits": (DIGITS + b"\n", metrics, "line 1 is not a JSON object"),
     # networks
     "a header of 5,000 digits": (
         b"ntt-eqx model\n" + struct.pack("<Q", len(DIGITS)) + DIGITS, load_model, "is not JSON"
@@ -138,16 +150,15 @@ def test_pipes_devices_and_loops_are_not_read(kind, reader, tmp_path):
 
 
 def test_a_tree_of_links_that_leads_in_a_circle_ends(tmp_path):
-    (tmp_path / "cells").mkdir()
+    write_run(tmp_path / "cells", config_json=CONFIG)
     (tmp_path / "cells" / "again").symlink_to(tmp_path)
-    (tmp_path / "cells" / "config.json").write_text(json.dumps(CONFIG))
     assert len(find_runs(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("number", [b"9" * 5000, b"1" + b"0" * 400, b"NaN", b"-Infinity"])
 def test_runs_with_numbers_that_no_float_holds_are_broken(number, tmp_path):
     text = json.dumps(CONFIG).encode()
-    (tmp_path / "config.json").write_bytes(text.replace(b"0.5", number))
+    write_run(tmp_path, config_json=text.replace(b"0.5", number))
     (found,) = find_runs(tmp_path)
     assert found.state == "broken" and str(tmp_path) in found.note
 
@@ -159,28 +170,62 @@ STATE = {"w": jnp.arange(3.0)}
     "change",
     [
         lambda text: text.replace(b'"rows": 3', b'"rows": 4'),
-        lambda text: text.replace(b'"rows": 3', b'"rows": null'),
-        lambda text: text.replace(b'"seconds"', b'"minutes"'),
+        lambda text: text.replace(b'"record"', b'"recerd"'),
+        lambda text: text.replace(b"[3]", b"[99999999999]"),
         lambda text: b"[]",
+        lambda text: b"ntt-eqx checkpoint 1\n" + struct.pack("<Q", 2) + b"[]",
+        lambda text: b"ntt-eqx checkpoint 1\n" + struct.pack("<Q", 2**63) + b"{}",
         lambda text: b'{"__reduce__": ["os.system"]}',
         lambda text: DIGITS,
         lambda text: OBJECTS,
         lambda text: b"",
     ],
 )
-def test_a_checkpoint_whose_record_was_changed_is_passed_over(change, tmp_path):
-    store = CheckpointStore(tmp_path)
+@pytest.mark.parametrize("sealed", [False, True], ids=["changed", "with a digest that fits"])
+def test_a_checkpoint_that_was_changed_is_passed_over(change, sealed, tmp_path):
+    run = held(tmp_path)
+    store = CheckpointStore(run, "train")
     for step in (1, 2):
         store.save(Checkpoint(step, STATE, {"rows": 3, "seconds": 0.1}))
-    store.close()
-    (path,) = [p for p in (tmp_path / "2" / "record").rglob("*") if b"seconds" in read(p)]
-    path.write_bytes(change(path.read_bytes().replace(b'"rows":3', b'"rows": 3')))
-    store = CheckpointStore(tmp_path)
+    path = tmp_path / "checkpoints" / "train-000000002"
+    content = change(path.read_bytes())
+    if sealed:
+        run.write({"checkpoints/train-000000002": content})
+    path.write_bytes(content)
     found = store.latest(STATE)
-    store.close()
-    assert (found.step, found.record) == (1, {"rows": 3, "seconds": 0.1})
+    known = {"rows": 4 if sealed and b'"rows": 4' in content else 3, "seconds": 0.1}
+    assert found.record == known and found.step == (2 if known["rows"] == 4 else 1)
     assert not hasattr(builtins, "was_executed")
 
 
-def read(path):
-    return path.read_bytes() if path.is_file() else b""
+HOSTILE = {
+    "outside": {"../config.json": []},
+    "absolute": {"/etc/passwd": []},
+    "checkpoints outside": {"checkpoints/../../x": []},
+    "empty": {"": []},
+    "a digest of a number": {"config.json": [3]},
+    "a digest that is none": {"config.json": ["x"]},
+    "digests of text": {"config.json": "0" * 64},
+    "a zero byte": {"a\0b": []},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_manifest_names_files_below_it_alone(name, tmp_path):
+    with unchecked():
+        content = manifest._encode("network", HOSTILE[name])
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(ExperimentError, match="manifest.json: damaged"):
+        read_manifest(tmp_path)
+
+
+def test_every_flipped_bit_and_cut_of_a_manifest_is_noticed(tmp_path):
+    write_run(tmp_path, config_json=CONFIG)
+    path = tmp_path / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        changed = whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]
+        for content in (changed, whole[:place]):
+            path.write_bytes(content)
+            with pytest.raises(ExperimentError, match="manifest.json: "):
+                read_manifest(tmp_path)

@@ -90,6 +90,7 @@ def test_masks_follow_their_pattern(teacher):
     assert bool(whole.all())
     filters = np.asarray(make(0.5, pattern="filters").mask.hidden.weight)
     assert sorted(filters.mean(1)) == [0, 0, 0, 1, 1, 1]
+    assert bool(make(0.5, pattern="filters").mask.output.weight.all())  # no class is cut off
     blocks = np.asarray(make(0.5, pattern="block:2x4").mask.hidden.weight)
     assert set(blocks.reshape(3, 2, 4, 4).mean((1, 3)).ravel()) == {0, 1}
     shares = make(0.3, allocation="erk").densities()

@@ -17,7 +17,7 @@ import pytest
 from ntt_eqx import make_mask, scores, sparsify
 from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.cli import main
-from ntt_eqx.experiment.model_file import load_model, save_model
+from ntt_eqx.experiment.model_file import encode_model, load_model
 from ntt_eqx.models import MODELS, make_model
 
 from .conftest import TwoLayers
@@ -29,7 +29,11 @@ HEADER = {
     "density": 0.2,
     "seed": 0,
 }
-MAGIC = b"ntt-eqx model\n"
+MAGIC = b"ntt-eqx model 2\n"
+
+
+def save_model(path, model, header):
+    path.write_bytes(encode_model(model, header))
 
 
 def network():
@@ -48,6 +52,20 @@ def test_every_architecture_comes_back(name, tmp_path):
     assert eqx.tree_equal(found, sparse)
 
 
+def test_a_file_of_version_1_has_its_weights_first(path, tmp_path):
+    sparse, buffer = network(), io.BytesIO()
+    eqx.tree_serialise_leaves(buffer, (sparse.model, sparse.masks))
+    header, _ = parts(path.read_bytes())
+    old = {
+        **header,
+        "version": 1,
+        "bytes": len(buffer.getvalue()),
+        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+    }
+    (tmp_path / "old.eqx").write_bytes(join(old, buffer.getvalue()))
+    assert eqx.tree_equal(load_model(tmp_path / "old.eqx").model, sparse)
+
+
 @pytest.fixture
 def path(tmp_path):
     save_model(tmp_path / "net.eqx", network(), HEADER)
@@ -57,12 +75,20 @@ def path(tmp_path):
 def parts(content):
     (length,) = struct.unpack("<Q", content[len(MAGIC) :][:8])
     start = len(MAGIC) + 8
-    return json.loads(content[start : start + length]), content[start + length :]
+    return json.loads(content[start : start + length]), content[start + length : -32]
 
 
 def join(header, payload):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return MAGIC + struct.pack("<Q", len(text)) + text + payload
+    content = MAGIC + struct.pack("<Q", len(text)) + text + payload
+    return content + hashlib.sha256(content).digest()
+
+
+def of_version_1(content):
+    header, payload = parts(content)
+    digest = hashlib.sha256(payload).hexdigest()
+    text = json.dumps({**header, "version": 1, "sha256": digest}).encode()
+    return b"ntt-eqx model\n" + struct.pack("<Q", len(text)) + text + payload
 
 
 def with_header(content, **changes):
@@ -72,8 +98,7 @@ def with_header(content, **changes):
 
 
 def with_payload(content, payload):
-    digest = hashlib.sha256(payload).hexdigest()
-    return with_header(join(parts(content)[0], payload), bytes=len(payload), sha256=digest)
+    return with_header(join(parts(content)[0], payload), bytes=len(payload))
 
 
 def npy(array, **options):
@@ -125,6 +150,12 @@ BROKEN = {
     "no arrays": (lambda c: join(parts(c)[0], b""), "truncated: 0 of"),
     "last byte missing": (lambda c: c[:-1], "truncated: "),
     "one byte more": (lambda c: c + b"\0", "truncated: "),
+    "its end missing": (lambda c: c[:-33], "truncated: "),
+    "other class list": (lambda c: c.replace(b'"num_classes": 3', b'"num_classes": 1'), "checksum"),
+    "other density": (lambda c: c.replace(b'"density": 0.2', b'"density": 0.3'), "checksum"),
+    "other version": (lambda c: c.replace(b'"version": 2', b'"version": 0'), "checksum"),
+    "density of 3": (lambda c: with_header(c, density=3), "'density' is 3, which is not above 0"),
+    "seed below 0": (lambda c: with_header(c, seed=-1), "field 'seed' is -1, which is not 0 to"),
     "endless header": (lambda c: MAGIC + struct.pack("<Q", 2**63) + c, "header is not whole"),
     "flipped bit": (lambda c: c[:-1] + bytes([c[-1] ^ 1]), "checksum"),
     "header of bytes": (lambda c: join(b"\xff\xfe", b""), "not JSON"),
@@ -132,7 +163,7 @@ BROKEN = {
     "header is a list": (lambda c: join([1], b""), "does not name a version"),
     "no version": (lambda c: with_header(c, version=...), "does not name a version"),
     "version true": (lambda c: with_header(c, version=True), "does not name a version"),
-    "newer": (lambda c: with_header(c, version=2), r"newer version \(format 2.*update ntt-eqx"),
+    "newer": (lambda c: with_header(c, version=3), r"newer version \(format 3.*update ntt-eqx"),
     "no model": (lambda c: with_header(c, model=...), "header: field 'model' is missing"),
     "model of a list": (lambda c: with_header(c, model=["tiny"]), "field 'model'"),
     "density of text": (lambda c: with_header(c, density="x"), "field 'density'"),
@@ -169,6 +200,28 @@ def test_a_broken_file_is_named_and_nothing_is_executed(case, path):
         load_model(path)
     assert str(path) in str(caught.value)
     assert not hasattr(builtins, "was_executed")
+
+
+def test_every_flipped_bit_is_noticed(path):
+    """In the header as in the arrays: the class list, mean and deviation, density and seed."""
+    whole = path.read_bytes()
+    end = len(whole) - len(parts(whole)[1])
+    for place in (*range(0, end, 3), *range(end, len(whole), 97), len(whole) - 1):
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]
+        )
+        with pytest.raises(ExperimentError):
+            load_model(path)
+
+
+def test_files_of_version_1_are_read_with_a_warning(path):
+    path.write_bytes(of_version_1(path.read_bytes()))
+    with pytest.warns(UserWarning, match="net.eqx: written by ntt-eqx 0.2 or earlier"):
+        found = load_model(path)
+    assert eqx.tree_equal(found.model, network())
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ExperimentError, match="checksum"):
+        load_model(path)
 
 
 def test_places_without_a_file(tmp_path):

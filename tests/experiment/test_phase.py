@@ -1,6 +1,7 @@
 """A phase that is cut anywhere gives the bits of one that is not; a bad loss stops it."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from ntt_eqx.experiment.checkpoint import KEPT, Checkpoint, CheckpointStore
 from ntt_eqx.experiment.loop import Phase, RunContext, StopRequest, run_phase
 from ntt_eqx.experiment.metrics import MetricsFile, read_metrics
 from ntt_eqx.experiment.progress import Display
+
+from .fabricated import held
 
 
 class Batches:
@@ -66,11 +69,11 @@ def make_phase(bad_at=None, stop_at=None, stop=None):
 
 
 def run(phase, folder, stop=None, every=1e9):
-    metrics = MetricsFile(folder / "metrics.jsonl")
-    folder.mkdir(exist_ok=True)
+    here = held(folder)
+    metrics = MetricsFile(here)
     with open(folder / "log", "a") as log:
         context = RunContext(lambda name: None, Display(log), stop or StopRequest(), every)
-        return run_phase(phase, folder / "c", metrics, context)
+        return run_phase(phase, here, metrics, context)
 
 
 @pytest.mark.parametrize("cut", [1, 4, 6, 10])
@@ -85,7 +88,7 @@ def test_a_cut_run_gives_the_same_bits(tmp_path, cut):
         jax.random.key_data(whole.state["key"]), jax.random.key_data(again.state["key"])
     )
     assert again.row == whole.row and again.seconds > 0
-    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
+    rows = [read_metrics(tmp_path / name) for name in ("whole", "cut")]
     assert rows[0] == rows[1]
     assert [row["step"] for row in rows[0]] == [0, 4, 8, 11]
 
@@ -103,7 +106,7 @@ def test_a_finished_phase_leaves_the_rows_of_the_next(tmp_path):
     path = tmp_path / "a" / "metrics.jsonl"
     path.write_text(path.read_text() + '{"phase": "next"}\n')
     run(make_phase(), tmp_path / "a")
-    assert [row["phase"] for row in read_metrics(path)] == ["train"] * 4 + ["next"]
+    assert [row["phase"] for row in read_metrics(path.parent)] == ["train"] * 4 + ["next"]
 
 
 def test_a_bad_loss_stops_at_its_step_and_keeps_the_last_good_state(tmp_path):
@@ -114,40 +117,91 @@ def test_a_bad_loss_stops_at_its_step_and_keeps_the_last_good_state(tmp_path):
         run(make_phase(bad_at=7), tmp_path / "b")
 
 
-STATE = {"w": jnp.arange(3.0), "key": jax.random.key(2), "name": "w"}
+def test_a_bad_batch_is_named_in_place_of_the_advice(tmp_path):
+    class Lost(Batches):
+        def __next__(self):
+            number = super().__next__()
+            return np.float32(np.nan if number == 3 else number)
+
+    phase = make_phase()
+    phase.batches = Lost()
+    with pytest.raises(Diverged, match="step 3 of 11; .*The batch of step 3 has NaN") as caught:
+        run(phase, tmp_path / "a")
+    assert "Try less" not in str(caught.value)
+
+
+STATE = {
+    "w": jnp.arange(3.0),
+    "b": jnp.ones(2, jnp.bfloat16),
+    "key": jax.random.key(2),
+    "name": "w",
+}
 
 
 def test_checkpoints_are_bounded_and_exact(tmp_path):
-    store = CheckpointStore(tmp_path)
+    store = CheckpointStore(held(tmp_path), "train")
     for step in range(5):
         store.save(Checkpoint(step, STATE, {"step": step, "x": 0.1}))
-    assert len(store.steps()) == KEPT
+    assert store.steps() == [3, 4] and len(store.steps()) == KEPT
+    assert len(list((tmp_path / "checkpoints").iterdir())) == KEPT
     found = store.latest(STATE)
     assert (found.step, found.record) == (4, {"step": 4, "x": 0.1})
     np.testing.assert_array_equal(found.state["w"], STATE["w"])
-    assert found.state["name"] == "w"
+    assert found.state["name"] == "w" and found.state["b"].dtype == jnp.bfloat16
     assert jnp.array_equal(*(jax.random.key_data(s["key"]) for s in (found.state, STATE)))
-    store.close()
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
-    store = CheckpointStore(tmp_path)
+    store = CheckpointStore(held(tmp_path), "train")
     assert store.latest(STATE) is None
     store.save(Checkpoint(1, STATE, {}))
     store.save(Checkpoint(2, {**STATE, "w": jnp.ones(3)}, {}))
-    store.close()
-    damage(tmp_path / "2")
-    store = CheckpointStore(tmp_path)
+    one, two = sorted((tmp_path / "checkpoints").iterdir())
+    two.write_bytes(two.read_bytes()[: two.stat().st_size // 2])
     assert store.latest(STATE).step == 1
-    store.close()
-    damage(tmp_path / "1")
-    store = CheckpointStore(tmp_path)
+    store.save(Checkpoint(2, STATE, {}))
+    assert store.latest(STATE).step == 2
+    for path in (one, two):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
     with pytest.raises(ExperimentError, match="no checkpoint there can be read.*remove this"):
         store.latest(STATE)
-    store.close()
 
 
-def damage(folder):
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def test_a_checkpoint_of_another_network_is_none(tmp_path):
+    store = CheckpointStore(held(tmp_path), "train")
+    store.save(Checkpoint(1, STATE, {}))
+    with pytest.raises(ExperimentError, match="its arrays are not those of this network"):
+        store.latest({**STATE, "w": jnp.arange(4.0)})
+
+
+def test_a_checkpoint_that_is_not_the_runs_is_neither_read_nor_removed(tmp_path):
+    store = CheckpointStore(held(tmp_path), "train")
+    for step in (3, 4):
+        store.save(Checkpoint(step, STATE, {}))
+    own, foreign = (tmp_path / "checkpoints" / f"train-00000000{step}" for step in (4, 9))
+    foreign.write_bytes(own.read_bytes())
+    assert store.latest(STATE).step == 4
+    with pytest.raises(ExperimentError, match="not this run's file"):
+        store.save(Checkpoint(9, STATE, {}))
+    run = held(tmp_path)
+    run.remove(run.names("checkpoints/"))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [foreign.name]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capfd):
+    store = CheckpointStore(held(tmp_path), "train")
+    store.save(Checkpoint(1, STATE, {}))
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fail)
+        with pytest.raises(
+            ExperimentError, match=r"step 2 cannot be written \(Input/output error\); older ones"
+        ):
+            store.save(Checkpoint(2, STATE, {}))
+    assert store.latest(STATE).step == 1
+    assert capfd.readouterr() == ("", "")

@@ -1,6 +1,7 @@
 """What a run shows: plain lines in a file, a bar with rate and time left on a terminal."""
 
 import io
+import re
 
 import pytest
 
@@ -62,6 +63,26 @@ def test_a_live_bar_takes_one_line(monkeypatch, width):
     play(display)
     said = stream.getvalue()
     assert "hello" in said and "86.40" in said and "100/200" in said
+
+
+def test_at_80_columns_the_numbers_are_whole(monkeypatch):
+    """Of a long title its end is kept, and the wheel turns beside it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with progress.Display(stream) as display:
+        display.begin("[12/40] ntt-sketch layer 0.03 seed 0, transfer", 20_000, 0)
+        display.advance(1, {"kernel": 12.3})
+        display.advance(5_000)
+        display._bar.refresh()
+        with display.busy("[12/40] ntt-sketch layer 0.03 seed 0, preparing the transfer"):
+            display._bar.refresh()
+    said = stream.getvalue()
+    assert ", transfer" in said and ", preparing the transfer" in said and "5000/20000" in said
+    lines = re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said))
+    full = [line for line in lines if "5000/20000" in line]
+    assert full and all(line[0] in "-\\|/" and "s left" in line for line in full), lines
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize(

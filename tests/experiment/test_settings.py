@@ -17,6 +17,8 @@ from ntt_eqx.experiment.settings import (
     to_json,
 )
 
+from .fabricated import held
+
 
 def read(value):
     return from_json(CompareSettings, value, where="config.json")
@@ -132,14 +134,17 @@ def test_settings_that_came_later_leave_older_results_in_their_place():
 
 def test_a_directory_belongs_to_one_configuration(tmp_path):
     one, two = plan(SETTINGS)[:2]
-    settle(tmp_path, one.to_json())
-    settle(tmp_path, one.to_json())
+    run = held(tmp_path)
+    settle(run, one.to_json())
+    settle(run, one.to_json())
     with pytest.raises(ExperimentError, match="another configuration .*method.* differ.*--out"):
-        settle(tmp_path, dataclasses.replace(one, method="random", seed=3).to_json())
-    newer = {**one.to_json(), "format": 99}
-    (tmp_path / "config.json").write_text(json.dumps(newer))
+        settle(run, dataclasses.replace(one, method="random", seed=3).to_json())
+    run.write_json("config.json", {**one.to_json(), "format": 99})
     with pytest.raises(ExperimentError, match="newer version"):
-        settle(tmp_path, one.to_json())
-    (tmp_path / "config.json").write_text("[]")
+        settle(run, one.to_json())
+    run.write({"config.json": b"[]"})
     with pytest.raises(ExperimentError, match="not the configuration of an ntt-eqx run"):
-        settle(tmp_path, two.to_json())
+        settle(run, two.to_json())
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ExperimentError, match="config.json: damaged or changed"):
+        settle(run, two.to_json())

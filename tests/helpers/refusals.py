@@ -13,7 +13,7 @@ X = np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(4, 3)
 Y = np.array([0, 1, 1, 0], np.int32)
 
 ASKS_FOR_ONE = r"fails on one sample.*called as model\(x\), for a sample without a batch axis"
-HOLDS_THEM = "needs a key or a state goes into a module that holds them"
+HOLDS_THEM = "needs a key goes into a module that holds it; pair `model.x, state.` with its state"
 
 
 @contextlib.contextmanager

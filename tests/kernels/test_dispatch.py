@@ -14,7 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from jaxtyping import TypeCheckError
 
 from ntt_eqx import kernels
-from ntt_eqx.kernels import Device, _dispatch, _mosaic_gpu
+from ntt_eqx.kernels import Device, _chips, _dispatch
 
 BAD_ARGUMENT = (ValueError, TypeCheckError, BeartypeException)
 H100 = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
@@ -53,7 +53,7 @@ def test_kernels_are_the_default_of_a_hopper_gpu_for_large_products(device, larg
         small = chosen()
         assert small.implementation == "reference"
         assert small.refusals[0][0] == "pallas_gpu" and "pays from" in small.refusals[0][1]
-        supported = _mosaic_gpu.refusal(Device("gpu", device.device_kind)) is None
+        supported = _chips.lacks_mosaic_gpu(Device("gpu", device.device_kind)) is None
         assert chosen(sizes=large).implementation == ("pallas_gpu" if supported else "reference")
         assert chosen(sizes=large, masked=False).implementation == "reference"
         assert chosen(sizes=large, implementation="reference").implementation == "reference"
@@ -75,7 +75,7 @@ def test_device_decides():
     with on(A100), pytest.raises(NotImplementedError, match="needs a Hopper GPU.*A100"):
         chosen(implementation="pallas_gpu")
     with on(H100):
-        if _mosaic_gpu.refusal(Device("gpu", H100.device_kind)) is None:
+        if _chips.lacks_mosaic_gpu(Device("gpu", H100.device_kind)) is None:
             assert chosen(implementation="pallas_gpu").implementation == "pallas_gpu"
         else:
             with pytest.raises(NotImplementedError, match="needs JAX 0.11"):

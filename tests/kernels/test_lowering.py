@@ -11,7 +11,7 @@ from helpers.oracle import Sizes
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from ntt_eqx import kernels
-from ntt_eqx.kernels import Device, _mosaic_gpu
+from ntt_eqx.kernels import Device, _chips, _mosaic_gpu
 from ntt_eqx.kernels._operation import Plan, run
 from ntt_eqx.kernels.masked_ntk import dense_gpu, dense_tpu
 from ntt_eqx.kernels.masked_ntk.implementations import IMPLEMENTATIONS
@@ -104,7 +104,7 @@ def test_lowering_by_name_with_the_gradient(platform):
     mask = jnp.ones((sizes.i, sizes.j), bool)
     gradient = jax.grad(lambda *args: jnp.sum(call(*args, mask) ** 2), argnums=(0, 1, 2, 3))
     with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=DEVICES[platform])):
-        if platform == "cuda" and _mosaic_gpu.refusal(Device("gpu", H100.device_kind)):
+        if platform == "cuda" and _chips.lacks_mosaic_gpu(Device("gpu", H100.device_kind)):
             with pytest.raises(NotImplementedError, match="needs JAX 0.11"):
                 jax.jit(gradient).trace(*args)
             return

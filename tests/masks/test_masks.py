@@ -93,12 +93,11 @@ def test_global_counts_are_exact(density):
 
 
 def test_ties_go_to_the_lowest_index():
-    mask = masks.make_mask(tree(np.ones((2, 3)), np.ones((4,))), 0.5)
-    assert weights(mask)[0].tolist() == [[True, True, True], [False, False, False]]
-    with pytest.warns(masks.LayerCollapseWarning):
-        mask = masks.make_mask(tree(np.ones((2, 3)), np.ones((4,))), 0.5, scope="global")
-    assert weights(mask)[0].tolist() == [[True, True, True], [True, True, False]]
-    assert not weights(mask)[1].any()
+    mask = masks.make_mask(tree([[9.0, 2, 2], [1, 0, 8]], [7.0, 5, 5, 6]), 0.5)
+    assert weights(mask)[0].tolist() == [[True, True, False], [False, False, True]]
+    mask = masks.make_mask(tree([[9.0, 2, 2], [1, 0, 8]], [0.1, 2.0, 7, 2]), 0.5, scope="global")
+    assert weights(mask)[0].tolist() == [[True, True, True], [False, False, True]]
+    assert weights(mask)[1].tolist() == [False, False, True, False]
 
 
 def test_global_scope_mixes_dtypes():
@@ -162,7 +161,7 @@ def test_a_layer_collapsed_by_global_scope_is_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         jax.jit(lambda s: masks.make_mask(s, 0.5, scope="global"))(scores)  # values not known
-        assert masks.check_collapse(masks.make_mask(scores, 0.5)) == ()
+        assert masks.check_collapse(masks.make_mask(tree(np.eye(3)), 1 / 3)) == ()
 
 
 def test_warnings_of_collapse_point_to_the_callers_line():
@@ -187,7 +186,7 @@ def test_check_collapse_of_a_constant_of_a_traced_function():
 
 
 def test_check_collapse_needs_values():
-    mask = masks.make_mask(tree(np.ones((3, 3))), 0.5)
+    mask = masks.make_mask(tree(np.arange(9.0).reshape(3, 3)), 0.5)
     with pytest.raises(ValueError, match="traced"):
         jax.jit(lambda m: masks.check_collapse(m))(mask)
 

@@ -100,7 +100,7 @@ test_refusals = refusals(
         "state": (lambda: ntt.ntk(NeedsState(), jnp.asarray(X)), HOLDS_THEM),
         "state, oracle": (
             lambda: ntt.ntk(ReturnsState(), jnp.asarray(X), implementation="ntk_vector_products"),
-            "module that returns the outputs alone",
+            "paired with its state by",
         ),
         "budget of text": (
             lambda: ntt.ntk(linear(), jnp.asarray(X), max_bytes="1G"),

@@ -17,11 +17,13 @@ from helpers.refusals import (
     Y,
     linear,
     refusals,
+    unchecked,
 )
 from hypothesis import strategies as st
 
 import ntt_eqx as ntt
 from ntt_eqx import make_mask, scores, sparsify
+from ntt_eqx.data import Batch
 
 KEY = jax.random.key(4)
 SQUARES = lambda sparse, x: jnp.sum(jnp.square(jax.vmap(sparse)(x)))
@@ -125,6 +127,66 @@ def test_bfloat16_models(getkey):
         make_mask(tree, 0.5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("name", sorted(set(ALL) - {"random", "magnitude"}))
+def test_narrow_models_are_scored_in_float32(name, dtype, tiny, batch):
+    """As the same numbers in float32, where second derivatives do not vanish."""
+    cast = lambda tree, to: jax.tree.map(
+        lambda leaf: leaf.astype(to) if eqx.is_inexact_array(leaf) else leaf, tree
+    )
+    narrow, x = cast(tiny, dtype), jnp.asarray(batch[0], dtype)
+    wide, labels = cast(narrow, jnp.float32), batch[1]
+    tree = ALL[name](narrow, given(name, (x, labels)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype(jnp.float32)}
+    assert eqx.tree_equal(tree, ALL[name](wide, given(name, (x.astype(jnp.float32), labels))))
+    make_mask(tree, 0.5)
+
+
+class Half(eqx.Module):
+    """A model that computes in 16 bits of its own."""
+
+    weight: jax.Array
+
+    def __call__(self, x):
+        x = jnp.broadcast_to(x.astype(jnp.bfloat16), self.weight.shape)
+        return jnp.sum(jax.lax.mul(self.weight, x), axis=1)
+
+
+def test_a_model_that_knows_16_bits_alone_is_scored_in_them(getkey):
+    model = Half(jax.random.normal(getkey(), (3, 4), jnp.bfloat16))
+    found = scores.LogitSnip()(model, jax.random.normal(getkey(), (5, 4)))
+    assert found.weight.dtype == jnp.bfloat16 and bool(jnp.any(found.weight > 0))
+
+
+FORMS = {
+    "tuple": lambda x, y: (x, y),
+    "list": lambda x, y: [x, y],
+    "x and y": lambda x, y: {"x": x, "y": y},
+    "image": lambda x, y: {"image": x, "label": y},
+    "pixels": lambda x, y: {"label": y, "pixel_values": x},
+    "input": lambda x, y: {"input": x, "labels": y},
+    "batch": lambda x, y: Batch(jnp.asarray(x), jnp.asarray(y)),
+    "other byte order": lambda x, y: x.astype(">f4"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["logit_snip", "path_exclusion", "synflow", "magnitude"])
+def test_batches_of_every_form_give_their_inputs(name, form, tiny, batch):
+    with unchecked():
+        found = scores.prune(tiny, LABEL_FREE[name], 0.5, FORMS[form](*batch))
+        direct = LABEL_FREE[name](tiny, FORMS[form](*batch))
+    assert eqx.tree_equal(found, scores.prune(tiny, LABEL_FREE[name], 0.5, batch[0]))
+    assert eqx.tree_equal(direct, LABEL_FREE[name](tiny, batch[0]))
+
+
+@pytest.mark.parametrize("form", ["tuple", "list", "x and y", "batch"])
+def test_pairs_of_every_form_are_examples(form, tiny, batch):
+    with unchecked():
+        found = scores.prune(tiny, scores.Snip(), 0.5, FORMS[form](*batch))
+    assert eqx.tree_equal(found, scores.prune(tiny, scores.Snip(), 0.5, batch))
+
+
 def test_works_under_jit(tiny, batch):
     for name in ("snip", "synflow"):
         jitted = eqx.filter_jit(lambda model, seen, name=name: ALL[name](model, seen))
@@ -196,6 +258,14 @@ test_refusals = refusals(
         "prune: no labels": (
             lambda: ntt.prune(linear(), scores.Snip(), 0.5, X),
             r"a tuple \(x, y\)",
+        ),
+        "prune: a dict": (
+            lambda: ntt.prune(linear(), scores.LogitSnip(), 0.5, {"rows": X}),
+            r"prune: a dict of examples needs inputs under one of .* got the keys \['rows'\]",
+        ),
+        "prune: nothing": (
+            lambda: ntt.prune(linear(), scores.LogitSnip(), 0.5, []),
+            "prune: needs a batch of inputs, got an empty list",
         ),
         "score: features": (lambda: scores.LogitSnip()(linear(), X[:, :2]), ASKS_FOR_ONE),
         "score: batches": (lambda: scores.LogitSnip()(Batched(), X), ASKS_FOR_ONE),

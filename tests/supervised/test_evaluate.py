@@ -73,7 +73,7 @@ X, Y = examples(4)
         ((X, Y[:2]), {}, "evaluate: all arrays of a batch must have its samples on their first"),
         ((X[:0], Y[:0]), {}, "at least one sample"),
         (((X * 9).astype(np.uint8), Y), {}, "standardise it first"),
-        ((X, Y), {"batch_size": 0}, "batch_size must be at least 1"),
+        ((X, Y), {"batch_size": 0}, "batch_size must be an integer of at least 1"),
         ((X, Y), {"objective": SquaredError()}, r"have the shape \(4, 3\).*got int32 of shape"),
         ((X, X[:, :1]), {"objective": SquaredError()}, r"got float32 of shape \(4, 1\)"),
         ((X, Y), {"objective": lambda *_: jnp.ones(3)}, r"loss must be.*float32 of shape \(3,\)"),

@@ -298,9 +298,9 @@ def test_bad_batches_are_refused(batch, message, sparse):
 def test_bad_arguments_are_refused(sparse):
     with pytest.raises(ValueError, match="ran out after step 3 of 5"):
         train(sparse, stream(3), ADAM, num_steps=5)
-    with pytest.raises(ValueError, match="num_steps must be at least 0"):
+    with pytest.raises(ValueError, match="num_steps must be an integer of at least 0"):
         train(sparse, stream(3), ADAM, num_steps=-1)
-    with pytest.raises(ValueError, match="log_every must be at least 1"):
+    with pytest.raises(ValueError, match="log_every must be an integer of at least 1"):
         train(sparse, stream(3), ADAM, num_steps=3, log_every=0)
     for bad in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="l2_weight must be finite"):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 
 import equinox as eqx
 import jax
@@ -122,7 +121,7 @@ def test_metrics_are_those_before_the_update(getkey):
 
 def test_learning_rate_is_told_where_the_optimiser_knows_it(getkey):
     _, metrics = step(start(getkey), next(batches()))
-    assert jnp.isnan(metrics.learning_rate)
+    assert metrics.learning_rate is None
     told = optax.inject_hyperparams(optax.sgd)(learning_rate=0.25)
     _, metrics = step(start(getkey, optimizer=told), next(batches()))
     assert metrics.learning_rate == 0.25
@@ -139,9 +138,11 @@ def test_optimisers_that_ask_for_more_than_a_gradient(getkey, kind):
     rates = []
     for x in itertools.islice(batches(), 3):
         state, metrics = step(state, x)
-        rates.append(float(metrics.learning_rate))
-    expected = [1e-2, 9e-3, 8e-3] if kind == "injected schedule" else [math.nan] * 3
-    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+        rates.append(metrics.learning_rate)
+    if kind == "plateau":
+        assert rates == [None] * 3
+    else:
+        np.testing.assert_allclose(rates, [1e-2, 9e-3, 8e-3], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

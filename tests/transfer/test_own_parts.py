@@ -36,6 +36,7 @@ def ran(steps=4, x=None, **parts):
     return state, masks, rows
 
 
+@pytest.mark.filterwarnings("ignore:prune. no path")  # a tiny network at a low density
 def test_own_score():
     x = next(batches((4, 8)))
     refresh = ntt.ScoreRefresh(OwnScore(), every=2)
@@ -71,7 +72,7 @@ def test_own_loss_and_its_terms():
     assert float(rows[0].loss) == pytest.approx(
         float(terms["cosine"] + 0.1 * terms["log_distance"]), rel=1e-5
     )
-    assert jnp.isnan(rows[0].kernel_distance) and rows[0].weight_norm > 0
+    assert rows[0].kernel_distance is None and rows[0].weight_norm > 0
     assert float(rows[-1].terms["cosine"]) < float(terms["cosine"])
     method = ntt.NeuralTangentTransfer(sparsity=0.3, optimizer=ADAM, loss=OwnLoss(), num_steps=2)
     _, history = ntt.transfer(ntt.ntt_init(MODEL, method), batches((4, 8)))

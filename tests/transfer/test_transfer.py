@@ -49,9 +49,7 @@ def test_history(getkey):
     )
     assert [row["step"] for row in history] == [0, 4, 8, 12]
     assert [(row["step"], row) for row in history] == logged
-    fields = [
-        "loss", "kernel_distance", "target_distance", "weight_norm", "density", "learning_rate"
-    ]  # fmt: skip
+    fields = ["loss", "kernel_distance", "target_distance", "weight_norm", "density"]
     for row in history:
         parts = ["validation"] if row["step"] == 0 else ["train", "validation"]
         assert list(row) == ["step", *parts]

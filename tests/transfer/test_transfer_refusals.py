@@ -37,6 +37,10 @@ def run(x, teacher=None, optimizer=SGD, **options):
     return ntt.transfer(start(teacher, optimizer), iter([x]), num_steps=1, **options)
 
 
+def take(x):
+    return eqx.filter_jit(ntt.ntt_step)(start(), x)
+
+
 def mask(model=None):
     return ntt.sparsify(linear() if model is None else model).mask
 
@@ -77,22 +81,91 @@ test_refusals = refusals(
         ),
         "transfer: negative steps": (
             lambda: ntt.transfer(start(), iter([X]), num_steps=-1),
-            "num_steps must be at least 0, got -1",
+            "num_steps must be an integer of at least 0, got -1",
         ),
         "transfer: steps of text": (
             lambda: ntt.transfer(start(), iter([X]), num_steps="3"),
-            "num_steps must be at least 0, got '3'",
+            "num_steps must be an integer of at least 0, got '3'",
+        ),
+        "transfer: too many steps": (
+            lambda: ntt.transfer(start(), iter([X]), num_steps=10**20),
+            r"transfer: num_steps must be at most 2\*\*31 - 1",
+        ),
+        "transfer: another state": (
+            lambda: ntt.transfer(linear(), iter([X]), num_steps=1),
+            "transfer: the state must be an NTTState, as ntt_init makes one, got Linear",
+        ),
+        "transfer: a second batch of pixels": (
+            lambda: ntt.transfer(start(), [(X, Y), (X.astype(np.uint8), Y)]),
+            "transfer: x must be floats, got uint8",
+        ),
+        "transfer: a second batch of other features": (
+            lambda: ntt.transfer(start(), [(X, Y), (X[:, :2], Y)]),
+            f"transfer: .*{ASKS_FOR_ONE}",
+        ),
+        "transfer: wide tokens": (
+            lambda: run(np.full((4, 3), 2**40)),
+            "transfer: x holds int64 numbers .*would wrap to int32",
+        ),
+        "step: pixels": (lambda: take(X.astype(np.uint8)), "ntt_step: x must be floats.*uint8"),
+        "step: booleans": (lambda: take(X > 0), "ntt_step: x must be floats, got bool"),
+        "step: none": (lambda: take(None), "ntt_step: needs an array of inputs.*got NoneType"),
+        "step: a pair": (lambda: take((X, Y)), "ntt_step: needs an array of inputs.*got tuple"),
+        "step: features": (lambda: take(X[:, :2]), ASKS_FOR_ONE),
+        "step: another state": (
+            lambda: ntt.ntt_step(linear(), X),
+            "ntt_step: the state must be an NTTState",
+        ),
+        "evaluate: pixels": (
+            lambda: ntt.ntt_evaluate(start(), X.astype(np.uint8)),
+            "ntt_evaluate: x must be floats",
+        ),
+        "evaluate: another state": (
+            lambda: ntt.ntt_evaluate(linear(), X),
+            "ntt_evaluate: the state must be",
+        ),
+        "loss: pixels": (
+            lambda: ntt.ntt_loss(ntt.sparsify(linear()), linear(), X.astype(np.uint8), CONFIG),
+            "ntt_loss: x must be floats, got uint8; standardise it first",
+        ),
+        "loss: none": (
+            lambda: ntt.ntt_loss(ntt.sparsify(linear()), linear(), None, CONFIG),
+            "ntt_loss: needs an array of inputs.*got NoneType",
+        ),
+        "init: a density": (
+            lambda: ntt.ntt_init(linear(), 0.1, SGD),
+            r"ntt_init: the second argument must be an NTTConfig.*got float; write NTTConfig\(",
+        ),
+        "config: too many steps": (
+            lambda: ntt.NTTConfig(0.5, num_steps=10**20),
+            r"NTTConfig: num_steps must be at most 2\*\*31 - 1",
+        ),
+        "config: refreshes too far apart": (
+            lambda: ntt.NTTConfig(0.5, mask_every=2**31),
+            "NTTConfig: mask_every must be at most",
+        ),
+        "method: too many steps": (
+            lambda: ntt.NeuralTangentTransfer(sparsity=0.5, optimizer=SGD, num_steps=10**20),
+            "NeuralTangentTransfer: num_steps must be at most",
+        ),
+        "refresh: too far apart": (
+            lambda: ntt.MagnitudeRefresh(every=10**20),
+            "MagnitudeRefresh: every must be at most",
+        ),
+        "refresh: until": (
+            lambda: ntt.MagnitudeRefresh(until=10**20),
+            "MagnitudeRefresh: until must be at most",
         ),
         "transfer: log_every 0": (
             lambda: run(X, log_every=0),
-            "log_every must be at least 1 or None",
+            "log_every must be an integer of at least 1 or None",
         ),
         "transfer: batches": (lambda: run(X, Batched()), ASKS_FOR_ONE),
         "transfer: key": (lambda: run(X, NeedsKey()), HOLDS_THEM),
         "transfer: state": (lambda: run(X, NeedsState()), HOLDS_THEM),
         "transfer: returns state": (
             lambda: run(X, ReturnsState()),
-            "module that returns the outputs",
+            "paired with its state by",
         ),
         "loss: outputs": (
             lambda: ntt.ntt_loss(ntt.sparsify(linear(3, 5)), linear(), jnp.asarray(X), CONFIG),

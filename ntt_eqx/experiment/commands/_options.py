@@ -11,12 +11,14 @@ from ...models import MODELS
 from .._errors import Diverged, check_choice
 from ..cells import Cell, plan
 from ..claims import claimed
+from ..compilation import keep_compiled
 from ..images import check_dataset, shelf_of
 from ..loop import RunContext, StopRequest
+from ..manifest import check_folder
 from ..methods import MethodName
 from ..progress import Display
-from ..report import write_page, write_tables
-from ..results import MODEL, find_runs
+from ..report import REPORT_FILES, write_page, write_tables
+from ..results import MODEL, RESULT, find_runs
 from ..running import check_cells, run_cell
 from ..settings import (
     PRESETS,
@@ -26,7 +28,7 @@ from ..settings import (
     TransferSettings,
     check,
 )
-from ..together import by_first, is_first, join, wait
+from ..together import by_first, join, wait
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,15 +41,19 @@ class RunOptions(abc.ABC):
         checkpoint_every: seconds between two checkpoints.
         devices: compute on one device, or share every step among all, those of other hosts with
             the same command (`hosts`) included; results agree to rounding.
+        compilation_cache: keep compiled programs in the user's cache folder, at most 512 MiB.
     """
 
     out: Path = Path("runs")
     data_dir: Path | None = None
     checkpoint_every: float = 60.0
     devices: Literal["one", "all", "hosts"] = "one"
+    compilation_cache: bool = True
 
     def run(self) -> int:
         """Do it on the devices asked for; returns the exit status."""
+        if self.compilation_cache:
+            keep_compiled()
         if self.devices == "hosts":
             join()
         with contextlib.nullcontext() if self.devices == "one" else distribute():
@@ -114,15 +120,16 @@ def check_names(settings: CompareSettings) -> CompareSettings:
 def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
     """Make the network `cell` in `options.out`; returns the exit status."""
     shelf, out = shelf_of(options.data_dir), options.out
+    by_first(lambda: check_folder(out, "network"))
     if start is None:
         check_cells([cell], shelf)
-    with Display() as display, StopRequest() as stop, claimed(out) as claim:
-        every = options.checkpoint_every
-        context = RunContext(shelf, display, stop, every, start, claim.check)
-        done = by_first((out / "result.json").exists)
+    with Display() as display, StopRequest() as stop, claimed(out, "network") as run:
+        context = RunContext(shelf, display, stop, options.checkpoint_every, start)
+        done = run.has(RESULT)
         display.say(f"{cell.dataset}, {cell.model}, {cell.name}; results in {out}")
+        run.check_unchanged(REPORT_FILES)
         try:
-            result = run_cell(cell, out, context, cell.name)
+            result = run_cell(cell, run, context, cell.name)
         except Diverged as error:
             display.say(str(error))
             return 1
@@ -130,14 +137,13 @@ def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
             display.say("done already; nothing was changed")
         if result["test_accuracy"] is not None:
             display.say(accuracies(result))
-            write_tables([result], out)
+            write_tables([result], run)
         elif result["kernel_distance"] is not None:
             distances = (result[f"{name}_distance"] for name in ("kernel", "target"))
             display.say("kernel distance {:.4g}, target distance {:.4g}".format(*distances))
         display.say(f"density {result['kept_density']:.4g}; network: {out / MODEL}")
-        if is_first():
-            title = f"{cell.dataset}, {cell.model}: {cell.name}"
-            write_page(find_runs(out), out, title, display.say)
+        title = f"{cell.dataset}, {cell.model}: {cell.name}"
+        by_first(lambda: write_page(find_runs(out), run, title, display))
     return 0
 
 

@@ -17,22 +17,22 @@ import numpy as np
 import tyro
 
 from ... import DivergenceError, Progress, sparsify
-from .._errors import Diverged, ExperimentError
-from .._files import check_folder, read_json, write_json
-from ..cells import Cell, plan
-from ..claims import Lost, Taken, check_exclusive, claimed
+from .._errors import Diverged
+from ..cells import CONFIG, Cell, plan
+from ..claims import CLAIM, Lost, Taken, claimed
 from ..images import shelf_of
 from ..launch import launch
 from ..loop import Phase, RunContext, StopRequest
+from ..manifest import CHECKPOINTS, RunFolder, check_folder, create, holds, read_manifest
 from ..methods import METHODS
 from ..phases import planned_steps, training_phase, transfer_phase
 from ..progress import Display, duration
-from ..report import write_page, write_tables
-from ..results import CELLS, Run, read_result
-from ..running import check_cells, dense_initialisation, run_cell
+from ..report import REPORT_FILES, write_page, write_tables
+from ..results import CELLS, FAILURE, RESULT, Run, read_result
+from ..running import check_cells, dense_initialisation, finished, run_cell
 from ..settings import PRESETS, CompareSettings, check, to_json
 from ..table import make_rows, table_cells
-from ..together import by_first, is_first
+from ..together import by_first
 from ._options import RunOptions, accuracies, check_names
 
 _PACKAGES = ("ntt-eqx", "jax", "jaxlib", "equinox", "optax", "grain", "numpy")
@@ -71,8 +71,10 @@ class Compare(RunOptions):
         """Work here, or launch workers that do; returns the exit status."""
         if self.launch == "here" or self.plan_only:
             return super().run()
-        check_cells(plan(check_names(check(self.settings))), shelf_of(self.data_dir))
-        check_exclusive(self.out)
+        cells = plan(check_names(check(self.settings)))
+        check_folder(self.out, "compare")
+        check_cells(cells, shelf_of(self.data_dir))
+        create(self.out, "compare")
         worker = dataclasses.replace(self, launch="here")
         with Display() as display:
             jobs = (self.workers, self.launch, self.job, self.out / "jobs")
@@ -82,26 +84,37 @@ class Compare(RunOptions):
         """Run the comparison; returns the exit status."""
         settings = check_names(check(self.settings))
         cells, shelf, out = plan(settings), shelf_of(self.data_dir), self.out
+        by_first(lambda: check_folder(out, "compare"))
         check_cells(cells, shelf)
         with Display() as display, StopRequest() as stop:
             context = RunContext(shelf, display, stop, self.checkpoint_every)
             if self.plan_only:
-                check_folder(out)
                 _show_plan(cells, out, context, timed=False)
                 return 0
-            check_exclusive(out)
-            by_first(lambda: _record(out, settings))
+            with _held(out, context) as run:
+                run.check_unchanged((CONFIG, *REPORT_FILES))
+                run.write_json(CONFIG, _asked(settings))
             _show_plan(cells, out, context, timed=True)
             failed = _run_cells(cells, out, context)
-            if is_first():
-                _finish(cells, out, display)
+            with _held(out, context) as run:
+                by_first(lambda: _finish(cells, run, display))
         return 1 if failed else 0
+
+
+def _held(out: Path, context: RunContext) -> contextlib.AbstractContextManager[RunFolder]:
+    """The folder of the whole comparison, as soon as no other worker writes its tables."""
+
+    def wait() -> None:
+        context.stop.check()
+        time.sleep(_POLL / 10)
+
+    return claimed(out, "compare", wait)
 
 
 def _show_plan(cells: Sequence[Cell], out: Path, context: RunContext, *, timed: bool) -> None:
     """Say what will be done, where the results go, and, if it is `timed`, how long it takes."""
     say = context.display.say
-    is_done = lambda cell: (out / CELLS / cell.folder / "result.json").exists()
+    is_done = lambda cell: holds(out / CELLS / cell.folder, RESULT)
     done = by_first(lambda: [is_done(cell) for cell in cells])
     todo = [cell for cell, there in zip(cells, done, strict=True) if not there]
     rest = f", {sum(done)} of them done already" if any(done) else ""
@@ -116,6 +129,7 @@ def _show_plan(cells: Sequence[Cell], out: Path, context: RunContext, *, timed: 
     for (name, steps), times in counts.items():
         say(f"  {name + ':':10}{times} x {steps} steps")
     if timed and todo:
+        say("  time:     compiling one step of each kind to tell ...")
         seconds, steps = _estimate(todo, context)
         rates = ", ".join(f"{name} step {1000 * step:.3g} ms" for name, step in steps.items())
         memory = _memory()
@@ -138,7 +152,9 @@ def _estimate(cells: Sequence[Cell], context: RunContext) -> tuple[float, dict[s
             kind = (cell.dataset, cell.model, method)
             variant = (*kind, cell.transfer, cell.density, cell.scope) if method else kind
             if kind not in known:
-                known[kind] = _measure(_build(cell, name, context))
+                what = METHODS[method].label if method else "training"
+                with context.display.busy(f"compiling and timing a step of {what}"):
+                    known[kind] = _measure(_build(cell, name, context))
                 compiled.add(variant)
             first, step, look = known[kind]
             seconds += count * (step + look) + (0.0 if variant in compiled else first)
@@ -198,16 +214,15 @@ def _run_cells(cells: Sequence[Cell], out: Path, context: RunContext) -> bool:
             directory = out / CELLS / cell.folder
             title = f"[{number}/{len(cells)}] {cell.name}"
             title += f" ({cell.dataset}, {cell.model})" if several else ""
-            if by_first((directory / "result.json").exists):  # to be read, and checked
-                run_cell(cell, directory, context, title)
+            if by_first(functools.partial(_is_left, directory)):
+                finished(cell, directory)  # to be read, and checked
                 continue
             if by_first(functools.partial(_has_failed, directory, begun)):
                 failed = True
                 continue
             try:
-                with claimed(directory) as claim:
-                    mine = dataclasses.replace(context, check_claim=claim.check)
-                    result = run_cell(cell, directory, mine, title)
+                with claimed(directory, "network") as run:
+                    result = run_cell(cell, run, context, title)
             except (Taken, Lost):
                 others.append((number, cell))
                 continue
@@ -215,8 +230,9 @@ def _run_cells(cells: Sequence[Cell], out: Path, context: RunContext) -> bool:
                 failed = True
                 context.display.say(str(error))
                 continue
-            if is_first():
-                write_tables(_results(cells, out), out)
+            with contextlib.suppress(Taken, Lost), claimed(out, "compare") as whole:
+                # one who is at it writes them, or will at the end
+                write_tables(_results(cells, out), whole)
             if result["test_accuracy"] is not None:
                 context.display.say(f"{title}: {accuracies(result)}")
         if len(others) == len(todo):
@@ -226,15 +242,20 @@ def _run_cells(cells: Sequence[Cell], out: Path, context: RunContext) -> bool:
             context.stop.check()
             time.sleep(_POLL)
         todo = others
-    if is_first():
-        write_tables(_results(cells, out), out)
     return failed
+
+
+def _is_left(directory: Path) -> bool:
+    """Whether a cell is done and its worker has left it, all cleared away."""
+    if not holds(directory, RESULT) or (directory / CLAIM).exists():
+        return False
+    return not any(name.startswith(CHECKPOINTS) for name in read_manifest(directory).files)
 
 
 def _has_failed(directory: Path, since: float) -> bool:
     """Whether another worker saw the cell's loss diverge meanwhile."""
     try:
-        return (directory / "failure.json").stat().st_mtime > since
+        return holds(directory, FAILURE) and (directory / FAILURE).stat().st_mtime > since
     except OSError:
         return False
 
@@ -245,35 +266,26 @@ def _results(cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
     return [result for result in found if result is not None]
 
 
-def _finish(cells: Sequence[Cell], out: Path, display: Display) -> None:
-    """Write figures and page of the finished cells, and show the table."""
+def _finish(cells: Sequence[Cell], run: RunFolder, display: Display) -> None:
+    """Write tables, figures and page of the finished cells, and show the table."""
+    out = run.path
+    write_tables(_results(cells, out), run)
     places = {cell: out / CELLS / cell.folder for cell in cells}
     found = [(cell, place, read_result(place)) for cell, place in places.items()]
     runs = [Run(place, "done", cell.to_json(), done) for cell, place, done in found if done]
     if not runs:
         return
     title = ", ".join(dict.fromkeys(name for c in cells for name in (c.dataset, c.model)))
-    figures = write_page(runs, out, title, display.say)
+    figures = write_page(runs, run, title, display)
     display.table(table_cells(make_rows([run.result for run in runs if run.result])))
-    names = ", ".join(sorted({path.stem for path in figures}))
     display.say(f"results: {out / 'results.json'}, {out / 'table.md'}, {out / 'report.html'}")
     if figures:
-        display.say(f"figures: {out / 'figures'} ({names}; PNG and SVG)")
+        display.say(f"figures: {out / 'figures'} ({', '.join(figures)}; PNG and SVG)")
 
 
-def _record(out: Path, settings: CompareSettings) -> None:
-    """Write what was asked for, with the versions of what computes it, into `out/config.json`.
-
-    Raises `ExperimentError` when `out` belongs to another command or program.
-    """
-    path = out / "config.json"
-    found = read_json(path) if path.exists() else {"command": "compare"}
-    if not isinstance(found, dict) or found.get("command") != "compare":
-        raise ExperimentError(
-            f"{out}: is not the directory of an `ntt-eqx compare`; choose another folder "
-            "with --out."
-        )
-    asked = {
+def _asked(settings: CompareSettings) -> dict[str, Any]:
+    """What was asked for, with the versions of what computes it."""
+    return {
         "command": "compare",
         "settings": to_json(settings),
         "versions": {name: _version(name) for name in _PACKAGES},
@@ -281,7 +293,6 @@ def _record(out: Path, settings: CompareSettings) -> None:
         "platform": platform.platform(),
         "devices": [device.device_kind for device in jax.devices()],
     }
-    write_json(path, asked)
 
 
 def _version(package: str) -> str | None:

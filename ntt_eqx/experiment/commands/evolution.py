@@ -15,23 +15,27 @@ import jax.numpy as jnp
 from ... import KernelComparison, SparseModel, compare_kernels, sparsify
 from ...data import Dataset
 from .._errors import Diverged
-from .._files import write_json
+from .._files import encode_json
 from ..cells import Cell, settle
 from ..claims import claimed
-from ..figures import evolution_figure, save_figure, spectrum_figure
+from ..figures import evolution_figure, render_figure, spectrum_figure
 from ..images import Part, check_labelled, shelf_of
 from ..loop import RunContext, StopRequest, run_phase
+from ..manifest import RunFolder, check_folder, read_file
 from ..methods import TransferName, method
-from ..metrics import MetricsFile
-from ..model_file import load_model, save_model
+from ..metrics import METRICS, MetricsFile
+from ..model_file import decode_model, encode_model
 from ..progress import Display
 from ..pruning import pruned_at_start
 from ..report import save_page
 from ..results import TRANSFERRED
 from ..running import check_cells, dense_initialisation, run_cell
 from ..settings import EvolutionSettings, TransferSettings, check, to_json
+from ..together import by_first
 from ..trajectories import Trajectories, side_by_side
 from ._options import NetworkOptions
+
+_ARRAYS, _REPORT = "evolution.npz", "evolution.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,54 +64,57 @@ class Evolution(NetworkOptions):
         cell = dataclasses.replace(self.cell(), training=None)
         rival = dataclasses.replace(self.cell(methods=("random",)), training=None)
         shelf, out = shelf_of(self.data_dir), self.out
+        by_first(lambda: check_folder(out, "evolution"))
         check_cells([cell, rival], shelf)
         images = shelf(self.dataset)
         check_labelled(images)
         asked = {"transfer": cell.to_json(), "evolution": to_json(self.evolution)}
-        with Display() as display, StopRequest() as stop, claimed(out) as claim:
-            settle(out, {"command": "evolution", **asked})
+        with Display() as display, StopRequest() as stop, claimed(out, "evolution") as run:
+            run.check_unchanged(("config.json", METRICS, _ARRAYS, _REPORT, "report.html"))
+            settle(run, {"command": "evolution", **asked})
             display.say(f"{cell.dataset}, {cell.model}, {cell.name}; results in {out}")
-            context = RunContext(
-                shelf, display, stop, self.checkpoint_every, check_claim=claim.check
-            )
+            context = RunContext(shelf, display, stop, self.checkpoint_every)
+            rows = MetricsFile(run)
             try:
-                run_cell(cell, out / "transfer", context, cell.name)
-                networks = _networks(cell, rival, images, out)
-                phase = side_by_side(networks, images, self.evolution, self.seed)
-                rows = MetricsFile(out / "metrics.jsonl")
-                outcome = run_phase(phase, out / "checkpoints", rows, context)
+                with claimed(out / "transfer", "network") as student:
+                    run_cell(cell, student, context, cell.name)
+                networks = _networks(cell, rival, images, run)
+                with display.busy("preparing the training"):
+                    phase = side_by_side(networks, images, self.evolution, self.seed)
+                outcome = run_phase(phase, run, rows, context)
             except Diverged as error:
                 display.say(str(error))
                 return 1
             found = Trajectories.of(outcome.state, networks, self.evolution)
-            found.save(out / "evolution.npz")
+            rows.seal()
             x = jnp.asarray(Part(images, images.test).first(self.evolution.kernel_inputs).x)
             teacher = networks.pop("dense").model
             kernels = {name: compare_kernels(one, teacher, x) for name, one in networks.items()}
             report = _report(found, kernels, cell.method)
-            write_json(out / "evolution.json", report)
+            run.write({_ARRAYS: found.encode(), _REPORT: encode_json(report)})
             what = f"{cell.dataset}, {cell.model}, {100 * cell.density:g} % kept, seed {cell.seed}"
-            figures = save_figure(evolution_figure(found, what), out / "figures" / "evolution")
-            figures += save_figure(spectrum_figure(kernels, what), out / "figures" / "spectrum")
+            with display.busy("drawing figures"):
+                figures = render_figure(evolution_figure(found, what), "evolution")
+                figures |= render_figure(spectrum_figure(kernels, what), "spectrum")
             table, note = _table(report, cell.method)
-            save_page(out, f"Output evolution: {what}", table, figures, note)
+            save_page(run, f"Output evolution: {what}", table, figures, note)
             display.say(
                 "distance to the dense network's outputs (root mean square), and kernel at start:"
             )
             display.table(table)
             display.say(note)
-            display.say(
-                f"written: {out / 'evolution.json'}, {out / 'figures'}, {out / 'report.html'}"
-            )
+            display.say(f"written: {out / _REPORT}, {out / 'figures'}, {out / 'report.html'}")
         return 0
 
 
-def _networks(cell: Cell, rival: Cell, images: Dataset, out: Path) -> dict[str, SparseModel]:
+def _networks(cell: Cell, rival: Cell, images: Dataset, run: RunFolder) -> dict[str, SparseModel]:
     """Dense teacher, NTT student and random network, all from one dense initialisation."""
     teacher = dense_initialisation(cell, images)
-    student = load_model(out / "transfer" / TRANSFERRED)
+    folder = run.path / "transfer"
+    student = decode_model(folder / TRANSFERRED, read_file(folder, TRANSFERRED))
     rest = pruned_at_start(rival, teacher, None, rival.key(1))
-    save_model(out / "random" / TRANSFERRED, rest, {**student.header, "method": "random"})
+    header = {**student.header, "method": "random"}
+    run.write({f"random/{TRANSFERRED}": encode_model(rest, header)})
     return {"dense": sparsify(teacher), cell.method: student.model, "random": rest}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ class Export:
     # are first run on test images and compared
     format: Literal["safetensors", "safetensors-dense", "onnx", "onnx-sparse"] = "safetensors"
     out: Path | None = None  # file to write; left out, beside the network
+    overwrite: bool = False  # replace the file if there is one
     # images to compare an ONNX file on; left out, those that the network's file names
     dataset: str | None = None
     data_dir: Path | None = None  # folder with datasets
@@ -41,6 +43,8 @@ class Export:
             raise ExperimentError(f"out: the folder {out.parent} does not exist.")
         if out.resolve() == path.resolve():
             raise ExperimentError(f"out: {out} is the network itself; name another file.")
+        if os.path.lexists(out) and not self.overwrite:
+            raise ExperimentError(f"out: {out} exists; name another file, or add --overwrite.")
         try:
             if kind == "onnx":
                 note = self._write_onnx(out, path, loaded, layout or "dense")

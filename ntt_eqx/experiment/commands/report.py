@@ -6,8 +6,10 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from .._errors import ExperimentError
+from ..claims import claimed
+from ..manifest import check_folder, has_manifest, read_manifest
 from ..progress import Display
-from ..report import write_page, write_tables
+from ..report import REPORT_FILES, write_page, write_tables
 from ..results import find_runs
 from ..table import table_cells
 
@@ -32,13 +34,16 @@ class Report:
         if not done:
             raise ExperimentError(f"report: no finished run in {places}.")
         out = self.out or self.directories[0] / "report"
-        with Display() as display:
+        check_folder(out)
+        kind = read_manifest(out).kind if has_manifest(out) else "report"
+        with Display() as display, claimed(out, kind) as page:
+            page.check_unchanged(REPORT_FILES)
             for run in found.values():
                 if run.state != "done":
                     display.say(f"left out: {run.directory} is {run.state}. {run.note}".rstrip())
-            rows = write_tables([run.result for run in done if run.result], out)
+            rows = write_tables([run.result for run in done if run.result], page)
             if self.figures:
-                write_page(done, out, places, display.say)
+                write_page(done, page, places, display)
             display.table(table_cells(rows))
             display.say(f"written: {out}")
         return 0

@@ -15,10 +15,11 @@ class Runs:
     """List the networks in a directory: done, unfinished, failed or broken."""
 
     directory: Positional[Path] = Path("runs")  # where to look, with everything below
+    verify: bool = True  # compare every file of every run with its digest
 
     def run(self) -> int:
         """List the networks; returns the exit status."""
-        found = find_runs(self.directory)
+        found = find_runs(self.directory, verify=self.verify)
         with Display() as display:
             if not found:
                 display.say(f"{self.directory}: no runs.")

@@ -8,5 +8,5 @@ from ._style import (
     line_label as line_label,
     new_figure as new_figure,
     plain_decades as plain_decades,
-    save_figure as save_figure,
+    render_figure as render_figure,
 )

@@ -8,7 +8,7 @@ import numpy as np
 
 from .._errors import ExperimentError
 from ..methods import line_order, method, method_order
-from ..metrics import read_metrics
+from ..metrics import METRICS, read_metrics
 from ..results import Run
 from ._style import (
     describe,
@@ -116,14 +116,13 @@ def _curves(
     """The curves of `runs` with three points or more, by method and scope, in legends' order."""
     groups: dict[tuple[str, str | None, str, str], list[dict[int, float]]] = {}
     for run in runs:
-        path = run.directory / "metrics.jsonl"
-        rows = [row for row in read_metrics(path) if row.get("phase") == phase]
+        rows = [row for row in read_metrics(run.directory) if row.get("phase") == phase]
         try:
             picked = [(row["step"], pick(row)) for row in rows]
             points = {int(step): float(value) for step, value in picked if value is not None}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ExperimentError(
-                f"{path}: its rows are not those of a run ({error!r})."
+                f"{run.directory / METRICS}: its rows are not those of a run ({error!r})."
             ) from error
         if points:
             result = run.result or {}

@@ -4,11 +4,9 @@ import io
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from .._errors import require
-from .._files import write_bytes
 from ..methods import method
 from ..results import Run
 
@@ -74,7 +72,15 @@ def new_figure(
     height += 0.16 * -(-len(labels) // across) + 0.13 * (text.count("\n") + 1)
     with require("matplotlib").rc_context(_RC):
         figure = require("matplotlib.figure").Figure((width, height), layout="constrained")
-        figure.suptitle(text, x=0.02, ha="left", fontsize=6.5, color="#444444", linespacing=1.2)
+        figure.suptitle(
+            text,
+            parse_math=False,
+            x=0.02,
+            ha="left",
+            fontsize=6.5,
+            color="#444444",
+            linespacing=1.2,
+        )
         axes = figure.subplots(rows, columns or len(panels), squeeze=False, **options)
         for one, panel in zip(axes[0], panels, strict=False):
             one.set_title(_SCOPES.get(panel or "", ""))
@@ -89,16 +95,15 @@ def new_figure(
             figure.legend(list(entries.values()), list(entries), **place)
 
 
-def save_figure(figure: Any, stem: Path) -> list[Path]:
-    """Write `stem.png` and `stem.svg`; the same figure gives the same bytes."""
-    paths = []
+def render_figure(figure: Any, name: str) -> dict[str, bytes]:
+    """The contents of `name.png` and `name.svg`; the same figure gives the same bytes."""
+    found = {}
     with require("matplotlib").rc_context(_RC):
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=metadata)
-            paths.append(stem.with_name(f"{stem.name}.{kind}"))
-            write_bytes(paths[-1], buffer.getvalue())
-    return paths
+            found[f"{name}.{kind}"] = buffer.getvalue()
+    return found
 
 
 def thousands(axis: Any) -> None:
