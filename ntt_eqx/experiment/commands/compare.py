@@ -29,7 +29,7 @@ from ..phases import planned_steps, training_phase, transfer_phase
 from ..progress import Display, duration
 from ..report import REPORT_FILES, write_page, write_tables
 from ..results import CELLS, FAILURE, RESULT, Run, read_result
-from ..running import check_cells, dense_initialisation, finished, run_cell
+from ..running import check_cells, finished, run_cell, started
 from ..settings import PRESETS, CompareSettings, check, to_json
 from ..table import make_rows, table_cells
 from ..together import by_first
@@ -165,7 +165,7 @@ def _estimate(cells: Sequence[Cell], context: RunContext) -> tuple[float, dict[s
 
 def _build(cell: Cell, name: str, context: RunContext) -> Phase:
     images = context.shelf(cell.dataset)
-    teacher = dense_initialisation(cell, images)
+    teacher = started(cell, images)
     if name == "train" or cell.transfer is None:
         return training_phase(cell, sparsify(teacher), images, "")
     return transfer_phase(cell, teacher, context.shelf(cell.transfer.dataset or cell.dataset), "")

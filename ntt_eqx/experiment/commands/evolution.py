@@ -29,7 +29,7 @@ from ..progress import Display
 from ..pruning import pruned_at_start
 from ..report import save_page
 from ..results import TRANSFERRED
-from ..running import check_cells, dense_initialisation, run_cell
+from ..running import check_cells, run_cell, started
 from ..settings import EvolutionSettings, TransferSettings, check, to_json
 from ..together import by_first
 from ..trajectories import Trajectories, side_by_side
@@ -109,7 +109,7 @@ class Evolution(NetworkOptions):
 
 def _networks(cell: Cell, rival: Cell, images: Dataset, run: RunFolder) -> dict[str, SparseModel]:
     """Dense teacher, NTT student and random network, all from one dense initialisation."""
-    teacher = dense_initialisation(cell, images)
+    teacher = started(cell, images)
     folder = run.path / "transfer"
     student = decode_model(folder / TRANSFERRED, read_file(folder, TRANSFERRED))
     rest = pruned_at_start(rival, teacher, None, rival.key(1))
