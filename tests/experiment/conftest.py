@@ -32,6 +32,7 @@ class TwoLayers(eqx.Module):
 def quick_starts(monkeypatch, tmp_path_factory):
     """What one command compiled, the next one that a test starts takes from disk."""
     folder = tmp_path_factory.getbasetemp() / "compiled"
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 

@@ -6,6 +6,7 @@ import functools
 import platform
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 import tyro
 
-from ... import DivergenceError, Progress, sparsify
+from ... import DivergenceError, LayerCollapseWarning, Progress, sparsify
 from .._errors import Diverged
 from ..cells import CONFIG, Cell, plan
 from ..claims import CLAIM, Lost, Taken, claimed
@@ -180,7 +181,9 @@ def _measure(phase: Phase) -> tuple[float, float, float]:
         ends.append(time.perf_counter())
 
     how: Any = {"num_steps": _TIMED_STEPS, "log_every": None, "on_step": on_step}
-    with contextlib.suppress(DivergenceError):  # told when the phase is run
+    # Both are told when the phase is run.
+    with contextlib.suppress(DivergenceError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", LayerCollapseWarning)
         phase.run(phase.state, phase.batches, **how)
     first, *steps, last = np.diff(ends + ends[-1:] * _TIMED_STEPS)[:_TIMED_STEPS]
     step = float(np.mean(steps))

@@ -1,0 +1,78 @@
+"""Networks with batch norm from the command: every method, resumed, evaluated, exported."""
+
+import os
+import signal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ntt_eqx as ntt
+from ntt_eqx.experiment.cli import main
+from ntt_eqx.experiment.model_file import load_model
+from ntt_eqx.experiment.progress import Display
+from ntt_eqx.models import MODELS
+
+from .conftest import tiny
+from .test_cli import read, stable
+
+METHODS = ("ntt", "snip", "ntk-sap", "dense")
+
+
+class Normed(eqx.Module):
+    hidden: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    output: eqx.nn.Linear
+
+    def __init__(self, input_shape=(1, 28, 28), num_classes=10, *, key):
+        one, two = jax.random.split(key)
+        self.hidden = eqx.nn.Linear(int(np.prod(input_shape)), 6, key=one)
+        self.norm = eqx.nn.BatchNorm(6, "batch", momentum=0.9, mode="batch")
+        self.output = eqx.nn.Linear(6, num_classes, key=two)
+
+    def __call__(self, x, state):
+        h, state = self.norm(self.hidden(x.reshape(-1)), state)
+        return self.output(jax.nn.relu(h)), state
+
+
+@pytest.fixture(autouse=True)
+def normed(monkeypatch):
+    build = lambda *a, **k: ntt.StatefulModel(*eqx.nn.make_with_state(Normed)(*a, **k))
+    monkeypatch.setitem(MODELS, "normed", build)
+
+
+def command(out):
+    words = [word if word != "tiny" else "normed" for word in tiny("--methods", *METHODS)]
+    return ["compare", "--out", str(out), *words, "--densities", "0.2"]
+
+
+def test_a_comparison_cut_anywhere_ends_with_the_same_bits(tmp_path, monkeypatch):
+    assert main(command(tmp_path / "whole")) == 0
+    advance, steps = Display.advance, []
+
+    def advancing(*arguments):
+        steps.append(1)
+        if len(steps) % 25 == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return advance(*arguments)
+
+    monkeypatch.setattr(Display, "advance", advancing)
+    codes = []
+    while not codes or codes[-1] != 0:
+        codes.append(main(command(tmp_path / "cut")))
+        assert len(codes) < 20
+    assert codes[0] == 130
+    whole, cut = (stable(read(tmp_path / name / "results.json")) for name in ("whole", "cut"))
+    assert cut == whole and len(whole) == len(METHODS)
+    files = sorted((tmp_path / "whole").glob("cells/*/model.eqx"))
+    assert len(files) == len(METHODS)
+    for path in files:
+        twin = tmp_path / "cut" / path.relative_to(tmp_path / "whole")
+        assert twin.read_bytes() == path.read_bytes()
+    model, header = load_model(files[0])
+    assert main(["evaluate", str(files[0])]) == 0
+    norm = model.model.model.norm
+    mean, _ = model.model.state.get(norm.batch_state_index)
+    assert bool(jnp.any(mean != 0)) and not norm.inference
