@@ -1,7 +1,6 @@
 """Strict numerics for every test, quick compiling, fresh keys, and a fixed choice of forms."""
 
 import dataclasses
-import os
 import shutil
 import sys
 import tempfile
@@ -24,12 +23,19 @@ if jax.default_backend() == "cpu":
     jax.config.update("jax_compilation_cache_dir", COMPILED)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-# Commands that tests start in processes of their own leave the user's cache alone.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
 def pytest_unconfigure():
     shutil.rmtree(COMPILED, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def leaves_the_users_cache_alone():
+    """Commands that tests start in processes of their own keep no compiled programs."""
+    # Not at import: pytest's workers would start with it.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

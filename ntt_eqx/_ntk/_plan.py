@@ -199,11 +199,11 @@ def dense_and_metric(
         masks = [None if n in whole else mask for n, mask in enumerate(masks)]
     if metric is None:
         return dense, masks
-    _check_metric(params, metric)
-    metric = jax.lax.stop_gradient(metric)  # a constant of the sum, like a mask
+    found = _metric_of_parameters(dense, metric)
+    found = jax.lax.stop_gradient(found)  # a constant of the sum, like a mask
     weights = [
         m if c is None else c if m is None else jnp.where(m, c, jnp.zeros_like(c))
-        for m, c in zip(masks, jax.tree.structure(params).flatten_up_to(metric), strict=True)
+        for m, c in zip(masks, found, strict=True)
     ]
     return dense, weights
 
@@ -215,17 +215,21 @@ def aligned(model: SparseModel, tree: PyTree) -> list[Any]:
     return [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]
 
 
-def _check_metric(params: PyTree, metric: PyTree) -> None:
-    named, treedef = jax.tree_util.tree_flatten_with_path(params)
+def _metric_of_parameters(model: PyTree, metric: PyTree) -> list[Any]:
+    """The entries of a metric at the parameters; what it has at other leaves does not count."""
+    marks, treedef = jax.tree.flatten(parameter_marks(model))
     try:
-        found = treedef.flatten_up_to(metric)
+        leaves = treedef.flatten_up_to(metric)
     except ValueError as error:
         raise ValueError(
-            f"ntk: the metric does not have the structure of {type(params).__name__}: {error}"
+            f"ntk: the metric does not have the structure of {type(model).__name__}: {error}"
         ) from error
+    found = [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]
+    named = jax.tree_util.tree_leaves_with_path(parameters(model))
     for (path, p), c in zip(named, found, strict=True):
         if c is not None and jnp.shape(c) != p.shape:
             raise ValueError(
                 f"ntk: metric{jax.tree_util.keystr(path)} has shape {jnp.shape(c)} but the "
                 f"parameter has shape {p.shape}."
             )
+    return found

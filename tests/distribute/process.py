@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 import ntt_eqx as ntt
 from ntt_eqx.experiment.checkpoint import Checkpoint, CheckpointStore
+from ntt_eqx.experiment.claims import claimed
 
 mode, number, count, address, folder = sys.argv[1], *map(int, sys.argv[2:4]), *sys.argv[4:6]
 jax.config.update("jax_num_cpu_devices", int(sys.argv[6]) // count)
@@ -79,14 +80,14 @@ def checkpoint():
     """A state goes on from where another number of devices left it."""
     model, x = model_and_samples("mlp", 32)
     state = ntt.ntt_init(model, ntt.NTTConfig(density=0.2, num_steps=60), optax.adam(1e-2))
-    store = CheckpointStore(pathlib.Path(folder, "checkpoints"))
-    found = store.latest(state) or Checkpoint(0, state, {})
-    state, read = found.state, digest(found.state)
-    step = eqx.filter_jit(ntt.ntt_step)
-    for _ in range(3):
-        state, _ = step(state, x)
-    store.save(Checkpoint(found.step + 3, state, {}))
-    store.close()
+    with claimed(pathlib.Path(folder, "run"), "network") as run:
+        store = CheckpointStore(run, "transfer")
+        found = store.latest(state) or Checkpoint(0, state, {})
+        state, read = found.state, digest(found.state)
+        step = eqx.filter_jit(ntt.ntt_step)
+        for _ in range(3):
+            state, _ = step(state, x)
+        store.save(Checkpoint(found.step + 3, state, {}))
     return {"step": found.step, "read": read, "written": digest(state)}
 
 

@@ -143,6 +143,7 @@ def test_a_state_of_eight_devices_goes_on_on_others(tmp_path):
         np.testing.assert_allclose(found, losses, rtol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:transfer. no path:ntt_eqx.LayerCollapseWarning")
 @pytest.mark.parametrize("kind, in_use", [("Auto", False), ("Explicit", False), ("Explicit", True)])
 def test_sharded_weights_stay_sharded(kind, in_use):
     """Over an axis that samples are not spread over, from the teacher to the trained network."""

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_ROUNDING = 1e-25  # the product of two derivatives that are 0 but for rounding, and room
+
 
 def every_array(path, owner, leaf):
     """For `sparsify`: a mask on every parameter, biases and scalars too."""
@@ -40,12 +42,15 @@ def largest(tree):
 
 
 def relative_error(found, expected):
-    """The largest difference in two trees as a share of the largest entry of the second."""
+    """The largest difference in two trees as a share of the largest entry of the second.
+
+    A tree of entries below `_ROUNDING` is zero but for rounding, and so must the other be.
+    """
     found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
     assert [f.shape for f in found] == [e.shape for e in expected]
     assert all(np.isfinite(wide(f)).all() for f in found)
     error = largest([wide(f) - wide(e) for f, e in zip(found, expected, strict=True)])
-    return error if error == 0 else error / max(largest(expected), np.finfo(float).tiny)
+    return error if error == 0 else error / max(largest(expected), _ROUNDING)
 
 
 def weighted_sum(theta, seed=7):

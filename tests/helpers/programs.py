@@ -397,7 +397,8 @@ def check(case, products=False, evaluator=interpreted):
             implementation=implementation,
         )  # fmt: skip
         if directions:
-            theta = jnp.einsum("rk,nmkl,sl->nmrs", directions[0], theta, directions[1])
+            one, two = (side.astype(theta.dtype) for side in directions)
+            theta = jnp.einsum("rk,nmkl,sl->nmrs", one, theta, two)
         return weighted_sum(theta), theta
 
     both = functools.partial(jax.value_and_grad, has_aux=True)

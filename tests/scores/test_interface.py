@@ -261,11 +261,11 @@ test_refusals = refusals(
         ),
         "prune: a dict": (
             lambda: ntt.prune(linear(), scores.LogitSnip(), 0.5, {"rows": X}),
-            r"prune: a dict of examples needs inputs under one of .* got the keys \['rows'\]",
+            "prune: a batch that is a dict must have one of the keys x, .*; this one has rows",
         ),
         "prune: nothing": (
             lambda: ntt.prune(linear(), scores.LogitSnip(), 0.5, []),
-            "prune: needs a batch of inputs, got an empty list",
+            "LogitSnip: needs an array of inputs .*, got list",
         ),
         "score: features": (lambda: scores.LogitSnip()(linear(), X[:, :2]), ASKS_FOR_ONE),
         "score: batches": (lambda: scores.LogitSnip()(Batched(), X), ASKS_FOR_ONE),
