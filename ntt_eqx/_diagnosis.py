@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._batch import pair
 from ._checks import is_finite
+from ._distribute import left_to_xla
 from ._parameters import parameters
 from ._prunable import marks_of
 from ._sparse import SparseModel
@@ -43,6 +44,10 @@ def weight_norms(model: PyTree) -> Float[Array, " leaves"]:
     To be called in a jitted step, whose L2 term has the sums over prunable weights anyway; the
     others are few numbers, and one sum of them costs what a single bias costs.
     """
+    return left_to_xla(_sums_of_squares, model)
+
+
+def _sums_of_squares(model: PyTree) -> Float[Array, " leaves"]:
     weights, others = _told_apart(model)
     norms = [squared_norm(leaf).astype(jnp.float32) for _, leaf in weights]
     if others:

@@ -27,10 +27,10 @@ class Spline(eqx.Module):
         self.layer = eqx.nn.Linear(4, 3, key=key)
         self.norm = eqx.nn.LayerNorm((3, 2))
         self.conv = eqx.nn.Conv2d(1, 2, 2, key=key)
-        self.spline_weight = jnp.ones((3, 4, 2))
-        self.A = jnp.ones((3, 3))
-        self.positions = jnp.ones((4, 3))
-        self.gain = jnp.ones((3, 1))
+        self.spline_weight = jnp.linspace(1.0, 2.0, 24).reshape(3, 4, 2)
+        self.A = jnp.linspace(1.0, 2.0, 9).reshape(3, 3)
+        self.positions = jnp.linspace(1.0, 2.0, 12).reshape(4, 3)
+        self.gain = jnp.linspace(1.0, 2.0, 3).reshape(3, 1)
 
     def __call__(self, x):
         return self.A @ self.layer(x)
