@@ -202,7 +202,7 @@ def try_faults_together(undisturbed, count, folder, capfd, report):
 
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
 @pytest.mark.parametrize(
-    "share", [pytest.param(1, id="few"), pytest.param(5, id="many", marks=pytest.mark.slow)]
+    "share", [pytest.param(1, id="few"), pytest.param(2, id="many", marks=pytest.mark.slow)]
 )
 def test_whatever_goes_wrong_with_a_file(together, share, undisturbed, tmp_path, capfd):
     report = collections.Counter()

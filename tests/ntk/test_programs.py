@@ -77,14 +77,14 @@ def test_narrow_numbers(dtype, data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", NARROW)
-@settings(quiet, max_examples=MANY // 2)
+@settings(quiet, max_examples=MANY // 10)
 @given(data=st.data())
 def test_many_narrow_numbers(dtype, data):
     assert_exact(data.draw(cases(dtype=dtype)))
 
 
 @pytest.mark.slow
-@settings(quiet, max_examples=MANY)
+@settings(quiet, max_examples=MANY // 3)
 @given(case=cases(without=NOT_EDGES, large=True))
 def test_many_dtypes_and_sizes(case):
     assert_exact(case)
