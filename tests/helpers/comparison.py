@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_ROUNDING = 1e-22  # products of derivatives that are 0 but for rounding are below 1e-32
+_ROUNDING = 1e-18  # products of derivatives that are 0 but for rounding are below 1e-28
 
 
 def every_array(path, owner, leaf):
