@@ -49,10 +49,10 @@ def opened(batch: Any) -> PyTree:
 INPUTS = (
     "x", "image", "images", "img", "pixel_values", "input", "inputs", "input_ids", "features"
 )  # fmt: skip
-"""What a dict calls the inputs of a batch: here, in torch and in the data sets of Hugging Face."""
+"""Keys under which a dict may hold its inputs: ours, torch's and those of Hugging Face."""
 
 TARGETS = ("y", "label", "labels", "target", "targets")
-"""What a dict calls its labels or targets."""
+"""Keys under which a dict may hold its labels or targets."""
 
 
 def pair(caller: str, batch: Any) -> tuple[Any, Any]:
@@ -110,7 +110,7 @@ def _of_names(caller: str, batch: Mapping, names: tuple[str, ...]) -> Any:
 
 
 def as_stream(caller: str, data: Any, *, labels: bool = True, again: bool = False) -> Any:
-    """What yields batches, of data in any of its forms: one batch, or many; see `is_batch`.
+    """An iterable of batches, from data in any form: one batch, or many; see `is_batch`.
 
     **Arguments:**
 

@@ -27,7 +27,7 @@ _GROWN = 10.0  # times the norm at the start of the run: steps that are too long
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What a step leaves for a later look: losses are looked at up to 1,000 steps afterwards.
+    """A step's batch and weight norms, kept for diagnosis up to 1,000 steps later.
 
     Attributes:
         batch: what the step saw.
@@ -207,7 +207,7 @@ _SEARCH = (
 
 
 def _hints(model: PyTree) -> str:
-    """What is known to make NaN of finite numbers, where the model has it."""
+    """Advice on the parts of a model that are known to turn finite numbers into NaN."""
     said = ""
     if isinstance(model, SparseModel):
         for path, mask in jtu.tree_leaves_with_path(model.mask):

@@ -81,7 +81,7 @@ def read_regular(path: Path) -> bytes:
 
 
 def unfinished(path: Path) -> list[Path]:
-    """What killed writers of `path` left beside it."""
+    """Unfinished files that killed writers of `path` left beside it."""
     own = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{32}\.tmp")
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     return [path.parent / name for name in names if own.fullmatch(name)]

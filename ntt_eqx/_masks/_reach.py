@@ -10,6 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
+from .._parameters import parameter_marks
 from .._sparse import SparseModel
 from .._types import wide_dtype
 
@@ -57,10 +58,12 @@ def _reached(
     dtype = wide_dtype(sample.dtype)
 
     def moved(draw: Array) -> Bool[Array, " outputs"]:
-        named, treedef = jtu.tree_flatten_with_path(model, is_leaf=lambda leaf: leaf is None)
+        is_none = lambda leaf: leaf is None
+        named, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_none)
+        marks = jax.tree.leaves(parameter_marks(model), is_leaf=is_none)
         leaves = [
-            _strength(jtu.keystr(path), leaf, mask, draw)
-            for (path, leaf), mask in zip(named, masks, strict=True)
+            _strength(jtu.keystr(path), leaf, mask, draw) if mark else leaf
+            for (path, leaf), mask, mark in zip(named, masks, marks, strict=True)
         ]
         network = eqx.combine(treedef.unflatten(leaves), static.model)
         x = _numbers(sample.shape, draw).astype(dtype)
@@ -71,8 +74,6 @@ def _reached(
 
 
 def _strength(name: str, leaf: Any, mask: Any, draw: Array) -> Any:
-    if not eqx.is_inexact_array(leaf):
-        return leaf
     if name.rsplit(".", 1)[-1].startswith("bias"):
         return jnp.zeros_like(leaf, wide_dtype(leaf.dtype))
     numbers = _numbers(leaf.shape, draw).astype(wide_dtype(leaf.dtype))

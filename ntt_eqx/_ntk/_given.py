@@ -1,4 +1,4 @@
-"""What users hand to the kernel's entries, checked and as the engine wants it."""
+"""Checks and conversions of the arguments of the kernel's public functions."""
 
 from typing import Any
 
