@@ -215,9 +215,7 @@ def _searched(
 ) -> tuple[Int[Array, " chunks"], Int[Array, "chunks width"]]:
     """Rows and columns of the chunks of a mask, under `jit`.
 
-    Each slot searches for the column of its entry in the running counts of its row. Loops make the
-    counts: XLA unrolls `cumsum` and `nonzero` into so many operations that they took a third of the
-    time in which a step of a transfer compiles.
+    Each slot searches for the column of its entry in the running counts of its row.
     """
     (i, j), (chunks, width) = mask.shape, shape
     if not i * j:
@@ -235,7 +233,13 @@ def _searched(
 
 
 def _running(x: Int[Array, "n *rest"]) -> Int[Array, "n *rest"]:
-    """The running sum along the first axis."""
+    """The running sum along the first axis.
+
+    On a CPU a loop: XLA unrolls `cumsum` there into so many operations that they took a third of the
+    time in which a step of a transfer compiles. On a GPU every turn of a loop is a launch.
+    """
+    if target_device().platform != "cpu":
+        return jnp.cumsum(x, axis=0, dtype=x.dtype)
 
     def add(total: Array, row: Array) -> tuple[Array, Array]:
         return total + row, total + row

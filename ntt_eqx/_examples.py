@@ -42,13 +42,14 @@ def check_kind(caller: str, x: Any) -> Array:
 
     **Raises:**
 
-    `ValueError` when there is no sample, or when they are raw pixels (`uint8`) or of another dtype
-    than floats and signed integers, which may be tokens.
+    `ValueError` when there is no sample, or when they are of unsigned integers, which may be raw
+    pixels, or of complex numbers. Signed integers may be tokens.
     """
     if hasattr(x, "__array__") and not isinstance(x, jax.Array):
         x = as_array(caller, "x", x)
     check_batch(caller, x)
-    if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.signedinteger):
+    taken = (jnp.floating, jnp.signedinteger, jnp.bool_)
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in taken):
         raise ValueError(
             f"{caller}: x must be floats, got {x.dtype}; standardise it first, a split "
             "of pixels by ntt.data.as_batch(split, mean=data.mean, std=data.std). Tokens must be "

@@ -71,10 +71,11 @@ def check_collapse(
         return ()
     cut = cut_outputs(sparse, sample_of(x))
     if cut:
-        shown = ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else "")
+        outputs = "output " if len(cut) == 1 else "outputs "
+        outputs += ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else "")
         warnings.warn(
-            f"{caller}: no path of kept weights leads from the input to the outputs {shown}: a "
-            "classifier never tells these classes by its input; use a higher density, "
+            f"{caller}: no path of kept weights leads from the input to {outputs}: a classifier "
+            "cannot tell such a class by its input; use a higher density, "
             "allocation='erk' or a score of paths, such as SynFlow in many steps.",
             LayerCollapseWarning,
             stacklevel=stacklevel,

@@ -7,7 +7,8 @@ from helpers.scripts import BENCHMARKS, ended
 
 # Of a step at batch 64, 3 %, on an H100: launches, and megabytes of temporaries. Products are not
 # split: where that pays is found out by timing, and without a chip it is a guess.
-LIMITS = {"lenet300100": (115, 40), "lenet5": (240, 160)}
+# XLA's schedule gives LeNet-5 207 MiB since the loss of a step waits for its refresh, 156 without.
+LIMITS = {"lenet300100": (115, 40), "lenet5": (240, 220)}
 UNSPLIT = ("--option", "xla_gpu_experimental_force_split_k=1")
 
 TEXT = """
@@ -73,6 +74,7 @@ def test_a_step_on_an_h100_keeps_to_its_limits(tmp_path):
         launches, megabytes = LIMITS[row["case"]]
         assert 0 < row["launches"] <= launches
         assert row["loops"] == []
+        assert row["refresh_launches"] <= 1500  # no loop over a layer's rows
         assert 0 < row["temporary_bytes"] <= megabytes * 2**20
 
 

@@ -110,7 +110,7 @@ def test_outputs_without_a_path_are_told(lenet, cuts, lost):
     if not lost:
         assert ntt.check_collapse(sparse, x) == ()
         return
-    message = f"no path of kept weights leads from the input to the outputs {lost[0]}"
+    message = f"leads from the input to outputs? {lost[0]}"
     with pytest.warns(ntt.LayerCollapseWarning, match=message):
         assert ntt.check_collapse(sparse, x) == tuple(f"output {k}" for k in lost)
     assert ntt.check_collapse(sparse) == () == ntt.check_collapse(sparse.mask)
@@ -119,10 +119,10 @@ def test_outputs_without_a_path_are_told(lenet, cuts, lost):
 @pytest.mark.parametrize("act", [jax.nn.sigmoid, jax.nn.gelu, jnp.tanh, lambda h: jax.nn.relu(-h)])
 def test_paths_through_any_activation(act, getkey):
     sparse = without(Three(getkey(), act), last=np.s_[1])
-    with pytest.warns(ntt.LayerCollapseWarning, match="the outputs 1:"):
+    with pytest.warns(ntt.LayerCollapseWarning, match="to output 1:"):
         ntt.check_collapse(sparse, np.ones((1, 4), np.float32))
     zero = eqx.tree_at(lambda s: s.model.last.weight, sparse, jnp.zeros((3, 5)))
-    with pytest.warns(ntt.LayerCollapseWarning, match="the outputs 1:"):  # values do not matter
+    with pytest.warns(ntt.LayerCollapseWarning, match="to output 1:"):  # values do not matter
         ntt.check_collapse(zero, np.ones((1, 4), np.float32))
 
 
@@ -158,15 +158,15 @@ def test_nothing_is_said_of_what_cannot_be_followed(getkey):
 
 def test_pruning_transferring_and_training_tell_of_lost_classes(lenet, getkey):
     x, y = jax.random.normal(getkey(), (8, *GREY)), jnp.arange(8, dtype=jnp.int32)
-    with pytest.warns(ntt.LayerCollapseWarning, match="prune: no path .* the outputs"):
+    with pytest.warns(ntt.LayerCollapseWarning, match="prune: no path .* to outputs"):
         sparse = ntt.prune(lenet, scores.Snip(), 0.01, (x, y))
     lost = without(lenet, output=np.s_[2])
-    with pytest.warns(ntt.LayerCollapseWarning, match="train: no path .* the outputs 2"):
+    with pytest.warns(ntt.LayerCollapseWarning, match="train: no path .* to output 2"):
         ntt.train(lost, [(x, y)], optax.sgd(0.1), num_steps=1)
     state = ntt.ntt_init(
         lenet, ntt.NTTConfig(0.5, num_steps=1, mask_every=None), optax.sgd(0.1), mask=lost.mask
     )
-    with pytest.warns(ntt.LayerCollapseWarning, match="transfer: no path .* the outputs 2"):
+    with pytest.warns(ntt.LayerCollapseWarning, match="transfer: no path .* to output 2"):
         ntt.transfer(state, [x])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
