@@ -108,7 +108,7 @@ test_refusals = refusals(
             "transfer: x holds int64 numbers .*would wrap to int32",
         ),
         "step: pixels": (lambda: take(X.astype(np.uint8)), "ntt_step: x must be floats.*uint8"),
-        "step: booleans": (lambda: take(X > 0), "ntt_step: x must be floats, got bool"),
+        "step: complex": (lambda: take(X * 1j), "ntt_step: x must be floats, got complex"),
         "step: none": (lambda: take(None), "ntt_step: needs an array of inputs.*got NoneType"),
         "step: a pair": (lambda: take((X, Y)), "ntt_step: needs an array of inputs.*got tuple"),
         "step: features": (lambda: take(X[:, :2]), ASKS_FOR_ONE),
