@@ -235,8 +235,8 @@ def _searched(
 def _running(x: Int[Array, "n *rest"]) -> Int[Array, "n *rest"]:
     """The running sum along the first axis.
 
-    On a CPU a loop: XLA unrolls `cumsum` there into so many operations that they took a third of the
-    time in which a step of a transfer compiles. On a GPU every turn of a loop is a launch.
+    On a CPU by a loop: XLA unrolls `cumsum` there into so many operations that they took a third of
+    the time in which a step of a transfer compiles. On a GPU every turn of a loop is a launch.
     """
     if target_device().platform != "cpu":
         return jnp.cumsum(x, axis=0, dtype=x.dtype)

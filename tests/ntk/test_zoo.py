@@ -26,8 +26,8 @@ every_model = pytest.mark.parametrize(
 
 
 def matrix(path, owner, leaf):
-    """For `sparsify`: a mask on every matrix and larger, whatever its name, but not on the ones of a
-    norm, which no score ranks."""
+    """For `sparsify`: a mask on every matrix and larger, but not on the ones of a norm, which no
+    magnitude ranks."""
     return sum(size > 1 for size in leaf.shape) > 1 and not isinstance(owner, eqx.nn.LayerNorm)
 
 
