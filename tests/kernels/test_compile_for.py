@@ -74,7 +74,7 @@ def test_a_step_on_an_h100_keeps_to_its_limits(tmp_path):
         launches, megabytes = LIMITS[row["case"]]
         assert 0 < row["launches"] <= launches
         assert row["loops"] == []
-        assert row["refresh_launches"] <= 1500  # no loop over a layer's rows
+        assert row["refresh_launches"] <= 1500  # no loop over a layer's columns
         assert 0 < row["temporary_bytes"] <= megabytes * 2**20
 
 

@@ -71,6 +71,20 @@ def check(
         assert relative_error(x.astype(jnp.float32), y) < TOLERANCE[precision], name
 
 
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_entries_found_under_jit_are_those_found_on_the_host(device, request):
+    """Counts run by a loop on a CPU, by `cumsum` elsewhere."""
+    if device == "gpu":
+        request.getfixturevalue("on_a_gpu")
+    mask = mask_of(SIZES, COUNTS)
+    room = int(mask.sum()) + 20  # chunks that are not in use, too
+    gather = lambda mask: kernels.gather_rows(mask, room)
+    found = jax.jit(gather)(jnp.asarray(mask))
+    expected = gather(mask)
+    assert (found.rows == expected.rows).all() and (found.columns == expected.columns).all()
+    assert ("cumsum" in str(jax.make_jaxpr(gather)(jnp.asarray(mask)))) == (device == "gpu")
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_values_and_gradients(implementation):
     check(SIZES, COUNTS, implementation, "float32", fill=20)

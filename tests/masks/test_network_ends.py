@@ -110,7 +110,8 @@ def test_outputs_without_a_path_are_told(lenet, cuts, lost):
     if not lost:
         assert ntt.check_collapse(sparse, x) == ()
         return
-    message = f"leads from the input to outputs? {lost[0]}"
+    outputs = "output" if len(lost) == 1 else "outputs"
+    message = f"no path of kept weights leads from the input to {outputs} {lost[0]}"
     with pytest.warns(ntt.LayerCollapseWarning, match=message):
         assert ntt.check_collapse(sparse, x) == tuple(f"output {k}" for k in lost)
     assert ntt.check_collapse(sparse) == () == ntt.check_collapse(sparse.mask)
