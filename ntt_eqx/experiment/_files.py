@@ -39,6 +39,18 @@ def decode_json(path: Path, content: bytes) -> Any:
         raise ExperimentError(f"{path}: not a JSON file ({error}).") from error
 
 
+def decode_object(path: Path, content: bytes, what: str) -> dict[str, Any]:
+    """The JSON object of a file with this content; `ExperimentError` where it is not `what`."""
+    return check_object(f"{path}: not {what}", decode_json(path, content))
+
+
+def check_object(where: str, value: Any) -> dict[str, Any]:
+    """`value` if it is a JSON object; `ExperimentError` otherwise."""
+    if not isinstance(value, dict):
+        raise ExperimentError(f"{where}: expected an object.")
+    return value
+
+
 def check_fields(where: str, value: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
     """Raise `ExperimentError` unless `value` has fields of these types, no number too large."""
     for name, kind in kinds.items():

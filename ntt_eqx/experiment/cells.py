@@ -11,7 +11,7 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from ._errors import ExperimentError
-from ._files import decode_json
+from ._files import decode_object
 from .manifest import RunFolder
 from .methods import METHODS
 from .settings import (
@@ -154,11 +154,12 @@ def settle(run: RunFolder, asked: dict[str, Any]) -> None:
     if not run.has(CONFIG):
         run.write_json(CONFIG, asked)
         return
-    found = by_first(lambda: decode_json(run.path / CONFIG, run.read(CONFIG)))
+    what = "the configuration of an ntt-eqx run"
+    found = by_first(lambda: decode_object(run.path / CONFIG, run.read(CONFIG), what))
     if found == asked:
         return
-    if not isinstance(found, dict) or not isinstance(found.get("format", FORMAT), int):
-        raise ExperimentError(f"{run.path / CONFIG}: not the configuration of an ntt-eqx run.")
+    if not isinstance(found.get("format", FORMAT), int):
+        raise ExperimentError(f"{run.path / CONFIG}: not {what}.")
     known = found.get("format", FORMAT)
     if known > FORMAT:
         raise ExperimentError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ._errors import ExperimentError
-from ._files import check_fields, check_ranges, decode_json
+from ._files import check_fields, check_object, check_ranges, decode_object
 from .cells import CONFIG
 from .manifest import (
     MANIFEST,
@@ -74,14 +74,12 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     if not holds(directory, RESULT):
         return None
     path = directory / RESULT
-    result = decode_json(path, read_file(directory, RESULT))
+    result = decode_object(path, read_file(directory, RESULT), "a result")
     where = f"{path}: not a result"
-    if not isinstance(result, dict):
-        raise ExperimentError(f"{where}: expected an object.")
     check_fields(where, result, _RESULT)
     check_fields(where, result, {n: int | float for n in RANGES if result.get(n) is not None})
     check_ranges(where, result, RANGES)
-    shares = result.get("densities") or {}
+    shares = check_object(f"{where}: field 'densities'", result.get("densities") or {})
     check_fields(where, shares, dict.fromkeys(shares, int | float))
     check_ranges(where, shares, dict.fromkeys(shares, _SHARE))
     return result
@@ -130,7 +128,7 @@ def _inspect(directory: Path, verify: bool) -> Run | None:
         config: dict[str, Any] = {}
         if CONFIG in manifest.files:
             path = directory / CONFIG
-            config = decode_json(path, read_file(directory, CONFIG))
+            config = decode_object(path, read_file(directory, CONFIG), "a configuration")
             check_fields(f"{path}: not a configuration", config, _CONFIG)
             check_ranges(f"{path}: not a configuration", config, RANGES)
         result = read_result(directory)
@@ -143,7 +141,8 @@ def _inspect(directory: Path, verify: bool) -> Run | None:
     if not holds(directory, FAILURE):
         return Run(directory, "unfinished", config)
     try:
-        note = str(decode_json(directory / FAILURE, read_file(directory, FAILURE))["message"])
-    except (ExperimentError, TypeError, KeyError):
+        path = directory / FAILURE
+        note = str(decode_object(path, read_file(directory, FAILURE), "a failure")["message"])
+    except (ExperimentError, KeyError):
         note = f"{directory / FAILURE}: cannot be read"
     return Run(directory, "failed", config, note=note)

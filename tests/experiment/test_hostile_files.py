@@ -163,6 +163,25 @@ def test_runs_with_numbers_that_no_float_holds_are_broken(number, tmp_path):
     assert found.state == "broken" and str(tmp_path) in found.note
 
 
+OTHER_VALUES = [0, -1.5, True, None, "text", [], [1], {}]
+
+
+@pytest.mark.parametrize("value", OTHER_VALUES, ids=repr)
+@pytest.mark.parametrize("file", ["config_json", "result_json", "failure_json"])
+def test_runs_with_another_json_value_for_a_file_are_broken(file, value, tmp_path):
+    write_run(tmp_path, **{"config_json": CONFIG, file: value})
+    (found,) = find_runs(tmp_path)
+    assert found.state == ("failed" if file == "failure_json" else "broken")
+    assert str(tmp_path) in found.note
+
+
+@pytest.mark.parametrize("field", RESULT)
+def test_runs_with_another_json_value_for_a_field_are_broken_or_done(field, tmp_path):
+    for number, value in enumerate(OTHER_VALUES):
+        write_run(tmp_path / f"{number}", config_json=CONFIG, result_json={**RESULT, field: value})
+    assert {run.state for run in find_runs(tmp_path)} <= {"broken", "done"}
+
+
 STATE = {"w": jnp.arange(3.0)}
 
 
