@@ -1,7 +1,8 @@
 """Scores to masks with exact counts."""
 
 import contextlib
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -60,17 +61,24 @@ def build_mask(
         )
         leaves, treedef = jax.tree.flatten(masks)
         olds = leaves if within is None else jax.tree.leaves(within)
-        returns = [jnp.any(new & ~old) for new, old in zip(leaves, olds, strict=True)]
+        returns = [False] * len(leaves) if within is None else _returns(leaves, olds)
         for name, new, old, back in zip(_names(masks), leaves, olds, returns, strict=True):
             if not is_traced(back) and bool(back):
                 raise ValueError(_would_return(name, new, old))
         for name, new, flag in zip(_names(masks), leaves, unranked, strict=True):
             if not is_traced(flag) and bool(flag):
                 raise ValueError(_cannot_rank(scores, name, int(new.sum()), scope, pattern))
+        if not is_traced((unranked, returns)):
+            return masks
         keep = [~(lost | back) for lost, back in zip(unranked, returns, strict=True)]
         if scope == "global":
             keep = [jnp.stack(keep).all()] * len(keep)
         return treedef.unflatten([m & k for m, k in zip(leaves, keep, strict=True)])
+
+
+@jax.jit
+def _returns(new: list[Array], old: list[Array]) -> list[Bool[Array, ""]]:
+    return [jnp.any(n & ~o) for n, o in zip(new, old, strict=True)]
 
 
 def ranked(
@@ -141,13 +149,14 @@ def _keep_by_layer(
     whole = density if pattern is None and isinstance(density, Tracer) else None
     sizes = [leaf.size for leaf in groups.values()]
     counts = whole_counts(shares, sizes, allocation == "erk", whole)
-    found = {}
     for (name, leaf), count in zip(groups.items(), counts, strict=True):
         if isinstance(count, int):
             _check_count(count, float(shares[name]), leaf.size, f"layer {name}")
-        marks, unranked = _select(leaf.reshape(-1), count, **rounds)
-        found[name] = _ungroup(name, marks.reshape(leaf.shape), shapes[name], pattern), unranked
-    return found
+    chosen = _select(list(groups.values()), _int32(counts), **rounds)
+    return {
+        name: (_ungroup(name, marks, shapes[name], pattern), unranked)
+        for name, (marks, unranked) in zip(groups, chosen, strict=True)
+    }
 
 
 def _keep_of_all(
@@ -164,7 +173,7 @@ def _keep_of_all(
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*groups.values())
     flat = jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in groups.values()])
-    marks, unranked = _select(flat, count, **rounds)
+    ((marks, unranked),) = _select([flat], _int32([count]), **rounds)
     found, start = {}, 0
     for name, leaf in groups.items():
         part = marks[start : start + leaf.size].reshape(leaf.shape)
@@ -173,13 +182,25 @@ def _keep_of_all(
     return found
 
 
+@functools.partial(jax.jit, static_argnames=("most", "lenient"))
 def _select(
-    scores: Float[Array, " size"], count: Any, most: bool = False, lenient: bool = False
-) -> tuple[Bool[Array, " size"], Bool[Array, ""]]:
-    count = jnp.asarray(count, jnp.int32)
-    if most:
-        count = jnp.minimum(count, jnp.sum(scores > -jnp.inf, dtype=jnp.int32))
-    return select(scores, count, lenient=lenient)
+    scores: list[Float[Array, "..."]],
+    counts: list[Any],
+    most: bool = False,
+    lenient: bool = False,
+) -> list[tuple[Bool[Array, "..."], Bool[Array, ""]]]:
+    """`select` for each layer, by one program, which knows the counts when it runs."""
+    found = []
+    for leaf, count in zip(scores, counts, strict=True):
+        if most:
+            count = jnp.minimum(count, jnp.sum(leaf > -jnp.inf, dtype=jnp.int32))
+        marks, unranked = select(leaf.reshape(-1), count, lenient=lenient)
+        found.append((marks.reshape(leaf.shape), unranked))
+    return found
+
+
+def _int32(counts: Sequence[Any]) -> list[Any]:
+    return [np.int32(c) if isinstance(c, int) else c.astype(jnp.int32) for c in counts]
 
 
 def _groups(
@@ -235,11 +256,16 @@ def _checked(scores: ScoreTree, layers: Mapping[str, Any]) -> dict[str, Array]:
         found[name] = leaf
     concrete = {name: leaf for name, leaf in found.items() if not is_traced(leaf)}
     with jax.ensure_compile_time_eval():  # constants of a traced function are concrete, too
-        broken = jax.device_get([jnp.isnan(leaf).any() for leaf in concrete.values()])
+        broken = jax.device_get(_have_nan(list(concrete.values())))
     for name, has_nan in zip(concrete, broken, strict=True):
         if has_nan:
             raise ValueError(f"make_mask: scores{name} has NaN entries.")
     return found
+
+
+@jax.jit
+def _have_nan(scores: list[Array]) -> list[Bool[Array, ""]]:
+    return [jnp.isnan(leaf).any() for leaf in scores]
 
 
 def _is_float(dtype: Any) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
@@ -93,10 +94,18 @@ def by_index(
     - `decided`: how many entries the index decides.
     - `dtype`: of the scores.
     """
-    lowest, highest = order_keys(jnp.asarray([-jnp.inf, jnp.inf], dtype))
+    lowest, highest = _infinities(dtype)
     separated = _how_many((keys > lowest) & ~ties)
     endless = jnp.any(ties & ((keys <= lowest) | (keys >= highest)))
     return (decided > separated) | endless
+
+
+def _infinities(dtype: Any) -> tuple[Any, Any]:
+    """`order_keys` of minus and plus infinity, worked out on the host."""
+    width = jnp.finfo(dtype).bits
+    unsigned = np.dtype(f"uint{width}").type
+    infinity = np.asarray(np.inf, dtype).view(unsigned)[()] | unsigned(1 << (width - 1))
+    return ~infinity, infinity
 
 
 def order_keys(scores: Float[Array, "*shape"]) -> UInt[Array, "*shape"]:

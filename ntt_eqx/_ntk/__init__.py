@@ -14,7 +14,9 @@ from ._ntk import ntk as ntk, ntk_and_outputs as ntk_and_outputs
 from ._sketch import sketch_directions as sketch_directions
 from ._store import ntk_to_zarr as ntk_to_zarr
 from ._support import (
+    check_support as check_support,
     fits_support as fits_support,
+    found_support as found_support,
     is_support as is_support,
     mask_support as mask_support,
     refresh_support as refresh_support,

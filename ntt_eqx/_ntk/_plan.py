@@ -24,7 +24,14 @@ from ._forms import Cost, LayerPlan, Sizes, jacobian_cost, parameter_count, plan
 from ._layers import find_layers
 from ._metric import LayerMetric, layer_metric
 from ._parts import Part, derivative_flow, split
-from ._support import Unchecked, checked_support, is_support, keeps_all, lost_unless_whole
+from ._support import (
+    Checked,
+    Unchecked,
+    checked_support,
+    is_support,
+    keeps_all,
+    lost_unless_whole,
+)
 from ._trace import Traced, trace
 
 KernelKind: TypeAlias = Literal["active", "ambient"]
@@ -155,7 +162,7 @@ def make_plan(
         weight = weights[layer.weight]
         masked = weight is not None or layer.bias is not None and weights[layer.bias] is not None
         known = found[layer.weight]
-        rows = known.rows if isinstance(known, Unchecked) else known
+        rows = known.rows if isinstance(known, Unchecked | Checked) else known
         nonzeros = None
         if weight is not None and isinstance(rows, GatheredRows):
             nonzeros = rows.room * rows.height

@@ -76,7 +76,7 @@ def fits_support(mask: Any, support: GatheredRows | Whole | None) -> bool:
 
 def is_support(leaf: Any) -> bool:
     """Whether a leaf of a support is one, `None` included."""
-    return isinstance(leaf, GatheredRows | Whole | None)
+    return isinstance(leaf, GatheredRows | Whole | Checked | None)
 
 
 class Unchecked(eqx.Module):
@@ -107,16 +107,26 @@ class Checked(eqx.Module):
     Attributes:
         rows: the mask's entries.
         fits: whether that is possible.
+        mask: the mask.
     """
 
     rows: GatheredRows
     fits: Bool[Array, ""]
+    mask: Bool[Array, "..."]
 
 
-def unchecked(support: Any, mask: Bool[Array, "..."] | None) -> Unchecked | UncheckedWhole | None:
-    """What a support that may be out of date says of the mask in use, where there is one."""
+def unchecked(
+    support: Any, mask: Bool[Array, "..."] | None
+) -> Checked | Unchecked | UncheckedWhole | None:
+    """What a support that may be out of date says of the mask in use, where there is one.
+
+    A support that was checked against this very array needs no second check. For any other array,
+    whatever its values, it may be out of date.
+    """
     if mask is None:
         return None
+    if isinstance(support, Checked):
+        return support if support.mask is mask else Unchecked(support.rows, mask)
     if isinstance(support, GatheredRows):
         return Unchecked(support, mask)
     return UncheckedWhole(mask) if isinstance(support, Whole) else None
@@ -160,8 +170,24 @@ def checked_support(support: Sequence[Any]) -> list[Any]:
         lambda: [rows for rows, _ in pairs],
         lambda: [rows.of(mask) for rows, mask in pairs],
     )
-    checked = iter([Checked(*pair) for pair in zip(found, fits, strict=True)])
-    return [next(checked) if isinstance(s, Unchecked) else s for s in support]
+    found, fits = iter(found), iter(fits)
+    one = lambda s: Checked(next(found), next(fits), s.mask)
+    return [one(s) if isinstance(s, Unchecked) else s for s in support]
+
+
+def check_support(mask: PyTree, support: PyTree) -> PyTree:
+    """The support of one tree of masks, checked against another: `checked_support` of trees."""
+    leaves, treedef = jax.tree.flatten(support, is_leaf=is_support)
+    masks = treedef.flatten_up_to(mask)
+    pairs = zip(leaves, masks, strict=True)
+    known = [Unchecked(s, m) if isinstance(s, GatheredRows) else s for s, m in pairs]
+    return treedef.unflatten(checked_support(known))
+
+
+def found_support(support: PyTree) -> PyTree:
+    """A support without what its check says, to be kept for another mask."""
+    rows = lambda s: s.rows if isinstance(s, Checked) else s
+    return jax.tree.map(rows, support, is_leaf=is_support)
 
 
 def _matrix(mask: Any) -> Any:

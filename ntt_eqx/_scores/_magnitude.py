@@ -20,4 +20,9 @@ class Magnitude(AbstractLabelFreeScore):
     def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
         """Score the prunable weights of `model`; `x` is not looked at."""
         sparse = sparsify(model)
-        return jax.tree.map(jnp.abs, split_weights(sparse.model, sparse.mask)[0])
+        return _magnitudes(split_weights(sparse.model, sparse.mask)[0])
+
+
+@jax.jit
+def _magnitudes(weights: PyTree) -> PyTree:
+    return jax.tree.map(jnp.abs, weights)

@@ -77,7 +77,7 @@ def ntt_init(
         full.with_mask(mask)
         method, mask = hold_mask("ntt_init", method, mask, 0)
     # The student must not share buffers with the teacher: users may donate the state.
-    student = jax.tree.map(lambda l: jnp.copy(l) if eqx.is_array(l) else l, full.with_mask(mask))
+    student = _copied(full.with_mask(mask))
     params = parameters(student)
     state = NTTState(
         teacher=full.model,
@@ -89,6 +89,11 @@ def ntt_init(
         method=method,
     )
     return replicate(state)
+
+
+@eqx.filter_jit
+def _copied(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, tree)
 
 
 def _method(

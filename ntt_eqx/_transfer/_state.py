@@ -29,8 +29,9 @@ class NTTState(eqx.Module):
         opt_state: the optimiser's state for the student's floating-point leaves.
         step: number of steps done, int32.
         key: two words, from which every step draws its own PRNG key.
-        support: where the mask's kept weights are, for layers with a fixed number of them;
-            derived from the mask, to make the kernel faster, and checked at every step.
+        support: where the kept weights of a mask are, for layers with a fixed number of them, to
+            make the kernel faster. It is a cache: each step compares it with its own mask, and
+            finds it anew where a refresh or a user has changed that.
         method: the loss, the sparsity, the refresh and the optimiser.
     """
 
@@ -60,11 +61,11 @@ class NTTState(eqx.Module):
             support = refresh_support(mask, self.support)
         return NTTState(self.teacher, student, self.opt_state, self.step, self.key, support, method)
 
-    def moment(self) -> Moment:
-        """What the next step tells its loss."""
+    def moment(self, support: Any = None) -> Moment:
+        """What the next step tells its loss; `support` is the state's, checked."""
         key = jax.random.fold_in(jax.random.wrap_key_data(self.key, impl="threefry2x32"), self.step)
         density = self.method.sparsity.overall(self.student.mask, self.step)
-        return Moment(self.step, key, density, self.support)
+        return Moment(self.step, key, density, self.support if support is None else support)
 
 
 def check_state(caller: str, state: Any) -> None:

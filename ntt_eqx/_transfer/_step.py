@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
 from .._distribute import left_to_xla, lost_unless_shared
-from .._ntk import refresh_support
+from .._ntk import check_support, found_support
 from .._optimise import learning_rate, optimise
 from .._parameters import partition_parameters
 from .._sparse import SparseModel, map_masked
@@ -66,7 +66,11 @@ def ntt_evaluate(state: NTTState, x: Shaped[Array, "batch ..."]) -> NTTMetrics:
 
 
 def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
-    method, moment = state.method, state.moment()
+    method = state.method
+    # The one place of a step at which entries of the mask are looked for: to do so takes longer to
+    # compile than the kernel. So the refresh leaves it to the next step, which sees another mask.
+    support = check_support(state.student.mask, state.support)
+    moment = state.moment(support)
     # The student's weights move, and the statistics of its batch norms with them. They come first,
     # so that loss, kernel and gradient are those of one and the same network.
     student = advanced(state.student, x)
@@ -88,11 +92,12 @@ def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     )
     student = _settled(eqx.combine(params, static), state.student, method.pruned)
     step = state.step + 1
-    student, support, lost = _refreshed(state, student, step, x)
+    student, lost = _refreshed(state, student, step, x)
     metrics = with_rate(metrics, learning_rate(opt_state))
     if lost is not None:
         metrics = eqx.tree_at(lambda m: m.loss, metrics, jnp.where(lost, jnp.nan, metrics.loss))
-    state = NTTState(state.teacher, student, opt_state, step, state.key, support, method)
+    known = found_support(support)
+    state = NTTState(state.teacher, student, opt_state, step, state.key, known, method)
     return state, metrics
 
 
@@ -124,8 +129,8 @@ def _masked_pairs(sparse: SparseModel) -> list[tuple[Array, Array]]:
 
 def _refreshed(
     state: NTTState, student: SparseModel, step: Int[Array, ""], x: Array
-) -> tuple[SparseModel, Any, Bool[Array, ""] | None]:
-    """The student and its support after the refresh, if one is due, and whether it made no mask.
+) -> tuple[SparseModel, Bool[Array, ""] | None]:
+    """The student after the refresh, if one is due, and whether that made no mask.
 
     Scores that cannot rank the weights leave layers empty (`Sparsity.lost`): the loss of the step
     is NaN then, which ends a run.
@@ -133,16 +138,16 @@ def _refreshed(
     method = state.method
     due = method.due(step)
     if due is False:
-        return student, state.support, None
+        return student, None
     sparsity = method.sparsity
 
-    def again() -> tuple[Any, Any, Any]:
+    def again() -> tuple[Any, Any]:
         density = sparsity.overall(student.mask, step)
         key = jax.random.fold_in(state.moment().key, 1)
         view = RefreshView(student, state.teacher, x, Moment(step, key, density), method.loss)
         mask = sparsity.quiet_mask(method.refresh.scores(view), step)
-        return mask, refresh_support(mask, state.support), sparsity.lost(mask)
+        return mask, sparsity.lost(mask)
 
-    stays = lambda: (student.mask, state.support, jnp.zeros((), bool))
-    mask, support, lost = jax.lax.cond(due, again, stays)
-    return student.with_mask(mask), support, lost
+    stays = lambda: (student.mask, jnp.zeros((), bool))
+    mask, lost = jax.lax.cond(due, again, stays)
+    return student.with_mask(mask), lost
