@@ -153,7 +153,7 @@ class Units:
                 )
             ]
             return [self._kept(first, full, step.shape, "a slice takes a part of them")]
-        if name == "pad" and all(low >= 0 and high >= 0 for low, high, _ in params["padding_config"]):
+        if name == "pad" and min(min(pad) for pad in params["padding_config"]) >= 0:
             return [self._padded(first, params["padding_config"])]
         if name in REDUCTIONS:
             axes = params["axes"]
@@ -244,7 +244,8 @@ class Units:
             free = []
         sizes = [len(axis) for axis in axes]
         if not free:
-            return self.new(int(np.prod(sizes)), "reshape merges what is pinned")
+            first = int(self.root(axes[0][:1])[0]) if sizes[0] else -1
+            return self.new(int(np.prod(sizes)), self.reasons.get(first, "reshape merges them"))
         inner = [1] * len(axes)
         inner[free[0]] = -1
         return np.broadcast_to(axes[free[0]].reshape(inner), sizes).reshape(-1)
@@ -272,9 +273,7 @@ class Units:
             self.pin(w[axis], "they are those of a window")
         if groups == 1:
             self.unite(features, taken)
-            self.meetings.append(
-                Meeting(index, (spec.lhs_spec[1], spec.rhs_spec[1]), features)
-            )
+            self.meetings.append(Meeting(index, (spec.lhs_spec[1], spec.rhs_spec[1]), features))
         elif groups == len(features) == len(made):
             self.unite(features, made)
         else:
@@ -305,9 +304,7 @@ class Units:
         return out
 
 
-def _blocks(
-    before: Sequence[int], after: Sequence[int]
-) -> list[tuple[list[int], list[int]]]:
+def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """A reshape as blocks of axes of equal sizes: (axes before, sizes after)."""
     if 0 in before:
         return [(list(range(len(before))), list(after))]

@@ -172,9 +172,7 @@ def _outputs(sparse: SparseModel, x: Array) -> Array:
     return jax.vmap(eqx.nn.inference_mode(sparse))(x)
 
 
-def _removed(
-    traced: Traced, flow: Flow, units: Units
-) -> tuple[np.ndarray, dict[int, str]]:
+def _removed(traced: Traced, flow: Flow, units: Units) -> tuple[np.ndarray, dict[int, str]]:
     """Which units can go, by their root, and for constants that cannot, why."""
     constants = Constants(traced, flow)
     obstacles: dict[int, str] = {}
@@ -229,11 +227,8 @@ def _matters(
         terms, moving = [], []
         for n in (0, 1):
             needed = needs.operands[meeting.step, n]
-            along = lambda array, n=n: np.moveaxis(array, meeting.axes[n], 0).reshape(
-                array.shape[meeting.axes[n]], -1
-            ).any(axis=1)  # fmt: skip
-            terms.append(along(needed & nonzero[n]))
-            moving.append(along(needed & varies[n]))
+            terms.append(_any_along(needed & nonzero[n], meeting.axes[n]))
+            moving.append(_any_along(needed & varies[n], meeting.axes[n]))
         some, vary = terms[0] & terms[1], moving[0] | moving[1]
         matters[axis[some & vary]] = True
         for index in np.flatnonzero(some & ~vary).tolist():
@@ -244,6 +239,11 @@ def _matters(
                 matters[axis[index]] = True
                 obstacles[int(axis[index])] = obstacle
     return met, matters, obstacles
+
+
+def _any_along(array: np.ndarray, axis: int) -> np.ndarray:
+    """For each index of an axis, whether any entry there is set."""
+    return np.asarray(array.any(axis=tuple(n for n in range(array.ndim) if n != axis)))
 
 
 def _without(
@@ -269,9 +269,7 @@ def _without(
     return SparseModel(model, flat(model)[1].unflatten(masks))
 
 
-def _folded(
-    traced: Traced, flow: Flow, units: Units, removed: np.ndarray
-) -> dict[int, np.ndarray]:
+def _folded(traced: Traced, flow: Flow, units: Units, removed: np.ndarray) -> dict[int, np.ndarray]:
     """What constants that go add to biases, by the slot of the bias."""
     constants = Constants(traced, flow)
     deltas: dict[int, np.ndarray] = {}
@@ -282,15 +280,13 @@ def _folded(
             continue
         step = traced.program.steps[meeting.step]
         varies, _ = flow.of(step)
-        along = np.moveaxis(varies[side], meeting.axes[side], 0)
-        constant = ~along.reshape(len(along), -1).any(axis=1)
-        gone = gone[constant[gone]]
+        gone = gone[~_any_along(varies[side], meeting.axes[side])[gone]]
         gone = np.array([i for i in gone if constants.obstacle(meeting, int(i)) is None], int)
         bias = constants.bias(meeting) if len(gone) else None
         if bias is not None:
             shape = traced.values[bias.leaf].shape
             delta = constants.brought(meeting, bias, gone).reshape(shape)
-            deltas[bias.leaf] = deltas.get(bias.leaf, 0) + delta
+            deltas[bias.leaf] = deltas[bias.leaf] + delta if bias.leaf in deltas else delta
     return deltas
 
 

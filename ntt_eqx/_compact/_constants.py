@@ -60,11 +60,12 @@ class Constants:
         if any(part is not None and not part.any() for part in taken):
             return None
         side = self.signal(meeting)
-        if side is None or taken[side] is None or taken[1 - side] is None:
+        constant = None if side is None else taken[side]
+        if side is None or constant is None or taken[1 - side] is None:
             return "a constant meets no weight of a layer"
-        if not np.isfinite(taken[side]).all():
+        if not np.isfinite(constant).all():
             return "their constant is not finite"
-        if (taken[side] != taken[side].reshape(-1)[0]).any():
+        if (constant != constant.reshape(-1)[0]).any():
             return "their constant is another one at each position"
         if step.name == "conv_general_dilated":
             padded = any(tuple(pad) != (0, 0) for pad in step.eqn.params["padding"])
@@ -116,7 +117,8 @@ class Constants:
         if step.name == "conv_general_dilated":
             spec = step.eqn.params["dimension_numbers"]
             rows = np.transpose(weight, spec.rhs_spec)
-            made = np.einsum("oi...,i->o", rows, signal.astype(kind))
+            rows = rows.sum(axis=tuple(range(2, rows.ndim)))
+            made = rows @ signal.astype(kind)
         else:
             made = np.tensordot(weight, signal.astype(kind), axes=(across, 0)).reshape(-1)
         features = self._moved(bias, self._feature(meeting))

@@ -155,7 +155,7 @@ def _forwards(
     if step.name in ELEMENTWISE and len(step.outputs) == 1:
         return [_any_of(varies)]
     if step.name in REDUCTIONS:
-        return [varies[0].any(axis=tuple(step.eqn.params["axes"]))]
+        return [np.asarray(varies[0].any(axis=tuple(step.eqn.params["axes"])))]
     if (axes := touched_axes(step)) is not None:
         return [np.broadcast_to(varies[0].any(axis=axes, keepdims=True), step.shape)]
     if step.name == "dot_general":
@@ -249,7 +249,7 @@ def _einsum(subscripts: str, one: np.ndarray, two: np.ndarray) -> np.ndarray:
 def _any_of(arrays: Sequence[np.ndarray]) -> np.ndarray:
     found = np.asarray(False)
     for array in arrays:
-        found = found | array
+        found = np.asarray(found | array)
     return found
 
 
@@ -265,7 +265,7 @@ def _features(step: Step, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.
     """`x[N, groups, I]` and `w[groups, O, I]` of a convolution, anywhere in maps and windows."""
     spec, groups = step.eqn.params["dimension_numbers"], step.eqn.params["feature_group_count"]
     x, w = np.transpose(x, spec.lhs_spec), np.transpose(w, spec.rhs_spec)
-    x, w = (a.any(axis=tuple(range(2, a.ndim))) for a in (x, w))
+    x, w = (np.asarray(a.any(axis=tuple(range(2, a.ndim)))) for a in (x, w))
     return x.reshape(len(x), groups, -1), w.reshape(groups, -1, w.shape[1])
 
 
@@ -274,9 +274,7 @@ def _maps(step: Step, found: np.ndarray) -> np.ndarray:
     return _with_positions(found.reshape(len(found), -1), spec, step.shape)
 
 
-def _with_positions(
-    found: np.ndarray, spec: Sequence[int], shape: tuple[int, ...]
-) -> np.ndarray:
+def _with_positions(found: np.ndarray, spec: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
     """Two axes of features put where `spec` has them, the same at every position."""
     inner = found.reshape(*found.shape, *[1] * (len(shape) - 2))
     return np.broadcast_to(np.transpose(inner, np.argsort(spec)), shape)

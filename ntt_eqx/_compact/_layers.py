@@ -43,7 +43,7 @@ def _sizes(layer: Any) -> dict[str, Any]:
         sizes = {"out_features": shape[0], "in_features": shape[1]}
         return {n: size for n, size in sizes.items() if getattr(layer, n) != "scalar"}
     if isinstance(layer, eqx.nn.Conv | eqx.nn.ConvTranspose):
-        alone = layer.groups > 1 and layer.groups == layer.in_channels
+        alone = 1 < layer.groups == layer.in_channels == layer.out_channels
         groups = shape[0] if alone else layer.groups
         return {"out_channels": shape[0], "in_channels": shape[1] * groups, "groups": groups}
     if isinstance(layer, eqx.nn.GroupNorm):
