@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.drawn_networks import draw
 
 import ntt_eqx as ntt
-
-from .drawn import draw
 
 pytestmark = pytest.mark.usefixtures("x64")
 
