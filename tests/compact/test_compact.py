@@ -13,7 +13,7 @@ import ntt_eqx as ntt
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-MANY = int(os.environ.get("NTT_EQX_PROGRAMS", "50"))
+MANY = int(os.environ.get("NTT_EQX_PROGRAMS", "40"))
 
 
 @eqx.filter_jit
