@@ -7,6 +7,14 @@ from . import (
     kernels as kernels,
     models as models,
 )
+from ._compact import (
+    Compacted as Compacted,
+    CompactedArray as CompactedArray,
+    EffectiveLayer as EffectiveLayer,
+    EffectiveSparsity as EffectiveSparsity,
+    compact as compact,
+    effective_sparsity as effective_sparsity,
+)
 from ._diagnostics import (
     KernelComparison as KernelComparison,
     LayerCost as LayerCost,
