@@ -19,9 +19,8 @@ from ._select import by_index, order_keys
 class AbstractPattern(eqx.Module):
     """Which weights of a layer are kept or dropped together.
 
-    A pattern says what a layer's choices are, and what a choice means for its weights; how many are
-    kept, and which, is the business of whoever makes the mask. An own pattern is a subclass with
-    these two methods.
+    A pattern defines the groups of a layer's weights, with a score for each; the mask keeps the
+    groups with the highest scores. A custom pattern is a subclass with `groups` and `spread`.
     """
 
     @abc.abstractmethod
@@ -32,35 +31,35 @@ class AbstractPattern(eqx.Module):
 
         **Arguments:**
 
-        - `scores`: those of a layer, one a weight.
+        - `scores`: scores of a layer's weights.
         - `name`: the layer's path, for errors.
-        - `density`: what the layer is to keep; `None` where all layers compete for one density
-          (`scope="global"`), an array where it follows a schedule inside `jit`.
+        - `density`: the layer's density; `None` if all layers compete for one density
+          (`scope="global"`), an array if it follows a schedule inside `jit`.
         """
 
     @abc.abstractmethod
     def spread(
         self, marks: Bool[Array, "..."], shape: tuple[int, ...], name: str
     ) -> Bool[Array, "..."]:
-        """The mask of a weight of this `shape` whose kept groups are marked."""
+        """The mask of a weight of this `shape` that keeps the marked groups."""
 
     def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-        """The layers of a network that the pattern leaves whole, whatever the density.
+        """Paths of the layers that the pattern never prunes.
 
         **Arguments:**
 
-        - `shapes`: of all prunable weights by their paths, in the order of the model's leaves.
+        - `shapes`: shapes of all prunable weights by path, in the order of the model's leaves.
         """
         del shapes
         return ()
 
     def keeps_count(self, shape: tuple[int, ...]) -> bool:
-        """Whether masks of a weight of this `shape` at one density all keep as many weights."""
+        """Whether all masks of this `shape` at one density keep the same number of weights."""
         del shape
         return False
 
     def alike_outputs(self, shape: tuple[int, ...]) -> int:
-        """So many outputs of a weight of this `shape`, from the first on, keep the same inputs."""
+        """Number of consecutive output rows that always share one mask row (1 if none)."""
         del shape
         return 1
 
@@ -80,7 +79,7 @@ class NM(AbstractPattern):
     m: int = eqx.field(static=True, default=4)
 
     def __check_init__(self) -> None:
-        """Reject a pattern that there is not."""
+        """Reject an impossible pattern."""
         if not 0 < self.n <= self.m:
             raise ValueError(f"NM: needs 0 < n <= m, got n={self.n} and m={self.m}.")
 
@@ -89,7 +88,7 @@ class NM(AbstractPattern):
     ) -> Float[Array, "..."]:
         """1 for the `n` highest of every group of `m` along the second axis, 0 for the others.
 
-        NaN throughout where the scores cannot rank the weights of most groups.
+        All scores are NaN if ties decide most groups.
         """
         if density is None:
             raise ValueError(
@@ -119,12 +118,12 @@ class NM(AbstractPattern):
         return marks
 
     def keeps_count(self, shape: tuple[int, ...]) -> bool:
-        """Of every group as many."""
+        """Every group keeps `n` weights."""
         return True
 
 
 class AbstractTiling(AbstractPattern):
-    """Tiles of a weight, which are kept or dropped whole, by the mean of their scores."""
+    """Tiles of a weight that are kept or dropped as a whole, by the mean of their scores."""
 
     @abc.abstractmethod
     def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
