@@ -25,7 +25,7 @@ class ParameterCost:
     Attributes:
         name: its path in the model; a bias that is folded into its layer is named after it.
         shape: its shape.
-        prunable: whether it has a mask; for a model without masks, whether `sparsify` would add one.
+        prunable: whether it has a mask; for a model without masks, whether `sparsify` adds one.
         kept: number of entries in the sum: those that the mask keeps, or all.
         path: `"factors"` (activations and cotangents of a dense layer), `"tangents"` (per-sample
             derivatives of a layer at many positions), either of them `gathered` at the mask's
