@@ -1,4 +1,4 @@
-"""What users bring as a batch, as a PyTree of arrays."""
+"""Convert the batches that users pass to PyTrees of arrays."""
 
 import collections
 import dataclasses

@@ -118,7 +118,7 @@ def check_optimizer(caller: str, optimizer: Any) -> None:
 
 
 def sample_output(caller: str, model: PyTree, sample: Any) -> jax.ShapeDtypeStruct:
-    """What `model` makes of one sample, without computing it.
+    """The shape and dtype of `model`'s output for one sample.
 
     **Raises:**
 

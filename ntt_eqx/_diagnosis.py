@@ -98,7 +98,7 @@ def faults_of_batch(batch: Any, step: int) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What `train` and `transfer` know of their models, to explain a loss that is not finite.
+    """Functions by which `train` and `transfer` explain a loss that is not finite.
 
     Attributes:
         model: the model of a state.

@@ -72,7 +72,7 @@ class Layout:
         return jax.device_put(x, self.sharding(spec))
 
     def sharding(self, spec: PartitionSpec) -> NamedSharding:
-        """Where an array of this spec lies on the devices."""
+        """The sharding of an array with this spec."""
         here = self.here
         mesh = Mesh(self.mesh.devices, here.axis_names, axis_types=here.axis_types)
         return NamedSharding(mesh, spec)

@@ -35,7 +35,7 @@ class Const:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """What a `scan` repeats.
+    """The body of a `scan` and its lengths.
 
     Attributes:
         body: one iteration, `(consts, carry, xs) -> (carry, ys)`.
@@ -335,7 +335,7 @@ def _repeats_nothing(eqn: Any) -> bool:
 
 
 def _of_no_iterations(eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """What a `scan` of no iterations gives: what it carries as it came, and rows of length 0."""
+    """The outputs of a `scan` without iterations: its initial carry, and rows of length 0."""
     counts = _scan_counts(eqn.params)
     assert counts is not None
     consts, carry = counts

@@ -142,16 +142,16 @@ class AbstractTiling(AbstractPattern):
         return spread(marks, self.sizes(shape, name), shape)
 
     def keeps_count(self, shape: tuple[int, ...]) -> bool:
-        """Where tiles at the far edges are as large as others."""
+        """Whether no tile at an edge is cut, so that all tiles have the same size."""
         return not any(s % b for s, b in zip(shape, self.sizes(shape, "a weight"), strict=True))
 
     def alike_outputs(self, shape: tuple[int, ...]) -> int:
-        """Those of a tile."""
+        """Number of output rows of a tile, which share one mask row."""
         return self.sizes(shape, "a weight")[0]
 
 
 class Block(AbstractTiling):
-    """Whole blocks are kept or dropped, by the mean of their scores.
+    """Keep or drop whole blocks, by the mean of their scores.
 
     Blocks tile a weight's first axes from index 0; axes that `shape` does not reach (a
     convolution's kernel) are in one block whole, and blocks at the far edges may be smaller. A
@@ -168,17 +168,17 @@ class Block(AbstractTiling):
     spare: tuple[str, ...] | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        """Reject blocks without entries."""
+        """Reject empty blocks."""
         _check_spare("Block", self.spare)
         if not self.shape or any(size < 1 for size in self.shape):
             raise ValueError(f"Block: sizes must be at least 1, got {self.shape}.")
 
     def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-        """What `spare` names; where that is `None`, the ends of the network."""
+        """The layers in `spare`; by default the ends of the network."""
         return _left_whole(self, shapes, self.spare)
 
     def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
-        """Those of a block, cut to the weight's."""
+        """The sizes of a block, at most those of the weight."""
         if len(shape) < len(self.shape):
             raise ValueError(
                 f"make_mask: blocks {self.shape} have more axes than {name} of shape {shape}."
@@ -188,7 +188,7 @@ class Block(AbstractTiling):
 
 
 class Channels(AbstractTiling):
-    """Whole channels are kept or dropped, by the mean of their scores. A density counts channels.
+    """Keep or drop whole channels, by the mean of their scores. A density counts channels.
 
     In a model the network's own ends are left whole: of filters the last layer, whose outputs are
     the network's, so that no class is cut off; of input channels a first convolution, which reads
@@ -211,7 +211,7 @@ class Channels(AbstractTiling):
             raise ValueError(f"Channels: axis must be 0 (outputs) or 1 (inputs), got {self.axis}.")
 
     def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-        """What `spare` names; where that is `None`, the ends of the network."""
+        """The layers in `spare`; by default the ends of the network."""
         return _left_whole(self, shapes, self.spare)
 
     def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
@@ -247,7 +247,7 @@ def spread(
 def _keep_in_groups(
     scores: Float[Array, "..."], n: int, m: int
 ) -> tuple[Bool[Array, "..."], Bool[Array, ""]]:
-    """The marks, and whether the scores cannot rank the weights of most groups."""
+    """The marks, and whether ties decide most groups."""
     last = jnp.moveaxis(order_keys(scores), 1, -1)
     keys = last.reshape(*last.shape[:-1], -1, m)
     # rank_i = #{j : key_j > key_i, or key_j = key_i and j < i}
@@ -265,7 +265,7 @@ def _keep_in_groups(
 def _left_whole(
     pattern: AbstractTiling, shapes: Mapping[str, tuple[int, ...]], spare: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    """What `spare` names; where that is `None`, the ends of the network.
+    """The layers in `spare`; by default the ends of the network.
 
     The last layer is left whole where a tile holds some of its outputs alone, so that no class
     is cut off; the first one, a convolution, where a tile is one channel of the images; and

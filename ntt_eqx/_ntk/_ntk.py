@@ -134,7 +134,7 @@ def ntk_and_outputs(
 
 
 def _decided(model: PyTree, kernel: KernelKind, max_bytes: int | None) -> tuple[Any, ...]:
-    """What decides how a kernel is computed beside its arguments; part of the jitted call's key."""
+    """Support, budget, device and costs of a kernel, as arguments and so as part of the jit key."""
     device = target_device()
     budget = default_budget(device) if max_bytes is None else max_bytes
     return known_support(model, kernel), budget, device, costs_on(device)

@@ -21,7 +21,7 @@ from ._objective import CROSS_ENTROPY, Objective, check_step, judge
 
 
 class TrainConfig(eqx.Module):
-    """What is minimised: the mean of the objective, and L2.
+    """The loss of training: the mean of the objective, and L2.
 
     Attributes:
         l2_weight: coefficient of the sum of squared prunable weights, masked ones left out
@@ -43,7 +43,7 @@ class TrainConfig(eqx.Module):
 
 
 class TrainMetrics(eqx.Module):
-    """What one step saw, before its update: scalars, float32.
+    """The metrics of one step, before its update: float32 scalars.
 
     Attributes:
         loss: what is minimised, L2 included.

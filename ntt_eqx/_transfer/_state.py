@@ -19,18 +19,18 @@ from ._moment import Moment
 class NTTState(eqx.Module):
     """Everything that `ntt_step` needs and returns: a PyTree of arrays with static settings.
 
-    Another mask comes in by `with_mask`, which makes anew what is derived from it. A student whose
-    mask was replaced in another way is seen by the next step: it computes with the mask that is
-    there, or says that it cannot.
+    `with_mask` sets another mask and rebuilds everything that is derived from it. If the student's
+    mask is replaced in another way, the next step detects it and uses the current mask, or its
+    kernel is NaN if the mask cannot be stored.
 
     Attributes:
         teacher: the dense model, fixed.
-        student: the sparse model that is being fitted; dense weights live on under its mask.
+        student: the sparse model to fit, which keeps its dense weights under the mask.
         opt_state: the optimiser's state for the student's floating-point leaves.
         step: number of steps done, int32.
-        key: two words, from which every step draws its own PRNG key.
-        support: where the mask's kept weights are, for layers with a fixed number of them;
-            derived from the mask, to make the kernel faster, and checked at every step.
+        key: two words, from which every step derives its own PRNG key.
+        support: indices of the mask's kept weights, for layers with a fixed number of them. They
+            make the kernel faster; every step compares them with the mask.
         method: the loss, the sparsity, the refresh and the optimiser.
     """
 
@@ -45,9 +45,9 @@ class NTTState(eqx.Module):
     def with_mask(self, mask: MaskTree) -> "NTTState":
         """The state with another mask, and everything that is derived from it.
 
-        A mask that the method's sparsity makes leaves the method as it is. Any other keeps the
-        counts of its layers at refreshes, as one given to `ntt_init` does; inside `jit`, where
-        counts are not known, it is an error when it runs.
+        A mask that fits the method's sparsity leaves the method unchanged. With any other mask,
+        refreshes keep the counts of its layers, as after `ntt_init(..., mask=...)`; inside `jit`,
+        where counts are unknown, such a mask is an error at run time.
 
         Raises:
             ValueError: the mask does not fit the student, or the refreshes cannot keep it.
@@ -61,7 +61,7 @@ class NTTState(eqx.Module):
         return NTTState(self.teacher, student, self.opt_state, self.step, self.key, support, method)
 
     def moment(self) -> Moment:
-        """What the next step tells its loss."""
+        """Number, key and density of the next step, for its loss."""
         key = jax.random.fold_in(jax.random.wrap_key_data(self.key, impl="threefry2x32"), self.step)
         density = self.method.sparsity.overall(self.student.mask, self.step)
         return Moment(self.step, key, density, self.support)

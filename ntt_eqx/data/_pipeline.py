@@ -30,14 +30,14 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class BatchIterator(Protocol):
-    """What `batches` returns: a Grain iterator whose state is a small JSON-able dict."""
+    """The iterator that `batches` returns: Grain's, with a small JSON-able dict as its state."""
 
     def __iter__(self) -> "BatchIterator": ...
 
     def __next__(self) -> Batch: ...
 
     def get_state(self) -> Any:
-        """Where the iterator stands."""
+        """The position of the iterator."""
         ...
 
     def set_state(self, state: Any) -> None:
