@@ -1,4 +1,4 @@
-"""The ways to choose a sparse network: one record each, from which all that names them follows."""
+"""The methods of choosing a sparse network: one record each, which every command reads."""
 
 import dataclasses
 from collections.abc import Callable

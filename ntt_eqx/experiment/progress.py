@@ -1,4 +1,4 @@
-"""How a run shows what it does: a live bar on a terminal, plain lines anywhere else."""
+"""Show the progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import io
