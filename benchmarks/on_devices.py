@@ -1,4 +1,4 @@
-"""What a transfer step costs each of many devices, beside one, by the compiler's own count.
+"""Cost of a transfer step on each of many devices, beside one, by the compiler's own count.
 
     python benchmarks/on_devices.py --devices 8 --out devices.json
 

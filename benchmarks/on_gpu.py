@@ -65,7 +65,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run does: the whole, or small and interpreted."""
+    """The sizes of a run: all of it, or small and interpreted."""
 
     dry: bool = False
     batch: int = 256
@@ -248,7 +248,7 @@ def error_of(found: Any, expected: Any) -> float:
 
 
 def rates(plan: Plan) -> Iterator[Job]:
-    """What a plain matrix product and a plain copy reach on this device."""
+    """The speed of a plain matrix product and of a plain copy on this device."""
     size = 256 if plan.dry else 8192
     random = lambda dtype: jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
     for name, dtype, precision in (
@@ -355,7 +355,7 @@ def products(plan: Plan) -> Iterator[Job]:
 
 
 def fastest(rows: list[Row]) -> Iterator[Row]:
-    """Of each layer, density and precision, the fastest that is right."""
+    """The fastest correct choice for each layer, density and precision."""
     key = lambda row: (row["case"], row["density"], row["precision"])
     for what, group in itertools.groupby(rows, key):
         right = [row for row in group if row["ok"]]
@@ -467,7 +467,7 @@ def repeats(plan: Plan) -> Iterator[Job]:
 
 
 def memory(plan: Plan) -> Iterator[Job]:
-    """What a kernel takes beside inputs and result, against `max_bytes`."""
+    """Memory of a kernel beside inputs and result, against `max_bytes`."""
     case, count, budgets = CASES["lenet300100"], 1024, (2**26, 2**28, 2**30)
     if plan.dry:
         count, budgets = 8, (2**24,)

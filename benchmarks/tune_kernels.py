@@ -118,7 +118,7 @@ def base(module, config):
 
 
 def calls(module, shape):
-    """What is timed: functions, and the shapes of their arguments."""
+    """The functions to time, and the shapes of their arguments."""
     n, m, k, l, i, j = shape  # noqa: E741
     floats = lambda *shapes: [jax.ShapeDtypeStruct(x, jnp.float32) for x in shapes]
     mask = jax.ShapeDtypeStruct((i, j), bool)

@@ -1,4 +1,4 @@
-"""What users bring as a batch, as a PyTree of arrays."""
+"""Convert the batches that users pass to PyTrees of arrays."""
 
 import collections
 import dataclasses
@@ -14,13 +14,12 @@ from jaxtyping import Array, PyTree
 
 
 def as_arrays(caller: str, batch: Any) -> PyTree[Array]:
-    """A batch of any form as a PyTree of JAX arrays.
+    """Convert a batch of any form to a PyTree of JAX arrays.
 
-    Tuples, lists, dicts and Modules keep their form. A plain dataclass becomes a named tuple of its
-    fields, and another object with `x` and `y` one of these, for JAX does not look into them.
-    Whatever offers its values by `__array__` or by DLPack, as a torch tensor does, becomes an
-    array, in the dtypes that JAX has (int64 is int32 unless 64-bit types are enabled); see
-    `as_array`.
+    Tuples, lists, dicts and Modules keep their form. Plain dataclasses, and other objects with `x`
+    and `y`, become named tuples, because JAX does not traverse them. Anything with `__array__` or
+    DLPack, such as a torch tensor, becomes an array, in the dtypes that JAX has (int64 is int32
+    unless 64-bit types are enabled); see `as_array`.
 
     **Raises:**
 
@@ -32,7 +31,7 @@ def as_arrays(caller: str, batch: Any) -> PyTree[Array]:
 
 
 def opened(batch: Any) -> PyTree:
-    """`batch` with plain dataclasses and other things of `x` and `y` as named tuples."""
+    """Convert plain dataclasses, and other objects with `x` and `y`, to named tuples."""
 
     def look(leaf: Any) -> Any:
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
@@ -80,7 +79,7 @@ def pair(caller: str, batch: Any) -> tuple[Any, Any]:
 
 
 def inputs_of(caller: str, batch: Any) -> Any:
-    """The inputs of a batch with targets or without: all of an array, the first of a tuple."""
+    """The inputs of a batch, with or without targets: an array itself, the first of a tuple."""
     if isinstance(batch, Mapping):
         return _of_names(caller, batch, INPUTS)
     if hasattr(batch, "x") and not hasattr(batch, "dtype"):
@@ -89,7 +88,7 @@ def inputs_of(caller: str, batch: Any) -> Any:
 
 
 def shape_of_inputs(batch: Any) -> jax.ShapeDtypeStruct | None:
-    """Shape and dtype of the inputs of a batch, `None` where it does not tell them."""
+    """Shape and dtype of the inputs of a batch, `None` if unknown."""
     try:
         x = inputs_of("", batch)
         return jax.ShapeDtypeStruct(tuple(x.shape), jnp.dtype(x.dtype))
@@ -117,7 +116,7 @@ def as_stream(caller: str, data: Any, *, labels: bool = True, again: bool = Fals
     - `caller`: begins the message of an error, as in `"train: batches"`.
     - `data`: one batch or many.
     - `labels`: whether batches are read with their targets.
-    - `again`: whether the batches are gone through more than once, which an iterator cannot.
+    - `again`: whether the batches are read more than once, which excludes iterators.
 
     **Raises:**
 
@@ -140,7 +139,7 @@ def as_stream(caller: str, data: Any, *, labels: bool = True, again: bool = Fals
 
 
 def is_batch(data: Any, *, labels: bool = True) -> bool:
-    """Whether `data` is one batch, and not something that yields batches.
+    """Whether `data` is one batch, and not an iterable of batches.
 
     One batch is an array, a dict, what has fields (a dataclass, a named tuple, a Module, something
     of `x` and `y`), and a tuple of arrays. Many are what else can be gone through (an iterator, a
@@ -200,10 +199,10 @@ def batch_size(caller: str, batch: PyTree) -> int:
 
 
 def as_array(caller: str, name: str, value: Any) -> Array:
-    """The one door for arrays that come from outside: `value` as a JAX array of the same numbers.
+    """Convert an array from outside to a JAX array with the same numbers.
 
-    JAX arrays and tracers pass as they are. NumPy arrays come in native byte order, for XLA reads
-    the bytes of any other as if they were native. What JAX would change in silence is refused:
+    JAX arrays and tracers pass unchanged. NumPy arrays get native byte order, because XLA would
+    misread any other. Conversions in which JAX silently changes values are errors:
     integers that do not fit the 32 bits that JAX has without 64-bit types, `longdouble`, and
     entries that a masked array hides.
 
@@ -236,7 +235,7 @@ def as_array(caller: str, name: str, value: Any) -> Array:
 
 
 def _held(value: Any) -> Array | np.ndarray | None:
-    """`value` as an array of JAX or NumPy; `None` where it is none."""
+    """`value` as an array of JAX or NumPy; `None` if it is not an array."""
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, np.generic | bool | int | float | complex):

@@ -1,4 +1,4 @@
-"""Checks of what users hand over, each in one place; all run before anything is computed."""
+"""Checks of user input, which run before anything is computed."""
 
 import contextlib
 import numbers
@@ -125,7 +125,7 @@ def check_weights(caller: str, model: PyTree, name: str = "model") -> None:
 def check_optimizer(caller: str, optimizer: Any) -> None:
     """Raise `ValueError` unless `optimizer` is an optax transformation.
 
-    Its settings are not tried on anything: `check_first_update` looks at what its first step did.
+    This does not run the optimiser; `check_first_update` checks its first step.
     """
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(
@@ -135,7 +135,7 @@ def check_optimizer(caller: str, optimizer: Any) -> None:
 
 
 def sample_output(caller: str, model: PyTree, sample: Any) -> jax.ShapeDtypeStruct:
-    """What `model` makes of one sample, without computing it.
+    """The shape and dtype of `model`'s output for one sample.
 
     **Raises:**
 
@@ -153,7 +153,7 @@ def sample_of(x: Any) -> jax.ShapeDtypeStruct:
 
 @contextlib.contextmanager
 def calling_model(caller: str, model: PyTree, sample: Any) -> Iterator[None]:
-    """Turn whatever `model` raises on one sample into a sentence that says what it must take."""
+    """Turn any error of `model` on one sample into a message that says what it must take."""
     what = f"one sample, {sample.dtype}{list(sample.shape)}"
     weights = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
     dtypes = sorted({str(w.dtype) for w in weights})

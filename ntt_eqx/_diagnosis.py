@@ -30,8 +30,8 @@ class Evidence:
     """A step's batch and weight norms, kept for diagnosis up to 1,000 steps later.
 
     Attributes:
-        batch: what the step saw.
-        weights: `weight_norms` before the step, where the step computes them.
+        batch: the step's batch.
+        weights: `weight_norms` before the step, if the step computes them.
     """
 
     batch: Any
@@ -57,7 +57,7 @@ def _sums_of_squares(model: PyTree) -> Float[Array, " leaves"]:
 
 
 def _told_apart(model: PyTree) -> tuple[list[tuple[str, Array]], list[tuple[str, Array]]]:
-    """The weights that are under masks, or may be, and the other parameters, each by its name."""
+    """The (possibly) prunable weights and all other parameters, by name."""
     seen, marks = model, None
     if isinstance(model, SparseModel):
         seen = model.to_dense()
@@ -98,12 +98,12 @@ def faults_of_batch(batch: Any, step: int) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What `train` and `transfer` know of their models, to explain a loss that is not finite.
+    """Functions by which `train` and `transfer` explain a loss that is not finite.
 
     Attributes:
         model: the model of a state.
         check: raises `ValueError` for a batch that does not suit the model of a state.
-        outputs: what the model of a state makes of a batch, as one array or several.
+        outputs: the outputs of a state's model for a batch, as one array or several.
         begin: the state that the run starts from; the steps leave it as it is.
         behind: asked with a later state and the number of the step where neither the batch nor the
             weights before the step are to blame; it raises what it finds.
@@ -260,7 +260,7 @@ def check_first_update(caller: str, params: PyTree, gradient: Callable[[], PyTre
 
 
 def recording() -> optax.GradientTransformation:
-    """An optimiser that moves nothing, and whose state after a step is the gradient."""
+    """An optimiser that changes no weight and stores the gradient as its state."""
 
     def zeros(params: PyTree) -> PyTree:
         return jax.tree.map(jnp.zeros_like, params)
@@ -272,9 +272,9 @@ def recording() -> optax.GradientTransformation:
 
 
 def tolerates(state: Any) -> bool:
-    """Whether an optimiser's state somewhere in `state` is of one that skips what is not finite.
+    """Whether an optimiser in `state` skips updates that are not finite.
 
-    Such are `optax.apply_if_finite`, and `optax.MultiSteps` with `optax.skip_not_finite`.
+    These are `optax.apply_if_finite`, and `optax.MultiSteps` with `optax.skip_not_finite`.
     """
 
     def skips(node: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What pruning does to a network: its tangent kernel against the dense one's, and its FLOPs."""
+"""Effects of pruning: the tangent kernel beside the dense network's, and FLOPs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class KernelComparison:
 
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
-    """What a layer costs for one sample.
+    """The operations of a layer for one sample.
 
     Attributes:
         name: path of its weight.
@@ -144,7 +144,7 @@ def layer_costs(sparse: SparseModel, input_shape: Sequence[int]) -> list[LayerCo
 
 
 def _alignment(one: np.ndarray, two: np.ndarray) -> float:
-    """Of two kernels `[n, n]`: `<HK₁H, HK₂H> / (‖HK₁H‖ ‖HK₂H‖)`."""
+    """The centred alignment of two kernels `[n, n]`: `<HK₁H, HK₂H> / (‖HK₁H‖ ‖HK₂H‖)`."""
     one, two = (k - k.mean(0) - k.mean(1)[:, None] + k.mean() for k in (one, two))
     norms = float(np.linalg.norm(one) * np.linalg.norm(two))
     return float(np.sum(one * two)) / norms if norms > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Which devices share the work: a mesh, and how pairs of samples are tiled over it."""
+"""The device mesh, and how the pairs of samples of a kernel are tiled over it."""
 
 import contextlib
 import dataclasses
@@ -20,14 +20,14 @@ Out = TypeVar("Out")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh, and which of its axes the samples of a kernel's two sides are spread over.
+    """A mesh, and the axes over which the two batches of a kernel are sharded.
 
     Attributes:
         mesh: the devices; axes that are neither in `rows` nor in `columns` are left to XLA.
         rows: axes over which the first batch of a kernel is spread.
         columns: axes over which the second one is.
-        exchange: whether devices exchange the factors of samples, or each makes those of its tile;
-            `None` for what costs less.
+        exchange: whether devices send each other factors, or each computes all of its tile's;
+            `None` takes the cheaper.
     """
 
     mesh: Mesh
@@ -37,10 +37,10 @@ class Layout:
 
     @property
     def here(self) -> Any:
-        """The mesh as arrays see it that are made now.
+        """The mesh for arrays that are created now.
 
-        That is the one in use (`jax.set_mesh`), whose axes may be Explicit; without one, XLA places
-        what is not tiled by hand.
+        This is the current mesh (`jax.set_mesh`), whose axes may be Explicit; without one, a mesh
+        of Auto axes, under which XLA places everything outside `shard_map`.
         """
         current = jax.sharding.get_abstract_mesh()
         if set(self.axes) <= set(getattr(current, "axis_names", ())):
@@ -65,20 +65,20 @@ class Layout:
         return math.prod(self.tiles)
 
     def place(self, x: Any, *axes: tuple[str, ...]) -> Array:
-        """An array with its axes spread over these of the mesh; inside `jit`, too."""
+        """Shard the axes of an array over these axes of the mesh; works inside `jit`."""
         spec = PartitionSpec(*axes)
         if isinstance(x, Tracer):
             return jax.lax.with_sharding_constraint(x, NamedSharding(self.here, spec))
         return jax.device_put(x, self.sharding(spec))
 
     def sharding(self, spec: PartitionSpec) -> NamedSharding:
-        """Where an array of this spec lies on the devices."""
+        """The sharding of an array with this spec."""
         here = self.here
         mesh = Mesh(self.mesh.devices, here.axis_names, axis_types=here.axis_types)
         return NamedSharding(mesh, spec)
 
     def spec_of_samples(self, shape: Sequence[int]) -> PartitionSpec:
-        """Of an array `[samples, ...]`: spread over all devices if they divide its length."""
+        """The spec of an array `[samples, ...]`: sharded if the devices divide its length."""
         divides = bool(shape) and shape[0] % self.devices == 0
         return PartitionSpec(self.axes) if divides else PartitionSpec()
 
@@ -88,8 +88,8 @@ class Layout:
         return len({device.process_index for device in self.mesh.devices.flat})
 
 
-# Part of the key of every compiled function: what was compiled outside of a block is compiled again
-# inside it.
+# A user context is part of the key of every compiled function, so a function that was compiled
+# outside of a `distribute` block is compiled again inside it.
 _LAYOUT = jax.make_user_context(default_value=None)
 
 
@@ -121,12 +121,11 @@ def distribute(
 
     **Arguments:**
 
-    - `mesh`: the devices to use; all of them without. Axes of any type will do.
-    - `rows`, `columns`: the names of the axes that samples of either side are spread over. Without:
-      the first axis and the second; axes beyond these are left to XLA, for weights that are sharded
-      over them.
-    - `exchange`: `True` for devices that exchange the factors of samples, `False` for such that
-      make all of their tile's themselves; `None` for what is expected to cost less.
+    - `mesh`: the devices to use, all by default; its axes may have any type.
+    - `rows`, `columns`: names of the mesh axes over which `x1` and `x2` are sharded; by default the
+      first and the second axis. XLA manages all other axes, for weights that are sharded over them.
+    - `exchange`: `True` lets devices send each other factors, `False` lets each compute all factors
+      of its tile; `None` takes what is expected to cost less.
 
     **Returns:**
 
@@ -134,7 +133,7 @@ def distribute(
 
     **Raises:**
 
-    `ValueError` for what is no mesh, and for axes that it does not have, or that are named twice.
+    `ValueError` if `mesh` is not a mesh, or if an axis is not in it or is named twice.
     """
     layout = _layout(mesh, rows, columns, exchange)
     with _LAYOUT(layout if layout.mesh.size > 1 else None):
@@ -142,9 +141,9 @@ def distribute(
 
 
 def layout_in_use() -> Layout | None:
-    """That of the innermost `distribute` with more than one device.
+    """The layout of the innermost `distribute`; `None` for a single device.
 
-    None inside a `jax.shard_map` over its axes, where each device already has its share.
+    `None` as well inside a `jax.shard_map` over its axes, where each device already has its share.
     """
     layout: Layout | None = _LAYOUT.value
     manual = getattr(jax.sharding.get_abstract_mesh(), "manual_axes", ())
@@ -152,9 +151,9 @@ def layout_in_use() -> Layout | None:
 
 
 def replicate(tree: PyTree) -> PyTree:
-    """The arrays of a tree on every device of the layout in use; without one, as they are.
+    """Copy the arrays of a tree to every device of the current layout, if there is one.
 
-    Arrays that lie on these devices already, sharded or not, and tracers are left alone.
+    Tracers, and arrays that are already on these devices, sharded or not, stay as they are.
     """
     layout = layout_in_use()
     if layout is None:
@@ -163,14 +162,14 @@ def replicate(tree: PyTree) -> PyTree:
 
 
 def spread(caller: str, batch: PyTree, *, whole: bool = False) -> PyTree:
-    """A batch with its samples spread over all devices of the layout in use, if there is one.
+    """Shard a batch over all devices of the current layout, if there is one.
 
-    A batch whose size is no multiple of their number lies on every device as a whole; so does one
-    that shall (`whole`), unless it is spread already.
+    The batch is replicated instead if the number of devices does not divide its size, or with
+    `whole=True`, unless it is sharded already.
 
     **Raises:**
 
-    `ValueError` for an array of this process alone where the devices belong to several.
+    `ValueError` for an array of this process alone if the devices belong to several processes.
     """
     layout = layout_in_use()
     if layout is None:
@@ -193,9 +192,9 @@ def spread(caller: str, batch: PyTree, *, whole: bool = False) -> PyTree:
 
 
 def lost_unless_shared(tree: PyTree, x: Array) -> PyTree:
-    """The floating arrays of a tree, NaN where the processes of the layout hold different `x`.
+    """Return the tree; its floating arrays are NaN if the processes received different `x`.
 
-    Inside `jit`, where an array of one process alone counts as one that all of them hold.
+    A checksum inside `jit`, which cannot tell a local array from a replicated one.
     """
     layout = layout_in_use()
     if layout is None or layout.processes == 1 or not isinstance(x, Tracer):
@@ -208,7 +207,7 @@ def lost_unless_shared(tree: PyTree, x: Array) -> PyTree:
         words = jax.lax.bitcast_convert_type(x, f"uint{8 * min(x.dtype.itemsize, 4)}").ravel()
         odd = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
         mark = jnp.sum(words.astype(jnp.uint32) * odd)
-        # Each device in its own place: a sum of what seems to be the same everywhere is left out.
+        # One entry for each device: XLA would drop a sum over what it takes for a replicated value.
         marks = jnp.zeros(layout.mesh.size, jnp.uint32).at[jax.lax.axis_index(axes)].set(mark)
         marks = jax.lax.psum(marks, axes)
         return jnp.where(jnp.all(marks == marks[0]), 1.0, jnp.nan)
@@ -220,16 +219,16 @@ def lost_unless_shared(tree: PyTree, x: Array) -> PyTree:
 
 
 def everywhere(x: Array, layout: Layout | None) -> Array:
-    """The same array, inside `jit`, as a whole on every device of the layout."""
+    """Replicate an array over the layout, inside `jit`."""
     return x if layout is None else layout.place(x)
 
 
 def left_to_xla(function: Callable[..., Out], *arguments: Any, like: PyTree = None) -> Out:
-    """`function(*arguments)`, with all axes of the mesh in use left to XLA.
+    """Call `function(*arguments)` with all axes of the current mesh as Auto axes.
 
-    What is inside works with arrays wherever they lie. On a mesh of Explicit axes, where types say
-    how arrays are sharded, it takes them as they are; what it gives back is sharded as the arrays
-    of `like`, a prefix of its tree, are, and lies everywhere where that has none.
+    On a mesh of Explicit axes, where types carry the sharding, the function accepts arguments of
+    any sharding. Its results are sharded like the arrays of `like`, a prefix of the result's tree,
+    and replicated where `like` has `None`.
     """
     arrays, rest = eqx.partition(arguments, eqx.is_array)
     mesh = _explicit_mesh(arrays)
@@ -251,7 +250,7 @@ def left_to_xla(function: Callable[..., Out], *arguments: Any, like: PyTree = No
 
 
 def _explicit_mesh(arrays: PyTree) -> Any | None:
-    """The mesh of Explicit axes in use; with none in use, that which types of arrays name."""
+    """The current mesh if it has Explicit axes; without a mesh, the one that the arrays name."""
     current = jax.sharding.get_abstract_mesh()
     meshes = [current]
     if not getattr(current, "axis_names", ()):
@@ -262,7 +261,7 @@ def _explicit_mesh(arrays: PyTree) -> Any | None:
 
 
 def _placed(layout: Layout, leaf: Any, *axes: tuple[str, ...]) -> Any:
-    """A leaf on the devices, unless it is no array, or lies there already."""
+    """Place a leaf on the devices, unless it is not an array or is there already."""
     if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         return leaf
     if isinstance(leaf, jax.Array):

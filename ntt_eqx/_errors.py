@@ -1,4 +1,4 @@
-"""Errors that several rooms raise, and packages that are not there."""
+"""Errors that several packages raise, and imports of optional packages."""
 
 import importlib
 from typing import Any
@@ -8,15 +8,15 @@ class DivergenceError(ArithmeticError):
     """A loss became NaN or infinite.
 
     Attributes:
-        phase: what was running.
-        step: the step after which it was seen.
+        phase: the name of the run.
+        step: the step of the loss.
         value: the loss.
         reason: what was wrong, and what to do; `None` where nothing speaks against the optimiser's
             steps being too long.
     """
 
     def __init__(self, phase: str, step: int, value: float, reason: str | None = None):
-        """Say where it happened, why, and what to try."""
+        """Compose the message: where, why, and what to try."""
         said = reason or (
             "Try a smaller learning rate or gradient clipping (optax.clip_by_global_norm), and "
             "check that the inputs are standardised."
@@ -33,7 +33,7 @@ class MissingExtra(ImportError):
 
 
 def require(caller: str, module: str, extra: str) -> Any:
-    """Import `module`, which only an extra of this package brings.
+    """Import `module`, which an extra of this package installs.
 
     **Raises:**
 

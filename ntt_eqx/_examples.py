@@ -33,7 +33,7 @@ def softmax_cross_entropy(
 
 
 def as_inference(model: PyTree) -> PyTree:
-    """The plain model in inference mode, with zeros put in."""
+    """The plain masked model in inference mode."""
     return eqx.nn.inference_mode(model.to_dense() if isinstance(model, SparseModel) else model)
 
 
@@ -101,7 +101,7 @@ def check_labels(caller: str, y: Any, classes: int) -> None:
 
 
 def num_classes(caller: str, model: PyTree, sample: Any) -> int:
-    """The number of logits that the model makes of one sample, without computing them.
+    """The number of logits for one sample, without computing them.
 
     **Raises:**
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent.
+"""Write files that are complete or absent.
 
 Everything is done by the plain calls of the system, a temporary file beside the one that is meant:
 what a full disk, a killed process or a lost network drive leaves is then the old file or the new.
@@ -28,7 +28,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def create_whole(path: Path, content: bytes) -> bool:
-    """`write_whole` for a file that only one can create; returns whether it was this call.
+    """`write_whole` for a new file; of several callers one creates it, and gets `True`.
 
     The file takes its name by a hard link, so that nobody ever sees it empty.
     """
@@ -48,7 +48,7 @@ def create_whole(path: Path, content: bytes) -> bool:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Write `content` to the end of a file that is there."""
+    """Append `content` to an existing file."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | _BYTES)
     try:
         _write(handle, content)
@@ -57,7 +57,7 @@ def append(path: Path, content: bytes) -> None:
 
 
 def force(path: Path) -> None:
-    """Force what was appended to a file to the disk."""
+    """Force appended content of a file to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The one driver: steps over batches, rows of metrics, and what happens when a loss diverges."""
+"""The loop under every run: steps over batches, rows of metrics, and checks of the loss."""
 
 import dataclasses
 import math
@@ -14,26 +14,25 @@ from ._errors import DivergenceError
 State = TypeVar("State")
 
 Row: TypeAlias = dict[str, Any]
-"""What is known after a step: `{"step": 100, "train": {...}, "test": {...}}`."""
+"""The metrics at a step: `{"step": 100, "train": {...}, "test": {...}}`."""
 
 History: TypeAlias = list[Row]
 """The rows of a run, in their order."""
 
 _MOST_PENDING = 1000  # steps whose metrics wait on the device
-_MOST_HELD = 2**26  # bytes of their batches, which tell why a loss is not finite
+_MOST_HELD = 2**26  # bytes of their batches, kept to explain a loss that is not finite
 
 
 @dataclasses.dataclass
 class Progress(Generic[State]):
-    """Where a run stands, as `on_step` sees it.
+    """The progress of a run, for `on_step`.
 
     Attributes:
-        state: after the step; where the step reuses the memory of its state, a copy must be
-            taken before the next one if it is to be kept.
-        step: number of steps made.
-        num_steps: the step that the run goes to.
+        state: the state after the step. Copy it if you keep it and the step donates its state.
+        step: number of steps done.
+        num_steps: the last step of the run.
         row: the newest row, if there is one.
-        collect: brings the metrics of the steps since that row to the host; see `window`.
+        collect: copies the metrics of the steps since that row to the host; see `window`.
     """
 
     state: State
@@ -43,12 +42,12 @@ class Progress(Generic[State]):
     collect: Callable[[], dict[str, list[float]]]
 
     def window(self) -> dict[str, list[float]]:
-        """The metrics of the steps since the newest row, for a run that goes on from here.
+        """The metrics of the steps since the newest row, to store and pass to a continued run.
 
         **Raises:**
 
-        `DivergenceError` when the loss of one of them is not finite: whoever saves the window
-        first and the state after it never saves a state that is lost.
+        `DivergenceError` if the loss of one of them is not finite. Save the window before the
+        state, and no diverged state is ever saved.
         """
         return self.collect()
 
@@ -67,25 +66,25 @@ def fit(
     window: Mapping[str, Sequence[float]] | None = None,
     name: str = "fit",
 ) -> tuple[State, History]:
-    """Run a step over batches, the driver under `transfer`, `train` and the command line.
+    """Run a step over batches: the loop under `transfer`, `train` and the command line.
 
     **Arguments:**
 
     - `step`: `(state, batch) -> (state, metrics)`, such as `eqx.filter_jit(ntt.ntt_step)`;
       `metrics` is a mapping or a Module of scalars, one of which is called `loss`.
-    - `state`: where the run starts.
-    - `batches`: one is taken per step, and none more. What can be gone through again (a list, a
-      torch `DataLoader`) is, when it ends; an iterator that ends too early is an error.
-      References to batches are kept, up to 64 MiB, until their losses were looked at.
-    - `num_steps`: the step to run to, counted from the beginning and not from `start`.
-    - `log_every`: steps between two rows; the last step has one always, and `None` means it alone.
-    - `observe`: what a row holds beside the steps' own metrics: `name -> (state -> values)`.
+    - `state`: the initial state.
+    - `batches`: an iterable; each step takes one batch. A list or a torch `DataLoader` starts again
+      when it ends; an iterator that ends too early is an error. Batches are kept, up to 64 MiB,
+      until their losses are checked.
+    - `num_steps`: the last step, counted from the beginning and not from `start`.
+    - `log_every`: steps between two rows; with `None` only the last step has a row.
+    - `observe`: further parts of a row, `name -> (state -> values)`.
     - `on_log`: called with the state and each new row.
-    - `on_step`: called with the `Progress` after each step, and after its row. To checkpoint or
-      to show the progress; an exception raised in it stops the run.
-    - `start`: number of steps made before; `state.step` if left out.
-    - `window`: `Progress.window()` of the run that this one goes on from.
-    - `name`: begins the messages of errors.
+    - `on_step`: called with the `Progress` after each step and its row, for checkpoints or a
+      progress bar; an exception in it stops the run.
+    - `start`: number of steps done before; `state.step` by default.
+    - `window`: `Progress.window()` of the run that this one continues.
+    - `name`: start of error messages.
 
     **Returns:**
 
@@ -95,11 +94,11 @@ def fit(
 
     **Raises:**
 
-    `ValueError` for batches that run out and counts that are none; `DivergenceError`, which names
-    the step, its value and what was wrong, when the loss of a step or of an observer is not finite:
-    it is looked at before each row, in `Progress.window()`, and after 1,000 steps.
+    `ValueError` if the batches run out or a count is invalid. `DivergenceError`, with the step, the
+    value and the cause, if the loss of a step or of an observer is not finite; losses are checked
+    before each row, in `Progress.window()`, and every 1,000 steps.
 
-    Where the optimiser skips such steps (`optax.apply_if_finite`, or `optax.MultiSteps` with
+    If the optimiser skips such steps (`optax.apply_if_finite`, or `optax.MultiSteps` with
     `optax.skip_not_finite`), the run goes on as long as the state stays finite; then `"train"` has
     the means over the finite values, and NaN where there are none.
     """
@@ -137,7 +136,7 @@ def drive(
     name: str,
     diagnosis: Diagnosis | None = None,
 ) -> tuple[State, History]:
-    """`fit`, whose steps leave evidence beside their metrics, by which a `diagnosis` explains."""
+    """`fit` with steps that also return evidence, from which `diagnosis` explains a divergence."""
     check_count(f"{name}: num_steps", num_steps, 0)
     check_count(f"{name}: log_every", log_every, none=True)
     if start is None and not hasattr(state, "step"):
@@ -175,7 +174,7 @@ def drive(
 
 
 def _each(name: str, batches: Iterable[Any], start: int, num_steps: int) -> Iterator[Any]:
-    """A batch for each step; what can be gone through again is, as long as it yields any."""
+    """A batch for each step; an iterable that is not an iterator starts again when it ends."""
     at = start
     try:
         source = iter(batches)
@@ -196,7 +195,7 @@ def _each(name: str, batches: Iterable[Any], start: int, num_steps: int) -> Iter
 
 
 class _Window(Generic[State]):
-    """The metrics of the steps since the last row; on the device until they are looked at."""
+    """The metrics of the steps since the last row; they stay on the device until needed."""
 
     def __init__(
         self,
@@ -210,9 +209,9 @@ class _Window(Generic[State]):
         self._values = {key: list(v) for key, v in (values or {}).items()}
         self._diagnosis, self._tolerant = diagnosis, tolerant
         self._pending: list[tuple[dict[str, Any], Evidence]] = []
-        self._held = 0  # bytes of the batches in it
-        self._first: Evidence | None = None  # of the run
-        self._before: Evidence | None = None  # of the newest step that was looked at
+        self._held = 0  # bytes of the pending batches
+        self._first: Evidence | None = None  # of the run's first step
+        self._before: Evidence | None = None  # of the newest step that was checked
 
     def add(self, state: State, metrics: Any, evidence: Evidence) -> None:
         self._pending.append((scalars(metrics), evidence))

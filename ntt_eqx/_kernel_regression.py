@@ -1,4 +1,4 @@
-"""What kernels are used for: their matrix, their spectrum, and regression with them.
+"""Kernels as matrices, their eigenvalues, and ridge regression with them.
 
 A kernel is what `ntk` returns for N and M samples: `[N, M, K, L]` for all pairs of outputs,
 `[N, M, K]` for their diagonal, `[N, M]` for one kernel that all outputs share.

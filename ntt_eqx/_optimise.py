@@ -1,4 +1,4 @@
-"""One update by any optax transformation: what the transfer and the supervised phase share."""
+"""One update by any optax transformation, for the transfer and for training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ def init_optimizer(caller: str, optimizer: optax.GradientTransformation, params:
 
     **Raises:**
 
-    `ValueError` when `optimizer` is no optax transformation.
+    `ValueError` if `optimizer` is not an optax transformation.
     """
     check_optimizer(caller, optimizer)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -76,7 +76,7 @@ def optimise(
 def learning_rate(opt_state: PyTree) -> Float[Array, ""] | None:
     """The rate that `optax.inject_hyperparams` keeps in `opt_state`, float32.
 
-    `None` where it keeps none, or, as `optax.partition` does, more than one.
+    `None` if it stores none, or more than one, as `optax.partition` does.
     """
     rates = [
         leaf

@@ -1,4 +1,4 @@
-"""The one rule for what a parameter is; masks, kernels, optimisers and scores all follow it."""
+"""The definition of a parameter, for masks, kernels, optimisers and scores."""
 
 from typing import Any
 
@@ -29,10 +29,10 @@ def parameter_marks(model: PyTree) -> PyTree[bool]:
 
 
 def partition_parameters(model: PyTree) -> tuple[PyTree, PyTree]:
-    """The parameters of `model` and all else, each with `None` in the other's places."""
+    """Split `model` into its parameters and all other leaves, as `eqx.partition` does."""
     return eqx.partition(model, parameter_marks(model))
 
 
 def parameters(model: PyTree) -> PyTree:
-    """`model` with `None` at every leaf that is no parameter."""
+    """`model` with `None` at every leaf that is not a parameter."""
     return partition_parameters(model)[0]

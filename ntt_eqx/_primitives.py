@@ -1,11 +1,11 @@
-"""Evaluate one equation of a jaxpr, by an equivalent where XLA has a slow one, or an inexact one.
+"""Evaluate one equation of a jaxpr, by an equivalent if XLA's own version is slow or inexact.
 
-On CPU, XLA's convolutions and the gradients of its pooling windows are many times slower than the
-same sums written as slices and matrix products; on accelerators its own are the better ones, but
-for the gradient of a convolution's weight on a GPU: XLA takes cuDNN's fastest algorithm, which may
-be off by 1e-3 where full float32 is asked for. The equivalents have the same values and the same
-derivatives of every order (that on a GPU in reverse mode alone), ties in a maximum included (the
-first entry of a window wins).
+On a CPU, XLA's convolutions and the gradients of its pooling windows are many times slower than the
+same sums as slices and matrix products. On accelerators XLA's own are better, with one exception:
+for the gradient of a convolution's weight on a GPU, XLA takes cuDNN's fastest algorithm, whose
+error may be 1e-3 even if full float32 is requested. The equivalents have the same values and the
+same derivatives of every order (the one on a GPU in reverse mode alone), also for ties in a
+maximum, where the first entry of a window wins.
 """
 
 import itertools
@@ -24,25 +24,24 @@ from ._program import bind, read, run, unfold
 from .kernels import block_size, map_blocks, target_device
 from .kernels.manual_axes import like_varying, varying_alike
 
-# Entries of a window up to which a GPU takes all slices at once; each is a case of one kernel.
+# Up to this window size a GPU takes all slices at once; each is a case of one kernel.
 _MOST_TAPS = 32
 _FLOAT32 = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
 _CONVOLUTION, _MAXIMUM = _EQUIVALENTS = ("conv_general_dilated", "reduce_window_max")
-# Bytes of patches that a whole batch may have. From JAX 0.12 on XLA convolves large images faster
-# itself: a step of Conv-4 takes 113 ms against 136; before, 228 against 122.
+# Bytes of patches of a whole batch beyond which XLA convolves. From JAX 0.12 on it is faster itself
+# for large images: a step of Conv-4 takes 113 ms against 136; before, 228 against 122.
 _LARGEST = 2**24 if jax.__version_info__ >= (0, 12) else math.inf
-# Products that an entry of an image takes part in, features times window, for which the patches of
-# a whole batch pay: 1.05 to 1.15 times faster at 144 and 288 (ResNet-20), 1.9 at 576 (Conv-4), 6
+# Products per entry of an image (features times window) from which the patches of a whole batch are
+# faster: 1.05 to 1.15 times faster at 144 and 288 (ResNet-20), 1.9 at 576 (Conv-4), 6
 # at 4,608 (VGG-11).
 _FEWEST = 100
 
 
 def with_equivalents(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """A function of arrays with the faster equivalents in the place of its primitives.
+    """Replace the primitives of a function of arrays by their faster equivalents.
 
-    For functions of whole batches under `jit`: convolutions whose patches do not pay or would take
-    too many bytes are left as they are, and so is what a loop repeats or `jax.checkpoint` makes
-    again.
+    For functions of whole batches under `jit`. Convolutions whose patches are slower or too large
+    stay as they are, and so do the bodies of loops and of `jax.checkpoint`.
     """
 
     def call(*arguments: PyTree) -> PyTree:
@@ -85,15 +84,13 @@ def apply_primitive(eqn: Any, inputs: Sequence[Any]) -> list[Array]:
 
 
 def in_memory(x: Array) -> Array:
-    """`x`, computed once for all who read it; its derivatives likewise.
-
-    XLA on CPU writes what is made entry by entry into each of its readers: the cotangents of a
-    residual network, and the masks of its rectifiers for each of them, would be made again from its
-    end on for every layer. It does not look behind a branch.
-    """
+    """Materialise `x`, and its derivatives, so that XLA on a CPU computes them once."""
+    # XLA fuses element-wise producers into every consumer and so recomputes the chain once per
+    # consumer: in a residual network, the cotangents and the masks of the rectifiers, from the
+    # output down to each layer. It does not fuse through a branch.
     if target_device().platform != "cpu" or not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
-    true = lax.optimization_barrier(np.True_)  # which it does not know
+    true = lax.optimization_barrier(np.True_)  # a constant that XLA cannot fold
     return lax.cond(true, lambda x: x, lambda x: jnp.nan * x, x)
 
 
@@ -112,7 +109,7 @@ def patches(eqn: Any, a: Array) -> Array:
     ]
     if any(pad != (0, 0, 0) for pad in inner):
         a = lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *inner, (0, 0, 0)])
-    axes = []  # of each: where the entries of its first window are, how many windows, how far apart
+    axes = []  # for each axis: entries of the first window, number of windows, stride
     for size, taps, stride, dilation in zip(
         a.shape[1:-1], window, p["window_strides"], p["rhs_dilation"], strict=True
     ):
@@ -144,12 +141,12 @@ def _all_at_once(a: Array, axes: Sequence[tuple[range, int, int]]) -> Array:
 
 
 def _is_empty(eqn: Any) -> bool:
-    """Whether an array that an equation reads or writes has no entries: so have its patches."""
+    """Whether an equation reads or writes an array without entries, which has no patches."""
     return not all(math.prod(v.aval.shape) for v in (*eqn.invars, *eqn.outvars))
 
 
 def _pays(eqn: Any) -> bool:
-    """Whether a whole batch is convolved faster by its patches, and they are not too large."""
+    """Whether patches convolve a whole batch faster, and are not too large."""
     weight, numbers = eqn.invars[1].aval, eqn.params["dimension_numbers"]
     features, _, *window = (weight.shape[axis] for axis in numbers.rhs_spec)
     products = features // eqn.params["feature_group_count"] * math.prod(window)
@@ -177,9 +174,9 @@ def _windows_in_a_loop(a: Array, starts: np.ndarray, count: int, axis: int, plac
 
 
 def _convolution(eqn: Any, a: Array, weight: Array) -> Array:
-    """A convolution as matrix products of its patches, for samples whose patches fit the cache.
+    """A convolution as matrix products of its patches, in blocks of samples that fit the cache.
 
-    The gradient makes a block's patches again, as they cost less than the way to memory and back.
+    The gradient recomputes the patches of a block, which is faster than to store and load them.
     """
     numbers = eqn.params["dimension_numbers"]
     batch = numbers.lhs_spec[0]
@@ -197,10 +194,10 @@ def _convolution(eqn: Any, a: Array, weight: Array) -> Array:
 
 
 def _exact_in_weight(eqn: Any, a: Array, weight: Array) -> Array:
-    """A convolution, and those that its derivatives are, by XLA; those of its weight by patches."""
+    """XLA's convolution, also for its derivatives; those by the weight are products of patches."""
     zeros = lambda shape: like_varying(jnp.zeros(shape, a.dtype), (a, weight))
 
-    def for_weight(a, y):  # `eqn` is linear in either, so that zeros serve as well as any value
+    def for_weight(a, y):  # `eqn` is linear in the weight, so it may be differentiated at 0
         convolved = partial(_convolution, eqn, a)
         return jax.vjp(convolved, zeros(eqn.invars[1].aval.shape))[1](y)[0]
 
@@ -261,7 +258,7 @@ def _tiles(eqn: Any, a: Array) -> bool:
 
 
 def _max_over_tiles(eqn: Any, a: Array) -> Array:
-    """The maximum of each tile, as the sum of a tile in which only its first maximum is left."""
+    """The maximum of each tile, as the sum over a tile that is zero except at its first maximum."""
     tile = eqn.params["window_dimensions"]
     out = eqn.outvars[0].aval.shape
     a = a[tuple(slice(0, n * w) for n, w in zip(out, tile, strict=True))]

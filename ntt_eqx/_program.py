@@ -1,8 +1,8 @@
 """A function of one sample as a flat list of primitive steps, and how to run them.
 
 A traced jaxpr is unfolded: calls such as `jit` are opened, every value gets a slot, and the body of
-a `scan` becomes a program of its own. What needs to look into a function (the kernel's engine, the
-scores that count paths) walks these steps, and no jaxpr.
+a `scan` becomes a program of its own. The kernel's engine and the scores that
+count paths read these steps instead of a jaxpr.
 
 A **site** names a step wherever it stands: its index, and for a step of a loop's body the index of
 the loop before it.
@@ -35,12 +35,12 @@ class Const:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """What a `scan` repeats.
+    """The body of a `scan` and its lengths.
 
     Attributes:
         body: one iteration, `(consts, carry, xs) -> (carry, ys)`.
-        consts: number of its inputs that are the same in every iteration.
-        carry: number of those that an iteration hands to the next.
+        consts: number of inputs that are the same in every iteration.
+        carry: number of inputs that an iteration passes to the next.
         length: iterations.
     """
 
@@ -82,7 +82,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Steps in their order; the inputs hold slots 0 .. num_inputs - 1."""
+    """Steps in order; the inputs are slots 0 .. num_inputs - 1."""
 
     steps: tuple[Step, ...]
     num_inputs: int
@@ -109,8 +109,8 @@ def unfold(
 
     **Arguments:**
 
-    - `opens`: which equations are calls to be opened; by default those whose derivative is that of
-      what they call.
+    - `opens`: which call equations to inline; by default those without a derivative rule of their
+      own.
     - `known`: the values of its last inputs, which become constants.
     """
     steps: list[Step] = []
@@ -142,14 +142,14 @@ def without_dead_steps(program: Program) -> Program:
 
 
 def constants(program: Program) -> list[Array]:
-    """The arrays that a program holds, each as often as it is read."""
+    """The constant arrays of a program, each as often as it is read."""
     found: list[Array] = []
     _map_constants(program, lambda value: found.append(value) or value)
     return found
 
 
 def with_constants(program: Program, arrays: Sequence[Array]) -> Program:
-    """A program with other arrays in the places of its `constants`."""
+    """The program with its `constants` replaced."""
     rest = iter(arrays)
     return _map_constants(program, lambda _: next(rest))
 
@@ -187,7 +187,7 @@ def run(
 
     **Arguments:**
 
-    - `values`: slot -> value; what the steps read and do not write themselves.
+    - `values`: slot -> value, for all slots that the steps read but do not write.
     - `steps`: indices of the steps, in their order.
     - `evaluate`: `(equation, inputs) -> outputs`.
     - `perturbations`: site -> array added to that step's output; in a loop, one row an iteration.
@@ -230,7 +230,7 @@ def tapped_slots(program: Program, tapped: Mapping[Site, int]) -> list[int]:
 
 
 def is_branched(program: Program, sites: Iterable[Site]) -> bool:
-    """Whether two ways from these steps meet again, as in residual networks and normalisation."""
+    """Whether two paths from these steps meet again, as in residual networks and normalisation."""
     first = {site[0] for site in sites}
     reached: set[int] = set()
     for index, step in enumerate(program.steps):
@@ -325,7 +325,7 @@ def _unfold(
 
 
 def _repeats_nothing(eqn: Any) -> bool:
-    """Whether an equation is a `scan` of no iterations, of which no step is ever run."""
+    """Whether an equation is a `scan` of no iterations, whose body never runs."""
     return (
         eqn.primitive.name == "scan"
         and eqn.params["length"] == 0
@@ -335,7 +335,7 @@ def _repeats_nothing(eqn: Any) -> bool:
 
 
 def _of_no_iterations(eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """What a `scan` of no iterations gives: what it carries as it came, and rows of length 0."""
+    """The outputs of a `scan` without iterations: its initial carry, and rows of length 0."""
     counts = _scan_counts(eqn.params)
     assert counts is not None
     consts, carry = counts
@@ -355,8 +355,8 @@ def _loop_of(eqn: Any, opens: Callable[[Any], bool]) -> Loop | None:
 def _scan_counts(params: Mapping[str, Any]) -> tuple[int, int] | None:
     """How many inputs of a scan are constants and how many are carried.
 
-    JAX 0.12 keeps them as a tree of three parts. Where neither is found, nobody looks into the
-    loop, which is slower and just as exact.
+    JAX 0.12 stores them as a tree of three parts. If neither form is found the loop stays opaque,
+    which is slower and just as exact.
     """
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]

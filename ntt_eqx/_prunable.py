@@ -1,4 +1,4 @@
-"""Which arrays of a model are pruned and which are not, told before it matters."""
+"""Which arrays of a model are prunable, and a warning about those left out."""
 
 import dataclasses
 import warnings
@@ -21,7 +21,7 @@ _NORMALISATIONS = (
 
 
 class LeftOutWarning(UserWarning):
-    """Arrays of two or more axes are left out of pruning, and nobody chose that."""
+    """The default rule excludes arrays of two or more axes from pruning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def marks_of(model: PyTree, where: Where | None) -> PyTree[bool]:
 
 
 def sorted_arrays(model: PyTree, marks: PyTree) -> Prunable:
-    """The floating-point arrays of a model by what becomes of them; `marks` says what is pruned."""
+    """Sort the floating-point arrays of a model; `marks` says which are pruned."""
     named, _ = jtu.tree_flatten_with_path(model, is_leaf=lambda leaf: leaf is None)
     found: dict[str, dict[str, tuple[int, ...]]] = {"pruned": {}, "left_out": {}, "kept": {}}
     is_none = lambda leaf: leaf is None
@@ -111,7 +111,7 @@ def sorted_arrays(model: PyTree, marks: PyTree) -> Prunable:
 
 
 def warn_of_left_out(model: PyTree, marks: PyTree) -> None:
-    """Say once for a type of model which arrays the default rule leaves out."""
+    """Warn once for each type of model which arrays the default rule leaves out."""
     names = tuple(sorted_arrays(model, marks).left_out)
     seen = (type(model), names)
     if not names or seen in _SEEN:

@@ -25,19 +25,20 @@ class SparseModel(eqx.Module):
     """A model whose prunable weights pass through a mask.
 
     The dense weights are kept under the mask: a pruned weight keeps its value and may come back
-    when the mask changes. Zeros are put in by `where`, so a NaN or an infinity under the mask
-    never reaches the output.
+    when the mask changes. `where` writes the zeros, so a NaN or an infinity under the mask never
+    reaches the output.
 
     Attributes:
-        masks: for every leaf of `model` (a `None` counts as one) a boolean array of its shape if
-            it is a prunable weight, else `None`. A flat tuple and not a tree of layers, so that
-            what looks for the attributes of layers, as `eqx.nn.inference_mode` does, finds those
-            of `model` alone.
+        masks: one entry for each leaf of `model` (`None` counts as a leaf): a boolean array of the
+            leaf's shape if it is a prunable weight, else `None`. A flat tuple, because functions
+            such as `eqx.nn.inference_mode` search a tree for the attributes of layers, and must
+            find those of `model` alone.
         model: any Equinox model written for one sample, with dense weights.
     """
 
-    # The masks come first: the leaves of a stored SparseModel then begin with booleans, which no
-    # plain model's do, so that neither is read into the other, where pruned weights would return.
+    # The masks come first, so that the leaves of a stored SparseModel begin with booleans and those
+    # of a plain model do not. Reading one file into the other kind of model then fails, instead of
+    # bringing pruned weights back.
     masks: tuple[Any, ...]
     model: Any
 
@@ -45,8 +46,8 @@ class SparseModel(eqx.Module):
         """Pair `model` with `mask`.
 
         Raises:
-            ValueError: a mask leaf has another shape or dtype than its weight asks for, there is
-                none, or the two structures differ.
+            ValueError: a mask has the wrong shape or dtype, no weight has a mask, or the
+                structures of `model` and `mask` differ.
         """
         _check_pair(model, mask)
         self.model = model
@@ -62,7 +63,7 @@ class SparseModel(eqx.Module):
         return self.to_dense()(*args, **kwargs)
 
     def to_dense(self) -> Any:
-        """The plain model, with exact zeros where the mask is `False`."""
+        """Return the plain model, with exact zeros where the mask is `False`."""
         return map_masked(_with_zeros, self.model, self.mask)
 
     def with_mask(self, mask: MaskTree) -> "SparseModel":
@@ -82,11 +83,8 @@ class SparseModel(eqx.Module):
 
 
 def count_kept(mask: Bool[Array, "..."]) -> Int[Array, ""]:
-    """How many weights a mask keeps, int32.
-
-    They are added up in bytes first, where at most 255 rows of equal length can be made of them,
-    which on a CPU takes a third of the time.
-    """
+    """How many weights a mask keeps, int32."""
+    # The sum over at most 255 equal rows fits a byte, and takes a third of the time on a CPU.
     rows = next(n for n in range(255, 0, -1) if mask.size % n == 0)
     in_bytes = lambda mask: jnp.sum(mask.reshape(rows, mask.size // rows), axis=0, dtype=jnp.uint8)
     return left_to_xla(lambda mask: jnp.sum(in_bytes(mask), dtype=jnp.int32), mask)
@@ -112,8 +110,8 @@ def sparsify(model: PyTree, where: Where | None = None) -> SparseModel:
 
     **Warns:**
 
-    `LeftOutWarning`, once for a type of model, where the default rule leaves out arrays that may
-    have been meant: see `describe_prunable`.
+    `LeftOutWarning`, once for each type of model, if the default rule leaves out arrays that look
+    like weights: see `describe_prunable`.
     """
     if isinstance(model, SparseModel):
         return model
@@ -129,7 +127,7 @@ def describe_prunable(model: PyTree, where: Where | None = None) -> Prunable:
 
     **Arguments:**
 
-    - `model`: any Equinox model; of a `SparseModel` its mask says what is pruned.
+    - `model`: any Equinox model; for a `SparseModel`, its mask decides what is pruned.
     - `where`: the choice; see `prunable_weights`.
 
     **Returns:**
@@ -175,7 +173,7 @@ def map_masked(
 
 
 def masked_weights(sparse: SparseModel) -> list[Array]:
-    """The prunable weights with zeros put in, in the order of `jax.tree.leaves(sparse.mask)`."""
+    """The masked prunable weights, in the order of `jax.tree.leaves(sparse.mask)`."""
     dense = sparse.to_dense()
     only = jax.tree.map(lambda m, w: None if m is None else w, sparse.mask, dense, is_leaf=_is_none)
     return jax.tree.leaves(only)

@@ -1,4 +1,4 @@
-"""`StatefulModel`: a model and its state as one model; batches in training mode; warm-up."""
+"""`StatefulModel`: a model together with its state; batches in training mode; warm-up."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,16 +15,17 @@ from ._checks import check_batch
 from ._sparse import SparseModel
 
 # Batch norm in Equinox's mode "batch" divides its running sums by 1 - momentum^count, and its sum
-# of variances starts at 1 instead of 0. After so many counts the divisor is 1 for every momentum
-# that is in use, and what is stored are the statistics themselves.
+# of variances starts at 1 instead of 0. At this count the divisor is 1 for every common momentum,
+# so the stored sums are the statistics themselves.
 _SETTLED = 2**30
 
 
 class StatefulModel(eqx.Module):
     """A model that Equinox calls as `model(x, state) -> (y, state)`, together with its state.
 
-    It is one model of one sample, `x -> y`, always in inference mode: batch norm uses its running
-    statistics. `forward` runs a batch in training mode and returns the model with the next state.
+    As a model of one sample, `x -> y`, it always runs in inference mode: batch norm uses its
+    running statistics. `forward` runs a batch in training mode and returns the model with the next
+    state.
 
     Attributes:
         model: the stateful model.
@@ -38,7 +39,7 @@ class StatefulModel(eqx.Module):
         """Pair `model` with `state`: `StatefulModel(*eqx.nn.make_with_state(Net)(...))`.
 
         Raises:
-            ValueError: `state` is no `eqx.nn.State`, or `model` is a `StatefulModel` itself.
+            ValueError: `state` is not an `eqx.nn.State`, or `model` is a `StatefulModel` already.
         """
         if not isinstance(state, eqx.nn.State) or isinstance(model, StatefulModel | SparseModel):
             raise ValueError(
@@ -59,15 +60,15 @@ def forward(
 ) -> tuple[Float[Array, "batch ..."], PyTree]:
     """The outputs of a batch, and the model with the state after it.
 
-    A `StatefulModel` runs in the mode in which its layers are: in training mode batch norm
-    normalises by the statistics of this batch and moves its running statistics towards them. Any
-    other model is applied to each sample and returned as it is.
+    A `StatefulModel` runs in the mode of its layers. In training mode batch norm normalises by the
+    statistics of this batch and moves its running statistics towards them. Any other model is
+    applied to each sample and returned as it is.
 
     **Arguments:**
 
     - `model`: any model of one sample, a `StatefulModel`, or a `SparseModel` of either.
     - `x`: inputs `[batch, ...]`.
-    - `key`: split over the samples for layers that draw, such as dropout; `None` without.
+    - `key`: split over the samples for random layers, such as dropout; `None` for none.
 
     **Returns:**
 
@@ -75,8 +76,8 @@ def forward(
 
     **Raises:**
 
-    `ValueError` for a state that would differ from sample to sample, and for batch norms over more
-    than one named axis.
+    `ValueError` if the new state differs between samples, or if batch norms use more than one named
+    axis.
     """
     plain = model.to_dense() if isinstance(model, SparseModel) else model
     keys = None if key is None else jax.random.split(key, x.shape[0])
@@ -146,23 +147,23 @@ def has_state(model: PyTree) -> bool:
 
 
 def with_state(model: PyTree, state: eqx.nn.State) -> PyTree:
-    """`model`, which has a state, with another one."""
+    """Replace the state of a model that has one."""
     if isinstance(model, SparseModel):
         return SparseModel(with_state(model.model, state), model.mask)
     return StatefulModel(model.model, state)
 
 
 def state_of(model: PyTree) -> eqx.nn.State | None:
-    """The state of a model, `None` where it has none."""
+    """The state of a model; `None` if it has none."""
     plain = model.model if isinstance(model, SparseModel) else model
     return plain.state if isinstance(plain, StatefulModel) else None
 
 
 def in_training_mode(model: PyTree, key: PRNGKeyArray | None) -> PyTree:
-    """A plain model as training runs it.
+    """A plain model in the mode in which training runs it.
 
-    With a key the model stays in the mode that its layers have. Without one nothing can be drawn,
-    so dropout is off; only layers that hold a state, such as batch norm, keep their mode.
+    With a key all layers keep their mode. Without one dropout is off, because it needs a key; only
+    layers with a state, such as batch norm, keep their mode.
     """
     if key is not None:
         return model

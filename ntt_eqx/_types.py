@@ -1,4 +1,4 @@
-"""Array and PyTree aliases, and the dtype of sums, that several rooms share."""
+"""Shared aliases of arrays and PyTrees, and the dtype of sums."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -29,17 +29,17 @@ Where: TypeAlias = Callable[[str, Any, Array], bool]
 
 
 def wide_dtype(dtype: Any) -> Any:
-    """The dtype in which sums of `dtype` are taken: float64 for float64, float32 for all else."""
+    """The dtype for sums of `dtype`: float64 for float64, float32 for all others."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def widen(x: Array) -> Array:
-    """`x` in the dtype in which its sums are taken."""
+    """`x` in the dtype of its sums."""
     return x.astype(wide_dtype(x.dtype))
 
 
 def squared_norm(x: Array) -> Array:
-    """The sum of `|x|^2`, real, in the dtype in which sums of this precision are taken."""
+    """The sum of `|x|^2`, real, in the dtype of its sums."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         return squared_norm(x.real) + squared_norm(x.imag)
     return jnp.sum(jnp.square(widen(x)))

@@ -1,4 +1,4 @@
-"""What ptxas says of the Mosaic GPU kernels that a program was compiled with."""
+"""Read what ptxas reports for the Mosaic GPU kernels of a compiled program."""
 
 import dataclasses
 import os

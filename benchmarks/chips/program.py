@@ -1,4 +1,4 @@
-"""What a compiled program launches, reads, writes and multiplies, read off XLA's text of it.
+"""Count launches, reads, writes and products of a compiled program, from XLA's text of it.
 
 The text is scheduled and fused: every instruction of the entry computation that is not mere
 book-keeping is one launch on a GPU, and one operation on a TPU. A loop launches its body as many

@@ -1,4 +1,4 @@
-"""How a density is shared out over the layers."""
+"""Distribute a density over the layers."""
 
 import math
 from collections.abc import Mapping
@@ -80,12 +80,12 @@ def densities_of(
 def whole_counts(
     shares: Mapping[str, Share], sizes: list[int], together: bool, density: Any = None
 ) -> list[Any]:
-    """How many of each layer's choices are kept: integers, or int32 scalars for traced shares.
+    """The number of groups that each layer keeps: integers, or int32 scalars for traced shares.
 
     **Arguments:**
 
     - `shares`: the density of every layer.
-    - `sizes`: how many choices each layer has.
+    - `sizes`: the number of groups of each layer.
     - `together`: whether the counts shall add up to the rounded sum, as those of ERK do.
     - `density`: of all choices together, where that is known: their sum is exact inside `jit`, too.
     """

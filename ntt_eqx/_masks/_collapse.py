@@ -1,4 +1,4 @@
-"""Layer collapse: a layer of which nothing is left, or an output that no path leads to."""
+"""Layer collapse: a layer without weights, or an output without a path from the input."""
 
 import warnings
 from typing import Any
@@ -106,5 +106,5 @@ def check_mask_tree(caller: str, mask: Any) -> dict[str, Array]:
 
 
 def is_traced(tree: Any) -> bool:
-    """Whether any leaf has no value yet because it is traced by a transformation."""
+    """Whether any leaf is a tracer, without a value."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

@@ -41,19 +41,18 @@ def build_mask(
 ) -> MaskTree:
     """The mask of the highest scores; `make_mask` says what the arguments mean.
 
-    One density may also be traced, as a schedule gives it. No warning about empty layers.
+    A single density may be traced, as from a schedule. There is no warning about empty layers.
 
-    Scores that cannot rank the weights (`by_index`) make no mask: they raise. Inside `jit`, where
-    their values are not known, a layer that they cannot rank is left without any weight, which no
-    ranked one is; `lost` sees it.
+    Scores that cannot rank the weights (`by_index`) raise. Inside `jit`, which cannot raise, such a
+    layer keeps no weight. No ranked layer is empty, so `lost` can detect it.
 
     **Arguments:**
 
-    - `within`: a mask of which no pruned weight may return: where one would, that raises, or
-      inside `jit` leaves its layer without any weight. The scores of pruned weights are `-inf`.
+    - `within`: a mask whose pruned weights must not return. If one would, the call raises; inside
+      `jit` its layer keeps no weight. The scores of pruned weights are `-inf`.
     - `steps`: in how many rounds weights are pruned; see `by_index`.
-    - `last`: in a round that is not the last, where fewer weights are left than the density asks
-      for, these are kept.
+    - `last`: whether this is the last round. In an earlier round all remaining weights are kept if
+      they are fewer than the density requires.
     """
     with _known(scores, density, within):
         masks, unranked = _built(
@@ -121,7 +120,7 @@ def _built(
             "make_mask: scope='global' takes one density, no allocation and no N:M pattern; "
             "these set the densities of layers, which only scope='layer' keeps."
         )
-    # Only a Module is a network, with ends; whoever gives each layer its density decides himself.
+    # Only a Module is a network with ends to spare, and explicit densities by layer win over it.
     shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
     network = isinstance(scores, eqx.Module) and not isinstance(density, Mapping)
     spared = pattern.spared(shapes) if network and pattern is not None else ()

@@ -19,9 +19,8 @@ from ._select import by_index, order_keys
 class AbstractPattern(eqx.Module):
     """Which weights of a layer are kept or dropped together.
 
-    A pattern says what a layer's choices are, and what a choice means for its weights; how many are
-    kept, and which, is the business of whoever makes the mask. An own pattern is a subclass with
-    these two methods.
+    A pattern defines the groups of a layer's weights, with a score for each; the mask keeps the
+    groups with the highest scores. A custom pattern is a subclass with `groups` and `spread`.
     """
 
     @abc.abstractmethod
@@ -32,35 +31,35 @@ class AbstractPattern(eqx.Module):
 
         **Arguments:**
 
-        - `scores`: those of a layer, one a weight.
+        - `scores`: scores of a layer's weights.
         - `name`: the layer's path, for errors.
-        - `density`: what the layer is to keep; `None` where all layers compete for one density
-          (`scope="global"`), an array where it follows a schedule inside `jit`.
+        - `density`: the layer's density; `None` if all layers compete for one density
+          (`scope="global"`), an array if it follows a schedule inside `jit`.
         """
 
     @abc.abstractmethod
     def spread(
         self, marks: Bool[Array, "..."], shape: tuple[int, ...], name: str
     ) -> Bool[Array, "..."]:
-        """The mask of a weight of this `shape` whose kept groups are marked."""
+        """The mask of a weight of this `shape` that keeps the marked groups."""
 
     def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-        """The layers of a network that the pattern leaves whole, whatever the density.
+        """Paths of the layers that the pattern never prunes.
 
         **Arguments:**
 
-        - `shapes`: of all prunable weights by their paths, in the order of the model's leaves.
+        - `shapes`: shapes of all prunable weights by path, in the order of the model's leaves.
         """
         del shapes
         return ()
 
     def keeps_count(self, shape: tuple[int, ...]) -> bool:
-        """Whether masks of a weight of this `shape` at one density all keep as many weights."""
+        """Whether all masks of this `shape` at one density keep the same number of weights."""
         del shape
         return False
 
     def alike_outputs(self, shape: tuple[int, ...]) -> int:
-        """So many outputs of a weight of this `shape`, from the first on, keep the same inputs."""
+        """Number of consecutive output rows that always share one mask row (1 if none)."""
         del shape
         return 1
 
@@ -80,7 +79,7 @@ class NM(AbstractPattern):
     m: int = eqx.field(static=True, default=4)
 
     def __check_init__(self) -> None:
-        """Reject a pattern that there is not."""
+        """Reject an impossible pattern."""
         if not 0 < self.n <= self.m:
             raise ValueError(f"NM: needs 0 < n <= m, got n={self.n} and m={self.m}.")
 
@@ -89,7 +88,7 @@ class NM(AbstractPattern):
     ) -> Float[Array, "..."]:
         """1 for the `n` highest of every group of `m` along the second axis, 0 for the others.
 
-        NaN throughout where the scores cannot rank the weights of most groups.
+        All scores are NaN if ties decide most groups.
         """
         if density is None:
             raise ValueError(
@@ -119,12 +118,12 @@ class NM(AbstractPattern):
         return marks
 
     def keeps_count(self, shape: tuple[int, ...]) -> bool:
-        """Of every group as many."""
+        """Every group keeps `n` weights."""
         return True
 
 
 class AbstractTiling(AbstractPattern):
-    """Tiles of a weight, which are kept or dropped whole, by the mean of their scores."""
+    """Tiles of a weight that are kept or dropped as a whole, by the mean of their scores."""
 
     @abc.abstractmethod
     def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
@@ -143,16 +142,16 @@ class AbstractTiling(AbstractPattern):
         return spread(marks, self.sizes(shape, name), shape)
 
     def keeps_count(self, shape: tuple[int, ...]) -> bool:
-        """Where tiles at the far edges are as large as others."""
+        """Whether no tile at an edge is cut, so that all tiles have the same size."""
         return not any(s % b for s, b in zip(shape, self.sizes(shape, "a weight"), strict=True))
 
     def alike_outputs(self, shape: tuple[int, ...]) -> int:
-        """Those of a tile."""
+        """Number of output rows of a tile, which share one mask row."""
         return self.sizes(shape, "a weight")[0]
 
 
 class Block(AbstractTiling):
-    """Whole blocks are kept or dropped, by the mean of their scores.
+    """Keep or drop whole blocks, by the mean of their scores.
 
     Blocks tile a weight's first axes from index 0; axes that `shape` does not reach (a
     convolution's kernel) are in one block whole, and blocks at the far edges may be smaller. A
@@ -169,17 +168,17 @@ class Block(AbstractTiling):
     spare: tuple[str, ...] | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        """Reject blocks without entries."""
+        """Reject empty blocks."""
         _check_spare("Block", self.spare)
         if not self.shape or any(size < 1 for size in self.shape):
             raise ValueError(f"Block: sizes must be at least 1, got {self.shape}.")
 
     def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-        """What `spare` names; where that is `None`, the ends of the network."""
+        """The layers in `spare`; by default the ends of the network."""
         return _left_whole(self, shapes, self.spare)
 
     def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
-        """Those of a block, cut to the weight's."""
+        """The sizes of a block, at most those of the weight."""
         if len(shape) < len(self.shape):
             raise ValueError(
                 f"make_mask: blocks {self.shape} have more axes than {name} of shape {shape}."
@@ -189,7 +188,7 @@ class Block(AbstractTiling):
 
 
 class Channels(AbstractTiling):
-    """Whole channels are kept or dropped, by the mean of their scores. A density counts channels.
+    """Keep or drop whole channels, by the mean of their scores. A density counts channels.
 
     In a model the network's own ends are left whole: of filters the last layer, whose outputs are
     the network's, so that no class is cut off; of input channels a first convolution, which reads
@@ -212,7 +211,7 @@ class Channels(AbstractTiling):
             raise ValueError(f"Channels: axis must be 0 (outputs) or 1 (inputs), got {self.axis}.")
 
     def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-        """What `spare` names; where that is `None`, the ends of the network."""
+        """The layers in `spare`; by default the ends of the network."""
         return _left_whole(self, shapes, self.spare)
 
     def sizes(self, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
@@ -248,7 +247,7 @@ def spread(
 def _keep_in_groups(
     scores: Float[Array, "..."], n: int, m: int
 ) -> tuple[Bool[Array, "..."], Bool[Array, ""]]:
-    """The marks, and whether the scores cannot rank the weights of most groups."""
+    """The marks, and whether ties decide most groups."""
     last = jnp.moveaxis(order_keys(scores), 1, -1)
     keys = last.reshape(*last.shape[:-1], -1, m)
     # rank_i = #{j : key_j > key_i, or key_j = key_i and j < i}
@@ -266,7 +265,7 @@ def _keep_in_groups(
 def _left_whole(
     pattern: AbstractTiling, shapes: Mapping[str, tuple[int, ...]], spare: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    """What `spare` names; where that is `None`, the ends of the network.
+    """The layers in `spare`; by default the ends of the network.
 
     The last layer is left whole where a tile holds some of its outputs alone, so that no class
     is cut off; the first one, a convolution, where a tile is one channel of the images; and

@@ -19,7 +19,7 @@ def keep_highest(scores: Float[Array, " size"], count: Int[Array, ""]) -> Bool[A
 def select(
     scores: Float[Array, " size"], count: Int[Array, ""], *, lenient: bool = False
 ) -> tuple[Bool[Array, " size"], Bool[Array, ""]]:
-    """Mark exactly `count` entries, the highest scores, and say whether the index chose them.
+    """Mark exactly `count` entries, the highest scores, and return whether ties decided too many.
 
     Bisection over the bits of the threshold: as many counting passes as the dtype has bits, where
     a sort of 235,200 floats takes 30 times as long on a CPU. Ties at the threshold, when there
@@ -75,7 +75,7 @@ def select(
 def by_index(
     keys: UInt[Array, "*shape"], ties: Bool[Array, "*shape"], decided: Int[Array, ""], dtype: Any
 ) -> Bool[Array, ""]:
-    """Whether the index decides more entries than the scores separate.
+    """Whether ties, broken by index, decide more entries than the scores separate.
 
     Ties are open where some of the entries equal to a threshold are kept and others dropped. A few
     are harmless: equal magnitudes in 16 bits, units that no example reaches. Scores cannot rank

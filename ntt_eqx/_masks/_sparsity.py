@@ -25,16 +25,15 @@ Schedule: TypeAlias = Callable[[Any], Any]
 class Sparsity(eqx.Module):
     """How many weights are kept, where, and in which pattern: one description for every mask.
 
-    `make_mask`, `prune`, the first mask of a transfer and all of its refreshes take it, so that
-    what it says holds throughout.
+    `make_mask`, `prune`, the first mask of a transfer and all of its refreshes use it.
 
     Attributes:
         density: share of prunable weights to keep, in `(0, 1]`; or, with `scope="layer"`, a mapping
             from the path of every layer to its own; or a schedule `step -> density`, such as
-            `GradualDensity`, of which `step` is the number of steps done. Under a schedule every
-            layer keeps at least one weight.
+            `GradualDensity`, where `step` is the number of steps done. With a schedule every layer
+            keeps at least one weight.
         scope: `"layer"` keeps the density in every layer, `"global"` in all of them together.
-        allocation: with `scope="layer"`, how one density is shared out: `"uniform"` (the default)
+        allocation: with `scope="layer"`, how one density is distributed: `"uniform"` (the default)
             or `"erk"`; see `allocate`.
         pattern: which weights are kept or dropped together: `NM`, `Block`, `Channels`, or an
             `AbstractPattern` of your own.
@@ -52,7 +51,7 @@ class Sparsity(eqx.Module):
         allocation: Allocation | None = None,
         pattern: AbstractPattern | None = None,
     ):
-        """Keep what the arguments say.
+        """Check and store the arguments.
 
         Raises:
             ValueError: a value is outside its range, or two contradict each other.
@@ -84,7 +83,7 @@ class Sparsity(eqx.Module):
         """The density, or densities by layer, after `step` steps; an array inside `jit`.
 
         Raises:
-            ValueError: the schedule gives no number in (0, 1], and its value is known.
+            ValueError: the schedule's value is known and not in (0, 1].
         """
         if not callable(self.density):
             return self.density
@@ -95,10 +94,9 @@ class Sparsity(eqx.Module):
             return check_density(self.density(step), f"Sparsity: the schedule at step {step}")
 
     def overall(self, mask: MaskTree, step: Int[Array, ""] | int = 0) -> Any:
-        """One number for the whole network after `step` steps.
+        """The density of the whole network after `step` steps.
 
-        What is asked for, where that is one density, and the share that `mask` keeps, where each
-        layer has its own.
+        The requested density; with per-layer densities, the density of `mask`.
         """
         density = self.at(step)
         if not isinstance(density, Mapping):

@@ -27,7 +27,7 @@ def contract(
 
     **Returns:**
 
-    All pairs k, l, the diagonal k = l, or the trace, its mean over k, as the plan says.
+    All pairs k, l, the diagonal k = l, or its mean over k, as the plan says.
     """
     outputs, terms = plan.outputs, []
     layers = zip(plan.layers, operands.layers, first.layers, second.layers, strict=True)
@@ -60,7 +60,7 @@ def _layer_kernel(
             a1, d1, a2, d2 = widen(a1), widen(d1), widen(a2), widen(d2)
         mask = metric.values[g] if isinstance(metric, DenseMetric) else None
         if layer.positions > 1:
-            assert outputs == "full"  # `choose_form` keeps tangents for the others
+            assert outputs == "full"  # otherwise `_forms._form` keeps tangents
             total = total + masked_tangent_ntk(a1, d1, a2, d2, mask, precision=plan.precision)
             continue
         a1, d1, a2, d2 = (side[..., 0] for side in (a1, d1, a2, d2))

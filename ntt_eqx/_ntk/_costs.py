@@ -1,4 +1,4 @@
-"""What the engine's choices depend on: how much one kind of work costs beside another, by platform.
+"""Measured costs of each platform, on which the engine's choices depend.
 
 `python benchmarks/tune_engine.py` measures these numbers on the device it runs on.
 """
@@ -14,12 +14,12 @@ class Costs:
     """Measured properties of a platform.
 
     Attributes:
-        gathered_density: a mask of a dense layer that keeps more than this share of its weights is
-            multiplied as a whole; below it, its non-zeros are gathered.
-        gathering_flops: operations of a whole product that take as long as the further launches
-            that gathering needs: a product of fewer is not gathered.
-        gathered_entry: what a gathered entry of a tangent costs, its contraction included, in
-            entries of tangents that are made and contracted as a whole.
+        gathered_density: up to this density the non-zeros of a dense layer's mask are gathered;
+            above it the mask is multiplied as a whole.
+        gathering_flops: operations of a whole product that take as long as the additional launches
+            of gathering; smaller products are not gathered.
+        gathered_entry: cost of a gathered entry of a tangent, with its contraction, relative to an
+            entry of a whole tangent.
         flops_per_weight: operations of a network's head that take as long, a sample, as one weight
             of the dense layers behind it (`_parts`): 16 bytes of traffic in a gradient.
         block_bytes: bytes of intermediates of the samples that are taken together.
@@ -50,7 +50,7 @@ _MEMORY_SHARE = 16  # of an accelerator's memory a block may take one part in so
 
 
 def costs_on(device: Device) -> Costs:
-    """Those of a device's platform; an accelerator's blocks follow its memory."""
+    """The costs of a device; on an accelerator the size of blocks follows its memory."""
     if device.platform == "cpu":
         return COSTS["cpu"]
     block = memory_of(device) // _MEMORY_SHARE

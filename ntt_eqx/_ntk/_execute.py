@@ -1,7 +1,7 @@
-"""Carry out a plan for one batch: per sample, what comes into each layer and what flows back to it.
+"""Run a plan for one batch: each layer's input and the cotangent of its output, per sample.
 
-The parts run forwards, one after the other; then backwards, each with the cotangents of what it
-wrote, of which those of its layers' outputs and of what it read come out.
+The segments of the program run forwards in order, then backwards. The backward pass of a segment
+maps the cotangents of what it wrote to those of its layers' outputs and of what it read.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from ._plan import Operands, Plan
 
 
 class LayerFactors(eqx.Module):
-    """`a[N, G, J, S]` and `d[N, R, G, I, S]` of a layer: its tangents are their products."""
+    """Inputs `a[N, G, J, S]` and cotangents `d[N, R, G, I, S]` of a layer."""
 
     a: Array
     d: Array
@@ -40,12 +40,12 @@ class Tangents(eqx.Module):
 
 
 class Factors(eqx.Module):
-    """Everything that the kernel of a batch of N samples and R output directions is made of.
+    """The factors of a batch of N samples along R output directions.
 
     Attributes:
         outputs: model outputs, `[N, K]`.
-        layers: for each layer its factors, or its tangents where these are smaller.
-        jacobians: for each parameter that is in no layer, its Jacobian.
+        layers: the factors of each layer, or its tangents if these are smaller.
+        jacobians: the Jacobian of each parameter in no layer.
         directions: R.
     """
 
@@ -69,8 +69,8 @@ def factorise(
 
     **Arguments:**
 
-    - `directions`: rows are directions in output space; `None` takes the K outputs themselves.
-    - `budget`: bytes that a block's intermediates may take, if fewer than the device's costs say.
+    - `directions`: one output direction in each row; `None` takes the K outputs themselves.
+    - `budget`: bytes for a block's intermediates, if less than the device's costs allow.
     """
     traced = plan.traced
     if directions is None:
@@ -130,7 +130,7 @@ def factorise(
 
 
 def evaluate(plan: Plan, operands: Operands, x: Array, budget: int | None = None) -> Array:
-    """The outputs for a batch alone, `[N, K]`."""
+    """The model's outputs for a batch, `[N, K]`, without factors."""
     program, slot = plan.traced.program, plan.traced.sample_slot
     steps = range(len(program.steps))
 
@@ -145,11 +145,9 @@ def evaluate(plan: Plan, operands: Operands, x: Array, budget: int | None = None
 
 
 def _written(plan: Plan, part: Part, values: Mapping[int, Any]) -> dict[int, Any]:
-    """What a part writes for others, from the values of what it reads.
-
-    Run as the forward pass of a derivative, so that a function with a derivative of its own is, in
-    a gradient of the kernel, what it is on the way back.
-    """
+    """The values that a segment writes for others, from the values that it reads."""
+    # Run as the forward pass of a VJP, so that a `custom_vjp` function computes the same here as in
+    # the backward pass when the kernel itself is differentiated.
     return _linearise(plan, part, values, part.writes)[0]
 
 
@@ -161,11 +159,11 @@ def _pull(
     bars: dict[int, Array],
     seed: Array,
 ) -> tuple[dict[int, Any], dict[int, Array], dict[int, Array]]:
-    """One part backwards, for one sample.
+    """Run one segment backwards, for one sample.
 
     **Returns:**
 
-    Its layers in the form that is kept, the cotangents `[R, ...]` of the slots that it read, and
+    The factors or tangents of its layers, the cotangents `[R, ...]` of the slots that it read, and
     the output if it wrote it.
     """
     output = plan.traced.output
@@ -188,7 +186,7 @@ def _pull_once(
     values: Mapping[int, Any],
     bars: dict[int, Array],
 ) -> tuple[dict[int, Any], dict[int, Array]]:
-    """The part that is the same for every sample backwards, for the cotangents of all of them."""
+    """Run the segment of parameters alone backwards, with the cotangents of all samples."""
     _, pull, tapped, _ = _linearise(plan, part, values, tuple(bars))
     d, back = jax.vmap(jax.vmap(pull))(bars)
     found = {}
@@ -203,7 +201,7 @@ def _pull_once(
 def _linearise(
     plan: Plan, part: Part, values: Mapping[int, Any], wanted: tuple[int, ...]
 ) -> tuple[dict[int, Any], Callable[..., Any], dict[Site, Array], dict[int, Array]]:
-    """What a part writes, and its derivative by its layers' outputs and by what flows into it."""
+    """The values that a segment writes, and its VJP to its layers' outputs and to its inputs."""
     program = plan.traced.program
     layers = [plan.layers[n].layer for n in part.layers]
     taps = {layer.site: layer.use.operand for layer in layers}
@@ -230,7 +228,7 @@ def _linearise(
 def _kept(
     plan: LayerPlan, metric: LayerMetric, operand: Array, d: Array
 ) -> LayerFactors | Tangents:
-    """What is kept of a layer for one sample."""
+    """A layer's factors or tangents for one sample, as its plan says."""
     layer = plan.layer
     a, d = layer.activations(operand), jax.vmap(layer.cotangents)(d)
     if plan.form == "factors":
@@ -247,7 +245,7 @@ def _kept(
 
 
 def _in_group(layer: Layer, metric: GatheredMetric) -> GatheredMetric:
-    """The metric with its columns counted over the input features of all groups."""
+    """The metric with columns that index the input features of all groups together."""
     if layer.groups == 1:
         return metric
     first = metric.rows // layer.features * layer.inputs
@@ -256,7 +254,7 @@ def _in_group(layer: Layer, metric: GatheredMetric) -> GatheredMetric:
 
 
 def _block_rows(plan: Plan, part: Part, samples: int, directions: int, budget: int | None) -> int:
-    """Samples that a part takes together."""
+    """Number of samples that a segment takes at a time."""
     after_a_head = part.name == "tail" and len(plan.parts) > 2
     limit = plan.costs.tail_bytes if after_a_head else plan.costs.block_bytes
     limit = limit if budget is None else min(limit, budget)

@@ -1,4 +1,4 @@
-"""Say how the kernel of a model is computed, parameter by parameter, and what that costs."""
+"""Report how each parameter enters the kernel of a model, and what it costs."""
 
 import dataclasses
 import math
@@ -25,17 +25,16 @@ class ParameterCost:
     Attributes:
         name: its path in the model; a bias that is folded into its layer is named after it.
         shape: its shape.
-        prunable: whether it has a mask (of a model without one: whether `sparsify` would give it
-            one).
-        kept: how many of its entries count (all, or those under the mask).
+        prunable: whether it has a mask; for a model without masks, whether `sparsify` adds one.
+        kept: number of entries in the sum: those that the mask keeps, or all.
         path: `"factors"` (activations and cotangents of a dense layer), `"tangents"` (per-sample
             derivatives of a layer at many positions), either of them `gathered` at the mask's
             kept entries, `"jacobian"`: the explicit per-sample Jacobian of this parameter, the slow
             path for large ones, or `"unused"`: the outputs do not depend on it.
-        flops: floating-point operations of this parameter's part of the contraction; factors
-            themselves, which all parameters share, are not counted.
-        layer_flops: what the layer itself costs to evaluate once for one sample; 0 for others.
-        bytes: what is stored for it between the passes and the contraction, for both batches.
+        flops: floating-point operations of this parameter's share of the contraction, without the
+            passes that make the factors, which all parameters share.
+        layer_flops: operations to evaluate the layer for one sample; 0 if there is no layer.
+        bytes: memory of its factors or tangents, for both batches.
     """
 
     name: str
@@ -66,16 +65,16 @@ class Explanation:
 
     @property
     def slow(self) -> tuple[ParameterCost, ...]:
-        """Matrices and larger that take the explicit Jacobian: what to look at first."""
+        """Arrays of two axes or more that take the explicit Jacobian: look at these first."""
         return tuple(p for p in self.parameters if p.path == "jacobian" and _is_matrix(p.shape))
 
     @property
     def not_prunable(self) -> tuple[ParameterCost, ...]:
-        """Matrices and larger without a mask: what `sparsify(model, where=...)` may choose, too."""
+        """Arrays of two axes or more without a mask; `sparsify(model, where=...)` can add them."""
         return tuple(p for p in self.parameters if not p.prunable and _is_matrix(p.shape))
 
     def __str__(self) -> str:
-        """A table with one line a parameter."""
+        """A table with one line for each parameter."""
         head = ("parameter", "shape", "pruned", "kept", "path", "MFLOP", "MB")
         rows = [
             (

@@ -1,4 +1,4 @@
-"""The forms in which a parameter enters the kernel, which one is taken, and what each one costs."""
+"""The forms in which a parameter can enter the kernel, their costs, and the choice between them."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ Path: TypeAlias = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What the size of a kernel depends on.
+    """The sizes that determine the cost of a kernel.
 
     Attributes:
         n: samples of the first batch.
@@ -40,17 +40,17 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one parameter's part of the contraction takes.
+    """Operations and bytes for one parameter's share of the kernel.
 
     Attributes:
-        flops: floating-point operations; factors themselves, which all parameters share, are not
-            counted.
-        layer_flops: what the layer costs to evaluate once for one sample; 0 for others.
-        stored: bytes kept for a sample between the passes and the contraction.
-        per_row: further bytes that the contraction takes for a sample of the first batch.
+        flops: floating-point operations of the contraction. The passes that make the factors are
+            not counted, because all parameters share them.
+        layer_flops: operations to evaluate the layer for one sample; 0 if there is no layer.
+        stored: bytes of the factors (or tangents) of one sample.
+        per_row: temporary bytes of the contraction for each sample of the first batch.
         per_column: the same for the second.
-        per_pair: the same for a pair of samples, the result not counted.
-        once: bytes that it takes however few the samples.
+        per_pair: the same for each pair of samples, without the result.
+        once: temporary bytes that do not depend on the number of samples.
     """
 
     flops: int
@@ -69,9 +69,9 @@ class LayerPlan:
     Attributes:
         layer: the layer.
         form: whether its factors are kept, or its tangents.
-        masked: whether it has a metric; otherwise that is 1 throughout.
-        gathered: how many chunks its metric is gathered to, and how many entries each has, used or
-            not; `None` where the metric is taken as a whole.
+        masked: whether it has a metric; without one, `c = 1` everywhere.
+        gathered: number of chunks of the gathered metric and entries of each chunk, padding
+            included; `None` if the metric is a whole array.
     """
 
     layer: Layer
@@ -87,7 +87,7 @@ class LayerPlan:
         return "tangents" if self.gathered is None else "gathered tangents"
 
     def cost(self, sizes: Sizes, kept: int) -> Cost:
-        """What it takes where `kept` of the weights count."""
+        """The cost if the metric has `kept` non-zeros."""
         layer, n, m, r = self.layer, sizes.n, sizes.m, sizes.directions
         rows, width, s = layer.groups * layer.features, layer.inputs, layer.positions
         biases = 0 if layer.bias is None else rows
@@ -110,8 +110,8 @@ class LayerPlan:
         else:
             work = rows * width if self.gathered is None else kept
             flops = 2 * n * m * (work + sizes.entries * rows)
-            per_pair += 2 * rows
-            per_column = r * rows  # u d2, for one row at a time
+            per_pair += 2 * rows  # u[n, m, i] and one more array of its size
+            per_column = r * rows  # u d2, for one sample of the first batch at a time
             if self.gathered is not None:
                 per_row, per_column = gathered, gathered + per_column
                 per_pair += chunks  # a small product for each
@@ -120,7 +120,7 @@ class LayerPlan:
         if self.masked:
             once = rows * width if self.gathered is None else 2 * gathered
         if self.form == "factors" and self.gathered is None and (self.masked or s > 1):
-            # The product works on some rows, or some features, at a time.
+            # The product takes blocks of rows (one position) or of features (many positions).
             whole = n * m * width if s == 1 else (n + m) * r * rows * width
             once += min(whole, BLOCK_BYTES // numbers)
         scaled = (numbers * amount for amount in (stored, per_row, per_column, per_pair, once))
@@ -135,21 +135,21 @@ def plan_layer(
     **Arguments:**
 
     - `masked`: whether its weight or its bias has a metric.
-    - `nonzeros`: how many non-zeros of the weight's metric there is room for, where they are known.
+    - `nonzeros`: capacity for non-zeros of the weight's metric; `None` if they are unknown.
     """
     gathered = None if nonzeros is None else _gathered(layer, nonzeros, sizes, costs)
     return LayerPlan(layer, _form(layer, gathered, sizes), masked, gathered)
 
 
 def jacobian_cost(count: int, sizes: Sizes) -> Cost:
-    """What the explicit Jacobian of a parameter with that many entries takes."""
+    """The cost of the explicit Jacobian of a parameter with `count` entries."""
     stored = sizes.directions * count * sizes.itemsize
     flops = 2 * sizes.n * sizes.m * sizes.entries * count
     return Cost(flops, 0, stored, stored, 0, 2 * sizes.entries * sizes.itemsize, 0)
 
 
 def _gathered(layer: Layer, nonzeros: int, sizes: Sizes, costs: Costs) -> tuple[int, int] | None:
-    """Chunks of a gathered metric and their width, where that is possible and worth it."""
+    """Number and width of the chunks of a gathered metric; `None` if gathering is not faster."""
     rows = layer.groups * layer.features
     if not layer.keeps_order or rows == 0:
         return None
@@ -162,7 +162,7 @@ def _gathered(layer: Layer, nonzeros: int, sizes: Sizes, costs: Costs) -> tuple[
 
 
 def _form(layer: Layer, gathered: tuple[int, int] | None, sizes: Sizes) -> Form:
-    """Which of factors and tangents to keep: for many positions, the smaller of the two."""
+    """Keep factors or tangents: at many positions, whichever is smaller."""
     if layer.positions == 1:
         return "factors"
     rows, width = layer.groups * layer.features, layer.inputs + (layer.bias is not None)
@@ -173,5 +173,5 @@ def _form(layer: Layer, gathered: tuple[int, int] | None, sizes: Sizes) -> Form:
 
 
 def parameter_count(shape: tuple[int, ...], is_complex: bool) -> int:
-    """Real numbers that a parameter consists of."""
+    """Number of real entries of a parameter."""
     return math.prod(shape) * (2 if is_complex else 1)

@@ -14,11 +14,11 @@ from .._parameters import parameters
 
 
 def given_model(caller: str, model: PyTree) -> PyTree:
-    """The model with arrays that XLA reads as they are meant.
+    """Convert the NumPy arrays of a model that XLA would misread, such as foreign byte orders.
 
     **Raises:**
 
-    `ValueError` where it has no parameters, or an array that JAX does not have.
+    `ValueError` if it has no parameters, or an array of a type that JAX lacks.
     """
     if not jax.tree.leaves(parameters(model)):
         raise ValueError(
@@ -31,7 +31,7 @@ def given_model(caller: str, model: PyTree) -> PyTree:
 
 
 def given_leaves(caller: str, name: str, tree: PyTree) -> PyTree:
-    """A tree whose NumPy arrays have come through the door `as_array`; the others are kept."""
+    """Convert the NumPy arrays of a tree with `as_array`; keep all other leaves."""
     held = lambda leaf: isinstance(leaf, np.ndarray | np.generic)
     if not any(map(held, jax.tree.leaves(tree))):
         return tree
@@ -51,14 +51,14 @@ def given_batch(caller: str, name: str, x: Any) -> Array:
 
     **Raises:**
 
-    `ValueError` where it is no array of numbers with one sample at least.
+    `ValueError` unless it is an array of numbers with at least one sample.
     """
     check_batch(f"{caller}: {name}", x := as_array(caller, name, x))
     return x
 
 
 def given_batches(caller: str, x1: Any, x2: Any) -> tuple[Array, Array | None]:
-    """Two batches of samples that are alike, `None` for the second being the first again."""
+    """Check two batches with samples of one shape and dtype; `None` repeats the first."""
     x1 = given_batch(caller, "x1", x1)
     x2 = None if x2 is None else given_batch(caller, "x2", x2)
     if x2 is not None and (x1.shape[1:] != x2.shape[1:] or x1.dtype != x2.dtype):

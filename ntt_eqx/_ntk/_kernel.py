@@ -1,4 +1,4 @@
-"""The kernel of two batches from a model to the last block: plan, factors, contraction."""
+"""From a model and two batches to their kernel: plan, factors, contraction."""
 
 from typing import Any, Literal, TypeAlias
 
@@ -33,14 +33,14 @@ ORACLES = {"jacobian": jacobian_contraction, "ntk_vector_products": ntk_vector_p
 
 
 def known_support(model: PyTree, kernel: KernelKind, *, bucketed: bool = True) -> PyTree | None:
-    """The support of a mask whose entries are known, for the active kernel."""
+    """The indices of a concrete mask, for the active kernel; `None` if the mask is traced."""
     if not isinstance(model, SparseModel) or kernel != "active" or is_traced(model.mask):
         return None
     return mask_support(model.mask, bucketed=bucketed)
 
 
 def blocks_of(plan: Plan, budget: int, *, symmetric: bool, keeps: bool | None = None) -> Blocks:
-    """The blocks in which a plan's pairs of samples are taken."""
+    """How to cut the pairs of samples of a plan into blocks."""
     sizes = plan.sizes
     entries = sizes.itemsize * (1 if plan.outputs == "trace" else sizes.entries)
     lengths = (sizes.n, sizes.m)
@@ -65,12 +65,12 @@ def kernel_between(
 ) -> tuple[Array, Array, Array]:
     """The kernel between two batches, and the outputs for both; `None` is `x1` again.
 
-    `support` is that of the model's mask: `known_support`, made from it in the same call.
+    `support` must match the model's mask: it comes from `known_support` in the same call.
     """
     model, x1, x2, metric, directions, support = _alike(model, x1, x2, metric, directions, support)
     model, x1, x2, directions = reverse_only((model, x1, x2, directions))
     layout = layout_in_use()
-    # Other directions on the other side, or tiles: it is not symmetric.
+    # Directions may differ between the sides, and a tile off the diagonal is not symmetric.
     symmetric = x2 is None and directions is None and layout is None
     x2 = x1 if x2 is None else x2
     n, m = tile_lengths(layout, len(x1), len(x2))
@@ -108,7 +108,7 @@ def outputs_and_ntk(
 ) -> tuple[Array, Array]:
     """Outputs `[batch, K]`, and the kernel between the batch's two halves, from one pass.
 
-    `support` may be that of another mask: it is checked, and only serves to be fast.
+    `support` may be stale: it is compared with the model's mask, and only makes the call faster.
     """
     model, x, directions, support, metric = _alike(model, x, directions, support, metric)
     half = len(x) // 2
@@ -145,7 +145,7 @@ def outputs_and_ntk(
     _check_fits("ntt_loss", plan, directions, _IN_A_STEP)
     blocks = blocks_of(plan, default_budget(device), symmetric=False, keeps=True)
     if layout is not None and half % layout.devices:
-        x = everywhere(x, layout)  # XLA cuts no spread array into halves that are padded then
+        x = everywhere(x, layout)  # XLA cannot halve a sharded array and then pad the halves
     sides = (x[:half], x[half:])
     theta, f1, f2 = carry_out(
         plan, operands, blocks, *sides, directions, None, one_pass=True, layout=layout
@@ -163,11 +163,11 @@ def oracle(
     precision: Precision,
     implementation: Implementation,
 ) -> Array:
-    """The kernel by one of the direct implementations."""
+    """The kernel by one of the two oracles, which do not share the engine's code."""
     dense, weights = dense_and_metric(model, kernel, metric)
     out = sample_output("ntk", dense, sample_of(x1))
     lengths, itemsize = (len(x1), len(x2)), jnp.dtype(wide_dtype(out.dtype)).itemsize
-    # It takes all pairs of outputs, whichever are wanted.
+    # An oracle computes all pairs of outputs, even for the diagonal.
     check_fits("ntk", lengths, (out.size, out.size), "full", itemsize, target_device(), _BY_FACTORS)
     with at_precision(precision):
         theta = ORACLES[implementation](dense, x1, x2, weights)
@@ -178,7 +178,7 @@ def oracle(
 
 
 def _alike(*trees: Any) -> Any:
-    """Trees whose arrays vary over the same axes of a mesh, as `jax.shard_map` may want to know."""
+    """Make all arrays vary over the same mesh axes, as `jax.shard_map` requires of operands."""
     arrays, rest = eqx.partition(trees, eqx.is_array)
     (arrays,) = varying_alike(arrays)
     return eqx.combine(arrays, rest)

@@ -1,9 +1,9 @@
 """Find how a program uses each parameter: as weight or bias of a linear layer, or otherwise.
 
-A parameter that reaches the layer through operations that only rearrange its entries (a reshape, a
-transpose, a change of dtype) still counts: the metric `c` is rearranged with it. So does one that
-enters the body of a `scan`: as a constant it is the weight of one layer at more positions, one
-iteration's after the other's; as rows that the scan walks over, of as many groups as iterations.
+A parameter may reach the layer through operations that only rearrange its entries (a reshape, a
+transpose, a change of dtype); the metric `c` is then rearranged in the same way. It may also enter
+the body of a `scan`. As a constant of the scan it is the weight of one layer at the positions of
+all iterations; if the scan iterates over its rows, each iteration is a group.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ class Layer:
     """A linear layer, and the parameters that are its weight and, if it has one, its bias.
 
     Attributes:
-        view: the parameter that is its weight, and what the program does to it before.
-        use: the equation that is linear in it.
-        site: where that equation stands.
+        view: the weight parameter, and how the program rearranges it before the layer.
+        use: the equation that is linear in the weight.
+        site: the place of that equation in the program.
         loops: lengths of the loops around the site.
         bias: number of the parameter that is its bias, if there is one.
         bias_order: the entry of the bias that each output feature gets, `[G I]`.
@@ -52,12 +52,12 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """What the layer is: that of its use."""
+        """The name of its linear use, such as `"dense"`."""
         return self.use.kind
 
     @property
     def groups(self) -> int:
-        """G, those of all iterations that have weights of their own."""
+        """G, over all iterations of loops that have a weight for each iteration."""
         return self.use.groups * math.prod(self.loops[axis] for axis in self.view.walks)
 
     @property
@@ -67,12 +67,12 @@ class Layer:
 
     @property
     def inputs(self) -> int:
-        """J, input features of a group, the bias not counted."""
+        """J, input features of a group, without the bias."""
         return self.use.inputs
 
     @property
     def positions(self) -> int:
-        """S, those of all iterations that share the weight."""
+        """S, over all iterations of loops that share the weight."""
         return self.use.positions * math.prod(self.loops[axis] for axis in self._shared)
 
     @property
@@ -92,7 +92,7 @@ class Layer:
         return c.reshape(-1)[self.bias_order].reshape(self.groups, self.features)
 
     def activations(self, operand: Array) -> Array:
-        """What comes into the layer, `[G, J, S]`, from the operand of its step.
+        """The layer's input `[G, J, S]`, from the operand of its step.
 
         A bias is one more input feature that is always 1.
         """
@@ -100,7 +100,7 @@ class Layer:
         return a if self.bias is None else jnp.concatenate([a, jnp.ones_like(a[:, :1])], axis=1)
 
     def cotangents(self, d: Array) -> Array:
-        """What flows back to its output, `[G, I, S]`, from the cotangent of its step's output."""
+        """The cotangent of the layer's output, `[G, I, S]`, from that of its step's output."""
         return self._joined(_each(self.use.cotangents, d, len(self.loops)))
 
     @property
@@ -118,14 +118,14 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A value that holds the entries of one parameter in another order, or repeated.
+    """A value that consists of the entries of one parameter, rearranged or repeated.
 
     Attributes:
         param: the parameter's number.
         shape: its shape.
-        chain: the steps that rearrange it, and `None` where a loop walks over its rows.
-        walks: which of the loops around walk over its rows, the outermost being 0.
-        repeats: whether an entry stands in it more than once.
+        chain: the steps that rearrange it; `None` stands for a loop that iterates over its rows.
+        walks: indices of the enclosing loops that iterate over its rows; the outermost is 0.
+        repeats: whether it has an entry more than once.
     """
 
     param: int
@@ -140,7 +140,7 @@ class View:
         return dataclasses.replace(self, chain=(*self.chain, step), repeats=self.repeats or repeats)
 
     def walked(self, loop: int) -> "View":
-        """The row of it that an iteration of a loop gets."""
+        """The row that an iteration of a loop receives."""
         return dataclasses.replace(self, chain=(*self.chain, None), walks=(*self.walks, loop))
 
     def apply(self, array: Any) -> Any:
@@ -158,11 +158,11 @@ def _each(function: Callable[[Any], Any], array: Any, axes: int) -> Any:
 
 
 def find_layers(program: Program, shapes: list[tuple[int, ...]]) -> tuple[list[Layer], list[int]]:
-    """The linear layers of `program`, and the parameters that are in none of them.
+    """The linear layers of `program`, and the parameters in no layer.
 
     **Arguments:**
 
-    - `shapes`: those of the parameters, which hold its first slots.
+    - `shapes`: shapes of the parameters, which are the first slots of the program.
     """
     views = {p: View(p, shape) for p, shape in enumerate(shapes)}
     uses: dict[int, list[_Use]] = {p: [] for p in views}
@@ -183,7 +183,7 @@ def find_layers(program: Program, shapes: list[tuple[int, ...]]) -> tuple[list[L
 
 @dataclasses.dataclass(frozen=True)
 class _Use:
-    """One use of a view that is no view itself; `site` is `None` for an output."""
+    """A use of a view by a step that does not rearrange; `site` is `None` for an output."""
 
     view: View
     site: Site | None
@@ -200,7 +200,7 @@ class _Use:
 def _follow(
     program: Program, views: dict[int, View], prefix: Site, loops: tuple[int, ...]
 ) -> Iterable[_Use]:
-    """Every use of each parameter that is not a view, those in the bodies of loops included."""
+    """Every use of each parameter beyond rearrangements, also in the bodies of loops."""
     views = dict(views)
     for index, step in enumerate(program.steps):
         seen = [(n, views[s]) for n, s in enumerate(step.inputs) if _is_view(s, views)]
@@ -224,7 +224,7 @@ def _follow(
 
 
 def _place(loop: Loop, n: int) -> str | None:
-    """What input n of a loop is to its body; `None` for what it carries."""
+    """Whether input n of a loop is a `"constant"` or iterated by `"row"`; `None` for a carry."""
     if n < loop.consts:
         return "constant"
     return "row" if n >= loop.consts + loop.carry else None
@@ -277,7 +277,7 @@ def _layer(use: _Use) -> Layer | None:
 
 
 def _with_bias(layer: Layer, once: dict[int, _Use]) -> Layer:
-    """Fold the bias into the layer where the very next thing done to its output is to add one."""
+    """Add a bias to the layer if the next use of its output is the addition of a parameter."""
     weight = once[layer.weight]
     found = _next_addition(weight.program, weight.step)
     if found is None:
@@ -293,7 +293,7 @@ def _with_bias(layer: Layer, once: dict[int, _Use]) -> Layer:
 
 
 def _next_addition(program: Program, layer: Step) -> tuple[int, int, list[Step]] | None:
-    """The addition that alone reads a layer's output, rearranged or not.
+    """The addition that is the only reader of a layer's output, rearranged or not.
 
     **Returns:**
 

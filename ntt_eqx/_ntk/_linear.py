@@ -1,9 +1,9 @@
-"""Primitives that are linear in a weight: what comes in, what flows back, and where each entry is.
+"""Linear uses of a weight: its activations, its cotangents, and the place of each entry.
 
 A linear use of a weight W computes `y[g,i,s] = sum_j W[g,i,j] a[g,j,s]`: groups g, output features
-i, input features j, positions s. A dense layer has one group and one position, a dense layer that
-`vmap` applies along a sequence has many positions, a convolution has its patches as input features,
-and an embedding's input is 1 at one feature.
+i, input features j, positions s. A dense layer has one group and one position; `vmap` along a
+sequence gives it many positions. The input features of a convolution are its patches, and those of
+an embedding are a one-hot vector.
 """
 
 import abc
@@ -21,11 +21,11 @@ from .._primitives import patches
 
 
 class AbstractLinearUse(eqx.Module):
-    """One equation that is linear in a weight, brought into the form of this module.
+    """One equation of a jaxpr that is linear in a weight, in the form of this module.
 
     Attributes:
-        kind: what `explain` calls it.
-        operand: number of the equation's operand that comes into the layer.
+        kind: the name that `explain` prints.
+        operand: index of the equation's operand that is the layer's input.
         groups: G.
         features: I, output features of a group.
         inputs: J, input features of a group.
@@ -45,7 +45,7 @@ class AbstractLinearUse(eqx.Module):
 
     @abc.abstractmethod
     def activations(self, operand: Array) -> Array:
-        """`[G, J, S]` from the operand that comes into the layer."""
+        """`[G, J, S]` from the layer's input operand."""
 
     @abc.abstractmethod
     def cotangents(self, d: Any) -> Any:
@@ -53,24 +53,24 @@ class AbstractLinearUse(eqx.Module):
 
 
 Rule: TypeAlias = Callable[[Any, int], AbstractLinearUse | None]
-"""From an equation and the number of its operand that is the weight to its linear use, or `None`
-where this equation is not linear in it, or not in this form."""
+"""`(equation, index of the weight operand) -> linear use`, or `None` if the equation is not linear
+in that operand or does not have this form."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Registered:
-    """A rule as part of a key: hashable whatever it is, and equal to itself alone."""
+    """A rule that can be part of a jit key: hashable, and equal only to itself."""
 
     primitive: str
     rule: Rule
 
 
 def register_linear_use(primitive: str, rule: Rule) -> None:
-    """Tell the engine how a primitive uses a weight, so that its kernel is made of factors.
+    """Register how a primitive uses a weight, so that its kernel comes from small factors.
 
-    Without a rule, what a primitive does with a parameter is differentiated explicitly: exact,
-    and slower. The rule counts from the next call on: functions that hold a kernel and were
-    compiled before are compiled again. A primitive that has a rule already gets this one instead.
+    Without a rule, a parameter that the primitive uses takes its explicit Jacobian, which is exact
+    and slower. The rule is used from the next call on; functions that were compiled before are
+    compiled again. It replaces an earlier rule for the same primitive.
 
     **Arguments:**
 
@@ -96,10 +96,10 @@ def register_linear_use(primitive: str, rule: Rule) -> None:
 
 
 def linear_use(eqn: Any, weight: int) -> AbstractLinearUse | None:
-    """How an equation uses its operand `weight`, where it is linear in it and has real entries.
+    """The linear use of operand `weight`, or `None` if there is no rule or it is not real.
 
-    A layer without features, inputs or positions is none: the sizes of its axes cannot be told from
-    their product, 0, and what is left of it (its bias) goes by the explicit Jacobian.
+    An equation with an empty array gives `None`, because reshapes cannot infer axes from size 0;
+    the layer's bias then takes its explicit Jacobian.
     """
     if _is_empty(eqn):
         return None
@@ -214,7 +214,7 @@ def _convolution(eqn: Any, weight: int) -> Convolution | None:
 
 
 class LookUp(AbstractLinearUse):
-    """Rows of a table: a dense layer whose input is 1 at the row's number and 0 elsewhere."""
+    """A look-up of rows in a table: a dense layer with one-hot input."""
 
     kind: ClassVar[str] = "embedding"
     operand: int
@@ -258,7 +258,7 @@ def _look_up(eqn: Any, weight: int) -> LookUp | None:
         numbers, offsets = p["dimension_numbers"], tuple(p["dimension_numbers"].offset_dims)
         clips = p["mode"] == jax.lax.GatherScatterMode.CLIP
         starts = tuple(numbers.start_index_map)
-        # Other starts can only be 0, and are made so where places are clipped.
+        # A slice has full length along all other axes, so clipping sets their starts to 0.
         if starts != (0,) and not (clips and 0 in starts) or numbers.operand_batching_dims:
             return None
         column, positions = starts.index(0), math.prod(places[0][:-1])
@@ -276,18 +276,16 @@ def _look_up(eqn: Any, weight: int) -> LookUp | None:
 
 
 def _row_numbers(places: Array, rows: int) -> Array:
-    """Places of any integer dtype as int32, those outside as numbers outside of `[0, rows)`.
-
-    A place counts by its value, and its dtype may hold fewer numbers than the table has rows (a
-    byte, 300 rows) or more than int32: row numbers are not taken in it.
-    """
+    """Indices of any integer dtype as int32; those out of range stay outside of `[0, rows)`."""
+    # The dtype of the indices may be too small for the number of rows (uint8 and 300 rows) or
+    # larger than int32, so clip in it before the cast.
     limits = jnp.iinfo(places.dtype)
     low, high = max(limits.min, -1), min(limits.max, rows)  # what both dtypes hold
     return jnp.clip(places, low, high).astype(jnp.int32)
 
 
-# The rules in force. What they make of a program is compiled, so they belong to the key of every
-# compiled function, as a JAX user context does: a rule that is registered late counts at once.
+# The registered rules. They decide how a program is compiled, so they must be part of the key of
+# every compiled function. A JAX user context is: a rule that is registered late counts at once.
 _RULES = jax.make_user_context(
     default_value=(
         _Registered("dot_general", _dense),

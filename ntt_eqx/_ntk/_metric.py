@@ -1,4 +1,4 @@
-"""The metric `c_p` of the kernel's sum over parameters, brought into the form each layer wants."""
+"""Convert the metric `c_p` of the kernel's sum over parameters to the form of each layer."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from ._support import Checked
 
 
 class DenseMetric(eqx.Module):
-    """A layer's metric in full.
+    """A layer's metric as a whole array.
 
     Attributes:
-        values: `[G, I, J]`, with one more column for the bias where the layer has one.
+        values: `[G, I, J]`, with one more column for the bias if the layer has one.
     """
 
     values: Array
@@ -30,13 +30,13 @@ LayerMetric = DenseMetric | GatheredMetric | None
 def layer_metric(
     plan: LayerPlan, metric: Sequence[Array | None], support: Sequence[Any], dtype: Any
 ) -> LayerMetric:
-    """The metric of one layer in the form that its plan asks for; `None` where it is 1 throughout.
+    """The metric of one layer in the form of its plan; `None` if it is 1 everywhere.
 
     **Arguments:**
 
-    - `metric`: for each parameter of the program its `c`, or `None` for 1.
-    - `support`: for each parameter where its non-zero `c` are, if that is known (`GatheredRows`,
-      or a `Checked`), else `None`.
+    - `metric`: `c` for each parameter of the program, `None` for 1.
+    - `support`: for each parameter the indices of its non-zero `c` (`GatheredRows` or `Checked`),
+      or `None` if unknown.
     """
     layer = plan.layer
     weight = metric[layer.weight]

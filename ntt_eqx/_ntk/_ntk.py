@@ -44,10 +44,9 @@ def ntk(
 
     **Arguments:**
 
-    - `model`: maps one sample to its outputs; a `SparseModel` or any other Equinox model. Of a
-      function `f(params, x)` it is `eqx.Partial(f, params)`. A `StatefulModel` is in inference
-      mode, with the running statistics that it has; with those of a batch held fixed it is
-      `warm_up(model, x)`.
+    - `model`: maps one sample to its outputs; a `SparseModel` or any other Equinox model. For a
+      function `f(params, x)` pass `eqx.Partial(f, params)`. A `StatefulModel` runs in inference
+      mode, with its running statistics; `warm_up(model, x)` sets them to those of a batch.
     - `x1`, `x2`: two batches of samples, of JAX or NumPy; `x2=None` means `x1` again.
     - `kernel`: `"active"` sums over kept weights only (`c_p` is the mask), `"ambient"` over all
       weights, at the masked weights (`c_p = 1`). The same for a model without a mask.
@@ -59,16 +58,16 @@ def ntk(
       mean of the diagonal.
     - `directions`: `(V[R, K], W[S, K])`: return `V Theta W^T` instead, at the cost of R and S
       outputs; see `sketch_directions`.
-    - `precision`: how exactly float32 numbers are multiplied, in the passes through the model as in
-      the products of their factors: `"float32"`, `"tf32"` or `"bfloat16"`, with errors of about
-      1e-6, 1e-3 and 1e-2 of the largest entry on devices that multiply so (GPUs and TPUs). JAX's
-      own `default_matmul_precision` does not reach the kernel.
+    - `precision`: precision of float32 matrix products, in the passes through the model and in the
+      contraction: `"float32"`, `"tf32"` or `"bfloat16"`, with errors of about 1e-6, 1e-3 and 1e-2
+      of the largest entry on GPUs and TPUs; a CPU always uses float32. It replaces JAX's
+      `default_matmul_precision`, which does not affect the kernel.
     - `implementation`: `"factors"` (the default), or one of the oracles `"jacobian"` and
       `"ntk_vector_products"`, which take neither `directions` nor `max_bytes`.
-    - `max_bytes`: bytes that intermediates may take beside inputs and result; pairs of samples are
-      taken in blocks to keep to it, down to a block of one pair. By default an eighth of the
-      memory, at most 256 MiB (of an accelerator's, a quarter). Results do not depend on it beyond
-      rounding.
+    - `max_bytes`: memory budget for intermediates, beside inputs and result. The kernel is computed
+      in blocks of pairs of samples that fit it, down to one pair. Defaults to an eighth of the
+      memory, at most 256 MiB, and on an accelerator to a quarter of its memory. It changes results
+      by rounding at most.
 
     **Returns:**
 
@@ -78,9 +77,9 @@ def ntk(
     **Raises:**
 
     `ValueError` if the two batches hold samples of different shape or dtype, if a name is unknown,
-    if the model does not map one sample to one array, or has no parameters, for arrays that JAX
-    does not have (`longdouble`, masked ones), if the result is larger than the device's memory, and
-    where a forward-mode derivative is computed.
+    if the model does not map one sample to one array or has no parameters, if an array has a type
+    that JAX lacks (`longdouble`, masked arrays), if the result exceeds the device's memory, and if
+    a forward-mode derivative is taken.
     """
     model, (x1, x2) = given_model("ntk", model), given_batches("ntk", x1, x2)
     check_warm("ntk", model)
@@ -107,7 +106,7 @@ def ntk_and_outputs(
     precision: Precision = "float32",
     max_bytes: int | None = None,
 ) -> tuple[Float[Array, "n m *outputs"], Float[Array, "n k"], Float[Array, "m k"]]:
-    """`ntk`, and the outputs of the model for both batches, which come out on the way.
+    """`ntk`, and the model's outputs for both batches, at no further cost.
 
     **Arguments:**
 
@@ -135,7 +134,7 @@ def ntk_and_outputs(
 
 
 def _decided(model: PyTree, kernel: KernelKind, max_bytes: int | None) -> tuple[Any, ...]:
-    """What decides how a kernel is computed beside its arguments; part of the jitted call's key."""
+    """Support, budget, device and costs of a kernel, as arguments and so as part of the jit key."""
     device = target_device()
     budget = default_budget(device) if max_bytes is None else max_bytes
     return known_support(model, kernel), budget, device, costs_on(device)

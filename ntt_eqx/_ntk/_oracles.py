@@ -1,6 +1,6 @@
 """Two direct implementations of the kernel: slow, and independent of layers and factors.
 
-They differentiate the model as a black box, so they say what is right for the fast path.
+They differentiate the model as a black box, so they can check the fast path.
 """
 
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def ntk_vector_products(
 
 
 def _split(model: PyTree) -> tuple[list[Array], Callable[..., Array], Callable[..., list[Any]]]:
-    """The parameters as real arrays, the model as a function of them, and the way of a metric."""
+    """The parameters as real arrays, the model as a function of them, and the metric for them."""
     arrays, parameters, rebuild = real_parameters(model)
 
     def spread(metric: list[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Take the kernel of two batches block by block, within a budget of bytes."""
+"""Compute the kernel of two batches block by block, within a memory budget."""
 
 import dataclasses
 import math
@@ -29,9 +29,9 @@ class Blocks:
         rows: samples of the first batch in a block.
         columns: samples of the second.
         counts: blocks along each side.
-        keeps: whether the factors of all samples are kept, or made again for each block.
-        symmetric: whether both sides are the same, so that half of the blocks is enough.
-        bytes: what they are expected to take beside inputs and result.
+        keeps: whether the factors of all samples are stored, or computed again for each block.
+        symmetric: whether both batches are the same, so that half of the blocks is enough.
+        bytes: expected memory beside inputs and result.
     """
 
     rows: int
@@ -43,10 +43,10 @@ class Blocks:
 
 
 def default_budget(device: Device) -> int:
-    """Bytes for intermediates: a quarter of an accelerator's memory; else an eighth.
+    """Bytes for intermediates: a quarter of an accelerator's memory, an eighth of a host's.
 
-    What is left is for the result, the model and other programs. Of a CPU's memory at most 256
-    MiB: more is not faster there.
+    The rest is for the result, the model and other programs. On a CPU at most 256 MiB, because more
+    is not faster.
     """
     if device.platform != "cpu":
         return memory_of(device) // 4
@@ -62,15 +62,15 @@ def check_fits(
     device: Device,
     instead: str,
 ) -> None:
-    """Raise `ValueError` where a kernel is larger than all memory that the device has.
+    """Raise `ValueError` if a kernel is larger than the device's memory.
 
     **Arguments:**
 
     - `lengths`: samples N and M.
-    - `directions`: outputs, or directions along them, of either side.
-    - `outputs`: which pairs of them.
+    - `directions`: number of outputs or directions of either side.
+    - `outputs`: which pairs of outputs.
     - `itemsize`: bytes of a number.
-    - `instead`: what to do then.
+    - `instead`: a remedy for the message.
     """
     memory = _host_memory() if device.platform == "cpu" else known_memory(device)
     r, s = directions
@@ -91,7 +91,7 @@ def check_fits(
 
 
 def _host_memory() -> int | None:
-    """Bytes that a process of this machine may have, if that is known."""
+    """Bytes of memory that a process on this machine may use; `None` if unknown."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -113,15 +113,15 @@ def plan_blocks(
     symmetric: bool,
     keeps: bool | None = None,
 ) -> Blocks:
-    """Blocks that keep to a budget, as large as it allows.
+    """The largest blocks within a budget.
 
     **Arguments:**
 
-    - `costs`: those of each term of the sum over parameters; terms are computed one after another.
+    - `costs`: costs of each parameter's share; the shares are computed one after another.
     - `stored`: bytes of the factors of a sample.
     - `entries`: bytes of the kernel of a pair of samples.
     - `lengths`: samples N and M of both batches.
-    - `keeps`: whether to keep the factors of all samples; by default where they fit into half.
+    - `keeps`: whether to store the factors of all samples; by default if they fit half the budget.
     """
     n, m = lengths
     most = lambda name: max((getattr(cost, name) for cost in costs), default=0)
@@ -131,9 +131,9 @@ def plan_blocks(
     if keeps is None:
         keeps = whole <= (budget - once) // 2
     if keeps:
-        left = max(budget - once - whole, budget // 4)
+        left = max(budget - once - whole, budget // 4)  # factors that must be kept may exceed it
     else:
-        # Blocks of samples are joined on the way, which copies some of the factors.
+        # Concatenating the samples of a block copies some of its factors.
         made = stored + stored // 2
         left, per_row, per_column = budget - once, per_row + made, per_column + made
     rows, columns = _fitting(n, m, per_row, per_column, per_pair, left)
@@ -155,10 +155,10 @@ def kernel_in_blocks(
     contract: Callable[[Any, Any], Array],
     factors: tuple[Any, Any] | None = None,
 ) -> Array:
-    """The kernel between two batches.
+    """The kernel between two batches, from a loop that writes block by block into the result.
 
-    Blocks are taken in a loop and written into the result where they belong. A last block that
-    would not be full starts earlier: its first rows are computed twice, to the same numbers.
+    A last block that would not be full starts earlier: its first rows are computed twice, to the
+    same numbers.
 
     **Arguments:**
 

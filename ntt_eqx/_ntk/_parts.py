@@ -1,14 +1,14 @@
-"""Cut a program into parts: what is run once a batch, and what is run once a sample.
+"""Cut a program into segments that run once a batch (`"once"`) or for each sample.
 
-Steps of parameters alone (a weight that is reshaped, a layer applied to learned queries) are the
-same for every sample, and are run once. The others are one part, or two: what a convolution
-computes for one sample fills a core's cache, so samples are taken one after the other. A dense
-layer is the opposite: its weights are large and its activations small, and for one sample at a time
-the weights (and in a gradient, their running sums) are read and written once a sample. A
-convolutional network with dense layers at its end is both: a head, and a tail.
+Steps of parameters alone (a reshaped weight, a layer applied to learned queries) are the same for
+every sample and run once. All other steps form one segment or two. The intermediates of a
+convolution for one sample fill a core's cache, so the `"head"` takes few samples at a time. A dense
+layer has large weights and small activations: for one sample at a time it would read the weights
+(and in a gradient, write their running sums) once a sample, so the `"tail"` of dense layers at the
+end of a convolutional network takes many.
 
-Every step belongs to one part. What crosses between parts is not given but follows from what each
-part reads and writes, whatever its dtype.
+Every step belongs to one segment. The inputs and outputs of a segment are derived from its steps,
+whatever their dtype, so values and cotangents cannot be dropped by accident.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ class Part:
     Attributes:
         name: `"once"`, or `"head"` and `"tail"` for what is run for each sample.
         steps: their indices, in their order.
-        shared: slots that it reads and that are the same for every sample.
-        carried: slots that it reads and that differ: the sample, and what a part before wrote.
-        writes: slots that it writes and that a later part or the output reads.
-        layers: numbers of the layers that stand in it.
-        pulled: slots that it reads through which derivatives flow on to layers or parameters.
-        pushed: slots that it writes through which they come in from later parts or the output.
-        sample_bytes: what its steps write for one sample, intermediates of loops included.
+        shared: slots that it reads and that are equal for all samples.
+        carried: slots that it reads and that differ: the sample, and outputs of earlier segments.
+        writes: slots that it writes and that a later segment or the output reads.
+        layers: numbers of its layers.
+        pulled: slots that it reads and whose cotangents earlier segments or parameters need.
+        pushed: slots that it writes and whose cotangents come from later segments or the output.
+        sample_bytes: bytes that its steps write for one sample, with those inside of loops.
     """
 
     name: Literal["once", "head", "tail"]
@@ -53,13 +53,13 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """Where derivatives of the output with respect to layers and parameters flow.
+    """The slots through which derivatives of the output by layers and parameters flow.
 
     Attributes:
         slots: slots that depend on a layer's output or on one of the parameters that are in no
             layer, and that the output depends on, differentiably both.
         layers: numbers of the layers that the output depends on.
-        parameters: those of the parameters in no layer that it depends on.
+        parameters: parameters in no layer that the output depends on.
     """
 
     slots: frozenset[int]
@@ -88,7 +88,7 @@ def derivative_flow(traced: Traced, layers: Sequence[Layer], rest: Sequence[int]
 
 
 def split(traced: Traced, layers: Sequence[Layer], flow: Flow, costs: Costs) -> tuple[Part, ...]:
-    """The parts in the order in which they run: once, a head where that is worth it, a tail.
+    """The segments in the order in which they run: once, a head if it is faster, a tail.
 
     Without a step that depends on the sample there is no tail.
     """
@@ -138,7 +138,7 @@ def _varying(program: Program, sample: int) -> set[int]:
 
 
 def _cut(program: Program, layers: Sequence[Layer], varying: set[int], costs: Costs) -> int:
-    """The step before which to cut: the first of the last dense layers, where that is worth it."""
+    """The first step of the tail, the dense layers at the end; 0 if a tail is not faster."""
     seen = [layer for layer in layers if layer.site[0] in varying]
     many = [layer for layer in seen if layer.positions > 1]
     last = max((layer.site[0] for layer in many), default=-1)
@@ -160,7 +160,7 @@ def _inexact(step: Step) -> list[int]:
 
 
 def _bytes(step: Step) -> int:
-    """What a step writes."""
+    """Bytes that a step writes."""
     written = sum(_size(aval) for aval in step.avals)
     if step.loop is None:
         return written

@@ -1,8 +1,7 @@
-"""The plan of a kernel: how each parameter enters it, how the program is cut, and in which blocks.
+"""The plan of a kernel: the form of each parameter and the segments of the program.
 
-A plan is made once from the traced model, the structure of the metric, the outputs that are wanted,
-the device and the bytes that may be used. It holds no numbers of the model. `explain` prints it,
-and `_execute` and `_contract` do nothing that it does not say.
+A plan depends on the traced model, the structure of the metric, the requested outputs, the device
+and its costs. It contains no weights. `explain` prints it; `_execute` and `_contract` follow it.
 """
 
 import dataclasses
@@ -44,15 +43,15 @@ class Plan:
 
     Attributes:
         traced: the model's program.
-        parts: its steps, cut into what is run together.
+        parts: the segments of the program, in the order in which they run.
         layers: the layers that the outputs depend on, and the form of each.
-        jacobians: parameters in no layer, by their explicit Jacobians.
+        jacobians: parameters in no layer, which take their explicit Jacobians.
         unused: parameters that the outputs do not depend on.
-        outputs: which pairs of outputs are wanted.
-        sizes: samples, directions and the size of a number.
-        precision: how exactly products are taken.
-        device: the device that it is made for.
-        costs: that device's.
+        outputs: which pairs of outputs to compute.
+        sizes: samples, directions and bytes of a number.
+        precision: the precision of matrix products.
+        device: the device that runs the plan.
+        costs: measured costs of that device.
     """
 
     traced: Traced
@@ -67,11 +66,11 @@ class Plan:
     costs: Costs
 
     def cost_of_layer(self, number: int, kept: int = 0) -> Cost:
-        """What layer `number` takes where `kept` of its weights count."""
+        """The cost of layer `number` if `kept` of its weights count."""
         return self.layers[number].cost(self.sizes, kept)
 
     def cost_of_jacobian(self, parameter: int) -> Cost:
-        """What a parameter in no layer takes."""
+        """The cost of a parameter in no layer."""
         p = self.traced.parameters[parameter]
         return jacobian_cost(parameter_count(p.shape, p.is_complex), self.sizes)
 
@@ -83,11 +82,11 @@ class Plan:
 
     @property
     def constants(self) -> list[Array]:
-        """The arrays that the model's program holds beside its parameters."""
+        """The constant arrays in the model's program, which are not parameters."""
         return constants(self.traced.program)
 
     def with_constants(self, arrays: Sequence[Array]) -> "Plan":
-        """The plan with other arrays in the places of its `constants`."""
+        """The plan with its `constants` replaced."""
         program = with_constants(self.traced.program, arrays)
         return dataclasses.replace(self, traced=dataclasses.replace(self.traced, program=program))
 
@@ -99,12 +98,12 @@ class Plan:
 
 
 class Operands(eqx.Module):
-    """The arrays that a plan is carried out with.
+    """The arrays that a plan runs on.
 
     Attributes:
-        parameters: the model's, as real arrays.
+        parameters: the model's parameters, as real arrays.
         layers: the metric of each layer.
-        jacobians: that of each parameter in no layer, `None` for 1.
+        jacobians: the metric of each parameter in no layer, `None` for 1.
     """
 
     parameters: list[Array]
@@ -132,8 +131,8 @@ def make_plan(
 
     - `x`, `m`: the first batch (or its shape), and the number of samples of the second.
     - `kernel`, `metric`, `outputs`, `precision`: as for `ntk`.
-    - `support`: for each parameter where its mask's entries are, if that is known (`GatheredRows`),
-      or that they are all (`Whole`); unchecked ones are checked where they are used.
+    - `support`: for each parameter the indices of its mask (`GatheredRows`), `Whole` if the mask
+      keeps everything, or `None` if unknown; those that may be stale are checked before use.
     - `directions`: number of output directions; `None` for all outputs themselves.
     - `device`, `costs`: what to plan for.
     """
@@ -191,9 +190,9 @@ def make_plan(
 def dense_and_metric(
     model: PyTree, kernel: KernelKind, metric: PyTree | None, whole: Sequence[int] = ()
 ) -> tuple[PyTree, list[Any]]:
-    """The model with zeros put in, and `c` for each parameter (`None` for c = 1).
+    """The masked model as a plain one, and `c` for each parameter (`None` for c = 1).
 
-    `whole` are the leaves of which the mask is known to keep everything.
+    `whole` are the parameters whose mask is known to keep everything.
     """
     dense = model.to_dense() if isinstance(model, SparseModel) else model
     params = parameters(dense)
@@ -216,14 +215,14 @@ def dense_and_metric(
 
 
 def aligned(model: SparseModel, tree: PyTree) -> list[Any]:
-    """Leaves of a mask or a support in the order of the model's parameters, `None` among them."""
+    """One leaf of a mask or a support (or `None`) for each of the model's parameters, in order."""
     marks = jax.tree.leaves(parameter_marks(model.model), is_leaf=lambda leaf: leaf is None)
     leaves = jax.tree.leaves(tree, is_leaf=is_support)
     return [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]
 
 
 def _metric_of_parameters(model: PyTree, metric: PyTree) -> list[Any]:
-    """The entries of a metric at the parameters; what it has at other leaves does not count."""
+    """The leaves of a metric at the parameters; its other leaves are ignored."""
     marks, treedef = jax.tree.flatten(parameter_marks(model))
     try:
         leaves = treedef.flatten_up_to(metric)

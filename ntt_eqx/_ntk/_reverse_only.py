@@ -1,4 +1,4 @@
-"""The kernel has derivatives in reverse mode alone, and says so where another mode is asked for.
+"""Refuse forward-mode derivatives of the kernel, with a message of this library.
 
 Its products carry rules of their own for the way back (`jax.custom_vjp`), and JAX would speak of
 these, which no user wrote. What goes into a kernel therefore passes through an identity whose
@@ -22,7 +22,7 @@ _MESSAGE = (
 
 
 def reverse_only(tree: PyTree) -> PyTree:
-    """The same arrays; a forward derivative by any of them is a `ValueError` in our words."""
+    """Return the arrays unchanged; a forward derivative by any of them raises `ValueError`."""
     return jax.tree.map(lambda a: _value.bind(a) if eqx.is_inexact_array(a) else a, tree)
 
 

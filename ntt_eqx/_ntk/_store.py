@@ -1,4 +1,4 @@
-"""Kernels that fit neither on a device nor in memory: tile by tile into a Zarr array on disk."""
+"""Write kernels that fit neither a device nor memory to a Zarr array, tile by tile."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ def ntk_to_zarr(
     tile: tuple[int, int] = (256, 256),
     **options: Any,
 ) -> Any:
-    """Write the kernel of two batches to a Zarr array, or go on with one that was begun.
+    """Write the kernel of two batches to a Zarr array, or continue an unfinished one.
 
     Each tile is one chunk, written whole or not at all: a run that was stopped, however it was, is
     called again and computes what is missing. Any reader of Zarr (version 3) opens the folder.

@@ -1,8 +1,8 @@
-"""Where a mask's kept weights are: what makes the kernel of a sparse model cheap.
+"""The indices of a mask's kept weights, which make the kernel of a sparse model cheap.
 
-Shapes must be static, so that a program which is compiled for masks that change holds the places
-of their entries in arrays of a fixed length. Such a support is only ever a cache: whoever uses it
-checks it against the mask in use (`checked_support`), and no kernel is of another mask.
+Shapes are static, so a program that is compiled for masks that change stores these indices in
+arrays of fixed length. The indices (the "support") are a cache: every use compares them with the
+current mask and rebuilds them where they differ (`checked_support`).
 """
 
 import functools
@@ -22,22 +22,23 @@ from ._costs import costs_on
 
 
 class Whole(eqx.Module):
-    """The support of a mask that keeps every weight, which is as if there were none."""
+    """The support of a mask that keeps every weight. The kernel then ignores the mask."""
 
 
 def mask_support(
     mask: PyTree, *, bucketed: bool = False, heights: Callable[[Any], int] = lambda m: 1
 ) -> PyTree:
-    """The `GatheredRows` of each concrete mask's `True` entries; `Whole` of all, `None` of many.
+    """Index the `True` entries of each concrete mask, as `GatheredRows`.
 
-    A mask of more than two axes has the rows that it has with all axes after the first as one.
+    A mask that keeps everything gives `Whole`; one that keeps too many weights for gathering to be
+    faster gives `None`. The rows of a mask run over its first axis, with all others flattened.
 
     **Arguments:**
 
-    - `bucketed`: with room for one of few numbers of entries, so that masks with about as many
-      compile only once.
-    - `heights`: so many outputs of a mask are alike, from the first on, and one stands for all;
-      used for dense layers, whose `u` depends on the mask's row alone.
+    - `bucketed`: round the capacity up to one of few values, so that masks with similar counts
+      share one compiled program.
+    - `heights`: number of consecutive rows of a mask that are equal, of which one is stored. Used
+      for dense layers, whose `u` depends on the mask's row alone.
     """
     few = costs_on(target_device()).gathered_density
 
@@ -59,13 +60,13 @@ def mask_support(
 
 
 def refresh_support(mask: PyTree, support: PyTree) -> PyTree:
-    """The support of a new mask that fits where the old one's is; works under `jit`."""
+    """The support of a new mask, in arrays of the old support's shapes; works under `jit`."""
     refreshed = lambda m, old: old.of(_matrix(m)) if isinstance(old, GatheredRows) else old
     return jax.tree.map(refreshed, mask, support, is_leaf=is_support)
 
 
 def fits_support(mask: Any, support: GatheredRows | Whole | None) -> bool:
-    """Whether the support of one mask can be made that of another, which is concrete."""
+    """Whether a concrete mask can be stored in the shapes of this support."""
     if support is None:
         return True
     if isinstance(support, Whole):
@@ -75,16 +76,16 @@ def fits_support(mask: Any, support: GatheredRows | Whole | None) -> bool:
 
 
 def is_support(leaf: Any) -> bool:
-    """Whether a leaf of a support is one, `None` included."""
+    """Whether `leaf` is the support of one mask (or `None`); for `is_leaf`."""
     return isinstance(leaf, GatheredRows | Whole | Checked | None)
 
 
 class Unchecked(eqx.Module):
-    """A support that may be out of date, and the mask in use.
+    """A support that may be stale, with the current mask.
 
     Attributes:
-        rows: the entries of that mask or of another one.
-        mask: the mask.
+        rows: indices of this mask or of an earlier one.
+        mask: the current mask.
     """
 
     rows: GatheredRows
@@ -92,21 +93,21 @@ class Unchecked(eqx.Module):
 
 
 class UncheckedWhole(eqx.Module):
-    """That the mask in use keeps every weight, which may be out of date.
+    """The claim that a mask keeps every weight, which may be stale.
 
     Attributes:
-        mask: the mask.
+        mask: the current mask.
     """
 
     mask: Bool[Array, "..."]
 
 
 class Checked(eqx.Module):
-    """A support that was compared with the mask in use.
+    """A support that matches the current mask.
 
     Attributes:
-        rows: the mask's entries.
-        fits: whether that is possible.
+        rows: indices of the mask's entries.
+        fits: whether they could be stored; if not, the kernel is NaN.
         mask: the mask.
     """
 
@@ -118,10 +119,10 @@ class Checked(eqx.Module):
 def unchecked(
     support: Any, mask: Bool[Array, "..."] | None
 ) -> Checked | Unchecked | UncheckedWhole | None:
-    """What a support that may be out of date says of the mask in use, where there is one.
+    """Pair a support that may be stale with the current mask.
 
     A support that was checked against this very array needs no second check. For any other array,
-    whatever its values, it may be out of date.
+    whatever its values, it may be stale.
     """
     if mask is None:
         return None
@@ -133,32 +134,31 @@ def unchecked(
 
 
 def keeps_all(known: Any) -> bool:
-    """Whether a mask is said to keep every weight."""
+    """Whether this support claims that its mask keeps every weight."""
     return isinstance(known, Whole | UncheckedWhole)
 
 
 def lost_unless_whole(weight: Array, known: Any) -> Array:
-    """A weight, NaN where its mask is said to keep all of it and does not."""
+    """The weight; NaN if its support claims that the mask keeps everything and it does not."""
     if not isinstance(known, UncheckedWhole):
         return weight
     return jnp.where(jnp.all(known.mask), weight, jnp.full_like(weight, jnp.nan))
 
 
 def checked_support(support: Sequence[Any]) -> list[Any]:
-    """A support of exactly the masks in use.
+    """Compare supports with the current masks, and rebuild all of them if one is stale.
 
     **Arguments:**
 
-    - `support`: some `Unchecked`, among others that are left as they are.
+    - `support`: `Unchecked` entries are checked; all others are returned as they are.
 
     **Returns:**
 
-    A `Checked` for each `Unchecked`: what was given where all of it is right, and otherwise
-    everything found anew. Where a mask has more entries than there is room for, or rows that are
-    not alike where they should be, `fits` is false, and whoever uses it makes the kernel NaN: an
-    exception would need a callback, which costs every step a fifth of its time on a CPU, and makes
-    an accelerator wait for the host.
+    A `Checked` for each `Unchecked`. If a mask has more entries than the capacity, or rows that
+    differ where the pattern says that they are equal, `fits` is false and the kernel becomes NaN.
     """
+    # NaN instead of an exception: `eqx.error_if` needs a callback, which costs every step a fifth
+    # of its time on a CPU and makes an accelerator wait for the host.
     pairs = [(s.rows, _matrix(s.mask)) for s in support if isinstance(s, Unchecked)]
     if not pairs:
         return list(support)

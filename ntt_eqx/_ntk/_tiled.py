@@ -1,4 +1,4 @@
-"""A plan carried out for two batches: on one device, or in tiles, one for each device of a mesh."""
+"""Run a plan for two batches: on one device, or in tiles, one for each device of a mesh."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -36,9 +36,9 @@ def carry_out(
     **Arguments:**
 
     - `plan`, `blocks`: for the whole kernel, or with a `layout` for one of its tiles.
-    - `directions`: along the outputs of either side, if not all outputs.
+    - `directions`: output directions of either side; `None` takes all outputs.
     - `budget`: bytes of the intermediates of a block of samples; see `factorise`.
-    - `one_pass`: whether both batches go through the model together, where they can.
+    - `one_pass`: whether to concatenate both batches for one pass, where possible.
     - `layout`: the devices; one if left out.
     """
     sides = (None, None) if directions is None else directions
@@ -65,7 +65,7 @@ def _on_many(
     spec1, spec2 = map(PartitionSpec, specs)
 
     def tile(held: list[Array], operands: Operands, x1: Array, x2: Array, sides: Any) -> Found:
-        mine = plan.with_constants(held)  # what is read inside has to come in, too
+        mine = plan.with_constants(held)  # shard_map cannot close over arrays
         if not exchange:
             return _on_one(mine, operands, blocks, x1, x2, sides, budget, one_pass)
         first, second = _factors(mine, operands, x1, x2, sides, budget, one_pass)
@@ -96,16 +96,14 @@ def tile_lengths(layout: Layout | None, n: int, m: int) -> tuple[int, int]:
 
 
 def exchanges(layout: Layout, plan: Plan, blocks: Blocks) -> bool:
-    """Whether devices exchange the factors of samples instead of making all of their tile's.
-
-    With `F` operations of a forward pass and `phi` bytes of factors a sample, and R directions, a
-    sample that is made on one more device takes `7 (1 + R) F` operations, the gradient's included,
-    and one that is sent there `3 phi` bytes.
-    """
+    """Whether devices send each other factors, instead of each computing all of its tile's."""
     if not blocks.keeps:
         return False
     if layout.exchange is not None:
         return layout.exchange
+    # The factors of one sample take one forward pass of F operations and R pullbacks of about F
+    # each: (1 + R) F. To compute them on one more device counts as 7 (1 + R) F operations, to
+    # send their phi bytes there as 3 phi bytes: both numbers include the gradient of the kernel.
     forward = sum(cost.layer_flops for cost in plan.costs_of_all)
     made = 7 * (1 + plan.sizes.directions) * forward
     return made > 3 * plan.stored * plan.costs.flops_per_sent_byte
@@ -160,14 +158,14 @@ def _factors(
 
 
 def _gathered(factors: Factors, axes: tuple[str, ...]) -> Factors:
-    """The factors of all samples that devices along these axes of the mesh have made."""
+    """Collect the factors of all devices along these axes of the mesh."""
     if not axes:
         return factors
     return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, axes, tiled=True), factors)
 
 
 def _padded(x: Array, layout: Layout) -> Array:
-    """As many samples for each device: the last one again, as often as it takes."""
+    """Repeat the last sample until the number of devices divides the number of samples."""
     missing = -len(x) % layout.devices
     if not missing:
         return x

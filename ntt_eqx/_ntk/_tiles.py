@@ -1,4 +1,4 @@
-"""A kernel that is larger than the device: tile by tile to the host."""
+"""Bring a kernel that is larger than the device to the host, tile by tile."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,7 +52,7 @@ def ntk_tiles(
 def check_tiles(
     caller: str, x1: Any, x2: Any, tile: tuple[int, int], options: dict[str, Any]
 ) -> None:
-    """Raise `ValueError` for bad batches, a tile that is none, or a kernel without symmetry."""
+    """Raise `ValueError` for bad batches, an invalid tile, or a kernel without symmetry."""
     check_side(caller, "x1", x1)
     if x2 is not None:
         check_side(caller, "x2", x2)
@@ -62,7 +62,7 @@ def check_tiles(
 
 
 def tile_shape(x1: Any, x2: Any, tile: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of all tiles but the last ones: square where both batches are one."""
+    """Rows and columns of all tiles but the last ones: square if both batches are the same."""
     rows, columns = (min(tile),) * 2 if x2 is None else tile
     return min(rows, len(x1)), min(columns, len(x1 if x2 is None else x2))
 
@@ -75,7 +75,7 @@ def tiles_between(
     options: dict[str, Any],
     wanted: Callable[[slice, slice], bool] = lambda rows, columns: True,
 ) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """The tiles `[rows, columns]` of a kernel that are wanted, one after the other."""
+    """Yield the requested tiles `[rows, columns]` of a kernel."""
     symmetric, model = x2 is None, replicate(model)  # once, and not for every tile
     sides = (x1, x1 if symmetric else x2)
     for row in range(0, len(sides[0]), shape[0]):

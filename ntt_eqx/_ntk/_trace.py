@@ -33,11 +33,11 @@ class Parameter:
 
     @property
     def is_complex(self) -> bool:
-        """Whether it is handled as pairs of real numbers, `[*shape, 2]`."""
+        """Whether it is complex, and so stored as pairs of real numbers, `[*shape, 2]`."""
         return bool(jnp.issubdtype(self.dtype, jnp.complexfloating))
 
     def spread(self, c: Array | None) -> Array | None:
-        """A metric of the parameter's shape for each of its real numbers."""
+        """Broadcast a metric of the parameter's shape to its real numbers."""
         if c is None or not self.is_complex:
             return c
         return jnp.broadcast_to(c[..., None], (*self.shape, 2))
@@ -45,7 +45,7 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A traced model: its parameters hold slots 0 .. P - 1 of the program, the sample slot P."""
+    """A traced model: its parameters are slots 0 .. P - 1 of the program, the sample is slot P."""
 
     program: Program
     parameters: tuple[Parameter, ...]
@@ -70,14 +70,14 @@ class Traced:
 def real_parameters(
     model: PyTree,
 ) -> tuple[list[Array], tuple[Parameter, ...], Callable[[list[Array]], PyTree]]:
-    """The parameters of a model as real arrays, and the way back.
+    """Convert the parameters of a model to real arrays, and return the inverse.
 
-    The kernel is a sum over real parameters: a complex one is a pair of them, so that its share is
-    `Re(df/dz conj(df'/dz))`, and stands here as a real array with one more axis of size 2.
+    The kernel sums over real parameters. A complex one counts as a pair, with the share
+    `Re(df/dz conj(df'/dz))`, and becomes a real array with one more axis of size 2.
 
     **Returns:**
 
-    The arrays, what they are in the model, and the function that makes a model of such arrays.
+    The arrays, their descriptions, and a function from such arrays to the model.
     """
     dynamic, static = partition_parameters(model)
     named, treedef = jax.tree_util.tree_flatten_with_path(dynamic)
@@ -113,8 +113,8 @@ def trace(model: PyTree, sample: jax.ShapeDtypeStruct) -> tuple[Traced, list[Arr
     def call(arrays: list[Array], x: Array, others: PyTree) -> Any:
         return eqx.combine(rebuild(arrays), others)(x)
 
-    # The program has the types that arrays have without a mesh, whichever is in use: its tiles run
-    # where that is used by hand, and the rules of derivatives in it remember their types.
+    # Trace without a mesh: the tiles of the program run inside `shard_map`, and derivative rules
+    # remember the mesh under which they were traced.
     plain = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
     given, mesh = (plain(arrays), sample, plain(others)), get_abstract_mesh()
     if not getattr(mesh, "manual_axes", ()):

@@ -1,4 +1,4 @@
-"""What every score shares: its type, its view of a model, and the derivative by the mask."""
+"""Base classes of the scores, their checks of a model and a batch, and the mask derivative."""
 
 import abc
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class AbstractSupervisedScore(eqx.Module):
 
 
 class AbstractDrawingScore(eqx.Module):
-    """A score that draws: what iterates one gives it a fresh key each time.
+    """A score that draws random numbers; iterative pruning gives it a new key in each round.
 
     Inherit from this beside `AbstractLabelFreeScore` or `AbstractSupervisedScore`.
     """
@@ -43,17 +43,17 @@ class AbstractDrawingScore(eqx.Module):
     key: eqx.AbstractVar[PRNGKeyArray]
 
     def redrawn(self, step: Int[Array, ""] | int) -> Any:
-        """The score with another key, that of round `step`."""
+        """The score with the key of round `step`."""
         return eqx.tree_at(lambda s: s.key, self, jax.random.fold_in(self.key, step))
 
 
 def fresh(score: Any, step: Int[Array, ""] | int) -> Any:
-    """The score for round `step` of an iteration: with draws of its own, if it draws."""
+    """The score for round `step` of an iteration, with a new key if it draws."""
     return score.redrawn(step) if isinstance(score, AbstractDrawingScore) else score
 
 
 def scored(score: Any, sparse: SparseModel, batch: Any) -> ScoreTree:
-    """`score(sparse, batch)`, on meshes of any axes; the scores are sharded as the weights are."""
+    """`score(sparse, batch)`, on any mesh; the scores are sharded like the weights."""
     weights, _ = split_weights(sparse.model, sparse.mask)
     return left_to_xla(lambda score, *a: score(*a), score, sparse, batch, like=weights)
 
@@ -65,7 +65,7 @@ def mask_derivative(sparse: SparseModel, objective: Callable[[Any], Array]) -> S
 
         ∂L/∂c_j = w_j · ∂L/∂θ_j   at c = mask,
 
-    which is defined at pruned weights too (what bringing them back would do).
+    which is defined at pruned weights too (the effect of bringing them back).
 
     **Arguments:**
 
@@ -83,12 +83,12 @@ def mask_derivative(sparse: SparseModel, objective: Callable[[Any], Array]) -> S
 
 
 def split_weights(model: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
-    """The prunable weights of a model and all else, each with `None` in the other's places.
+    """Split a model into its prunable weights and all other leaves, as `eqx.partition` does.
 
     **Arguments:**
 
     - `model`: any model.
-    - `mask`: its mask; where it has an array there is a prunable weight.
+    - `mask`: its mask, with an array at each prunable weight.
 
     **Returns:**
 
@@ -120,14 +120,14 @@ def batch_of_shape(caller: str, x: Any) -> tuple[int, ...]:
 def read_inputs(
     caller: str, model: PyTree, x: Any, use: Callable[[SparseModel, Array], Any] | None = None
 ) -> tuple[SparseModel, Array]:
-    """The model with a mask, and its inputs as a checked array that it takes, in float32 at least.
+    """Give the model a mask and check its inputs; both become float32 if they are narrower.
 
     **Arguments:**
 
     - `caller`: the name that errors begin with.
     - `model`: any model; without a mask it gets one that keeps everything.
     - `x`: inputs `[batch, ...]`, with or without labels.
-    - `use`: what the score computes of both, where it is more than the model's outputs.
+    - `use`: `(sparse, x) -> ...`, what the score computes, if not the model's outputs.
 
     **Returns:**
 
@@ -135,7 +135,7 @@ def read_inputs(
 
     **Raises:**
 
-    `ValueError` for inputs that are none, hold NaN or do not suit the model.
+    `ValueError` if the inputs are missing, contain NaN or do not fit the model.
     """
     sparse = sparsify(model)
     check_warm(caller, sparse)
@@ -148,7 +148,7 @@ def read_inputs(
 def read_examples(
     caller: str, model: PyTree, batch: Any
 ) -> tuple[SparseModel, Array, Int[Array, " batch"]]:
-    """The model with a mask, its inputs and their labels, checked, in float32 at least.
+    """Give the model a mask and check inputs and labels; floats become float32 if narrower.
 
     **Arguments:**
 
@@ -162,7 +162,7 @@ def read_examples(
 
     **Raises:**
 
-    `ValueError` for inputs or labels that are none or do not suit the model.
+    `ValueError` if inputs or labels are missing or do not fit the model.
     """
     sparse = sparsify(model)
     check_warm(caller, sparse)
@@ -175,19 +175,15 @@ def read_examples(
 def _in_wide(
     sparse: SparseModel, x: Array, use: Callable[[SparseModel, Array], Any] | None = None
 ) -> tuple[SparseModel, Array]:
-    """A model and its inputs in float32, where they are narrower.
-
-    Derivatives of derivatives, as in GraSP, are zero in 16 bits, where no score can rank anything.
-    A model that computes in 16 bits of its own, so that it cannot be used in float32, stays as it
-    is.
-    """
+    """A model and its inputs in float32 if they are narrower and the model accepts it."""
+    # In 16 bits, second derivatives (GraSP) underflow to zero, and the scores cannot rank.
     if not any(map(_is_narrow, jax.tree.leaves((sparse, x)))):
         return sparse, x
     wide, inputs = widened((sparse, x))
     use = (lambda sparse, x: jax.vmap(sparse)(x)) if use is None else use
     try:
         eqx.filter_eval_shape(use, eqx.nn.inference_mode(wide), inputs)
-    except Exception:  # whatever a model raises of dtypes that do not suit each other
+    except Exception:  # a model that casts to 16 bits itself may raise anything here
         return sparse, x
     return wide, inputs
 

@@ -1,4 +1,4 @@
-"""A model judged by an objective, over all samples."""
+"""Evaluate an objective over all samples."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -71,7 +71,7 @@ def evaluate(
 
 
 def _parts(data: Any, objective: Objective, batch_size: int) -> Iterator[PyTree]:
-    """The batches of a stream, or the pieces of one batch; only a piece is on the device."""
+    """The batches of a stream, or pieces of one batch, so that only a piece is on the device."""
     read = lambda batch: spread("evaluate", readable("evaluate", objective, batch))
     if not is_batch(data):
         yield from map(read, as_stream("evaluate: data", data))
@@ -85,7 +85,7 @@ def _parts(data: Any, objective: Objective, batch_size: int) -> Iterator[PyTree]
 
 @eqx.filter_jit
 def _sums(objective: Objective, model: PyTree, batch: PyTree) -> dict[str, Array]:
-    """The sum of each value over the samples; what is a mean already counts for each."""
+    """Sum each value over the samples; a scalar mean counts once for each sample."""
     size = size_of("evaluate", batch)
     judged = lambda objective, model, batch: judge(objective, model, batch, None, training=False)[0]
     values = left_to_xla(judged, objective, model, batch)

@@ -1,4 +1,4 @@
-"""What a model is trained for and judged by."""
+"""Objectives: the loss and the metrics of supervised training."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -26,25 +26,25 @@ See `AbstractObjective`."""
 
 
 class AbstractObjective(eqx.Module):
-    """What a model is trained for and judged by, with a check of the data.
+    """A loss and its metrics for `train` and `evaluate`, with a check of the data.
 
-    `train` and `evaluate` take any function of the form of `__call__` as well; a Module is for what
-    holds arrays of its own (the weights of classes, a teacher), which are not trained.
+    `train` and `evaluate` also take any function with the signature of `__call__`. Use a Module if
+    the objective has arrays of its own that are not trained, such as class weights or a teacher.
     """
 
     @abc.abstractmethod
     def __call__(
         self, model: PyTree, batch: PyTree, key: PRNGKeyArray | None
     ) -> Values | tuple[Values, Mapping[str, Any]] | tuple[Values, Mapping[str, Any], PyTree]:
-        """The loss of a batch, and what else is worth to know of it.
+        """The loss of a batch, and its metrics.
 
         **Arguments:**
 
         - `model`: the plain model of one sample, with exact zeros where a `SparseModel` has them.
-          Where there is no `key` dropout is off; in `evaluate` it is in inference mode.
-        - `batch`: of the form in which the data yields it, with JAX arrays at its leaves.
-        - `key`: another one at every step of a run that has one; `None` in all others and in
-          `evaluate`.
+          Without a `key` dropout is off; `evaluate` puts the model into inference mode.
+        - `batch`: a batch as the data yields it, with JAX arrays as leaves.
+        - `key`: a new key at every step if the run was given one; otherwise, and in `evaluate`,
+          `None`.
 
         **Returns:**
 
@@ -77,7 +77,7 @@ class CrossEntropy(AbstractObjective):
 
 
 CROSS_ENTROPY = CrossEntropy()
-"""The one that is meant where nothing else is said."""
+"""The default objective."""
 
 
 class SquaredError(AbstractObjective):

@@ -21,7 +21,7 @@ from ._objective import CROSS_ENTROPY, Objective, check_step, judge
 
 
 class TrainConfig(eqx.Module):
-    """What is minimised: the mean of the objective, and L2.
+    """The loss of training: the mean of the objective, and L2.
 
     Attributes:
         l2_weight: coefficient of the sum of squared prunable weights, masked ones left out
@@ -43,10 +43,10 @@ class TrainConfig(eqx.Module):
 
 
 class TrainMetrics(eqx.Module):
-    """What one step saw, before its update: scalars, float32.
+    """The metrics of one step, before its update: float32 scalars.
 
     Attributes:
-        loss: what is minimised, L2 included.
+        loss: the minimised loss, with L2.
         objective: mean of the objective over the batch.
         metrics: means of the objective's own metrics by name; `CrossEntropy` has the `accuracy`.
     """
@@ -57,12 +57,12 @@ class TrainMetrics(eqx.Module):
 
 
 class TrainState(eqx.Module):
-    """All that a run carries from step to step; saving it is enough to resume bit for bit.
+    """The complete state of a run; storing it is enough to resume bit for bit.
 
     Attributes:
         model: the model, dense or a `SparseModel`.
         opt_state: the optimiser's state.
-        step: number of steps made.
+        step: number of steps done.
         key: source of the keys of the steps, or `None`.
         config: what is minimised.
         optimizer: the optax optimiser.
@@ -88,7 +88,7 @@ def train_init(
     **Arguments:**
 
     - `model`: any Equinox model of one sample, or a `SparseModel`.
-    - `config`: what is minimised.
+    - `config`: the loss to minimise.
     - `optimizer`: any optax transformation.
     - `key`: where dropout or the objective needs one; the model is called as `model(x, key=key)`
       then, and without one as `model(x)` in inference mode. A `StatefulModel` trains in training
@@ -149,7 +149,7 @@ def step_as(caller: str, state: TrainState, batch: PyTree) -> tuple[TrainState, 
 
 
 def check_state(caller: str, state: Any) -> None:
-    """Raise `ValueError` unless `state` is one of the supervised phase."""
+    """Raise `ValueError` unless `state` is a `TrainState`."""
     if not isinstance(state, TrainState):
         raise ValueError(
             f"{caller}: the state must be a TrainState, as train_init makes one, got "
@@ -196,7 +196,7 @@ def _penalised(model: PyTree) -> list[Array]:
 
 
 def with_zeros(model: PyTree) -> PyTree:
-    """The model with zeros stored where weights are pruned."""
+    """The model with its pruned weights set to zero."""
     return SparseModel(model.to_dense(), model.mask) if isinstance(model, SparseModel) else model
 
 

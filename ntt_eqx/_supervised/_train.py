@@ -45,11 +45,11 @@ def train(
     observe: Mapping[str, Callable[[TrainState], Mapping[str, Any]]] | None = None,
     on_log: Callable[[TrainState, Row], None] | None = None,
 ) -> tuple[Model, History]:
-    """Train a model on batches: on labels with softmax cross-entropy, or on what you like.
+    """Train a model on batches, by softmax cross-entropy or any other objective.
 
-    The zeros of a `SparseModel` stay exactly zero: its mask is no weight, so no step changes it,
-    and pruned weights keep the value that they have under it. For runs that are saved and resumed
-    see `train_init` and `train_steps`, of which this is the short form.
+    The zeros of a `SparseModel` stay exactly zero: no step changes its mask, and pruned weights
+    keep their values under it. This is the short form of `train_init` and `train_steps`, which
+    serve runs that are saved and resumed.
 
     **Arguments:**
 
@@ -64,7 +64,7 @@ def train(
       several arrays are many.
     - `optimizer`: any optax transformation (published: Adam, 1e-3).
     - `num_steps`: number of steps.
-    - `objective`, `l2_weight`: what is minimised; see `TrainConfig`.
+    - `objective`, `l2_weight`: the loss to minimise; see `TrainConfig`.
     - `key`: for dropout or an objective that needs one; see `train_init`.
     - `log_every`: steps between two rows of the history; `None` for the last row only.
     - `test_set`: evaluated for a row's part `"test"`, in any form of `batches` but that of an

@@ -22,15 +22,16 @@ from ._refreshes import AbstractRefresh, MagnitudeRefresh, NoRefresh
 class NTTConfig:
     """Settings of a transfer; the defaults are the published ones for LeNet-300-100.
 
-    With an optimiser they make a `NeuralTangentTransfer`, which takes parts of your own.
+    With an optimiser they define a `NeuralTangentTransfer`; build that directly to use your own
+    loss, refresh, probe or pattern.
 
     Attributes:
         density: share of prunable weights that are kept, in (0, 1]; or one for each layer, or a
             schedule of the step: see `Sparsity`.
-        num_steps: length of the whole transfer; the mask is left alone within its last
-            `mask_every` steps. `None`: no end is known, the mask is refreshed throughout. Under a
-            schedule of the density the mask follows it to the last step, and is taken once more
-            there and at the schedule's own end, whatever `mask_every`.
+        num_steps: length of the whole transfer. The mask stays fixed during the last `mask_every`
+            steps. With `None` the refreshes never end. With a schedule of the density the mask
+            follows the schedule to the last step; there and at the schedule's own end it is always
+            refreshed.
         scope: `"layer"` keeps this share in every layer, `"global"` in all layers together.
         initial_mask: `"magnitude"` of the teacher's weights, or `"logit_snip"`.
         mask_every: steps between two refreshes of the mask from the magnitudes of the dense student
@@ -38,16 +39,16 @@ class NTTConfig:
         kernel: `"active"` (the paper's definition) or `"ambient"` (what its published code runs).
         kernel_weight: lambda_K.
         l2_weight: lambda_2; divided by the density.
-        outputs: the kernels' outputs that are compared: `"full"` (all pairs, the paper's), the
-            `"diagonal"`, the `"trace"`, or a `"sketch"` by `sketch_size` random directions a side,
-            drawn anew at every step, whose squared distance is right on average: for many
-            outputs, where all pairs cost too much.
+        outputs: which pairs of outputs the loss compares: `"full"` (all pairs, as in the paper),
+            the `"diagonal"`, its mean (`"trace"`), or a `"sketch"`: the kernel along `sketch_size`
+            random directions a side, drawn at every step, which estimates the squared distance
+            without bias. Use it if all pairs of many outputs cost too much.
         sketch_size: R, at most the number of outputs.
-        precision: how exactly float32 numbers are multiplied, for outputs and kernels; see `ntk`.
-        implementation: of the kernels; see `ntk`.
-        allocation: how the density is shared out over the layers; see `Sparsity`.
+        precision: precision of matrix products, for outputs and kernels; see `ntk`.
+        implementation: implementation of the kernels; see `ntk`.
+        allocation: how the density is distributed over the layers; see `Sparsity`.
         pattern: which weights are kept or dropped together; see `Sparsity`.
-        pruned: what becomes of weights under the mask; see `NeuralTangentTransfer`.
+        pruned: what happens to weights under the mask; see `NeuralTangentTransfer`.
     """
 
     density: Any
@@ -128,12 +129,13 @@ class NTTConfig:
         every, end = self.mask_every, self.num_steps
         if every is None:
             return NoRefresh()
-        # A mask that is taken again at one density has time to settle; a falling density goes on.
+        # At a constant density the last mask gets `every` steps to be fitted; a schedule must be
+        # followed to the end.
         until = None if end is None or callable(self.density) else end - every
         return MagnitudeRefresh(every, until)
 
     def method(self, optimizer: optax.GradientTransformation) -> NeuralTangentTransfer:
-        """The method that these settings are, with an optimiser."""
+        """The method with these settings and an optimiser."""
         return NeuralTangentTransfer(
             sparsity=self.sparsity(),
             loss=self.loss(),

@@ -1,4 +1,4 @@
-"""Masks from elsewhere: what refreshes must keep of them."""
+"""Masks from outside, and what the refreshes must keep of them."""
 
 import warnings
 from typing import Any
@@ -22,11 +22,10 @@ class PatternWarning(UserWarning):
 def hold_mask(
     caller: str, method: NeuralTangentTransfer, mask: MaskTree, step: Int[Array, ""] | int
 ) -> tuple[NeuralTangentTransfer, MaskTree]:
-    """The method whose refreshes keep what `mask` is, and the mask.
+    """Adapt a method so that its refreshes keep the counts of `mask`; return it with the mask.
 
-    A mask that the method's own sparsity makes is kept by it. Of any other mask the number of
-    weights in every layer is kept; where its values are not known yet, the mask is checked when
-    they are.
+    A mask that fits the method's own sparsity needs no change. With any other mask, refreshes keep
+    the number of weights in every layer. A traced mask is checked when its values are known.
     """
     if not method.refreshes:
         return method, mask

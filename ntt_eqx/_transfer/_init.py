@@ -35,7 +35,7 @@ def ntt_init(
     **Arguments:**
 
     - `teacher`: any Equinox model that maps one sample to its outputs.
-    - `config`: the settings, or a method of parts of your own.
+    - `config`: the settings, or a method with your own parts.
     - `optimizer`: any optax transformation, such as `optax.adam(5e-4)`; a `NeuralTangentTransfer`
       brings its own.
     - `where`: which leaves are prunable; see `prunable_weights`.

@@ -1,4 +1,4 @@
-"""Outputs and kernels of student and teacher on one batch: what every loss compares."""
+"""Outputs and kernels of student and teacher on one batch, which losses compare."""
 
 import math
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ def outputs_and_kernels(
 
     - `student`, `teacher`: models of one sample, in inference mode.
     - `x`: `[batch, ...]`, an even number of samples: kernels are taken between its halves.
-    - `moment`: what the step tells its loss.
+    - `moment`: number, key and density of the step.
     - `kernel`: `"active"` or `"ambient"`, see `ntk`.
     - `probe`: which pairs of outputs; all of them without.
     - `metric`: weights of the parameters in both kernels, see `ntk`; for all 1, `None`.
@@ -90,11 +90,13 @@ def outputs_and_kernels(
         outputs_and_ntk(teacher, samples, kernel, metric=metric, **how)
     )
     if target_device().platform != "cpu":
-        # The student begins when the teacher has ended, whose factors then need no memory.
+        # The student waits for the teacher's kernel, so that only one of them has its factors in
+        # an accelerator's memory at a time.
         samples, f_t, theta_t = jax.lax.optimization_barrier((samples, f_t, theta_t))
     support = moment.support
     if kernel == "active" and moment.metric_mask is not None:
-        # the active kernel of a student whose mask is open: its sum counts by another mask
+        # To differentiate by pruned weights, too, the model is evaluated with an open mask, while
+        # the kernel still sums over the student's own mask, as a metric.
         student, kernel, support = as_inference(student), "ambient", None
         metric = _masked(metric, moment.metric_mask)
     f_s, theta_s = outputs_and_ntk(student, samples, kernel, support=support, metric=metric, **how)

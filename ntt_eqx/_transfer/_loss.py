@@ -1,4 +1,4 @@
-"""What a transfer loss is."""
+"""The interface of a transfer loss."""
 
 import abc
 
@@ -12,7 +12,7 @@ from ._moment import Moment
 
 
 class AbstractTransferLoss(eqx.Module):
-    """What makes a student like its teacher: a scalar function of both on an unlabelled batch."""
+    """A scalar distance between student and teacher on an unlabelled batch."""
 
     @abc.abstractmethod
     def __call__(

@@ -27,7 +27,7 @@ _CHOICES = (
 
 
 class AbstractKernelLoss(AbstractTransferLoss):
-    """Outputs by their squared distance, kernels by a distance D that a subclass defines.
+    """The squared distance of the outputs, and a distance D of the kernels that subclasses define.
 
         L = mean (f_s(x) - f_t(x))^2 + lambda_K D(Theta_s(x1,x2), Theta_t(x1,x2))
             + (lambda_2 / density) sum |m W|^2
@@ -38,8 +38,8 @@ class AbstractKernelLoss(AbstractTransferLoss):
         kernel_weight: lambda_K.
         l2_weight: lambda_2.
         metric: weights of the parameters in both kernels, such as their learning rates; see `ntk`.
-        precision: how exactly float32 numbers are multiplied; see `ntk`.
-        implementation: of the kernels; see `ntk`.
+        precision: precision of matrix products; see `ntk`.
+        implementation: implementation of the kernels; see `ntk`.
     """
 
     kernel: eqx.AbstractVar[KernelKind]
@@ -56,7 +56,7 @@ class AbstractKernelLoss(AbstractTransferLoss):
         student_kernel: Float[Array, "n m *outputs"],
         teacher_kernel: Float[Array, "n m *outputs"],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """D, and what else the metrics of a step show of the kernels."""
+        """Return D, and further metrics of the kernels by name."""
 
     def __check_init__(self) -> None:
         """Reject settings that cannot work."""
@@ -129,15 +129,15 @@ class KernelMatching(AbstractKernelLoss):
 
 
 class KernelAlignment(AbstractKernelLoss):
-    """Of the kernels only the shape is matched, not the scale.
+    """Match the shape of the kernels, not their scale.
 
         D = 1 - A,   A = <C Theta_s, C Theta_t> / (|C Theta_s| |C Theta_t|)
 
     in the loss of `AbstractKernelLoss`, which explains the settings, with the Frobenius product
-    over all entries, and `C` taking means over either batch away, for each pair of outputs: centred
-    kernel alignment (Cortes et al., JMLR 2012). A kernel that is the teacher's times a number has
-    A = 1: the learning rate makes up for the number. A kernel that is the same for all pairs of
-    samples has no shape: A is 0 there, and so is its gradient.
+    over all entries. `C` subtracts the means over either batch, for each pair of outputs: centred
+    kernel alignment (Cortes et al., JMLR 2012). A multiple of the teacher's kernel has A = 1,
+    because the learning rate can absorb the factor. A kernel that is constant over all pairs of
+    samples has A = 0 and no gradient.
     """
 
     kernel: KernelKind = eqx.field(static=True, default="active")

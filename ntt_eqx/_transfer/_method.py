@@ -15,18 +15,18 @@ from ._losses import KernelMatching
 from ._refreshes import AbstractPeriodicRefresh, AbstractRefresh, MagnitudeRefresh
 
 Pruned = Literal["free", "frozen", "zero"]
-"""What becomes of weights under the mask; see `NeuralTangentTransfer`."""
+"""What happens to weights under the mask; see `NeuralTangentTransfer`."""
 
 
 def check_arrival(
     caller: str, sparsity: Sparsity, refresh: AbstractRefresh, num_steps: int | None
 ) -> None:
-    """Raise `ValueError` when a schedule of the density cannot come to its end.
+    """Raise `ValueError` if the last mask would not have the final density of a schedule.
 
-    The mask is taken again at the `end` that a schedule names, and after the last step, so that it
-    has the density of these steps. Where a schedule comes to rest, at its `end` or where it no
-    longer changes for large steps, that must not be after the last step. Where no last step is
-    known, a periodic refresh without an end follows the schedule, and `transfer` checks its own.
+    The mask is refreshed at the `end` of a schedule, if it has one, and after the last step. A
+    schedule must reach its final density by the last step: at its `end`, or where it stops
+    changing. If the last step is unknown, a periodic refresh without an end follows the schedule,
+    and `transfer` checks the step at which it stops.
     """
     schedule = sparsity.density
     if not callable(schedule):
@@ -61,7 +61,7 @@ def check_arrival(
 
 
 def check_last_step(caller: str, method: "NeuralTangentTransfer", num_steps: int) -> None:
-    """`check_arrival` where the run alone knows its last step."""
+    """`check_arrival` for a last step that only the run knows."""
     sparsity, refresh = method.sparsity, method.refresh
     if method.num_steps is not None or not callable(sparsity.density):
         return
@@ -88,10 +88,10 @@ _FAR = 2**30
 
 
 def _density_at(schedule: Any, step: int) -> float | None:
-    """The density of a schedule, or `None` where it gives none in `(0, 1]`."""
+    """The density of a schedule at `step`, or `None` if it is not in `(0, 1]`."""
     try:
         return Sparsity(schedule).at(step)
-    except Exception:  # whatever a schedule raises of a step that a run may never come to
+    except Exception:  # a schedule may raise anything at a step that no run reaches
         return None
 
 
@@ -99,18 +99,18 @@ class NeuralTangentTransfer(eqx.Module):
     """A whole transfer method; `NTTConfig` makes the published one.
 
     Attributes:
-        sparsity: how many weights are kept, where, and in which pattern, throughout.
-        loss: what makes the student like its teacher.
+        sparsity: how many weights every mask keeps, where, and in which pattern.
+        loss: the distance between student and teacher.
         refresh: when the mask is taken again, and from which scores.
         optimizer: any optax transformation.
         initial: the score of the first mask.
-        num_steps: length of the whole transfer; `None` where it is not known. Under a schedule
-            of the density the last mask is taken after this step.
-        pruned: what becomes of the weights under the mask, which get no gradient. `"free"`: what
-            the optimiser makes of weights without a gradient, as in the published code: after a
-            refresh Adam's momentum carries them a little further, and weight decay shrinks them.
-            `"frozen"`: they keep their values, whatever the optimiser. `"zero"`: they become 0, so
-            that a weight that comes back starts there, as in RigL.
+        num_steps: length of the whole transfer; `None` if unknown. With a schedule of the density
+            the last refresh is after this step.
+        pruned: what happens to the weights under the mask, which get no gradient. `"free"`: the
+            optimiser updates them as it updates any weight without a gradient, as in the published
+            code: after a refresh Adam's momentum moves them a little further, and weight decay
+            shrinks them. `"frozen"`: they keep their values. `"zero"`: they are set to 0, so that a
+            weight that comes back starts there, as in RigL.
     """
 
     sparsity: Sparsity
@@ -135,7 +135,7 @@ class NeuralTangentTransfer(eqx.Module):
         """Put the parts together; a number as `sparsity` is a density.
 
         Raises:
-            ValueError: a part is not of its kind.
+            ValueError: an argument has the wrong type.
         """
         self.sparsity = sparsity if isinstance(sparsity, Sparsity) else Sparsity(sparsity)
         self.loss = KernelMatching() if loss is None else loss
@@ -166,14 +166,14 @@ class NeuralTangentTransfer(eqx.Module):
 
     @property
     def refreshes(self) -> bool:
-        """Whether the mask may ever be taken again."""
+        """Whether the mask is ever refreshed."""
         return self.refresh.due(jnp.ones((), jnp.int32)) is not False
 
     def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
-        """Whether the mask is taken again after `step` steps; `False` itself means never.
+        """Whether the mask is refreshed after `step` steps; the constant `False` means never.
 
-        When the refresh says so, and, under a schedule of the density, at the end that it names and
-        after the last step, whatever the refresh: so the last mask has the last density.
+        The refresh decides. With a schedule of the density the mask is refreshed at the schedule's
+        end and after the last step as well, so that the last mask has the last density.
         """
         due = self.refresh.due(step)
         if due is False or not callable(self.sparsity.density):

@@ -7,7 +7,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 
 class Moment(eqx.Module):
-    """What a step of a transfer tells its loss and its refresh.
+    """Information about a step, for its loss and its refresh.
 
     Attributes:
         step: number of steps done, int32.

@@ -18,17 +18,18 @@ from ._moment import Moment
 
 
 class NTTMetrics(eqx.Module):
-    """What one batch says of the student; all are float32 scalars, or `None` where there is none.
+    """The metrics of one batch: float32 scalars, or `None` for metrics that the loss lacks.
 
     Attributes:
         loss: the transfer loss L.
-        kernel_distance: mean squared difference of the kernels' entries; `None` where the loss
-            looks at no kernel.
-        target_distance: mean squared difference of the outputs; `None` where the loss has no such.
+        kernel_distance: mean squared difference of the kernels' entries; `None` if the loss
+            uses no kernel.
+        target_distance: mean squared difference of the outputs; `None` if the loss has no such
+            term.
         weight_norm: sum of squares of the kept weights.
         density: share of prunable weights kept.
-        learning_rate: of the optimiser, where it keeps one in its state
-            (`optax.inject_hyperparams`); `None` otherwise.
+        learning_rate: the optimiser's, if its state has one (`optax.inject_hyperparams`); `None`
+            otherwise.
         terms: further terms of the loss, by name.
     """
 
@@ -51,7 +52,7 @@ def ntt_loss(
 ) -> tuple[Float[Array, ""], NTTMetrics]:
     """The transfer loss of two models on an unlabelled batch.
 
-    Of a state at hand, `ntt_evaluate` is faster and knows its step.
+    If you have a state, `ntt_evaluate` is faster and uses the state's step.
 
     **Arguments:**
 

@@ -1,4 +1,4 @@
-"""Refreshes: when the mask of a student is taken again, and from which scores."""
+"""Refreshes: when a student gets a new mask, and from which scores."""
 
 import abc
 import math
@@ -20,13 +20,13 @@ from ._moment import Moment
 
 
 class RefreshView(eqx.Module):
-    """What a refresh may look at.
+    """The inputs of a refresh.
 
     Attributes:
         student: the student after the step; dense weights live on under its mask.
         teacher: the dense model, fixed.
         x: the step's batch `[batch, ...]`.
-        moment: number of steps done, a key of this refresh's own, the density.
+        moment: number of steps done, a key for this refresh, the density.
         loss: the transfer loss.
     """
 
@@ -43,9 +43,9 @@ class RefreshView(eqx.Module):
     def dense_gradient(self) -> PyTree:
         """The gradient of the transfer loss by every prunable weight, kept or not.
 
-        It is taken at the masked network, where pruned weights are zero. The active kernel goes on
-        counting by the student's mask, so that this is what changes when a pruned weight leaves
-        zero; an own loss has that from `outputs_and_kernels`.
+        The model is evaluated at the masked network, where pruned weights are zero, while the
+        active kernel keeps summing over the student's mask: the gradient says how the loss changes
+        if a pruned weight leaves zero. A custom loss gets this from `outputs_and_kernels`.
         """
         student = eqx.nn.inference_mode(self.student)
         weights, rest = split_weights(student.to_dense(), student.mask)
@@ -63,15 +63,15 @@ class RefreshView(eqx.Module):
 
 
 class AbstractRefresh(eqx.Module):
-    """When a mask is taken again, and from which scores.
+    """When the student gets a new mask, and from which scores.
 
-    A refresh gives scores, and the transfer's `Sparsity` makes the mask of the highest: its counts,
-    its allocation and its pattern hold whatever the refresh.
+    A refresh returns scores. The transfer's `Sparsity` makes the mask that keeps the highest, so
+    counts, allocation and pattern hold for every refresh.
     """
 
     @abc.abstractmethod
     def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
-        """Whether the mask is taken again after `step` steps; `False` itself means never."""
+        """Whether the mask is refreshed after `step` steps; the constant `False` means never."""
 
     @abc.abstractmethod
     def scores(self, view: RefreshView) -> ScoreTree:
@@ -79,7 +79,7 @@ class AbstractRefresh(eqx.Module):
 
 
 class AbstractPeriodicRefresh(AbstractRefresh):
-    """A refresh after each `every` steps.
+    """A refresh after every `every` steps.
 
     Attributes:
         every: steps between two refreshes.
@@ -90,19 +90,19 @@ class AbstractPeriodicRefresh(AbstractRefresh):
     until: eqx.AbstractVar[int | None]
 
     def __check_init__(self) -> None:
-        """Reject steps that are none."""
+        """Reject invalid step numbers."""
         name = type(self).__name__
         check_count(f"{name}: every", self.every)
         check_count(f"{name}: until", self.until, -MOST, none=True)
 
     def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
-        """After each `every` steps, before `until`."""
+        """After every `every` steps, before `until`."""
         due = step % self.every == 0
         return due if self.until is None else due & (step < self.until)
 
 
 class MagnitudeRefresh(AbstractPeriodicRefresh):
-    """From the magnitudes of the dense weights, as published: a pruned weight may come back.
+    """Score by the magnitudes of the dense weights, as published; a pruned weight may come back.
 
     Under a density schedule this is gradual magnitude pruning.
 
@@ -120,7 +120,7 @@ class MagnitudeRefresh(AbstractPeriodicRefresh):
 
 
 class ScoreRefresh(AbstractPeriodicRefresh):
-    """From any score without labels, of the sparse student on the batch of the step.
+    """Apply any label-free score to the sparse student, on the batch of the step.
 
     Attributes:
         score: the score.
@@ -133,7 +133,7 @@ class ScoreRefresh(AbstractPeriodicRefresh):
     until: int | None = eqx.field(static=True, default=None)
 
     def scores(self, view: RefreshView) -> ScoreTree:
-        """Those of the score, which draws anew where it draws."""
+        """The scores; a random score draws with a new key at each refresh."""
         return fresh(self.score, view.moment.step)(view.student, view.x)
 
 
@@ -141,10 +141,10 @@ class RigLRefresh(AbstractPeriodicRefresh):
     """Drop kept weights of small magnitude, grow pruned ones of large gradient (RigL).
 
     Evci et al., ICML 2020, arXiv 1911.11134, with the transfer loss in place of the supervised one.
-    Of each layer's kept weights the share `f_t = fraction / 2 · (1 + cos(π t / until))` with the
-    smallest magnitude is dropped (`fraction` throughout where `until` is `None`); as many as the
-    sparsity lacks then come in by the size of the gradient, the dropped ones among them. In the
-    paper grown weights start at zero: `NeuralTangentTransfer(pruned="zero")`.
+    In each layer the share `f_t = fraction / 2 · (1 + cos(π t / until))` with the
+    smallest magnitude among the kept weights is dropped (a constant `fraction` if `until` is
+    `None`). The weights with the largest gradients replace them; a dropped weight may return. In
+    the paper grown weights start at zero: `NeuralTangentTransfer(pruned="zero")`.
 
     Attributes:
         every: steps between two refreshes.
@@ -157,12 +157,12 @@ class RigLRefresh(AbstractPeriodicRefresh):
     fraction: float = eqx.field(static=True, default=0.3)
 
     def __check_init__(self) -> None:
-        """Reject a fraction that is none."""
+        """Reject a fraction outside of (0, 1)."""
         if not 0 < self.fraction < 1:
             raise ValueError(f"RigLRefresh: fraction must be in (0, 1), got {self.fraction!r}.")
 
     def scores(self, view: RefreshView) -> ScoreTree:
-        """In [2, 3] for weights that stay, in [0, 1] for all others."""
+        """Scores in [2, 3] for weights that stay, in [0, 1] for all others."""
         slopes = jax.tree.map(lambda g: jnp.abs(widen(g)), view.dense_gradient())
         steepest = jnp.stack(
             [jnp.max(g).astype(jnp.float32) for g in jax.tree.leaves(slopes)]
@@ -182,13 +182,13 @@ class RigLRefresh(AbstractPeriodicRefresh):
             unit = lambda a, top: a / jnp.maximum(top, jnp.finfo(jnp.float32).tiny)
             grown = unit(slope.astype(jnp.float32), steepest)
             found = jnp.where(stays, 2.0 + unit(size, jnp.max(size)), grown)
-            return jnp.where(unranked, jnp.nan, found)  # NaN makes no mask
+            return jnp.where(unranked, jnp.nan, found)  # `Sparsity` rejects NaN scores
 
         return jax.tree.map(one, view.student.mask, view.weights(), slopes)
 
 
 class NoRefresh(AbstractRefresh):
-    """The first mask stays."""
+    """Keep the first mask."""
 
     def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
         """Never."""

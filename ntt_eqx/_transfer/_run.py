@@ -1,4 +1,4 @@
-"""`transfer`: steps to the end, with a history."""
+"""`transfer`: run all steps, with a history."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ def transfer(
 
     **Arguments:**
 
-    - `state`: from `ntt_init`, or of a run that goes on from where it stopped.
+    - `state`: from `ntt_init`, or the stored state of a run to continue.
     - `batches`: yields arrays `[batch, ...]`, or tuples, lists, dicts or others that hold one (see
       `train`; labels are ignored); of tensors, too, as a torch `DataLoader` does.
       Of a batch of odd size, as the last one of an epoch may be, one sample is left out. See `fit`

@@ -19,19 +19,19 @@ from ._moment import Moment
 class NTTState(eqx.Module):
     """Everything that `ntt_step` needs and returns: a PyTree of arrays with static settings.
 
-    Another mask comes in by `with_mask`, which makes anew what is derived from it. A student whose
-    mask was replaced in another way is seen by the next step: it computes with the mask that is
-    there, or says that it cannot.
+    `with_mask` sets another mask and rebuilds everything that is derived from it. If the student's
+    mask is replaced in another way, the next step detects it and uses the current mask, or its
+    kernel is NaN if the mask cannot be stored.
 
     Attributes:
         teacher: the dense model, fixed.
-        student: the sparse model that is being fitted; dense weights live on under its mask.
+        student: the sparse model to fit, which keeps its dense weights under the mask.
         opt_state: the optimiser's state for the student's floating-point leaves.
         step: number of steps done, int32.
-        key: two words, from which every step draws its own PRNG key.
-        support: where the kept weights of a mask are, for layers with a fixed number of them, to
-            make the kernel faster. It is a cache: each step compares it with its own mask, and
-            finds it anew where a refresh or a user has changed that.
+        key: two words, from which every step derives its own PRNG key.
+        support: indices of the kept weights of a mask, for layers with a fixed number of them. They
+            make the kernel faster. Each step compares them with its own mask, and finds them anew
+            where a refresh or a user has changed that.
         method: the loss, the sparsity, the refresh and the optimiser.
     """
 
@@ -46,9 +46,9 @@ class NTTState(eqx.Module):
     def with_mask(self, mask: MaskTree) -> "NTTState":
         """The state with another mask, and everything that is derived from it.
 
-        A mask that the method's sparsity makes leaves the method as it is. Any other keeps the
-        counts of its layers at refreshes, as one given to `ntt_init` does; inside `jit`, where
-        counts are not known, it is an error when it runs.
+        A mask that fits the method's sparsity leaves the method unchanged. With any other mask,
+        refreshes keep the counts of its layers, as after `ntt_init(..., mask=...)`; inside `jit`,
+        where counts are unknown, such a mask is an error at run time.
 
         Raises:
             ValueError: the mask does not fit the student, or the refreshes cannot keep it.
@@ -62,7 +62,7 @@ class NTTState(eqx.Module):
         return NTTState(self.teacher, student, self.opt_state, self.step, self.key, support, method)
 
     def moment(self, support: Any = None) -> Moment:
-        """What the next step tells its loss; `support` is the state's, checked."""
+        """Number, key and density of the next step, for its loss; `support` if it was checked."""
         key = jax.random.fold_in(jax.random.wrap_key_data(self.key, impl="threefry2x32"), self.step)
         density = self.method.sparsity.overall(self.student.mask, self.step)
         return Moment(self.step, key, density, self.support if support is None else support)

@@ -46,7 +46,7 @@ def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, 
 
 
 def ntt_evaluate(state: NTTState, x: Shaped[Array, "batch ..."]) -> NTTMetrics:
-    """What an unlabelled batch says of a state; nothing is changed. Use it under `eqx.filter_jit`.
+    """The metrics of a state on an unlabelled batch, without an update; use `eqx.filter_jit`.
 
     **Arguments:**
 

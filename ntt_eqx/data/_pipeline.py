@@ -30,18 +30,18 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class BatchIterator(Protocol):
-    """What `batches` returns: a Grain iterator whose state is a small JSON-able dict."""
+    """The iterator that `batches` returns: Grain's, with a small JSON-able dict as its state."""
 
     def __iter__(self) -> "BatchIterator": ...
 
     def __next__(self) -> Batch: ...
 
     def get_state(self) -> Any:
-        """Where the iterator stands."""
+        """The position of the iterator."""
         ...
 
     def set_state(self, state: Any) -> None:
-        """Go to where `get_state` was called, in an iterator made with the same arguments."""
+        """Move to the position of `get_state`, in an iterator with the same arguments."""
         ...
 
 
@@ -61,8 +61,8 @@ def batches(
     Inside `ntt.distribute` with several processes a batch is one global array, of which each
     process loads the rows of its devices; the order is the same for any number of processes.
 
-    Every epoch has an order of its own, and a batch may reach from one epoch into the next, so
-    that every sample comes exactly once per epoch and every batch is full. The batches depend on
+    Every epoch has its own order. A batch may span two epochs, so that every sample comes exactly
+    once per epoch and every batch is full. The batches depend on
     nothing but the arguments: not on `num_threads`, nor on where an iterator was resumed.
 
     **Arguments:**
@@ -124,7 +124,7 @@ _Rows = Callable[[slice], np.ndarray]
 
 
 def _load(layout: Layout | None, shape: tuple[int, ...], x: _Rows, y: _Rows) -> Batch:
-    """A batch of samples `shape`; of several processes each loads the rows of its own devices."""
+    """A batch of samples `shape`; each of several processes loads the rows of its own devices."""
     if layout is None or layout.processes == 1:
         return Batch(jnp.asarray(x(slice(None))), jnp.asarray(y(slice(None))))
     return Batch(_own_rows(layout, shape, x), _own_rows(layout, shape[:1], y))

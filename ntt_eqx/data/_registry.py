@@ -22,7 +22,7 @@ DATASETS: Mapping[str, DatasetSpec] = {
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What `list_datasets` tells about one dataset.
+    """One dataset in the list of `list_datasets`.
 
     Attributes:
         name: the name to load it by.
@@ -114,7 +114,7 @@ def check_dataset_name(name: str) -> None:
 
 
 def list_datasets(data_dir: str | os.PathLike[str] | None = None) -> list[DatasetInfo]:
-    """What is known of every dataset in `DATASETS`, and where it is; reads no file.
+    """List every dataset in `DATASETS` and its location, without reading a file.
 
     **Arguments:**
 

@@ -1,4 +1,4 @@
-"""Where a dataset's files are looked for, and what is known of them."""
+"""The locations and the checksums of the datasets' files."""
 
 import dataclasses
 import os
@@ -142,7 +142,7 @@ def search_places(spec: DatasetSpec, data_dir: Path | None) -> list[Path]:
 
 
 def download_folder(spec: DatasetSpec, data_dir: Path | None) -> Path:
-    """Where downloads go: within `data_dir`, else `$NTT_EQX_DATA`, else the cache."""
+    """The folder of downloads: within `data_dir`, else `$NTT_EQX_DATA`, else the cache."""
     return (data_dir or environment_folder() or cache_folder()) / spec.name
 
 

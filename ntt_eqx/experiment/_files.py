@@ -1,4 +1,4 @@
-"""JSON in and out, and the fields of what was read."""
+"""Read and write JSON, and check its fields."""
 
 import json
 import math

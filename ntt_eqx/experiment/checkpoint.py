@@ -1,4 +1,4 @@
-"""Checkpoints of a running phase: whole or absent, verified, and bounded in number."""
+"""Checkpoints of a running phase: complete or absent, verified, bounded in number."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Who works in a folder: an exclusive claim with a heartbeat, on any file system that is shared.
+"""Exclusive claims of workers on folders, with a heartbeat, on any shared file system.
 
 A claim is a file that only one worker can create, and that nobody ever sees half. Its time of
 change is the worker's heartbeat; one that stands still for a while, or whose process is known to be

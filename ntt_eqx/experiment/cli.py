@@ -1,4 +1,4 @@
-"""The command `ntt-eqx`: from the words of a command line to what they ask for."""
+"""The command `ntt-eqx`: parse a command line and run its command."""
 
 import argparse
 import dataclasses

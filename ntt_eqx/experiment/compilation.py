@@ -1,4 +1,4 @@
-"""Compiled programs that the command keeps, so that it compiles each of them once."""
+"""The cache of compiled programs, so that the command compiles each of them once."""
 
 from pathlib import Path
 from typing import Any

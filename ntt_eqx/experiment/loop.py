@@ -36,7 +36,7 @@ class Phase:
 
 
 class Outcome(NamedTuple):
-    """What a finished phase leaves."""
+    """The results of a finished phase."""
 
     state: PyTree  # the last state
     seconds: float  # time used, over all the pieces in which it ran
@@ -81,7 +81,7 @@ class StopRequest:
 
 @dataclasses.dataclass(frozen=True)
 class RunContext:
-    """What a cell needs from outside and its result does not depend on."""
+    """Resources of a cell on which its result does not depend."""
 
     shelf: Shelf  # finds image sets by name
     display: Display  # shows the progress

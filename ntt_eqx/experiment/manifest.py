@@ -32,7 +32,7 @@ _ELSEWHERE = "choose an empty folder, or a new one, with --out."
 
 
 class Manifest(NamedTuple):
-    """What is known of a folder's files."""
+    """The records of a folder's files."""
 
     kind: str  # `network`, `compare`, `evolution` or `report`
     # by name, with `/` between folders: the digests that a file may have (two while it is
@@ -200,7 +200,7 @@ def create(folder: Path, kind: str) -> None:
 
 
 def cannot_write(folder: Path, error: OSError) -> ExperimentError:
-    """What to say of a folder in which no file could be created."""
+    """The message for a folder in which no file could be created."""
     where = "choose another folder with --out"
     if error.errno in _NO_LINKS and getattr(error, "filename2", None) is not None:
         where += ", on a file system with hard links, by which one worker alone creates a file"

@@ -1,4 +1,4 @@
-"""The ways to choose a sparse network: one record each, from which all that names them follows."""
+"""The methods of choosing a sparse network: one record each, which every command reads."""
 
 import dataclasses
 from collections.abc import Callable
@@ -93,11 +93,11 @@ def method(name: str) -> Method:
 
 
 def method_order(name: str) -> int:
-    """Where `name` stands in tables and legends."""
+    """The position of `name` in tables and legends."""
     return list(METHODS).index(name) if name in METHODS else len(METHODS)
 
 
 def line_order(line: tuple[str, str | None, str]) -> tuple[Any, ...]:
-    """Where a method with its scope and kind of mask stands in legends."""
+    """The position of a method, with its scope and kind of mask, in legends."""
     name, scope, mask = line
     return method_order(name), scope != "layer", mask

@@ -35,7 +35,7 @@ class MetricsFile:
 
     @property
     def written(self) -> Written:
-        """What was written so far."""
+        """The rows written so far."""
         return Written(self._rows, self._sum.hexdigest())
 
     def rewind(self, written: Written, *, keep: bool = False) -> None:

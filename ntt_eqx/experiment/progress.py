@@ -1,4 +1,4 @@
-"""How a run shows what it does: a live bar on a terminal, plain lines anywhere else."""
+"""Show the progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ _LINE_EVERY = 10.0  # seconds between two plain lines
 
 
 class Display:
-    """What a run tells while it goes on: on a terminal a bar, elsewhere a line every ten seconds.
+    """The progress of a run: on a terminal a bar, elsewhere a line every ten seconds.
 
     The pace counts from the end of the first step, which compiles and tells nothing of the others.
     """

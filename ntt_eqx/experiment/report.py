@@ -29,7 +29,7 @@ from .table import Cells, Row, latex, make_rows, markdown, table_cells, to_csv
 
 _TABLES = {"table.md": markdown, "table.csv": to_csv, "table.tex": latex}
 REPORT_FILES = ("results.json", *_TABLES, "report.html")
-"""What a report is made of, beside its figures."""
+"""The content of a report, without its figures."""
 
 _STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }

@@ -1,4 +1,4 @@
-"""What is on disk: the state of every cell, and the results of those that are done."""
+"""Read a run folder: the state of every cell, and the results of finished ones."""
 
 import dataclasses
 import sys
@@ -50,7 +50,7 @@ RANGES: dict[str, Any] = {
     **dict.fromkeys(("kernel_distance", "target_distance"), _POSITIVE),
     **dict.fromkeys(("transfer_steps", "train_steps"), (0, 2**62)),
 }
-"""What the numbers of a result can be."""
+"""The possible numbers of a result."""
 
 
 @dataclasses.dataclass(frozen=True)

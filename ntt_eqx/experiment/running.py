@@ -1,4 +1,4 @@
-"""From a cell's configuration to its result: find the sparse network, train it, write it down."""
+"""From a cell's configuration to its result: find the sparse network, train it, store it."""
 
 from collections.abc import Sequence
 from pathlib import Path

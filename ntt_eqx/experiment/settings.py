@@ -1,4 +1,4 @@
-"""What a run can be told: one schema for flags, JSON files, checks and the identity of a run."""
+"""The settings of a run: one schema for flags, JSON files, checks and the run's identity."""
 
 import dataclasses
 import json

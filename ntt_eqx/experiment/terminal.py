@@ -1,4 +1,4 @@
-"""Text that any terminal shows: no character ends a command, and none steers the screen."""
+"""Make text safe for any terminal: unencodable and control characters are replaced."""
 
 import codecs
 import contextlib

@@ -1,7 +1,7 @@
-"""Several processes that carry out one command: all compute, the first writes and speaks.
+"""Several processes that run one command: all compute, the first writes and prints.
 
-They have to take the same steps in the same order. What a process learns from outside (a file, a
-clock, a signal) is therefore asked of the first, or of all, and then known to each.
+They must take the same steps in the same order. Every decision that depends on a file, a clock or a
+signal is therefore made by the first process, or by all together, and broadcast.
 """
 
 import json
@@ -35,7 +35,7 @@ def join() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this process is the one that writes and prints."""
     return not _several() or jax.process_index() == 0
 
 

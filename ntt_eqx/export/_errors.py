@@ -1,4 +1,4 @@
-"""What goes wrong in an export although the model is right."""
+"""Errors of an export that are not the fault of the model."""
 
 from typing import Any
 

@@ -39,7 +39,7 @@ def save_onnx(
 
     **Arguments:**
 
-    - `path`: the file; it is written aside and put in its place when it is whole.
+    - `path`: the file; it is written aside and renamed when it is complete.
     - `model`: a `SparseModel` or any other Equinox model for one sample.
     - `x`: samples to compare on, such as test images as the model takes them (standardised); they
       set shape and dtype of the input.
@@ -101,7 +101,7 @@ def _converted(caller: str, plain: PyTree, x: Array, layout: Layout) -> bytes:
 
 
 def _make_sparse(caller: str, graph: Any) -> None:
-    """Turn the constants of `graph` that are smaller as indices and values into such."""
+    """Store constants of `graph` as indices and values where that is smaller."""
     helper = require(caller, "onnx.helper")
     numpy_helper = require(caller, "onnx.numpy_helper")
     dense = []
@@ -148,7 +148,7 @@ def _compare(caller: str, plain: PyTree, x: np.ndarray, content: bytes, toleranc
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the converter's remarks on its own inner state from the user."""
+    """Silence the converter's messages about its internals."""
     log = logging.getLogger("onnx_ir")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -148,7 +148,7 @@ def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
 
 
 def accuracies(result: dict[str, Any]) -> str:
-    """What a trained network reached, in words."""
+    """The accuracy of a trained network, in words."""
     return (
         f"test accuracy {100 * result['test_accuracy']:.2f} %, "
         f"train accuracy {100 * result['train_accuracy']:.2f} %"

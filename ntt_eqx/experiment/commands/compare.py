@@ -264,7 +264,7 @@ def _has_failed(directory: Path, since: float) -> bool:
 
 
 def _results(cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
-    """Those that are there, in the order of the cells, whoever made them."""
+    """All results on disk, in the order of the cells, from any worker."""
     found = [read_result(out / CELLS / cell.folder) for cell in cells]
     return [result for result in found if result is not None]
 
@@ -287,7 +287,7 @@ def _finish(cells: Sequence[Cell], run: RunFolder, display: Display) -> None:
 
 
 def _asked(settings: CompareSettings) -> dict[str, Any]:
-    """What was asked for, with the versions of what computes it."""
+    """The requested comparison, with the versions of the packages that compute it."""
     return {
         "command": "compare",
         "settings": to_json(settings),

@@ -1,4 +1,4 @@
-"""What is measured while networks are made, against steps: test accuracy, and both distances."""
+"""Figures over steps: test accuracy, and the distances of outputs and kernels."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -87,7 +87,7 @@ class _Curve:
 
     @property
     def label(self) -> str:
-        """What the legend calls it."""
+        """Its name in the legend."""
         return line_label(self.method, mask=self.mask)
 
     def draw(

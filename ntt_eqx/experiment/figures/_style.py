@@ -17,12 +17,12 @@ _SCOPES = {"layer": "ranked per layer", "global": "ranked over all layers"}
 
 
 def line_label(name: str, scope: str | None = None, mask: str = "") -> str:
-    """What a legend calls a method, with its scope and kind of mask where they tell lines apart."""
+    """A method's name in a legend, with scope and kind of mask if lines differ in them."""
     return ", ".join(part for part in (method(name).label, scope, mask) if part)
 
 
 def describe(runs: Sequence[Run], band: str = "") -> str:
-    """What a figure shows: dataset, model, density, number of seeds, and what `band` means."""
+    """The title of a figure: dataset, model, density, number of seeds, meaning of `band`."""
     fields = lambda name: list(dict.fromkeys(run.config[name] for run in runs))
     kept = sorted({run.config["density"] for run in runs if run.config["method"] != "dense"})
     share = [f"{100 * kept[0]:g} % of weights kept"] if len(kept) == 1 else []
