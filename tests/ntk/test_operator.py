@@ -203,7 +203,7 @@ quiet = settings(
 )
 
 
-@settings(quiet, max_examples=10)
+@settings(quiet, max_examples=6)
 @given(program=programs(most=4), seed=st.integers(0, 99))
 def test_any_program(program, seed, x64):
     check_program(program, seed)
