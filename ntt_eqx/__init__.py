@@ -48,10 +48,12 @@ from ._masks import (
 from ._ntk import (
     AbstractLinearUse as AbstractLinearUse,
     Explanation as Explanation,
+    NTKOperator as NTKOperator,
     ParameterCost as ParameterCost,
     explain as explain,
     ntk as ntk,
     ntk_and_outputs as ntk_and_outputs,
+    ntk_operator as ntk_operator,
     ntk_tiles as ntk_tiles,
     ntk_to_zarr as ntk_to_zarr,
     register_linear_use as register_linear_use,

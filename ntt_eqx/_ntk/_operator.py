@@ -1,0 +1,271 @@
+"""The kernel as a linear operator: products with vectors, and no matrix.
+
+`Theta v = J1 diag(c) (J2^T v)`: one pass back through the model for the batch of the columns, added
+up over its samples, and one forward for that of the rows. A product takes what a step of training
+on the same samples takes, and memory for one block of samples.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from .._checks import check_count, sample_of, sample_output
+from .._distribute import left_to_xla, replicate
+from .._errors import require
+from .._stateful import check_warm
+from .._types import wide_dtype, widen
+from ..kernels import PRECISIONS, Precision, at_precision, block_size, target_device
+from ._given import given_batches, given_leaves, given_model
+from ._ntk import ntk
+from ._pairs import default_budget
+from ._plan import KernelKind, dense_and_metric
+from ._trace import real_parameters
+
+
+class NTKOperator(eqx.Module):
+    """The kernel between two batches as a linear map, `[M, K] -> [N, K]`; `ntk_operator` makes it.
+
+    Attributes:
+        model: maps one sample to K outputs.
+        x1: the N samples of the rows.
+        x2: the M samples of the columns; `None` for those of the rows, with which it is symmetric.
+        metric: weights of parameters, or `None` for 1.
+        kernel: `"active"` or `"ambient"`.
+        batch_size: samples that go through the model together; `None` for as many as memory allows.
+        precision: how exactly float32 numbers are multiplied.
+    """
+
+    model: PyTree
+    x1: Array
+    x2: Array | None
+    metric: PyTree | None
+    kernel: KernelKind = eqx.field(static=True)
+    batch_size: int | None = eqx.field(static=True)
+    precision: Precision = eqx.field(static=True)
+
+    def mv(self, v: Float[Array | np.ndarray, "m k *r"]) -> Float[Array, "n k *r"]:
+        """The product with a vector `[M, K]`, or with R of them at once, `[M, K, R]`.
+
+        It takes and gives the kernel's dtype. `ValueError` for another shape or dtype.
+        """
+        like, v = self.in_structure(), jnp.asarray(v)
+        if v.ndim not in (2, 3) or v.shape[:2] != like.shape or v.dtype != like.dtype:
+            m, k = like.shape
+            raise ValueError(
+                f"ntk_operator: mv takes {like.dtype} [{m}, {k}] or [{m}, {k}, R], got "
+                f"{v.dtype}{list(v.shape)}."
+            )
+        return _product(self, v)
+
+    def __matmul__(self, v: Float[Array | np.ndarray, "m k *r"]) -> Float[Array, "n k *r"]:
+        """`operator @ v` is `operator.mv(v)`."""
+        return self.mv(v)
+
+    def transpose(self) -> "NTKOperator":
+        """The operator with rows and columns exchanged, `[N, K] -> [M, K]`."""
+        if self.x2 is None:
+            return self
+        one, two = self.x2, self.x1
+        how = (self.metric, self.kernel, self.batch_size, self.precision)
+        return NTKOperator(self.model, one, two, *how)
+
+    @property
+    def T(self) -> "NTKOperator":  # noqa: N802
+        """`transpose()`."""
+        return self.transpose()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(N K, M K)`, that of the matrix."""
+        (n, k), (m, _) = self.out_structure().shape, self.in_structure().shape
+        return n * k, m * k
+
+    def in_structure(self) -> jax.ShapeDtypeStruct:
+        """Shape `[M, K]` and dtype of the vectors that it takes."""
+        return self._side(self.x1 if self.x2 is None else self.x2)
+
+    def out_structure(self) -> jax.ShapeDtypeStruct:
+        """Shape `[N, K]` and dtype of the vectors that it gives."""
+        return self._side(self.x1)
+
+    def as_matrix(self) -> Float[Array, "rows columns"]:
+        """The matrix `[N K, M K]`, formed by `ntk`; row `n K + k`, column `m K + l`."""
+        theta = ntk(
+            self.model,
+            self.x1,
+            self.x2,
+            kernel=self.kernel,
+            metric=self.metric,
+            precision=self.precision,
+        )
+        return theta.transpose(0, 2, 1, 3).reshape(self.shape)
+
+    def lineax(self) -> Any:
+        """This as a `lineax.FunctionLinearOperator`, positive semidefinite without an `x2`.
+
+        Needs the extra `operator`; `MissingExtra` without.
+        """
+        lineax = require("ntk_operator", "lineax", "operator")
+        tags = lineax.positive_semidefinite_tag if self.x2 is None else ()
+        return lineax.FunctionLinearOperator(self.mv, self.in_structure(), tags)
+
+    def _side(self, x: Array) -> jax.ShapeDtypeStruct:
+        out = sample_output("ntk_operator", self.model, sample_of(x))
+        return jax.ShapeDtypeStruct((len(x), out.size), wide_dtype(out.dtype))
+
+
+def ntk_operator(
+    model: PyTree,
+    x1: Shaped[Array | np.ndarray, "n ..."],
+    x2: Shaped[Array | np.ndarray, "m ..."] | None = None,
+    *,
+    kernel: KernelKind = "active",
+    metric: PyTree | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+) -> NTKOperator:
+    """The kernel's matrix `[N K, M K]` as a linear operator that is never formed.
+
+    The kernel is that of `ntk`: the same parameters, masks and metric. A product takes one pass
+    through the model forward and back for `x2` and one forward derivative for `x1`, whatever the
+    size of the matrix (Novak et al. 2022, section 3.3). Works under `jit`, `vmap` and `grad`.
+
+    **Arguments:**
+
+    - `model`, `x1`, `x2`, `kernel`, `metric`, `precision`: those of `ntk`.
+    - `batch_size`: samples that go through the model together; by default as many as fit into a
+      quarter of what `ntk` takes for intermediates. Results do not depend on it beyond rounding.
+
+    **Returns:**
+
+    An `NTKOperator`: `operator.mv(v)` maps `[M, K]` to `[N, K]`, and `[M, K, R]` to `[N, K, R]`.
+
+    **Raises:**
+
+    `ValueError` for models, batches and names that `ntk` refuses, and for a `batch_size` that is
+    no positive integer.
+    """
+    caller = "ntk_operator"
+    model, (x1, x2) = given_model(caller, model), given_batches(caller, x1, x2)
+    check_warm(caller, model)
+    metric = given_leaves(caller, "metric", metric)
+    for name, value, allowed in (
+        ("kernel", kernel, ("active", "ambient")),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{caller}: {name} must be one of {allowed}, got {value!r}.")
+    check_count(f"{caller}: batch_size", batch_size, none=True)
+    sample_output(caller, model, sample_of(x1))
+    model, x1, x2, metric = replicate((model, x1, x2, metric))
+    one, two = jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
+    return NTKOperator(model, one, two, metric, kernel, batch_size, precision)
+
+
+@eqx.filter_jit
+def _product(operator: NTKOperator, v: Array) -> Array:
+    return left_to_xla(_products, operator, v)
+
+
+def _products(operator: NTKOperator, v: Array) -> Array:
+    """The product with one vector, or with all of a block, which share the passes forward."""
+    with at_precision(operator.precision):
+        one = lambda v: _of_vector(operator, v)
+        return one(v) if v.ndim == 2 else jax.vmap(one, in_axes=2, out_axes=2)(v)
+
+
+def _of_vector(operator: NTKOperator, v: Array) -> Array:
+    dense, weights = dense_and_metric(operator.model, operator.kernel, operator.metric)
+    arrays, named, rebuild = real_parameters(dense)
+    weights = [p.spread(c) for p, c in zip(named, weights, strict=True)]
+    call = lambda p, x: jnp.reshape(rebuild(p)(x), (-1,))
+    x1, x2 = operator.x1, operator.x1 if operator.x2 is None else operator.x2
+    closed = jax.make_jaxpr(call)(arrays, jax.ShapeDtypeStruct(x1.shape[1:], x1.dtype))
+    equations = list(_equations(closed.jaxpr))
+    size = operator.batch_size
+    if size is None:
+        made = (out.aval for eqn in equations for out in eqn.outvars)
+        budget = default_budget(target_device()) // 4
+        bytes_of = lambda a: (
+            getattr(a, "size", 0) * getattr(getattr(a, "dtype", None), "itemsize", 0)
+        )
+        size = block_size(max(len(x1), len(x2)), sum(map(bytes_of, made)), budget)
+    # A function with a rule for the way back alone has no forward derivative but its transpose.
+    back_alone = any("custom_vjp" in eqn.primitive.name for eqn in equations)
+    dtype = closed.out_avals[0].dtype  # pyright: ignore[reportAttributeAccessIssue]
+
+    def outputs(x: Array) -> Any:
+        return lambda p: jax.vmap(call, (None, 0))(p, x)
+
+    def pull(x: Array, v: Array) -> list[Array]:
+        (found,) = jax.vjp(outputs(x), arrays)[1](v.astype(dtype))
+        return [widen(t) for t in found]
+
+    def push(x: Array, tangent: list[Array]) -> Array:
+        if not back_alone:
+            return widen(jax.jvp(outputs(x), (arrays,), (tangent,))[1])
+        f, back = jax.vjp(outputs(x), arrays)
+        return widen(jax.linear_transpose(lambda v: back(v)[0], f)(tangent)[0])
+
+    total = _summed(pull, x2, v, size)
+    scaled = [
+        t if c is None else t * c.astype(t.dtype) for t, c in zip(total, weights, strict=True)
+    ]
+    tangent = [t.astype(a.dtype) for t, a in zip(scaled, arrays, strict=True)]
+    return _of_each(lambda x: push(x, tangent), x1, size)
+
+
+def _summed(function: Any, x: Array, v: Array, size: int) -> Any:
+    """The sum of `function` over blocks of samples.
+
+    A last block that would not be full starts earlier, and what was counted does not count again:
+    a sample of zeros, in its place, could have no derivative.
+    """
+    if size >= len(x):
+        return function(x, v)
+
+    def one(total: Any, start: Array) -> tuple[Any, None]:
+        begin = jnp.minimum(start, len(x) - size)
+        rows, these = (jax.lax.dynamic_slice_in_dim(a, begin, size) for a in (x, v))
+        fresh = (begin + jnp.arange(size, dtype=jnp.int32) >= start)[:, None]
+        these = jnp.where(fresh, these, jnp.zeros_like(these))
+        return jax.tree.map(jnp.add, total, jax.checkpoint(function)(rows, these)), None
+
+    like = jax.eval_shape(function, x[:size], v[:size])
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    return jax.lax.scan(one, zeros, _starts(len(x), size))[0]
+
+
+def _of_each(function: Any, x: Array, size: int) -> Array:
+    """`function` of blocks of samples, joined; rows of a last block may be computed twice."""
+    if size >= len(x):
+        return function(x)
+
+    def one(out: Array, start: Array) -> tuple[Array, None]:
+        begin = jnp.minimum(start, len(x) - size)
+        found = jax.checkpoint(function)(jax.lax.dynamic_slice_in_dim(x, begin, size))
+        return jax.lax.dynamic_update_slice_in_dim(out, found, begin, axis=0), None
+
+    like = jax.eval_shape(function, x[:size])
+    return jax.lax.scan(
+        one, jnp.zeros((len(x), *like.shape[1:]), like.dtype), _starts(len(x), size)
+    )[0]
+
+
+def _starts(length: int, size: int) -> Array:
+    return jnp.arange(0, length, size, dtype=jnp.int32)
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr and of those inside it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)

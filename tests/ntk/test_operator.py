@@ -1,0 +1,216 @@
+"""The kernel as an operator: its products are those of the formed matrix."""
+
+import os
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import zoo, zoo_today
+from helpers.comparison import every_array, random_mask, relative_error
+from helpers.interpreter import interpreted
+from helpers.programs import build, programs, tolerance
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+
+import ntt_eqx as ntt
+
+EXACT = 1e-10  # float64
+MODELS = {
+    "lines": zoo.ZOO["lines"],
+    "tokens": zoo.ZOO["tokens"],
+    "custom": zoo.ZOO["custom"],
+    "raw": zoo.ZOO["raw"],
+    "fno, complex": zoo_today.ZOO["fno, complex"],
+}
+
+
+def masked(name):
+    sparse = ntt.sparsify(MODELS[name].build(jax.random.key(1)), every_array)
+    return sparse.with_mask(random_mask(sparse.mask, 0.6))
+
+
+def rates(sparse, seed=3):
+    rng = np.random.default_rng(seed)
+    rate = lambda w: jnp.asarray(rng.uniform(0, 2, w.shape))
+    return jax.tree.map(rate, eqx.filter(sparse.model, eqx.is_inexact_array))
+
+
+def vectors(structure, *r, seed=5):
+    v = np.random.default_rng(seed).normal(size=(*structure.shape, *r))
+    return jnp.asarray(v, structure.dtype)
+
+
+def product(theta, v):
+    return jnp.einsum("nmkl,ml...->nk...", theta, v)
+
+
+LONG = ("tokens", "raw")  # many small arrays are drawn, each compiled on its own
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in MODELS]
+)
+def test_products_are_those_of_the_matrix(name, x64):
+    """With a mask, without, with a metric; of batches that do not divide the samples."""
+    sparse = masked(name)
+    x1, x2 = MODELS[name].samples(5, seed=1), MODELS[name].samples(3, seed=2)
+    cases = (
+        dict(kernel="active", metric=None, batch_size=2),
+        dict(kernel="ambient", metric=rates(sparse), batch_size=None),
+    )
+    params, static = eqx.partition(sparse, eqx.is_inexact_array)
+    for case in cases:
+        how = {k: v for k, v in case.items() if k != "batch_size"}
+        outputs = ntt.ntk_operator(sparse, x1).in_structure().shape[1]
+        v, u = (jnp.asarray(np.random.default_rng(n).normal(size=(n, outputs, 2))) for n in (3, 5))
+
+        @interpreted
+        def run(params, mask, x1, x2, v, u, case=case, how=how):
+            model = eqx.combine(params, static).with_mask(mask)
+            operator = ntt.ntk_operator(model, x1, x2, **case)
+            theta = ntt.ntk(model, x1, x2, **how, implementation="jacobian")
+            found = operator.mv(v), operator @ v[..., 0], operator.T.mv(u), operator.as_matrix()
+            back = product(theta.transpose(1, 0, 3, 2), u)
+            matrix = ntt.kernel_matrix(theta)
+            assert operator.shape == matrix.shape
+            return found, (product(theta, v), product(theta, v[..., 0]), back, matrix)
+
+        for found, expected in zip(*run(params, sparse.mask, x1, x2, v, u), strict=True):
+            assert relative_error(found, expected) < EXACT
+
+
+def dense_pair(dtype=None):
+    model = eqx.nn.MLP(4, 3, 8, 2, key=jax.random.key(0), dtype=dtype)
+    sparse = ntt.sparsify(model)
+    sparse = sparse.with_mask(random_mask(sparse.mask, 0.4))
+    x = np.random.default_rng(0).normal(size=(7, 4))
+    return sparse, jnp.asarray(x, dtype or jnp.float32)
+
+
+@pytest.mark.parametrize("batch_size", [None, 3, 20])
+def test_a_batch_with_itself(batch_size):
+    """In float32; it is symmetric, and its own transpose."""
+    sparse, x = dense_pair()
+    operator = ntt.ntk_operator(sparse, x, batch_size=batch_size)
+    assert operator.transpose() is operator
+    v = vectors(operator.in_structure())
+    assert relative_error(operator.mv(v), product(ntt.ntk(sparse, x), v)) < 1e-5
+
+
+def test_gradient_jit_and_vmap(x64):
+    sparse, x = dense_pair(jnp.float64)
+    params, static = eqx.partition(sparse, eqx.is_inexact_array)
+    v = vectors(ntt.ntk_operator(sparse, x).in_structure())
+
+    def energy(params, batch_size):
+        operator = ntt.ntk_operator(eqx.combine(params, static), x, batch_size=batch_size)
+        return jnp.sum(v * operator.mv(v))
+
+    def formed(params):
+        theta = ntt.ntk(eqx.combine(params, static), x, implementation="jacobian")
+        return jnp.sum(v * product(theta, v))
+
+    expected = jax.grad(formed)(params)
+    for size in (None, 3):
+        assert relative_error(jax.grad(energy)(params, size), expected) < EXACT
+    operator = ntt.ntk_operator(sparse, x, batch_size=3)
+    compiled = eqx.filter_jit(lambda operator, v: operator.mv(v))(operator, v)
+    np.testing.assert_allclose(compiled, operator.mv(v), rtol=1e-12, atol=1e-12)
+    many = jnp.stack([v, 2 * v])
+    np.testing.assert_allclose(jax.vmap(operator.mv)(many)[1], 2 * compiled, rtol=1e-12, atol=1e-12)
+
+
+def test_a_model_with_a_state(x64):
+    class Normed(eqx.Module):
+        first: eqx.nn.Linear
+        norm: eqx.nn.BatchNorm
+        last: eqx.nn.Linear
+
+        def __init__(self, key):
+            self.first = eqx.nn.Linear(4, 5, key=key, dtype=jnp.float64)
+            self.norm = eqx.nn.BatchNorm(5, "batch", mode="ema", dtype=jnp.float64)
+            self.last = eqx.nn.Linear(5, 2, key=key, dtype=jnp.float64)
+
+        def __call__(self, x, state):
+            h, state = self.norm(self.first(x), state)
+            return self.last(jnp.tanh(h)), state
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)))
+    model, state = eqx.nn.make_with_state(Normed)(jax.random.key(0))
+    model = ntt.warm_up(ntt.StatefulModel(model, state), x)
+    operator = ntt.ntk_operator(model, x, batch_size=4)
+    v = vectors(operator.in_structure())
+    expected = product(ntt.ntk(model, x, implementation="jacobian"), v)
+    assert relative_error(operator.mv(v), expected) < EXACT
+
+
+def test_a_function_of_a_dict():
+    params = {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}
+    f = eqx.Partial(lambda p, x: jnp.tanh(x @ p["kernel"] + p["bias"]), params)
+    operator = ntt.ntk_operator(f, jnp.ones((2, 4)))
+    v = vectors(operator.in_structure())
+    assert relative_error(operator.mv(v), product(ntt.ntk(f, jnp.ones((2, 4))), v)) < 1e-5
+
+
+def test_what_is_refused():
+    sparse, x = dense_pair()
+    with pytest.raises(ValueError, match="ntk_operator: batch_size"):
+        ntt.ntk_operator(sparse, x, batch_size=0)
+    with pytest.raises(ValueError, match="ntk_operator: mv takes"):
+        ntt.ntk_operator(sparse, x).mv(jnp.ones((7, 2)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lineax_solves(x64):
+    lineax = pytest.importorskip("lineax")
+    sparse, x = dense_pair(jnp.float64)
+    operator = ntt.ntk_operator(sparse, x, batch_size=3)
+    wrapped = operator.lineax()
+    assert lineax.is_positive_semidefinite(wrapped)
+    matrix = operator.as_matrix()
+    assert relative_error(wrapped.as_matrix().reshape(matrix.shape), matrix) < EXACT
+    other = ntt.ntk_operator(sparse, x, x[:4], batch_size=3).lineax()
+    u = vectors(operator.out_structure())
+    expected = product(ntt.ntk(sparse, x[:4], x), u)
+    assert relative_error(other.T.mv(u), expected) < EXACT
+
+
+def check_program(program, seed):
+    rng = np.random.default_rng(seed)
+    sparse = ntt.sparsify(build(program, seed), every_array)
+    mask = random_mask(sparse.mask, 0.5, seed)
+    x1, x2 = (program.sample.batch(n, rng, program.dtype) for n in (3, 2))
+    params, static = eqx.partition(sparse, eqx.is_inexact_array)
+    v = jnp.asarray(rng.normal(size=(2, program.num_outputs)))
+
+    @interpreted
+    def both(params, mask, x1, x2, v):
+        model = eqx.combine(params, static).with_mask(mask)
+        found = ntt.ntk_operator(model, x1, x2, batch_size=2).mv(v)
+        return found, product(ntt.ntk(model, x1, x2, implementation="jacobian"), v)
+
+    found, expected = both(params, mask, x1, x2, v)
+    assert relative_error(found, expected) < tolerance(program)
+
+
+quiet = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
+
+
+@settings(quiet, max_examples=6)
+@given(program=programs(most=4), seed=st.integers(0, 99))
+def test_any_program(program, seed, x64):
+    check_program(program, seed)
+
+
+@pytest.mark.slow
+@settings(quiet, max_examples=int(os.environ.get("NTT_EQX_PROGRAMS", "50")))
+@given(program=programs(), seed=st.integers(0, 99))
+def test_many_programs(program, seed, x64):
+    check_program(program, seed)
