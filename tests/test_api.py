@@ -21,7 +21,7 @@ ROOMS = [
 ]
 # What only the extra `cli` brings, and what is too slow to import for everybody.
 OPTIONAL = ["tyro", "rich", "matplotlib", "pooch", "orbax", "grain", "IPython", "mkdocs"]
-OPTIONAL += ["safetensors", "jax2onnx", "onnx", "onnxruntime", "lineax", "matfree"]
+OPTIONAL += ["safetensors", "jax2onnx", "onnx", "onnxruntime", "lineax"]
 
 
 def public(room):
