@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from ._batch import pair
-from ._checks import is_finite
+from ._checks import are_finite, is_finite
 from ._distribute import left_to_xla
 from ._parameters import parameters
 from ._prunable import marks_of
@@ -241,8 +241,9 @@ def check_first_update(caller: str, params: PyTree, gradient: Callable[[], PyTre
     - `params`: the model after the step.
     - `gradient`: computes the gradient of that step's loss; called only where something is wrong.
     """
-    for path, leaf in jtu.tree_leaves_with_path(eqx.filter(params, eqx.is_inexact_array)):
-        if is_finite(leaf):
+    named = jtu.tree_leaves_with_path(eqx.filter(params, eqx.is_inexact_array))
+    for (path, _), finite in zip(named, are_finite([leaf for _, leaf in named]), strict=True):
+        if finite:
             continue
         name = jtu.keystr(path).lstrip(".")
         what = f"{caller}: the optimizer's first step made {name} NaN or infinite, though the loss"

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.tree_util as jtu
 from jax.core import Tracer
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Shaped
 
 from .._checks import sample_of
 from .._sparse import SparseModel
@@ -56,7 +56,7 @@ def check_collapse(
         raise ValueError("check_collapse: give a SparseModel to look at its outputs, not a mask.")
     named = check_mask_tree("check_collapse", mask)
     with jax.ensure_compile_time_eval():  # the mask may be a constant of a traced function
-        kept = jax.device_get([m.any() for m in named.values()])
+        kept = jax.device_get(_keep_any(list(named.values())))
     empty = tuple(name for name, any_kept in zip(named, kept, strict=True) if not any_kept)
     stacklevel = 3 if caller != "check_collapse" else 2
     if empty:
@@ -81,6 +81,11 @@ def check_collapse(
             stacklevel=stacklevel,
         )
     return tuple(f"output {k}" for k in cut)
+
+
+@jax.jit
+def _keep_any(masks: list[Any]) -> list[Bool[Array, ""]]:
+    return [m.any() for m in masks]
 
 
 def check_mask_tree(caller: str, mask: Any) -> dict[str, Array]:

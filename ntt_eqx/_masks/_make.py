@@ -255,7 +255,7 @@ def _checked(scores: ScoreTree, layers: Mapping[str, Any]) -> dict[str, Array]:
         found[name] = leaf
     concrete = {name: leaf for name, leaf in found.items() if not is_traced(leaf)}
     with jax.ensure_compile_time_eval():  # constants of a traced function are concrete, too
-        broken = jax.device_get(_have_nan(list(concrete.values())))
+        broken = jax.device_get(_have_nan(list(concrete.values()))) if concrete else []
     for name, has_nan in zip(concrete, broken, strict=True):
         if has_nan:
             raise ValueError(f"make_mask: scores{name} has NaN entries.")

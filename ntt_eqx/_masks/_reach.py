@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, PyTree, UInt32
 
 from .._parameters import parameter_marks
 from .._sparse import SparseModel
@@ -32,7 +32,12 @@ def cut_outputs(sparse: SparseModel, sample: jax.ShapeDtypeStruct) -> tuple[int,
     whole = jax.tree.map(jnp.ones_like, masks)
     try:
         with jax.numpy_dtype_promotion("standard"), jax.ensure_compile_time_eval():
-            reached, without = (_reached(arrays.model, m, static, sample) for m in (masks, whole))
+            # The draws are an argument: numbers made of a constant would be worked out here, each
+            # operation by a program of its own.
+            draws = np.arange(_DRAWS, dtype=np.uint32)
+            reached, without = (
+                _reached(arrays.model, m, draws, static, sample) for m in (masks, whole)
+            )
     except Exception:  # the model takes more than a sample, or has no derivative forwards
         return ()
     return tuple(int(k) for k in np.flatnonzero(np.asarray(without) & ~np.asarray(reached)))
@@ -48,7 +53,11 @@ def _lost_a_unit(mask: np.ndarray) -> bool:
 
 @eqx.filter_jit
 def _reached(
-    model: PyTree, masks: Any, static: SparseModel, sample: jax.ShapeDtypeStruct
+    model: PyTree,
+    masks: Any,
+    draws: UInt32[Array, " draws"],
+    static: SparseModel,
+    sample: jax.ShapeDtypeStruct,
 ) -> Bool[Array, " outputs"]:
     """Which outputs move with the input when kept weights are positive numbers, biases zero.
 
@@ -70,7 +79,7 @@ def _reached(
         _, change = jax.jvp(network, (x,), (jnp.abs(x) + 0.5,))
         return change.reshape(-1) != 0
 
-    return jax.vmap(moved)(jnp.arange(_DRAWS, dtype=jnp.uint32)).any(axis=0)
+    return jax.vmap(moved)(draws).any(axis=0)
 
 
 def _strength(name: str, leaf: Any, mask: Any, draw: Array) -> Any:

@@ -197,5 +197,6 @@ def _outputs(state: TrainState, batch: PyTree) -> PyTree:
     return jax.vmap(as_inference(state.model))(pair("train", batch)[0])
 
 
+@eqx.filter_jit
 def _copy(state: TrainState) -> TrainState:
     return jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, state)
