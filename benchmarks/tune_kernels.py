@@ -22,9 +22,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntt_eqx.kernels import masked_ntk as masked_ntk  # noqa: F401  (loads the package first)
-from ntt_eqx.kernels._precision import PIECES
-from ntt_eqx.kernels.masked_ntk import dense_gpu, dense_tpu
+import ntt_eqx as ntt_eqx  # which finds the kernels of its own checkout
+from ntt_eqx_kernels._precision import PIECES
+from ntt_eqx_kernels.masked_ntk import dense_gpu, dense_tpu
 
 # (N, M, K, L, I, J)
 SHAPES = ((32, 32, 10, 10, 300, 784), (128, 128, 10, 10, 512, 3200), (256, 256, 10, 10, 512, 8192))
@@ -62,7 +62,7 @@ def main():
 
 def tune(module, shapes, platform, options):
     """Time every config on every shape; returns one row for each."""
-    name = module.__name__.removeprefix("ntt_eqx.")
+    name = module.__name__.removeprefix("ntt_eqx_kernels.")
     rows, totals = [], {}
     for shape in shapes:
         found = []

@@ -60,7 +60,7 @@ def getkey():
 @pytest.fixture
 def on_a_gpu(monkeypatch):
     """Everything is chosen as for a GPU that nothing is known of, and computed on the CPU."""
-    from ntt_eqx.kernels import _dispatch  # not before the type checker's import hook
+    from ntt_eqx_kernels import _dispatch  # not before the type checker's import hook
 
     device = _dispatch.Device("gpu", "of an unknown kind")
     for name, module in list(sys.modules.items()):

@@ -10,7 +10,7 @@ from jax.extend.core import jaxprs_in_params
 
 from ntt_eqx import _primitives
 from ntt_eqx._primitives import apply_primitive, in_memory, with_equivalents
-from ntt_eqx.kernels import _blocks
+from ntt_eqx_kernels import _blocks
 
 pytestmark = [
     pytest.mark.usefixtures("x64"),

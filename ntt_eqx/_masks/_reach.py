@@ -34,7 +34,7 @@ def cut_outputs(sparse: SparseModel, sample: jax.ShapeDtypeStruct) -> tuple[int,
         with jax.numpy_dtype_promotion("standard"), jax.ensure_compile_time_eval():
             # The draws are an argument: numbers made of a constant would be worked out here, each
             # operation by a program of its own.
-            draws = np.arange(_DRAWS, dtype=np.uint32)
+            draws = jnp.asarray(np.arange(_DRAWS, dtype=np.uint32))
             reached, without = (
                 _reached(arrays.model, m, draws, static, sample) for m in (masks, whole)
             )

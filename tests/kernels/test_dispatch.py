@@ -14,7 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from jaxtyping import TypeCheckError
 
 from ntt_eqx import kernels
-from ntt_eqx.kernels import Device, _chips, _dispatch
+from ntt_eqx_kernels import Device, _chips, _dispatch
 
 BAD_ARGUMENT = (ValueError, TypeCheckError, BeartypeException)
 H100 = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
@@ -60,7 +60,7 @@ def test_kernels_are_the_default_of_a_hopper_gpu_for_large_products(device, larg
 
 
 def test_default_table_names_implementations():
-    from ntt_eqx.kernels.masked_ntk.implementations import IMPLEMENTATIONS
+    from ntt_eqx_kernels.masked_ntk.implementations import IMPLEMENTATIONS
 
     for row in _dispatch.DEFAULTS.values():
         assert row[-1] == _dispatch.Default("reference")

@@ -11,7 +11,7 @@ from helpers.comparison import relative_error
 from helpers.oracle import IMPLEMENTATIONS, KERNELS, TOLERANCE, Sizes
 
 from ntt_eqx import kernels
-from ntt_eqx.kernels._gather import row_starts
+from ntt_eqx_kernels._gather import row_starts
 
 # Rows of no entry, of one, of a chunk, of one more, and full; samples over the edge of no tile.
 SIZES = Sizes(n=5, m=3, k=2, l=3, i=6, j=37)

@@ -11,10 +11,10 @@ from helpers.oracle import Sizes
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from ntt_eqx import kernels
-from ntt_eqx.kernels import Device, _chips, _mosaic_gpu
-from ntt_eqx.kernels._operation import Plan, run
-from ntt_eqx.kernels.masked_ntk import dense_gpu, dense_tpu
-from ntt_eqx.kernels.masked_ntk.implementations import IMPLEMENTATIONS
+from ntt_eqx_kernels import Device, _chips, _mosaic_gpu
+from ntt_eqx_kernels._operation import Plan, run
+from ntt_eqx_kernels.masked_ntk import dense_gpu, dense_tpu
+from ntt_eqx_kernels.masked_ntk.implementations import IMPLEMENTATIONS
 
 H100 = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
 TPU = AbstractDevice("TPU v5 lite", 1, "tpu")

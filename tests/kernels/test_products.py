@@ -15,8 +15,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.test_util import check_grads
 
 from ntt_eqx import kernels
-from ntt_eqx.kernels._mosaic_gpu import InterpretGPUParams
-from ntt_eqx.kernels.masked_ntk import composed, dense_gpu, dense_tpu, outputs_gpu
+from ntt_eqx_kernels._mosaic_gpu import InterpretGPUParams
+from ntt_eqx_kernels.masked_ntk import composed, dense_gpu, dense_tpu, outputs_gpu
 
 DENSE = (
     Sizes(n=1, m=1, k=1, l=1, i=1, j=1),

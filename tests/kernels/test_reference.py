@@ -12,16 +12,16 @@ from helpers.oracle import Sizes
 from jax.test_util import check_grads
 
 from ntt_eqx.kernels import (
-    _blocks,
     gather_rows,
     gathered_tangents,
     masked_ntk_diagonal_reference,
     masked_ntk_reference,
     masked_tangent_ntk,
 )
-from ntt_eqx.kernels._blocks import BLOCK_BYTES, block_size, map_blocks, map_rows, scan_blocks
-from ntt_eqx.kernels._dispatch import Device
-from ntt_eqx.kernels._gather import gathered_shape, gathered_u, gathered_u_backward
+from ntt_eqx_kernels import _blocks
+from ntt_eqx_kernels._blocks import BLOCK_BYTES, block_size, map_blocks, map_rows, scan_blocks
+from ntt_eqx_kernels._dispatch import Device
+from ntt_eqx_kernels._gather import gathered_shape, gathered_u, gathered_u_backward
 
 SIZES = Sizes(n=3, m=4, k=2, l=3, i=6, j=37)
 WIDTH = 16  # of the chunks of rows as short as these
