@@ -214,7 +214,7 @@ class Units:
                 size = low + high + len(axis) + inside * max(len(axis) - 1, 0)
                 out.append(self.new(size, "pad puts something between them"))
                 continue
-            parts = [self._free(low), axis, self._free(high)]
+            parts = [self._free(int(low)), axis, self._free(int(high))]
             out.append(np.concatenate(parts))
         return out
 

@@ -52,7 +52,7 @@ class Flow:
             return kind[slot]
         if not nonzero or not hasattr(np.asarray(slot.value), "dtype"):
             return np.zeros(np.shape(slot.value), bool)
-        return np.asarray(slot.value) != 0
+        return np.asarray(np.asarray(slot.value) != 0)  # of a scalar, too
 
 
 def flow_forwards(traced: Traced) -> Flow:
@@ -126,7 +126,7 @@ def flow_backwards(
             else:
                 found = _backwards(step, wanted, met[n], n)
                 old = needs.slots.get(slot)
-                needs.slots[slot] = found if old is None else old | found
+                needs.slots[slot] = np.asarray(found if old is None else old | found)
             if found is not None:
                 needs.operands[index, n] = found
     for slot in range(traced.program.num_inputs):
@@ -149,9 +149,9 @@ def _forwards(
     if is_move(step):
         return move(step, varies)
     if step.name == "mul":
-        return [(varies[0] & nonzero[1]) | (varies[1] & nonzero[0])]
+        return [np.asarray((varies[0] & nonzero[1]) | (varies[1] & nonzero[0]))]
     if step.name == "div":
-        return [varies[0] | (varies[1] & nonzero[0])]
+        return [np.asarray(varies[0] | (varies[1] & nonzero[0]))]
     if step.name in ELEMENTWISE and len(step.outputs) == 1:
         return [_any_of(varies)]
     if step.name in REDUCTIONS:
@@ -161,7 +161,7 @@ def _forwards(
     if step.name == "dot_general":
         a, b, out = dot_letters(step)
         product = lambda one, two: _einsum(f"{a},{b}->{out}", one, two)
-        return [product(varies[0], nonzero[1]) | product(nonzero[0], varies[1])]
+        return [np.asarray(product(varies[0], nonzero[1]) | product(nonzero[0], varies[1]))]
     if step.name == "conv_general_dilated" and step.eqn.params["batch_group_count"] == 1:
         x, w = _features(step, *varies), _features(step, *nonzero)
         product = lambda one, two: _einsum("ngi,goi->ngo", one, two)
@@ -180,9 +180,9 @@ def _backwards(
             found[source[want & (source >= 0)]] = True
         return found.reshape(shape)
     if step.name == "mul":
-        return _fold_to(out & met[1 - n], shape)
+        return _fold_to(np.asarray(out & met[1 - n]), shape)
     if step.name == "div" and n == 1:
-        return _fold_to(out & met[0], shape)
+        return _fold_to(np.asarray(out & met[0]), shape)
     if step.name in ELEMENTWISE and len(step.outputs) == 1:
         return _fold_to(out, shape)
     if step.name in REDUCTIONS:
@@ -243,7 +243,9 @@ def dot_letters(step: Step) -> tuple[str, str, str]:
 
 
 def _einsum(subscripts: str, one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    return np.einsum(subscripts, one.astype(np.float32), two.astype(np.float32), optimize=True) > 0
+    """Whether any product is set. NumPy makes scalars of arrays without axes, here and above."""
+    one, two = one.astype(np.float32), two.astype(np.float32)
+    return np.asarray(np.einsum(subscripts, one, two, optimize=True) > 0)
 
 
 def _any_of(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.drawn_networks import draw
+from helpers.refusals import unchecked
 
 import ntt_eqx as ntt
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-MANY = int(os.environ.get("NTT_EQX_PROGRAMS", "40"))
+MANY = int(os.environ.get("NTT_EQX_PROGRAMS", "20"))
 
 
 @eqx.filter_jit
@@ -260,10 +261,29 @@ def test_other_things_are_refused(getkey):
     model = mlp(getkey, 4, 3, 2)
     for function in (ntt.compact, ntt.effective_sparsity):
         name = function.__name__
-        with pytest.raises(ValueError, match=f"{name}: needs a SparseModel, got Sequential"):
+        refused = pytest.raises(ValueError, match=f"{name}: needs a SparseModel, got Sequential")
+        with unchecked(), refused:
             function(model, jnp.ones((1, 4), jnp.float64))
         with pytest.raises(ValueError, match=name):
             function(ntt.sparsify(model), jnp.ones((1, 5), jnp.float64))
+
+
+def test_products_with_scalars_and_to_scalars(getkey):
+    class Gained(eqx.Module):
+        layers: list
+        gain: jax.Array
+
+        def __call__(self, x):
+            h = jnp.tanh(self.layers[0](x))
+            total = jnp.dot(self.layers[1].weight[0], h) * self.gain / (1.0 + self.gain**2)
+            return jnp.stack([total, total + self.layers[1].bias[0]])
+
+    layers = [eqx.nn.Linear(4, 6, key=getkey()), eqx.nn.Linear(6, 1, key=getkey())]
+    model = Gained(layers, jnp.asarray(0.7))
+    sparse = with_empty(ntt.sparsify(model), [(1, 1, jnp.array([0, 3]))])
+    found = ntt.compact(sparse, jnp.ones((2, 4), jnp.float64))
+    assert_same(sparse, found, jax.random.normal(getkey(), (5, 4), jnp.float64))
+    assert found.model.model.layers[0].weight.shape == (4, 4)
 
 
 def test_float32(getkey):
