@@ -189,7 +189,8 @@ def _in_tree_order(
 
 def _erdos_renyi_kernel(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
+    # A scalar counts as one axis of length 1.
+    raw = {name: (sum(shape) or 1) / sizes[name] for name, shape in shapes.items()}
     dense: set[str] = set()
     while True:
         # scale · Σ raw·size over the sparse layers = what the dense layers leave of the budget
@@ -208,7 +209,7 @@ def _erdos_renyi_kernel(shapes: Mapping[str, tuple[int, ...]], density: float) -
 def _traced_erk(shapes: list[tuple[int, ...]], density: Float[Array, ""]) -> Float[Array, " layer"]:
     """`_erdos_renyi_kernel` for a density that is known at run time only."""
     sizes = jnp.asarray([math.prod(shape) for shape in shapes], jnp.float32)
-    sums = jnp.asarray([sum(shape) for shape in shapes], jnp.float32)
+    sums = jnp.asarray([sum(shape) or 1 for shape in shapes], jnp.float32)
     raw = sums / sizes
 
     def scale(dense: Array) -> Array:
