@@ -1,4 +1,4 @@
-"""What a user waits for before the first step: imports, the state, trace, lowering, compilation.
+"""Time the wait before the first step: imports, the state, trace, lowering, compilation.
 
     python benchmarks/first_step.py
     python benchmarks/first_step.py --cases mlp4 mlp32 scan32 --pieces kernel kernel_jacobian

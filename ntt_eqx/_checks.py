@@ -87,10 +87,7 @@ def check_batch(caller: str, x: Any) -> None:
 
 def check_finite(caller: str, name: str, x: Any) -> None:
     """Raise `ValueError` when an entry of `x` is known to be NaN or infinite."""
-    if isinstance(x, Tracer) or not jnp.issubdtype(x.dtype, jnp.inexact):
-        return
-    if not is_finite(x):
-        raise ValueError(f"{caller}: {name} has NaN or infinite entries.")
+    _check_each(caller, [(name, x)])
 
 
 def is_finite(x: Any) -> bool:
@@ -115,11 +112,19 @@ def _finite(arrays: list[Any]) -> list[Bool[Array, ""]]:
 
 def check_weights(caller: str, model: PyTree, name: str = "model") -> None:
     """`check_finite` for every floating-point leaf of `model`."""
-    named = jtu.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array))
-    named = [(path, leaf) for path, leaf in named if not isinstance(leaf, Tracer)]
-    for (path, _), finite in zip(named, are_finite([leaf for _, leaf in named]), strict=True):
+    leaves = jtu.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array))
+    _check_each(caller, [(f"{name}{jtu.keystr(path)}", leaf) for path, leaf in leaves])
+
+
+def _check_each(caller: str, named: Sequence[tuple[str, Any]]) -> None:
+    known = [
+        (name, x)
+        for name, x in named
+        if not isinstance(x, Tracer) and jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    for (name, _), finite in zip(known, are_finite([x for _, x in known]), strict=True):
         if not finite:
-            raise ValueError(f"{caller}: {name}{jtu.keystr(path)} has NaN or infinite entries.")
+            raise ValueError(f"{caller}: {name} has NaN or infinite entries.")
 
 
 def check_optimizer(caller: str, optimizer: Any) -> None:

@@ -73,6 +73,12 @@ def optimise(
     return params, after
 
 
+@eqx.filter_jit
+def copied(tree: PyTree) -> PyTree:
+    """The tree with arrays in memory of their own, so that a step may reuse that of the others."""
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, tree)
+
+
 def learning_rate(opt_state: PyTree) -> Float[Array, ""] | None:
     """The rate that `optax.inject_hyperparams` keeps in `opt_state`, float32.
 

@@ -270,7 +270,7 @@ def _without(
 
 
 def _folded(traced: Traced, flow: Flow, units: Units, removed: np.ndarray) -> dict[int, np.ndarray]:
-    """What constants that go add to biases, by the slot of the bias."""
+    """The sums that removed constants add to biases, by the slot of the bias."""
     constants = Constants(traced, flow)
     deltas: dict[int, np.ndarray] = {}
     for meeting in units.meetings:

@@ -1,4 +1,4 @@
-"""What constant units bring to a product, and the bias that can bring it instead."""
+"""The share of constant units in a product, and the bias that can hold it instead."""
 
 import dataclasses
 
@@ -104,7 +104,7 @@ class Constants:
         return None
 
     def brought(self, meeting: Meeting, bias: Bias, indices: np.ndarray) -> np.ndarray:
-        """What these indices of the axis add to the bias, flat, float64 at least."""
+        """The sum that these indices of the axis add to the bias, flat, float64 at least."""
         step = self._traced.program.steps[meeting.step]
         side = self.signal(meeting)
         values = [self._traced.value(slot) for slot in step.inputs[:2]]

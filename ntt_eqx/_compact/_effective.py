@@ -34,7 +34,7 @@ class EffectiveLayer:
 
 @dataclasses.dataclass(frozen=True)
 class EffectiveSparsity:
-    """What of a sparse network does anything.
+    """The weights of a sparse network that can change an output.
 
     Attributes:
         layers: one entry for each prunable weight, in the model's order.

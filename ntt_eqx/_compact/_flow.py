@@ -31,7 +31,7 @@ SCANS = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """What depends on the input.
+    """The entries that depend on the input.
 
     Attributes:
         varies: slot -> which entries depend on the input.
@@ -50,7 +50,7 @@ class Flow:
     def _look(self, kind: dict[int, np.ndarray], slot: Any, nonzero: bool) -> np.ndarray:
         if not isinstance(slot, Const):
             return kind[slot]
-        if not nonzero or not hasattr(np.asarray(slot.value), "dtype"):
+        if not nonzero:
             return np.zeros(np.shape(slot.value), bool)
         return np.asarray(np.asarray(slot.value) != 0)  # of a scalar, too
 
@@ -80,7 +80,7 @@ def flow_forwards(traced: Traced) -> Flow:
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What the outputs depend on.
+    """The entries that the outputs depend on.
 
     Attributes:
         slots: slot -> which entries are needed.
@@ -139,7 +139,7 @@ _PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def _others(varies: list[np.ndarray], nonzero: list[np.ndarray], n: int) -> list[np.ndarray]:
-    """What operand `n` must meet on a path: an input where it is constant, else any weight."""
+    """The entries that operand `n` must meet on a path: of an input if it is constant."""
     return nonzero if varies[n].any() else varies
 
 

@@ -15,6 +15,7 @@ from .._distribute import replicate, spread
 from .._examples import as_inference
 from .._fit import History, Progress, Row, drive
 from .._masks import check_collapse
+from .._optimise import copied
 from .._sparse import SparseModel
 from ._evaluate import evaluate
 from ._objective import CROSS_ENTROPY, Objective, check_start, readable
@@ -157,12 +158,12 @@ def train_steps(
 
     return drive(
         step,
-        replicate(_copy(state)),  # the steps reuse its memory
+        replicate(copied(state)),  # the steps reuse its memory
         as_stream("train: batches", batches),
         num_steps=num_steps,
         log_every=log_every,
         observe=parts,
-        on_log=None if on_log is None else lambda state, row: on_log(_copy(state), row),
+        on_log=None if on_log is None else lambda state, row: on_log(copied(state), row),
         on_step=on_step,
         window=window,
         name="train",
@@ -195,8 +196,3 @@ def _gradient(state: TrainState, batch: PyTree) -> PyTree:
 @eqx.filter_jit
 def _outputs(state: TrainState, batch: PyTree) -> PyTree:
     return jax.vmap(as_inference(state.model))(pair("train", batch)[0])
-
-
-@eqx.filter_jit
-def _copy(state: TrainState) -> TrainState:
-    return jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, state)

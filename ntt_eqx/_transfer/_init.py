@@ -1,6 +1,5 @@
 """`ntt_init`: the state before the first step."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -8,7 +7,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
 
 from .._checks import check_key, check_optimizer, check_weights
 from .._distribute import replicate
-from .._optimise import init_optimizer
+from .._optimise import copied, init_optimizer
 from .._parameters import parameters
 from .._scores._base import scored
 from .._sparse import SparseModel, sparsify
@@ -77,7 +76,7 @@ def ntt_init(
         full.with_mask(mask)
         method, mask = hold_mask("ntt_init", method, mask, 0)
     # The student must not share buffers with the teacher: users may donate the state.
-    student = _copied(full.with_mask(mask))
+    student = copied(full.with_mask(mask))
     params = parameters(student)
     state = NTTState(
         teacher=full.model,
@@ -89,11 +88,6 @@ def ntt_init(
         method=method,
     )
     return replicate(state)
-
-
-@eqx.filter_jit
-def _copied(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, tree)
 
 
 def _method(

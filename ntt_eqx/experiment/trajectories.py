@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float
 
 from .. import SparseModel, TrainConfig, TrainState, fit, train_init, train_step
+from .._optimise import copied
 from ..data import Dataset
 from .images import Part, parts
 from .loop import Phase
@@ -63,9 +64,8 @@ def side_by_side(
     part, _ = parts(images, 0.0, seed)
     inputs = jnp.asarray(Part(images, images.test).first(settings.inputs).x)
     optimizer = _optimizer(settings.optimizer, settings.learning_rate)
-    copy = lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf
     states = [
-        train_init(jax.tree.map(copy, network), TrainConfig(l2_weight=0.0), optimizer)
+        train_init(copied(network), TrainConfig(l2_weight=0.0), optimizer)
         for network in networks.values()
     ]
     places = {int(step): place for place, step in enumerate(_steps(settings))}
