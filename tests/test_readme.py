@@ -8,11 +8,17 @@ import sys
 import pytest
 from helpers import torch_stand_in
 from helpers.pages import PAGES, ROOT, blocks
+from helpers.tiers import default_only
 
 WITH_CODE = [page for page in PAGES if blocks(page)]
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=[str(p.relative_to(ROOT)) for p in WITH_CODE])
+# The guides take minutes; the two pages that everybody opens first stand for them by default.
+@pytest.mark.parametrize(
+    "page",
+    default_only(WITH_CODE, ROOT / "README.md", ROOT / "docs" / "index.md"),
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if importlib.util.find_spec("torch") is None:

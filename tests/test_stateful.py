@@ -7,6 +7,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
+from helpers.tiers import slow
 
 import ntt_eqx as ntt
 from ntt_eqx._parameters import parameters
@@ -84,8 +85,8 @@ def test_state_is_no_parameter_wherever_a_model_holds_it(getkey):
         assert len(chosen.pruned) == len(weights) and not chosen.left_out and not chosen.kept
 
 
-@pytest.mark.parametrize("kernel", ["active", "ambient"])
-@pytest.mark.parametrize("implementation", [None, "jacobian", "ntk_vector_products"])
+@pytest.mark.parametrize("kernel", ["active", slow("ambient")])
+@pytest.mark.parametrize("implementation", [None, "jacobian", slow("ntk_vector_products")])
 def test_the_kernel_sums_over_parameters_alone(kernel, implementation, getkey, x, x64):
     with jax.enable_x64(True):
         net, state = eqx.nn.make_with_state(Net)(getkey())

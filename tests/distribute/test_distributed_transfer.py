@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.devices import close, mesh_of, model_and_samples
+from helpers.tiers import slow
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import ntt_eqx as ntt
@@ -31,11 +32,11 @@ def transferred(name, config, steps):
 @pytest.mark.parametrize(
     "name, options, exchange",
     [
-        ("mlp", {"density": 0.1}, True),
+        slow("mlp", {"density": 0.1}, True),
         ("mlp", {"density": 0.1, "kernel": "ambient"}, False),
-        ("mlp", {"density": 0.1, "outputs": "sketch", "sketch_size": 2}, None),
-        ("cnn", {"density": 0.1}, False),
-        ("cnn", {"density": 0.5, "scope": "global"}, True),
+        slow("mlp", {"density": 0.1, "outputs": "sketch", "sketch_size": 2}, None),
+        slow("cnn", {"density": 0.1}, False),
+        slow("cnn", {"density": 0.5, "scope": "global"}, True),
     ],
 )
 def test_steps_with_refreshes(name, options, exchange):
@@ -68,7 +69,7 @@ def test_step_compiles_once():
     assert traces == 1
 
 
-@pytest.mark.parametrize(("name", "classes"), [("mlp", 4), ("cnn", 3)])
+@pytest.mark.parametrize(("name", "classes"), [slow("mlp", 4), ("cnn", 3)])
 def test_train_and_evaluate(name, classes, monkeypatch):
     monkeypatch.setattr(_primitives, "_FEWEST", 0)  # the small network's convolution, too
     model, x = model_and_samples(name, 48, density=0.3)
@@ -101,6 +102,7 @@ def test_scores(score):
         jax.tree.map(close, score(model, batch), one)
 
 
+@pytest.mark.slow
 def test_steps_on_a_mesh_of_explicit_axes():
     config = ntt.NTTConfig(density=0.1, mask_every=4, num_steps=12)
     one, losses = transferred("mlp", config, 6)
@@ -114,6 +116,7 @@ def test_steps_on_a_mesh_of_explicit_axes():
     assert all(jax.tree.leaves([same(alone), same(many)]))
 
 
+@pytest.mark.slow
 def test_a_state_of_eight_devices_goes_on_on_others(tmp_path):
     model, x = model_and_samples("mlp", 32)
     config = ntt.NTTConfig(density=0.1, mask_every=4, num_steps=12)
@@ -143,6 +146,7 @@ def test_a_state_of_eight_devices_goes_on_on_others(tmp_path):
         np.testing.assert_allclose(found, losses, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:transfer. no path:ntt_eqx.LayerCollapseWarning")
 @pytest.mark.parametrize("kind, in_use", [("Auto", False), ("Explicit", False), ("Explicit", True)])
 def test_sharded_weights_stay_sharded(kind, in_use):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers.devices import close, mesh_of, model_and_samples
 from helpers.refusals import unchecked
+from helpers.tiers import slow
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import ntt_eqx as ntt
@@ -24,10 +25,10 @@ OPTIONS = {
 @pytest.mark.parametrize(
     "name, density, option, exchange",
     [
-        ("mlp", 0.1, "full", True),
+        slow("mlp", 0.1, "full", True),
         ("mlp", 0.1, "trace", False),
         ("mlp", None, "full", None),
-        ("cnn", 0.1, "full", True),
+        slow("cnn", 0.1, "full", True),
         ("cnn", 0.1, "ambient", False),
         ("cnn", None, "diagonal", True),
     ],
@@ -41,7 +42,7 @@ def test_uneven_batches(name, density, option, exchange):
     close(many, one)
 
 
-@pytest.mark.parametrize("name, exchange", [("mlp", True), ("mlp", False), ("cnn", True)])
+@pytest.mark.parametrize("name, exchange", [("mlp", True), ("mlp", False), slow("cnn", True)])
 def test_gradient(name, exchange):
     model, x1, x2 = model_and_samples(name, 9, 16, density=0.1)
     directions = ntt.sketch_directions(jax.random.key(2), 2, 4 if name == "mlp" else 3)
@@ -137,7 +138,7 @@ def test_what_is_no_mesh(mesh, options, message):
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-@pytest.mark.parametrize("name, density", [("mlp", 0.1), ("cnn", None)])
+@pytest.mark.parametrize("name, density", [("mlp", 0.1), slow("cnn", None)])
 def test_inside_a_shard_map_of_ones_own(name, density, check_vma):
     """What is zero on every device does not become a sum over devices."""
     model, x1, x2 = model_and_samples(name, 16, 6, density=density)

@@ -43,6 +43,7 @@ def found(mode, count, folder, devices=8):
     return json.loads((folder / "found.json").read_text())
 
 
+@pytest.mark.slow
 def test_same_losses(tmp_path):
     one, two = found("losses", 1, tmp_path), found("losses", 2, tmp_path)
     assert len(two["losses"]) == 50
@@ -56,6 +57,7 @@ def test_batch_of_one_process_is_refused(tmp_path):
     assert error.startswith("transfer: the batch is an array of this process alone")
 
 
+@pytest.mark.slow
 def test_bare_step_loses_a_batch_of_one_process(tmp_path):
     one, two = found("raw", 1, tmp_path), found("raw", 2, tmp_path)
     assert two["losses"][0] == pytest.approx(one["losses"][0], rel=1e-6)
@@ -63,6 +65,7 @@ def test_bare_step_loses_a_batch_of_one_process(tmp_path):
     assert np.isfinite(one["losses"]).all() and not any(one["lost"])
 
 
+@pytest.mark.slow
 def test_checkpoint_of_other_numbers_of_devices(tmp_path):
     runs = [found("checkpoint", 1, tmp_path, devices) for devices in (8, 1, 4)]
     assert [run["step"] for run in runs] == [0, 3, 6]

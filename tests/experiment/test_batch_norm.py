@@ -48,6 +48,7 @@ def command(out):
     return ["compare", "--out", str(out), *words, "--densities", "0.2"]
 
 
+@pytest.mark.slow
 def test_a_comparison_cut_anywhere_ends_with_the_same_bits(tmp_path, monkeypatch):
     assert main(command(tmp_path / "whole")) == 0
     advance, steps = Display.advance, []

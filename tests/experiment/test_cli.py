@@ -46,6 +46,7 @@ def read(path):
     return json.loads(Path(path).read_text())
 
 
+@pytest.mark.slow
 def test_all_devices_make_what_one_makes(finished, tmp_path):
     words = tiny("--methods", "ntt", "snip", "--densities", "0.1", "--devices", "all")
     assert main(["compare", "--out", str(tmp_path), *words]) == 0

@@ -202,14 +202,14 @@ def try_faults_together(undisturbed, count, folder, capfd, report):
 
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
 @pytest.mark.parametrize(
-    "share", [pytest.param(1, id="few"), pytest.param(2, id="many", marks=pytest.mark.slow)]
+    "count", [pytest.param(10, id="few"), pytest.param(48, id="many", marks=pytest.mark.slow)]
 )
-def test_whatever_goes_wrong_with_a_file(together, share, undisturbed, tmp_path, capfd):
+def test_whatever_goes_wrong_with_a_file(together, count, undisturbed, tmp_path, capfd):
     report = collections.Counter()
     if together:
-        try_faults_together(undisturbed, 2 * share, tmp_path, capfd, report)
+        try_faults_together(undisturbed, max(2, count // 12), tmp_path, capfd, report)
     else:
-        try_faults(undisturbed, 24 * share, tmp_path, capfd, report)
+        try_faults(undisturbed, count, tmp_path, capfd, report)
     told = ", ".join(f"{fault} {end} {n}" for (fault, end), n in sorted(report.items()))
     print(f"{report.total()} faults: {told}; then every file as undisturbed")
 

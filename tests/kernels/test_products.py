@@ -244,7 +244,7 @@ def test_any_case_in_the_reference(case):
 
 
 @pytest.mark.parametrize("implementation", KERNELS)
-@any_case(KERNELS[0], 4)
+@any_case(KERNELS[0], 2)
 def test_any_case_in_the_kernels(implementation, case):
     check_case(implementation, case)
 

@@ -13,6 +13,7 @@ from helpers.comparison import (
     relative_error,
     weighted_sum,
 )
+from helpers.tiers import default_only
 from helpers.zoo import ZOO, Half
 
 import ntt_eqx as ntt
@@ -51,7 +52,7 @@ def test_path_of_each_parameter(name):
     assert found == case.paths
 
 
-@every_model
+@pytest.mark.parametrize("name", default_only(ZOO, "custom", "tied", "half"))
 def test_kernel_and_gradient(name):
     """Against the explicit Jacobian, for masks of all kinds, dense and gathered, both kernels."""
     case = ZOO[name]

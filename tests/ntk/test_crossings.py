@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers.comparison import every_array, random_mask, relative_error, weighted_sum
+from helpers.tiers import default_only
 
 import ntt_eqx as ntt
 
@@ -214,7 +215,9 @@ def real(tree):
     return jax.tree.map(lambda a: jnp.stack([a.real, a.imag]), tree)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", default_only(MODELS, "complex values", "learned queries", "low rank")
+)
 def test_kernel_and_gradient(name):
     """Active, ambient and under a metric, against the explicit Jacobian."""
     model = widened(MODELS[name](jax.random.key(0)))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.comparison import random_mask, relative_error
+from helpers.tiers import slow
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk import _pairs
@@ -91,8 +92,8 @@ def test_more_blocks_take_no_longer_to_compile():
     assert max(sizes) < 2.5 * min(sizes), sizes
 
 
-@pytest.mark.parametrize("outputs", ["full", "diagonal", "trace"])
-@pytest.mark.parametrize("m", [None, 11])
+@pytest.mark.parametrize("outputs", ["full", slow("diagonal"), slow("trace")])
+@pytest.mark.parametrize("m", [slow(None), 11])
 def test_blocks_of_every_size_give_the_same_kernel(outputs, m):
     """Factors kept or made for each block, blocks that overlap at the end, values and gradient."""
     model = eqx.nn.MLP(5, 3, 4, 1, activation=jnp.tanh, key=jax.random.key(0))

@@ -121,6 +121,7 @@ class Convolutions(eqx.Module):
         return jnp.mean(self.second(h) + (h if self.residual else 0.0), axis=(1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA on CPU needs")
 def test_what_residual_networks_read_twice_is_kept_in_memory(x64):
     x = jax.random.normal(jax.random.key(1), (2, 1, 4, 4))

@@ -8,6 +8,7 @@ import optax
 import pytest
 from helpers import interpreter
 from helpers.comparison import random_mask, relative_error, weighted_sum
+from helpers.tiers import slow
 from jax.lax import Precision
 
 import ntt_eqx as ntt
@@ -76,7 +77,7 @@ def products(jaxpr):
 
 
 @pytest.mark.parametrize("precision", NAMES)
-@pytest.mark.parametrize("kind", ("dense", "convolution", "loop"))
+@pytest.mark.parametrize("kind", ("dense", "convolution", slow("loop")))
 @pytest.mark.parametrize(
     "options",
     (
@@ -106,7 +107,7 @@ def rounded(eqn, a, b):
 
 
 @pytest.mark.parametrize("precision", NAMES)
-@pytest.mark.parametrize("kind", ("dense", "convolution", "loop"))
+@pytest.mark.parametrize("kind", ("dense", "convolution", slow("loop")))
 def test_errors_are_those_documented(kind, precision, monkeypatch):
     model, x = make(kind)
     with jax.enable_x64(True):

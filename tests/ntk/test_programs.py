@@ -50,7 +50,7 @@ EMPTY = Case(
 )
 
 
-@settings(quiet, max_examples=28)
+@settings(quiet, max_examples=10)
 @example(case=EMPTY)
 @given(case=cases())
 def test_any_program(case):
@@ -61,7 +61,7 @@ EDGES = ("embedding", "stack", "hollow", "dense", "learned", "count", "function"
 NOT_EDGES = tuple(sorted(set(PIECES) - set(EDGES)))
 
 
-@settings(quiet, max_examples=10)
+@settings(quiet, max_examples=4)
 @given(case=cases(without=NOT_EDGES, most=4, samples=NUMBERED))
 def test_any_dtype_and_size(case):
     """Indices of any dtype into tables of any length; lengths 0 and 1; another byte order."""

@@ -174,7 +174,7 @@ def _check_case(build, shape, n, m, dtype, density, gathered, metric, seed, opti
     assert relative_error(gradient, slope) < TOLERANCE[dtype]
 
 
-@settings(quiet, max_examples=12)
+@settings(quiet, max_examples=4)
 @given(case=cases())
 def test_any_case(case):
     check_case(case)
@@ -240,7 +240,7 @@ def check_mask(kind, gathered, density, seed):
 
 @mark.parametrize("kind", ["dense", "convolution", "groups"])
 @mark.parametrize("gathered", [False, True])
-@settings(quiet, max_examples=100)
+@settings(quiet, max_examples=30)
 @given(density=st.one_of(st.just(0.0), st.just(1.0), st.floats(0, 1)), seed=st.integers(0, 10**6))
 def test_any_mask(kind, gathered, density, seed):
     check_mask(kind, gathered, density, seed)

@@ -17,7 +17,8 @@ import ntt_eqx as ntt
 EXACT = 1e-10  # float64
 # What takes longest: convolutions and gathers are compiled one by one.
 LONG = ("mobilenet, squeeze-excitation", "u-net", "perceiver", "mamba, scan", "mlp-mixer",
-        "weight norm", "transformer, rope, tied tokens", "fno, complex")  # fmt: skip
+        "weight norm", "transformer, rope, tied tokens", "fno, complex", "fno, pairs",
+        "mamba, associative scan", "experts, vmapped", "lstm")  # fmt: skip
 
 # Of these 20 steps are taken, not of all: a step is compiled, for seconds.
 every_model = pytest.mark.parametrize(

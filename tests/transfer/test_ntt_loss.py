@@ -22,6 +22,7 @@ from helpers.students import (
     start,
     step,
 )
+from helpers.tiers import slow
 
 import ntt_eqx as ntt
 
@@ -70,7 +71,7 @@ def test_loss_is_its_definition(getkey, x64, kernel, density):
     assert metrics.density == jnp.float32(kept / 45)
 
 
-@pytest.mark.parametrize("density", [DENSITY, GATHERED])
+@pytest.mark.parametrize("density", [DENSITY, slow(GATHERED)])
 @pytest.mark.parametrize("kernel", ["active", "ambient"])
 def test_fewer_outputs_compare_the_diagonal_and_its_mean(getkey, x64, kernel, density):
     state = start(getkey, ntt.NTTConfig(density, kernel=kernel))

@@ -25,6 +25,7 @@ from helpers.students import (
     step,
 )
 from helpers.support import known
+from helpers.tiers import slow
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk import outputs_and_ntk
@@ -146,7 +147,8 @@ def test_optimisers_that_ask_for_more_than_a_gradient(getkey, kind):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "height"), [(ntt.NM(1, 20), 1), (ntt.Block((4, 2)), 4), (ntt.Block((3, 2)), None)]
+    ("pattern", "height"),
+    [slow(ntt.NM(1, 20), 1), (ntt.Block((4, 2)), 4), slow(ntt.Block((3, 2)), None)],
 )
 def test_masks_of_a_pattern_are_gathered_where_they_keep_their_counts(pattern, height, x64):
     """One row for all that a block keeps; where blocks do not tile a layer, the mask is whole."""

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.students import batches, same, step
+from helpers.tiers import default_only
 
 import ntt_eqx as ntt
 
@@ -17,7 +18,7 @@ ALLOCATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ALLOCATIONS)
+@pytest.mark.parametrize("name", default_only(ALLOCATIONS, "2:4"))
 def test_small_weights_go_and_steep_ones_come_in_at_zero(name):
     sparsity = ALLOCATIONS[name]
     method = ntt.NeuralTangentTransfer(
