@@ -28,7 +28,7 @@ from ntt_eqx.experiment.manifest import problems, read_manifest
 from .conftest import DATASET, own_process, tiny
 from .disks import Disk, Turns, faults_of, work, work_together
 
-KILLS = 25
+KILLS = 16
 
 
 def command(out, *more):

@@ -257,7 +257,7 @@ def test_many_cases_in_the_reference(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", KERNELS)
-@any_case(KERNELS[0], 40)
+@any_case(KERNELS[0], 20)
 def test_many_cases_in_the_kernels(implementation, case):
     check_case(implementation, case)
 

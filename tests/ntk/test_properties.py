@@ -181,7 +181,7 @@ def test_any_case(case):
 
 
 @mark.slow
-@settings(quiet, max_examples=100)
+@settings(quiet, max_examples=60)
 @given(case=cases())
 def test_many_cases(case):
     check_case(case)
