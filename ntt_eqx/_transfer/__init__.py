@@ -1,20 +1,24 @@
 """Neural Tangent Transfer: losses, probes, refreshes, the method they make, its state and steps."""
 
 from ._config import NTTConfig as NTTConfig
+from ._distances import (
+    AbstractDistance as AbstractDistance,
+    Alignment as Alignment,
+    MeanSquare as MeanSquare,
+)
 from ._given import PatternWarning as PatternWarning
 from ._init import ntt_init as ntt_init
 from ._kernels import (
     OutputsAndKernels as OutputsAndKernels,
     outputs_and_kernels as outputs_and_kernels,
 )
-from ._loss import AbstractTransferLoss as AbstractTransferLoss, l2_penalty as l2_penalty
-from ._losses import (
-    AbstractKernelLoss as AbstractKernelLoss,
-    KernelAlignment as KernelAlignment,
-    KernelMatching as KernelMatching,
+from ._loss import (
+    AbstractTransferLoss as AbstractTransferLoss,
+    StepInfo as StepInfo,
+    l2_penalty as l2_penalty,
 )
+from ._matching import KernelMatching as KernelMatching
 from ._method import NeuralTangentTransfer as NeuralTangentTransfer
-from ._moment import Moment as Moment
 from ._ntt_loss import NTTMetrics as NTTMetrics, ntt_loss as ntt_loss
 from ._probes import (
     AbstractProbe as AbstractProbe,

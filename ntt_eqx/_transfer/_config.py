@@ -12,7 +12,7 @@ from .._masks._allocation import Allocation, check_density
 from .._masks._sparsity import LayerDensities
 from .._scores import LogitSnip, Magnitude
 from ..kernels import PRECISIONS, Precision
-from ._losses import KernelMatching
+from ._matching import KernelMatching
 from ._method import NeuralTangentTransfer, Pruned, check_arrival
 from ._probes import AbstractProbe, Diagonal, Full, Sketch, Trace
 from ._refreshes import AbstractRefresh, MagnitudeRefresh, NoRefresh

@@ -16,7 +16,7 @@ from .._ntk._kernel import Implementation
 from .._ntk._plan import KernelKind
 from .._sparse import SparseModel
 from ..kernels import Precision, target_device
-from ._moment import Moment
+from ._loss import StepInfo
 from ._probes import AbstractProbe, Full
 
 
@@ -40,7 +40,7 @@ def outputs_and_kernels(
     student: SparseModel,
     teacher: PyTree,
     x: Shaped[Array | np.ndarray, "batch ..."],
-    moment: Moment,
+    info: StepInfo,
     *,
     kernel: KernelKind = "active",
     probe: AbstractProbe | None = None,
@@ -54,7 +54,7 @@ def outputs_and_kernels(
 
     - `student`, `teacher`: models of one sample, in inference mode.
     - `x`: `[batch, ...]`, an even number of samples: kernels are taken between its halves.
-    - `moment`: number, key and density of the step.
+    - `info`: number, key and density of the step.
     - `kernel`: `"active"` or `"ambient"`, see `ntk`.
     - `probe`: which pairs of outputs; all of them without.
     - `metric`: weights of the parameters in both kernels, see `ntk`; for all 1, `None`.
@@ -79,7 +79,7 @@ def outputs_and_kernels(
     teacher = given_leaves(caller, "teacher", teacher)
     metric = given_leaves(caller, "metric", metric)
     num_outputs = math.prod(sample_output("ntt_loss", teacher, sample_of(samples)).shape)
-    outputs, directions = (Full() if probe is None else probe).view(moment.key, num_outputs)
+    outputs, directions = (Full() if probe is None else probe).view(info.key, num_outputs)
     how: dict[str, Any] = dict(
         outputs=outputs,
         directions=directions,
@@ -93,12 +93,12 @@ def outputs_and_kernels(
         # The student waits for the teacher's kernel, so that only one of them has its factors in
         # an accelerator's memory at a time.
         samples, f_t, theta_t = jax.lax.optimization_barrier((samples, f_t, theta_t))
-    support = moment.support
-    if kernel == "active" and moment.metric_mask is not None:
+    support = info.support
+    if kernel == "active" and info.metric_mask is not None:
         # To differentiate by pruned weights, too, the model is evaluated with an open mask, while
         # the kernel still sums over the student's own mask, as a metric.
         student, kernel, support = as_inference(student), "ambient", None
-        metric = _masked(metric, moment.metric_mask)
+        metric = _masked(metric, info.metric_mask)
     f_s, theta_s = outputs_and_ntk(student, samples, kernel, support=support, metric=metric, **how)
     return OutputsAndKernels(f_s, f_t, theta_s, theta_t)
 

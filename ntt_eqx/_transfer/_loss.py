@@ -1,14 +1,36 @@
-"""The interface of a transfer loss."""
+"""The interface of a transfer loss, and what a step tells it."""
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from .._sparse import SparseModel, masked_weights
 from .._types import squared_norm
-from ._moment import Moment
+
+
+class StepInfo(eqx.Module):
+    """Information about a step, for its loss and its refresh.
+
+    Attributes:
+        step: number of steps done, int32.
+        key: the step's own PRNG key, another one at every step.
+        density: share of prunable weights asked for at this step, a number; where each layer has
+            its own, the share that the mask keeps.
+        support: where the mask's kept weights are, as `NTTState.support`. The kernel checks it
+            against any mask but the very array that the step has checked; `None` where they are not
+            known.
+        metric_mask: the mask that the active kernel counts by, where it is not the student's: see
+            `RefreshView.dense_gradient`.
+    """
+
+    step: Int[Array, ""]
+    key: PRNGKeyArray
+    density: Any
+    support: Any = None
+    metric_mask: Any = None
 
 
 class AbstractTransferLoss(eqx.Module):
@@ -20,7 +42,7 @@ class AbstractTransferLoss(eqx.Module):
         student: SparseModel,
         teacher: PyTree,
         x: Shaped[Array, "batch ..."],
-        moment: Moment,
+        info: StepInfo,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The loss, and its terms by name.
 
@@ -29,7 +51,7 @@ class AbstractTransferLoss(eqx.Module):
         - `student`, `teacher`: models of one sample, in inference mode; gradients flow through the
           kept weights and all else of the student.
         - `x`: `[batch, ...]`, an even number of samples.
-        - `moment`: what the step tells: its number, its key, the density.
+        - `info`: what the step tells: its number, its key, the density.
 
         **Returns:**
 
@@ -39,7 +61,7 @@ class AbstractTransferLoss(eqx.Module):
 
 
 def l2_penalty(
-    weight: float, student: SparseModel, moment: Moment
+    weight: float, student: SparseModel, info: StepInfo
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The L2 term of a loss, `weight / density · Σ ‖m ⊙ W‖²`, and the sum in it.
 
@@ -47,14 +69,14 @@ def l2_penalty(
 
     - `weight`: lambda_2.
     - `student`: its kept prunable weights are summed.
-    - `moment`: tells the density of the step.
+    - `info`: tells the density of the step.
 
     **Returns:**
 
     The term and the sum of squares, both scalars.
     """
     norm = jnp.asarray(sum(squared_norm(w) for w in masked_weights(student)))
-    scale = weight / moment.density
+    scale = weight / info.density
     if not isinstance(scale, float):  # the density of a schedule
         scale = scale.astype(norm.dtype)
     return scale * norm, norm

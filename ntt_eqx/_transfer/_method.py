@@ -11,7 +11,7 @@ from .._checks import check_count, check_optimizer, is_count
 from .._masks import Sparsity
 from .._scores import AbstractLabelFreeScore, Magnitude
 from ._loss import AbstractTransferLoss
-from ._losses import KernelMatching
+from ._matching import KernelMatching
 from ._refreshes import AbstractPeriodicRefresh, AbstractRefresh, MagnitudeRefresh
 
 Pruned = Literal["free", "frozen", "zero"]

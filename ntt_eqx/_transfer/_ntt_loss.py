@@ -12,9 +12,8 @@ from .._examples import check_kind
 from .._sparse import SparseModel, masked_weights
 from .._types import squared_norm
 from ._config import NTTConfig
-from ._loss import AbstractTransferLoss
+from ._loss import AbstractTransferLoss, StepInfo
 from ._method import NeuralTangentTransfer
-from ._moment import Moment
 
 
 class NTTMetrics(eqx.Module):
@@ -75,14 +74,14 @@ def ntt_loss(
     loss = config.loss if isinstance(config, NeuralTangentTransfer) else config.loss()
     key = jax.random.fold_in(jax.random.key(0), 0) if key is None else key
     check_key("ntt_loss", key)
-    moment = Moment(jnp.zeros((), jnp.int32), key, sparsity.overall(student.mask))
-    return loss_at(loss, student, teacher, x, moment)
+    info = StepInfo(jnp.zeros((), jnp.int32), key, sparsity.overall(student.mask))
+    return loss_at(loss, student, teacher, x, info)
 
 
 def loss_at(
-    loss: AbstractTransferLoss, student: SparseModel, teacher: PyTree, x: Any, moment: Moment
+    loss: AbstractTransferLoss, student: SparseModel, teacher: PyTree, x: Any, info: StepInfo
 ) -> tuple[Float[Array, ""], NTTMetrics]:
-    """The loss at a moment of a transfer, and what it says."""
+    """The loss at a info of a transfer, and what it says."""
     check_halves("ntt_loss", x)
     student, teacher = eqx.nn.inference_mode(student), eqx.nn.inference_mode(teacher)
     one, two = (sample_output("ntt_loss", m, sample_of(x)).shape for m in (student, teacher))
@@ -90,7 +89,7 @@ def loss_at(
         raise ValueError(
             f"ntt_loss: the student's outputs have the shape {one}, the teacher's {two}."
         )
-    value, terms = loss(student, teacher, x, moment)
+    value, terms = loss(student, teacher, x, info)
     if "weight_norm" not in terms:
         squares = [squared_norm(w) for w in masked_weights(student)]
         terms = {**terms, "weight_norm": sum(squares)}

@@ -15,8 +15,7 @@ from .._scores import AbstractLabelFreeScore, split_weights
 from .._scores._base import fresh
 from .._sparse import SparseModel, count_kept
 from .._types import ScoreTree, widen
-from ._loss import AbstractTransferLoss
-from ._moment import Moment
+from ._loss import AbstractTransferLoss, StepInfo
 
 
 class RefreshView(eqx.Module):
@@ -26,14 +25,14 @@ class RefreshView(eqx.Module):
         student: the student after the step; dense weights live on under its mask.
         teacher: the dense model, fixed.
         x: the step's batch `[batch, ...]`.
-        moment: number of steps done, a key for this refresh, the density.
+        info: number of steps done, a key for this refresh, the density.
         loss: the transfer loss.
     """
 
     student: SparseModel
     teacher: Any
     x: Array
-    moment: Moment
+    info: StepInfo
     loss: AbstractTransferLoss
 
     def weights(self) -> PyTree:
@@ -51,13 +50,11 @@ class RefreshView(eqx.Module):
         weights, rest = split_weights(student.to_dense(), student.mask)
         ones = jax.tree.map(jnp.ones_like, student.mask)
         teacher = eqx.nn.inference_mode(self.teacher)
-        moment = Moment(
-            self.moment.step, self.moment.key, self.moment.density, metric_mask=student.mask
-        )
+        info = StepInfo(self.info.step, self.info.key, self.info.density, metric_mask=student.mask)
 
         def value(weights: PyTree) -> Array:
             opened = SparseModel(eqx.combine(weights, rest), ones)
-            return self.loss(opened, teacher, self.x, moment)[0]
+            return self.loss(opened, teacher, self.x, info)[0]
 
         return jax.grad(value)(weights)
 
@@ -134,7 +131,7 @@ class ScoreRefresh(AbstractPeriodicRefresh):
 
     def scores(self, view: RefreshView) -> ScoreTree:
         """The scores; a random score draws with a new key at each refresh."""
-        return fresh(self.score, view.moment.step)(view.student, view.x)
+        return fresh(self.score, view.info.step)(view.student, view.x)
 
 
 class RigLRefresh(AbstractPeriodicRefresh):
@@ -169,7 +166,7 @@ class RigLRefresh(AbstractPeriodicRefresh):
         ).max()
         share = jnp.asarray(self.fraction, jnp.float32)
         if self.until is not None:
-            time = view.moment.step.astype(jnp.float32) / self.until
+            time = view.info.step.astype(jnp.float32) / self.until
             share = share / 2 * (1 + jnp.cos(math.pi * time))
 
         def one(mask: Array, weight: Array, slope: Array) -> Array:

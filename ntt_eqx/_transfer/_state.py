@@ -12,8 +12,8 @@ from .._ntk import fits_support, is_support, mask_support, refresh_support
 from .._sparse import SparseModel
 from .._types import MaskTree
 from ._given import hold_mask
+from ._loss import StepInfo
 from ._method import NeuralTangentTransfer
-from ._moment import Moment
 
 
 class NTTState(eqx.Module):
@@ -61,11 +61,11 @@ class NTTState(eqx.Module):
             support = refresh_support(mask, self.support)
         return NTTState(self.teacher, student, self.opt_state, self.step, self.key, support, method)
 
-    def moment(self, support: Any = None) -> Moment:
+    def step_info(self, support: Any = None) -> StepInfo:
         """Number, key and density of the next step, for its loss; `support` if it was checked."""
         key = jax.random.fold_in(jax.random.wrap_key_data(self.key, impl="threefry2x32"), self.step)
         density = self.method.sparsity.overall(self.student.mask, self.step)
-        return Moment(self.step, key, density, self.support if support is None else support)
+        return StepInfo(self.step, key, density, self.support if support is None else support)
 
 
 def check_state(caller: str, state: Any) -> None:

@@ -13,7 +13,7 @@ from .._optimise import learning_rate, optimise
 from .._parameters import partition_parameters
 from .._sparse import SparseModel, map_masked
 from .._stateful import advanced
-from ._moment import Moment
+from ._loss import StepInfo
 from ._ntt_loss import NTTMetrics, halves, loss_at, with_rate
 from ._refreshes import RefreshView
 from ._state import NTTState, check_state
@@ -70,7 +70,7 @@ def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     # The one place of a step at which entries of the mask are looked for: to do so takes longer to
     # compile than the kernel. So the refresh leaves it to the next step, which sees another mask.
     support = check_support(state.student.mask, state.support)
-    moment = state.moment(support)
+    info = state.step_info(support)
     # The student's weights move, and the statistics of its batch norms with them. They come first,
     # so that loss, kernel and gradient are those of one and the same network.
     student = advanced(state.student, x)
@@ -79,7 +79,7 @@ def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
 
     def loss(params: Any) -> tuple[Array, NTTMetrics]:
         student = eqx.combine(params, static)
-        return loss_at(method.loss, student, state.teacher, x, moment)
+        return loss_at(method.loss, student, state.teacher, x, info)
 
     (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     params, opt_state = optimise(
@@ -104,7 +104,7 @@ def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
 def _evaluated(state: NTTState, x: Array) -> NTTMetrics:
     state = lost_unless_shared(state, x)
     loss = state.method.loss
-    _, metrics = loss_at(loss, state.student, state.teacher, x, state.moment())
+    _, metrics = loss_at(loss, state.student, state.teacher, x, state.step_info())
     return with_rate(metrics, learning_rate(state.opt_state))
 
 
@@ -143,8 +143,8 @@ def _refreshed(
 
     def again() -> tuple[Any, Any]:
         density = sparsity.overall(student.mask, step)
-        key = jax.random.fold_in(state.moment().key, 1)
-        view = RefreshView(student, state.teacher, x, Moment(step, key, density), method.loss)
+        key = jax.random.fold_in(state.step_info().key, 1)
+        view = RefreshView(student, state.teacher, x, StepInfo(step, key, density), method.loss)
         mask = sparsity.quiet_mask(method.refresh.scores(view), step)
         return mask, sparsity.lost(mask)
 

@@ -23,7 +23,7 @@ evaluated = eqx.filter_jit(ntt.ntt_evaluate)
 @eqx.filter_jit
 def loss_in(state, student, x):
     """The loss as a step of `state` takes it, with all that the state knows of its mask."""
-    return state.method.loss(student, state.teacher, x, state.moment())
+    return state.method.loss(student, state.teacher, x, state.step_info())
 
 
 def key_of(number):

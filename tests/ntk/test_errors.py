@@ -123,7 +123,7 @@ ENTRIES = {
     "explain": lambda x, m: ntt.explain(m, x),
     "compare_kernels": lambda x, m: ntt.compare_kernels(ntt.sparsify(m), m, x),
     "outputs_and_kernels": lambda x, m: ntt.outputs_and_kernels(
-        ntt.sparsify(m), m, x, ntt.Moment(jnp.int32(0), jax.random.key(0), 1.0)
+        ntt.sparsify(m), m, x, ntt.StepInfo(jnp.int32(0), jax.random.key(0), 1.0)
     ),
     "kernel_matrix": lambda x, m: ntt.kernel_matrix(x),
     "fit_kernel_ridge": lambda x, m: ntt.fit_kernel_ridge(
@@ -210,7 +210,10 @@ TOO_LARGE = {
     ),
     "a step": (
         lambda m, x: ntt.outputs_and_kernels(
-            ntt.sparsify(m, lambda *_: True), m, x, ntt.Moment(jnp.int32(0), jax.random.key(0), 1.0)
+            ntt.sparsify(m, lambda *_: True),
+            m,
+            x,
+            ntt.StepInfo(jnp.int32(0), jax.random.key(0), 1.0),
         ),
         r"ntt_loss: the kernel \[1, 1, 3000000, 3000000\] .*ntt.Trace\(\)",
     ),

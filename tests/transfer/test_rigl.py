@@ -42,8 +42,8 @@ def test_small_weights_go_and_steep_ones_come_in_at_zero(name):
     assert bool(sparsity.holds(after.student.mask))
     if name == "2:4":
         return  # groups of four decide for themselves
-    moment = ntt.Moment(jnp.int32(2), jax.random.key(0), 0.4)
-    view = ntt.RefreshView(before.student, MODEL, x, moment, method.loss)
+    info = ntt.StepInfo(jnp.int32(2), jax.random.key(0), 0.4)
+    view = ntt.RefreshView(before.student, MODEL, x, info, method.loss)
     slopes = jax.tree.leaves(view.dense_gradient())
     weights = jax.tree.leaves(view.weights())
     masks = zip(*map(jax.tree.leaves, (before.student.mask, after.student.mask)), strict=True)

@@ -99,7 +99,7 @@ def test_a_refresh_that_cannot_rank_ends_the_run_and_says_so(value, kind):
             return jax.tree.map(lambda w: jnp.full_like(w, value), view.weights())
 
     class NoLoss(ntt.AbstractTransferLoss):
-        def __call__(self, student, teacher, x, moment):
+        def __call__(self, student, teacher, x, info):
             zero = sum(
                 jnp.sum(w)
                 for w in jax.tree.leaves(eqx.filter(student, eqx.is_array))
