@@ -22,6 +22,7 @@ from cases import CASES
 from ntt_eqx._ntk._costs import Costs, costs_on
 from ntt_eqx._ntk._execute import factorise
 from ntt_eqx._ntk._plan import make_plan
+from ntt_eqx._ntk._spec import kernel_spec
 from ntt_eqx.kernels import (
     gather_rows,
     gathered_shape,
@@ -105,10 +106,8 @@ def _block_bytes() -> int:
         other = dataclasses.replace(costs_on(target_device()), block_bytes=size)
 
         def run(x: Any, other: Costs = other) -> Any:
-            plan, operands = make_plan(
-                model, x, m=64, kernel="ambient", metric=None, support=None, outputs="full",
-                directions=None, precision="float32", device=target_device(), costs=other,
-            )  # fmt: skip
+            spec = dataclasses.replace(kernel_spec("ambient"), costs=other)
+            plan, operands = make_plan(spec, model, x, m=64)
             return factorise(plan, operands, x)
 
         times[size] = _time(jax.jit(run), x)

@@ -68,9 +68,9 @@ def with_equivalents(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return call
 
 
-def apply_primitive(eqn: Any, inputs: Sequence[Any]) -> list[Array]:
-    """The outputs of `eqn` for concrete or traced `inputs`."""
-    platform = target_device().platform
+def apply_primitive(eqn: Any, inputs: Sequence[Any], platform: str | None = None) -> list[Array]:
+    """The outputs of `eqn` for concrete or traced `inputs`; `None` is the device in use."""
+    platform = platform or target_device().platform
     if eqn.primitive.name not in _EQUIVALENTS or _is_empty(eqn):
         return bind(eqn, inputs)
     if eqn.primitive.name == _CONVOLUTION and eqn.params["batch_group_count"] == 1:
@@ -83,12 +83,13 @@ def apply_primitive(eqn: Any, inputs: Sequence[Any]) -> list[Array]:
     return bind(eqn, inputs)
 
 
-def in_memory(x: Array) -> Array:
+def in_memory(x: Array, platform: str | None = None) -> Array:
     """Materialise `x`, and its derivatives, so that XLA on a CPU computes them once."""
     # XLA fuses element-wise producers into every consumer and so recomputes the chain once per
     # consumer: in a residual network, the cotangents and the masks of the rectifiers, from the
     # output down to each layer. It does not fuse through a branch.
-    if target_device().platform != "cpu" or not jnp.issubdtype(x.dtype, jnp.inexact):
+    platform = platform or target_device().platform
+    if platform != "cpu" or not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
     true = lax.optimization_barrier(np.True_)  # a constant that XLA cannot fold
     return lax.cond(true, lambda x: x, lambda x: jnp.nan * x, x)

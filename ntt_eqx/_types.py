@@ -1,7 +1,7 @@
 """Shared aliases of arrays and PyTrees, and the dtype of sums."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int, PyTree
@@ -23,6 +23,15 @@ MaskTree: TypeAlias = PyTree
 
 ScoreTree: TypeAlias = PyTree
 """The structure of a model with a float array at every prunable weight and `None` elsewhere."""
+
+KernelKind: TypeAlias = Literal["active", "ambient"]
+"""Whether a kernel sums over kept weights or over all."""
+
+Outputs: TypeAlias = Literal["full", "diagonal", "trace"]
+"""Which pairs of outputs a kernel has."""
+
+Implementation: TypeAlias = Literal["factors", "jacobian", "ntk_vector_products"]
+"""The engine, or one of its two oracles."""
 
 Where: TypeAlias = Callable[[str, Any, Array], bool]
 """Chooses prunable leaves: `(path, owner, leaf) -> bool`; see `prunable_weights`."""

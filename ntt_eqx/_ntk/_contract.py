@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._types import wide_dtype, widen
+from .._types import Outputs, wide_dtype, widen
 from ..kernels import (
     GatheredMetric,
     masked_ntk,
@@ -13,7 +13,7 @@ from ..kernels import (
 from ._execute import Factors, LayerFactors, Tangents
 from ._layers import Layer
 from ._metric import DenseMetric, LayerMetric
-from ._plan import Operands, Outputs, Plan
+from ._plan import Operands, Plan
 
 
 def contract(
@@ -29,7 +29,7 @@ def contract(
 
     All pairs k, l, the diagonal k = l, or its mean over k, as the plan says.
     """
-    outputs, terms = plan.outputs, []
+    outputs, terms = plan.spec.outputs, []
     layers = zip(plan.layers, operands.layers, first.layers, second.layers, strict=True)
     for planned, metric, one, two in layers:
         if isinstance(one, Tangents) and isinstance(two, Tangents):
@@ -53,7 +53,7 @@ def _layer_kernel(
     plan: Plan, layer: Layer, metric: LayerMetric, one: LayerFactors, two: LayerFactors
 ) -> Array:
     """A layer's share from its factors; groups are independent of each other."""
-    outputs, total = plan.outputs, 0.0
+    outputs, total = plan.spec.outputs, 0.0
     for g in range(layer.groups):
         a1, d1, a2, d2 = one.a[:, g], one.d[:, :, g], two.a[:, g], two.d[:, :, g]
         if one.a.dtype != one.d.dtype:
@@ -61,7 +61,7 @@ def _layer_kernel(
         mask = metric.values[g] if isinstance(metric, DenseMetric) else None
         if layer.positions > 1:
             assert outputs == "full"  # otherwise `_forms._form` keeps tangents
-            total = total + masked_tangent_ntk(a1, d1, a2, d2, mask, precision=plan.precision)
+            total = total + masked_tangent_ntk(a1, d1, a2, d2, mask, precision=plan.spec.precision)
             continue
         a1, d1, a2, d2 = (side[..., 0] for side in (a1, d1, a2, d2))
         if isinstance(metric, GatheredMetric):
@@ -69,7 +69,7 @@ def _layer_kernel(
                 a1, a2 = a1[:, :-1], a2[:, :-1]
             mask = metric
         if outputs == "full":
-            theta = masked_ntk(a1, d1, a2, d2, mask, precision=plan.precision)
+            theta = masked_ntk(a1, d1, a2, d2, mask, precision=plan.spec.precision)
         else:
             theta = masked_ntk_diagonal_reference(a1, d1, a2, d2, mask)
         total = total + (jnp.mean(theta, axis=-1) if outputs == "trace" else theta)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._primitives import apply_primitive, in_memory
-from .._program import Const, Site, is_branched, read, run, slots_of
+from .._program import Const, Evaluate, Site, is_branched, read, run, slots_of
 from .._types import widen
 from ..kernels import GatheredMetric, block_size, gathered_tangents, map_rows
 from ..kernels.manual_axes import like_varying
@@ -134,14 +134,20 @@ def evaluate(plan: Plan, operands: Operands, x: Array, budget: int | None = None
     program, slot = plan.traced.program, plan.traced.sample_slot
     steps = range(len(program.steps))
 
+    evaluate_step = _evaluator(plan)
+
     def one(sample: Array) -> Array:
-        values, _ = run(
-            program, {**dict(enumerate(operands.parameters)), slot: sample}, steps, apply_primitive
-        )
+        given = {**dict(enumerate(operands.parameters)), slot: sample}
+        values, _ = run(program, given, steps, evaluate_step)
         return jnp.reshape(read(values, plan.traced.output), (-1,))
 
     size = min((_block_rows(plan, part, len(x), 1, budget) for part in plan.parts), default=len(x))
     return map_rows(one, x, len(x), size)
+
+
+def _evaluator(plan: Plan) -> Evaluate:
+    """Evaluates a primitive on the plan's device."""
+    return functools.partial(apply_primitive, platform=plan.spec.device.platform)
 
 
 def _written(plan: Plan, part: Part, values: Mapping[int, Any]) -> dict[int, Any]:
@@ -212,11 +218,13 @@ def _linearise(
 
     zeros = like_varying(zeros, list(values.values()))
     many = any(layer.positions > 1 for layer in layers)
-    settle = in_memory if many and is_branched(program, taps) else None
+    evaluate_step, settle = _evaluator(plan), None
+    if many and is_branched(program, taps):
+        settle = functools.partial(in_memory, platform=plan.spec.device.platform)
 
     def perturbed(zeros, flowing):
         given = {**values, **flowing}
-        found, tapped = run(program, given, part.steps, apply_primitive, zeros, taps, settle)
+        found, tapped = run(program, given, part.steps, evaluate_step, zeros, taps, settle)
         last = {slot: found[slot] for slot in slots_of([plan.traced.output]) if slot in part.writes}
         return {slot: found[slot] for slot in wanted}, (tapped, last)
 
@@ -256,7 +264,7 @@ def _in_group(layer: Layer, metric: GatheredMetric) -> GatheredMetric:
 def _block_rows(plan: Plan, part: Part, samples: int, directions: int, budget: int | None) -> int:
     """Number of samples that a segment takes at a time."""
     after_a_head = part.name == "tail" and len(plan.parts) > 2
-    limit = plan.costs.tail_bytes if after_a_head else plan.costs.block_bytes
+    limit = plan.spec.costs.tail_bytes if after_a_head else plan.spec.costs.block_bytes
     limit = limit if budget is None else min(limit, budget)
     return block_size(samples, part.sample_bytes * directions, limit)
 

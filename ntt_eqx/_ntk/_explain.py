@@ -9,13 +9,14 @@ from jaxtyping import Array, PyTree, Shaped
 
 from .._parameters import parameter_marks
 from .._sparse import SparseModel, prunable_weights
-from ..kernels import GatheredMetric, target_device
-from ._costs import costs_on
+from .._types import KernelKind, Outputs
+from ..kernels import GatheredMetric
 from ._forms import Cost, Path
 from ._given import given_batches, given_model
 from ._kernel import known_support
 from ._metric import LayerMetric
-from ._plan import KernelKind, Outputs, Plan, aligned, make_plan
+from ._plan import Plan, aligned, make_plan
+from ._spec import kernel_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,20 +142,8 @@ def explain(
     model = given_model("explain", model)
     x1, x2 = given_batches("explain", x1, x2)
     m = len(x1 if x2 is None else x2)
-    support, device = known_support(model, kernel), target_device()
-    plan, operands = make_plan(
-        model,
-        x1,
-        m=m,
-        kernel=kernel,
-        metric=None,
-        support=None if support is None else aligned(model, support),
-        outputs=outputs,
-        directions=None,
-        precision="float32",
-        device=device,
-        costs=costs_on(device),
-    )
+    spec, support = kernel_spec(kernel, outputs), known_support(model, kernel)
+    plan, operands = make_plan(spec, model, x1, m, support=support)
     marks = _prunable(model)
     found = {}
     for n, (layer, metric) in enumerate(zip(plan.layers, operands.layers, strict=True)):

@@ -1,6 +1,7 @@
 """From a model and two batches to their kernel: plan, factors, contraction."""
 
-from typing import Any, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,63 +12,55 @@ from .._checks import sample_of, sample_output
 from .._distribute import everywhere, layout_in_use
 from .._masks._collapse import is_traced
 from .._sparse import SparseModel
-from .._types import wide_dtype
-from ..kernels import Device, Precision, at_precision, target_device
+from .._types import Implementation, KernelKind, Outputs, wide_dtype
+from ..kernels import Precision, at_precision
 from ..kernels.manual_axes import varying_alike
-from ._costs import Costs, costs_on
 from ._oracles import jacobian_contraction, ntk_vector_products
-from ._pairs import Blocks, check_fits, default_budget, plan_blocks
-from ._plan import KernelKind, Outputs, Plan, aligned, dense_and_metric, make_plan
+from ._pairs import Blocks, check_fits, plan_blocks
+from ._plan import Plan, aligned, dense_and_metric, make_plan
 from ._reverse_only import reverse_only
+from ._spec import KernelSpec, kernel_spec
 from ._support import mask_support, unchecked
 from ._tiled import carry_out, tile_lengths
 
-Implementation: TypeAlias = Literal["factors", "jacobian", "ntk_vector_products"]
-
-_IN_TILES = (
-    "ntk_tiles brings it to the host tile by tile, ntk_to_zarr to disk; one tile has to fit then"
-)
-_IN_A_STEP = "a probe of fewer outputs (ntt.Trace(), ntt.Sketch(R)) or a smaller batch takes less"
-_BY_FACTORS = "implementation='factors' makes only the pairs of outputs that are asked for"
-ORACLES = {"jacobian": jacobian_contraction, "ntk_vector_products": ntk_vector_products}
-
-
-def known_support(model: PyTree, kernel: KernelKind, *, bucketed: bool = True) -> PyTree | None:
-    """The indices of a concrete mask, for the active kernel; `None` if the mask is traced."""
-    if not isinstance(model, SparseModel) or kernel != "active" or is_traced(model.mask):
-        return None
-    return mask_support(model.mask, bucketed=bucketed)
+_ORACLES = {"jacobian": jacobian_contraction, "ntk_vector_products": ntk_vector_products}
+_REMEDIES = {
+    "ntk": "ntk_tiles brings it to the host tile by tile, ntk_to_zarr to disk; one tile has to fit "
+    "then",
+    "ntt_loss": "a probe of fewer outputs (ntt.Trace(), ntt.Sketch(R)) or a smaller batch takes "
+    "less",
+    "oracle": "implementation='factors' makes only the pairs of outputs that are asked for",
+}
 
 
-def blocks_of(plan: Plan, budget: int, *, symmetric: bool, keeps: bool | None = None) -> Blocks:
-    """How to cut the pairs of samples of a plan into blocks."""
-    sizes = plan.sizes
-    entries = sizes.itemsize * (1 if plan.outputs == "trace" else sizes.entries)
-    lengths = (sizes.n, sizes.m)
-    return plan_blocks(
-        plan.costs_of_all, plan.stored, entries, lengths, budget, symmetric=symmetric, keeps=keeps
-    )
-
-
-def kernel_between(
+def kernel_and_outputs(
+    spec: KernelSpec,
     model: PyTree,
     x1: Array,
-    x2: Array | None,
-    metric: PyTree | None,
-    kernel: KernelKind,
-    outputs: Outputs,
-    directions: tuple[Array, Array] | None,
-    precision: Precision,
-    support: PyTree | None,
-    budget: int,
-    device: Device,
-    costs: Costs,
+    x2: Array | None = None,
+    metric: PyTree | None = None,
+    directions: tuple[Array, Array] | None = None,
+    support: Sequence[Any] | None = None,
+    *,
+    in_a_step: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """The kernel between two batches, and the outputs for both; `None` is `x1` again.
+    """The kernel between two batches, and the outputs `[N, K]` and `[M, K]`.
 
-    `support` must match the model's mask: it comes from `known_support` in the same call.
+    Every kernel of the library comes through here.
+
+    **Arguments:**
+
+    - `spec`: what decides how it is computed.
+    - `model`, `x1`, `x2`, `metric`, `directions`: those of `ntk`.
+    - `support`: for each parameter the indices of its mask, or `None` if unknown. Those of
+      `known_support` must come from the same mask, those of `claimed_support` are checked.
+    - `in_a_step`: whether the kernel is part of a training step, whose gradient needs all factors:
+      they are kept whatever the budget, and both batches go through the model in one pass.
     """
-    model, x1, x2, metric, directions, support = _alike(model, x1, x2, metric, directions, support)
+    given = _alike(model, x1, x2, metric, directions, support)
+    model, x1, x2, metric, directions, support = given
+    if spec.implementation != "factors":
+        return _by_oracle(spec, model, x1, x1 if x2 is None else x2, metric)
     model, x1, x2, directions = reverse_only((model, x1, x2, directions))
     layout = layout_in_use()
     # Directions may differ between the sides, and a tile off the diagonal is not symmetric.
@@ -75,23 +68,23 @@ def kernel_between(
     x2 = x1 if x2 is None else x2
     n, m = tile_lengths(layout, len(x1), len(x2))
     plan, operands = make_plan(
+        spec,
         model,
-        _like(x1, n),
-        m=m,
-        kernel=kernel,
+        jax.ShapeDtypeStruct((n, *x1.shape[1:]), x1.dtype),
+        m,
         metric=metric,
-        support=None if support is None else aligned(model, support),
-        outputs=outputs,
+        support=support,
         directions=None if directions is None else len(directions[0]),
-        precision=precision,
-        device=device,
-        costs=costs,
     )
     _check_directions(plan, directions)
-    _check_fits("ntk", plan, directions, _IN_TILES)
-    blocks = blocks_of(plan, budget, symmetric=symmetric)
+    _check_fits(plan, directions, "ntt_loss" if in_a_step else "ntk")
+    blocks = blocks_of(plan, symmetric=symmetric, keeps=True if in_a_step else None)
+    # Kept factors take at most half of the budget (`plan_blocks`). A block of samples on its way
+    # through the model gets a quarter: `sample_bytes` counts what its steps write once, and XLA
+    # needs about as much again for the copies that join blocks.
+    budget = None if in_a_step else spec.budget // 4
     return carry_out(
-        plan, operands, blocks, x1, x2, directions, budget // 4, one_pass=False, layout=layout
+        plan, operands, blocks, x1, x2, directions, budget, one_pass=in_a_step, layout=layout
     )
 
 
@@ -110,71 +103,63 @@ def outputs_and_ntk(
 
     `support` may be stale: it is compared with the model's mask, and only makes the call faster.
     """
-    model, x, directions, support, metric = _alike(model, x, directions, support, metric)
-    half = len(x) // 2
-    if implementation != "factors":
-        how = (kernel, metric, outputs, precision, implementation)
-        theta = oracle(model, x[:half], x[half:], *how)
-        dense = model.to_dense() if isinstance(model, SparseModel) else model
-        with at_precision(precision):
-            return jax.vmap(lambda sample: jnp.reshape(dense(sample), (-1,)))(x), theta
-    model, x, directions = reverse_only((model, x, directions))
-    device = target_device()
-    found, known = None, known_support(model, kernel, bucketed=False)
-    if known is not None:
-        found = aligned(model, known)
-    elif support is not None and isinstance(model, SparseModel) and kernel == "active":
-        pairs = zip(aligned(model, support), aligned(model, model.mask), strict=True)
-        found = [unchecked(s, mask) for s, mask in pairs]
-    layout = layout_in_use()
-    n, m = tile_lengths(layout, half, len(x) - half)
-    plan, operands = make_plan(
-        model,
-        _like(x, n),
-        m=m,
-        kernel=kernel,
-        metric=metric,
-        support=found,
-        outputs=outputs,
-        directions=None if directions is None else len(directions[0]),
-        precision=precision,
-        device=device,
-        costs=costs_on(device),
-    )
-    _check_directions(plan, directions)
-    _check_fits("ntt_loss", plan, directions, _IN_A_STEP)
-    blocks = blocks_of(plan, default_budget(device), symmetric=False, keeps=True)
-    if layout is not None and half % layout.devices:
-        x = everywhere(x, layout)  # XLA cannot halve a sharded array and then pad the halves
-    sides = (x[:half], x[half:])
-    theta, f1, f2 = carry_out(
-        plan, operands, blocks, *sides, directions, None, one_pass=True, layout=layout
+    spec = kernel_spec(kernel, outputs, precision, implementation)
+    half, layout, found = len(x) // 2, layout_in_use(), None
+    if implementation == "factors":
+        found = known_support(model, kernel, bucketed=False) or claimed_support(
+            model, kernel, support
+        )
+        if layout is not None and half % layout.devices:
+            x = everywhere(x, layout)  # XLA cannot halve a sharded array and then pad the halves
+    theta, f1, f2 = kernel_and_outputs(
+        spec, model, x[:half], x[half:], metric, directions, found, in_a_step=True
     )
     return jnp.concatenate([everywhere(f, layout) for f in (f1, f2)]), theta
 
 
-def oracle(
-    model: PyTree,
-    x1: Array,
-    x2: Array,
-    kernel: KernelKind,
-    metric: PyTree | None,
-    outputs: Outputs,
-    precision: Precision,
-    implementation: Implementation,
-) -> Array:
+def known_support(model: PyTree, kernel: KernelKind, *, bucketed: bool = True) -> list[Any] | None:
+    """The indices of a concrete mask, for the active kernel; `None` if the mask is traced."""
+    if not isinstance(model, SparseModel) or kernel != "active" or is_traced(model.mask):
+        return None
+    return aligned(model, mask_support(model.mask, bucketed=bucketed))
+
+
+def claimed_support(model: PyTree, kernel: KernelKind, support: PyTree | None) -> list[Any] | None:
+    """The indices of an earlier mask, to be checked against the model's."""
+    if support is None or not isinstance(model, SparseModel) or kernel != "active":
+        return None
+    pairs = zip(aligned(model, support), aligned(model, model.mask), strict=True)
+    return [unchecked(known, mask) for known, mask in pairs]
+
+
+def blocks_of(plan: Plan, *, symmetric: bool, keeps: bool | None = None) -> Blocks:
+    """How to cut the pairs of samples of a plan into blocks within the budget."""
+    sizes, outputs, budget = plan.sizes, plan.spec.outputs, plan.spec.budget
+    entries = sizes.itemsize * (1 if outputs == "trace" else sizes.entries)
+    lengths = (sizes.n, sizes.m)
+    return plan_blocks(
+        plan.costs_of_all, plan.stored, entries, lengths, budget, symmetric=symmetric, keeps=keeps
+    )
+
+
+def _by_oracle(
+    spec: KernelSpec, model: PyTree, x1: Array, x2: Array, metric: PyTree | None
+) -> tuple[Array, Array, Array]:
     """The kernel by one of the two oracles, which do not share the engine's code."""
-    dense, weights = dense_and_metric(model, kernel, metric)
+    dense, weights = dense_and_metric(model, spec.kernel, metric)
     out = sample_output("ntk", dense, sample_of(x1))
     lengths, itemsize = (len(x1), len(x2)), jnp.dtype(wide_dtype(out.dtype)).itemsize
     # An oracle computes all pairs of outputs, even for the diagonal.
-    check_fits("ntk", lengths, (out.size, out.size), "full", itemsize, target_device(), _BY_FACTORS)
-    with at_precision(precision):
-        theta = ORACLES[implementation](dense, x1, x2, weights)
-    if outputs == "full":
-        return theta
-    diagonal = jnp.diagonal(theta, axis1=2, axis2=3)
-    return diagonal if outputs == "diagonal" else jnp.mean(diagonal, axis=-1)
+    sides = (out.size, out.size)
+    check_fits("ntk", lengths, sides, "full", itemsize, spec.device, _REMEDIES["oracle"])
+    with at_precision(spec.precision):
+        theta = _ORACLES[spec.implementation](dense, x1, x2, weights)
+        call = jax.vmap(lambda sample: jnp.reshape(dense(sample), (-1,)))
+        f = call(jnp.concatenate([x1, x2]))
+    if spec.outputs != "full":
+        theta = jnp.diagonal(theta, axis1=2, axis2=3)
+        theta = jnp.mean(theta, axis=-1) if spec.outputs == "trace" else theta
+    return theta, f[: len(x1)], f[len(x1) :]
 
 
 def _alike(*trees: Any) -> Any:
@@ -184,17 +169,14 @@ def _alike(*trees: Any) -> Any:
     return eqx.combine(arrays, rest)
 
 
-def _like(x: Array, length: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype)
-
-
-def _check_fits(caller: str, plan: Plan, directions: Any, instead: str) -> None:
-    sizes, outputs = plan.sizes, plan.traced.num_outputs
-    sides = (outputs, outputs)
+def _check_fits(plan: Plan, directions: Any, caller: str) -> None:
+    sizes, spec = plan.sizes, plan.spec
+    sides = (plan.traced.num_outputs, plan.traced.num_outputs)
     if directions is not None:
         sides = (len(directions[0]), len(directions[1]))
     lengths = (sizes.n, sizes.m)
-    check_fits(caller, lengths, sides, plan.outputs, sizes.itemsize, plan.device, instead)
+    remedy = _REMEDIES[caller]
+    check_fits(caller, lengths, sides, spec.outputs, sizes.itemsize, spec.device, remedy)
 
 
 def _check_directions(plan: Plan, directions: tuple[Array, Array] | None) -> None:

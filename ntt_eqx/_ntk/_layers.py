@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._primitives import apply_primitive
-from .._program import Const, Loop, Program, Site, Step, slots_of
-from ._linear import AbstractLinearUse, linear_use
+from .._program import Const, Loop, Program, Site, Step, bind, slots_of
+from ._linear import AbstractLinearUse, RegisteredRule, linear_use
 
 _REARRANGING = (
     "reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p", "broadcast_in_dim",
@@ -157,12 +156,15 @@ def _each(function: Callable[[Any], Any], array: Any, axes: int) -> Any:
     return jax.vmap(lambda row: _each(function, row, axes - 1))(array)
 
 
-def find_layers(program: Program, shapes: list[tuple[int, ...]]) -> tuple[list[Layer], list[int]]:
+def find_layers(
+    program: Program, shapes: list[tuple[int, ...]], rules: tuple[RegisteredRule, ...]
+) -> tuple[list[Layer], list[int]]:
     """The linear layers of `program`, and the parameters in no layer.
 
     **Arguments:**
 
     - `shapes`: shapes of the parameters, which are the first slots of the program.
+    - `rules`: the linear uses of primitives.
     """
     views = {p: View(p, shape) for p, shape in enumerate(shapes)}
     uses: dict[int, list[_Use]] = {p: [] for p in views}
@@ -171,7 +173,7 @@ def find_layers(program: Program, shapes: list[tuple[int, ...]]) -> tuple[list[L
     once = {p: found[0] for p, found in uses.items() if len(found) == 1}
     at: dict[Site, Layer] = {}
     for use in once.values():
-        layer = _layer(use)
+        layer = _layer(use, rules)
         if layer is not None:  # of a product of two parameters the larger is the weight
             other = at.get(layer.site, layer)
             at[layer.site] = max(other, layer, key=lambda layer: math.prod(layer.view.shape))
@@ -254,7 +256,7 @@ def _rearrange(step: Step, array: Any) -> Any:
     if step.name in ("convert_element_type", "copy", "copy_p"):
         return array
     if not isinstance(array, np.ndarray):
-        return apply_primitive(step.eqn, [array])[0]
+        return bind(step.eqn, [array])[0]
     if step.name == "transpose":
         return array.transpose(params["permutation"])
     if step.name == "rev":
@@ -269,10 +271,10 @@ def _rearrange(step: Step, array: Any) -> Any:
     return array.reshape(step.shape)  # reshape, squeeze, expand_dims
 
 
-def _layer(use: _Use) -> Layer | None:
+def _layer(use: _Use, rules: tuple[RegisteredRule, ...]) -> Layer | None:
     if use.site is None or use.view.repeats:
         return None
-    linear = linear_use(use.step.eqn, use.operand)
+    linear = linear_use(use.step.eqn, use.operand, rules)
     return None if linear is None else Layer(use.view, linear, use.site, use.loops)
 
 

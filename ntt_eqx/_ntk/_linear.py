@@ -9,7 +9,7 @@ an embedding are a one-hot vector.
 import abc
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeAlias
 
 import equinox as eqx
@@ -58,7 +58,7 @@ in that operand or does not have this form."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Registered:
+class RegisteredRule:
     """A rule that can be part of a jit key: hashable, and equal only to itself."""
 
     primitive: str
@@ -92,10 +92,15 @@ def register_linear_use(primitive: str, rule: Rule) -> None:
             f"weight) -> AbstractLinearUse | None, got {type(rule).__name__}."
         )
     others = tuple(known for known in _RULES.get_global() if known.primitive != primitive)
-    _RULES.set_global((*others, _Registered(primitive, rule)))
+    _RULES.set_global((*others, RegisteredRule(primitive, rule)))
 
 
-def linear_use(eqn: Any, weight: int) -> AbstractLinearUse | None:
+def rules_in_use() -> tuple[RegisteredRule, ...]:
+    """The registered rules, for a `KernelSpec`."""
+    return _RULES.value
+
+
+def linear_use(eqn: Any, weight: int, rules: Iterable[RegisteredRule]) -> AbstractLinearUse | None:
     """The linear use of operand `weight`, or `None` if there is no rule or it is not real.
 
     An equation with an empty array gives `None`, because reshapes cannot infer axes from size 0;
@@ -104,7 +109,7 @@ def linear_use(eqn: Any, weight: int) -> AbstractLinearUse | None:
     if _is_empty(eqn):
         return None
     name = eqn.primitive.name
-    rule = next((known.rule for known in _RULES.value if known.primitive == name), None)
+    rule = next((known.rule for known in rules if known.primitive == name), None)
     dtypes = (eqn.invars[weight].aval.dtype, eqn.outvars[0].aval.dtype)
     if rule is None or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         return None
@@ -288,9 +293,9 @@ def _row_numbers(places: Array, rows: int) -> Array:
 # every compiled function. A JAX user context is: a rule that is registered late counts at once.
 _RULES = jax.make_user_context(
     default_value=(
-        _Registered("dot_general", _dense),
-        _Registered("conv_general_dilated", _convolution),
-        _Registered("gather", _look_up),
-        _Registered("dynamic_slice", _look_up),
+        RegisteredRule("dot_general", _dense),
+        RegisteredRule("conv_general_dilated", _convolution),
+        RegisteredRule("gather", _look_up),
+        RegisteredRule("dynamic_slice", _look_up),
     )
 )

@@ -1,20 +1,19 @@
 """The public kernel function."""
 
+import functools
 from typing import Any, TypeAlias
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from .._checks import is_count
 from .._distribute import left_to_xla, replicate
 from .._stateful import check_warm
-from ..kernels import PRECISIONS, Precision, target_device
-from ._costs import costs_on
+from .._types import Implementation, KernelKind, Outputs
+from ..kernels import Precision
 from ._given import given_batches, given_directions, given_leaves, given_model
-from ._kernel import ORACLES, Implementation, kernel_between, known_support, oracle
-from ._pairs import default_budget
-from ._plan import KernelKind, Outputs
+from ._kernel import kernel_and_outputs, known_support
+from ._spec import KernelSpec, check_options, kernel_spec
 
 Directions: TypeAlias = (
     tuple[Float[Array | np.ndarray, "r k"], Float[Array | np.ndarray, "s k"]] | None
@@ -81,17 +80,11 @@ def ntk(
     that JAX lacks (`longdouble`, masked arrays), if the result exceeds the device's memory, and if
     a forward-mode derivative is taken.
     """
-    model, (x1, x2) = given_model("ntk", model), given_batches("ntk", x1, x2)
-    check_warm("ntk", model)
-    metric = given_leaves("ntk", "metric", metric)
-    directions = given_directions("ntk", directions)
-    _check("ntk", kernel, outputs, directions, precision, implementation, max_bytes)
-    model, x1, x2, metric, directions = replicate((model, x1, x2, metric, directions))
-    if implementation in ORACLES:
-        x2 = x1 if x2 is None else x2
-        return _ntk_oracle(model, x1, x2, kernel, metric, outputs, precision, implementation)
-    how = _decided(model, kernel, max_bytes)
-    return _kernel(model, x1, x2, metric, kernel, outputs, directions, precision, *how)
+    spec, arrays = _given(
+        "ntk", model, x1, x2, metric, directions, max_bytes,
+        kernel=kernel, outputs=outputs, precision=precision, implementation=implementation,
+    )  # fmt: skip
+    return _run(spec, *arrays, with_outputs=False)
 
 
 def ntk_and_outputs(
@@ -122,59 +115,38 @@ def ntk_and_outputs(
 
     What `ntk` raises.
     """
-    caller = "ntk_and_outputs"
+    spec, arrays = _given(
+        "ntk_and_outputs", model, x1, x2, metric, directions, max_bytes,
+        kernel=kernel, outputs=outputs, precision=precision, implementation=None,
+    )  # fmt: skip
+    return _run(spec, *arrays, with_outputs=True)
+
+
+def _given(
+    caller: str,
+    model: PyTree,
+    x1: Any,
+    x2: Any,
+    metric: PyTree | None,
+    directions: Any,
+    max_bytes: int | None,
+    **names: Any,
+) -> tuple[KernelSpec, tuple[Any, ...]]:
+    """The spec of a kernel, and its arrays: checked, converted and on the devices in use."""
     model, (x1, x2) = given_model(caller, model), given_batches(caller, x1, x2)
     check_warm(caller, model)
     metric = given_leaves(caller, "metric", metric)
     directions = given_directions(caller, directions)
-    _check(caller, kernel, outputs, directions, precision, None, max_bytes)
+    check_options(caller, max_bytes, directions, **names)
+    spec = kernel_spec(**names, max_bytes=max_bytes)
     model, x1, x2, metric, directions = replicate((model, x1, x2, metric, directions))
-    how = _decided(model, kernel, max_bytes)
-    return _both(model, x1, x2, metric, kernel, outputs, directions, precision, *how)
-
-
-def _decided(model: PyTree, kernel: KernelKind, max_bytes: int | None) -> tuple[Any, ...]:
-    """Support, budget, device and costs of a kernel, as arguments and so as part of the jit key."""
-    device = target_device()
-    budget = default_budget(device) if max_bytes is None else max_bytes
-    return known_support(model, kernel), budget, device, costs_on(device)
+    oracle = spec.implementation != "factors"
+    support = None if oracle else known_support(model, spec.kernel)
+    return spec, (model, x1, x2, metric, directions, support)
 
 
 @eqx.filter_jit
-def _kernel(*arguments: Any) -> Array:
-    return left_to_xla(lambda *a: kernel_between(*a)[0], *arguments)
-
-
-@eqx.filter_jit
-def _both(*arguments: Any) -> tuple[Array, Array, Array]:
-    return left_to_xla(kernel_between, *arguments)
-
-
-@eqx.filter_jit
-def _ntk_oracle(*arguments: Any) -> Array:
-    return left_to_xla(oracle, *arguments)
-
-
-def _check(
-    caller: str,
-    kernel: str,
-    outputs: str,
-    directions: Any,
-    precision: str,
-    implementation: str | None,
-    max_bytes: int | None,
-) -> None:
-    for name, value, allowed in (
-        ("kernel", kernel, ("active", "ambient")),
-        ("outputs", outputs, ("full", "diagonal", "trace")),
-        ("precision", precision, PRECISIONS),
-        ("implementation", implementation, (None, "factors", *ORACLES)),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{caller}: {name} must be one of {allowed}, got {value!r}.")
-    if directions is not None and (outputs != "full" or implementation in ORACLES):
-        raise ValueError(
-            f"{caller}: directions go with outputs='full' and implementation='factors'."
-        )
-    if max_bytes is not None and not is_count(max_bytes):
-        raise ValueError(f"{caller}: max_bytes must be positive, got {max_bytes}.")
+def _run(spec: KernelSpec, *arrays: Any, with_outputs: bool) -> Any:
+    """`kernel_and_outputs` under `jit`; XLA drops outputs that nobody asks for."""
+    found = left_to_xla(functools.partial(kernel_and_outputs, spec), *arrays)
+    return found if with_outputs else found[0]

@@ -18,12 +18,12 @@ from .._checks import check_count, sample_of, sample_output
 from .._distribute import left_to_xla, replicate
 from .._errors import require
 from .._stateful import check_warm
-from .._types import wide_dtype, widen
+from .._types import KernelKind, wide_dtype, widen
 from ..kernels import PRECISIONS, Precision, at_precision, block_size, target_device
 from ._given import given_batches, given_leaves, given_model
 from ._ntk import ntk
 from ._pairs import default_budget
-from ._plan import KernelKind, dense_and_metric
+from ._plan import dense_and_metric
 from ._trace import real_parameters
 
 

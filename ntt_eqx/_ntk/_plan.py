@@ -6,7 +6,7 @@ and its costs. It contains no weights. `explain` prints it; `_execute` and `_con
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,13 +16,13 @@ from jaxtyping import Array, PyTree
 from .._parameters import parameter_marks, parameters
 from .._program import constants, with_constants
 from .._sparse import SparseModel
-from .._types import wide_dtype
-from ..kernels import Device, GatheredRows, Precision, at_precision
-from ._costs import Costs
+from .._types import KernelKind, wide_dtype
+from ..kernels import GatheredRows, at_precision
 from ._forms import Cost, LayerPlan, Sizes, jacobian_cost, parameter_count, plan_layer
 from ._layers import find_layers
 from ._metric import LayerMetric, layer_metric
 from ._parts import Part, derivative_flow, split
+from ._spec import KernelSpec
 from ._support import (
     Checked,
     Unchecked,
@@ -32,9 +32,6 @@ from ._support import (
     lost_unless_whole,
 )
 from ._trace import Traced, trace
-
-KernelKind: TypeAlias = Literal["active", "ambient"]
-Outputs: TypeAlias = Literal["full", "diagonal", "trace"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +44,8 @@ class Plan:
         layers: the layers that the outputs depend on, and the form of each.
         jacobians: parameters in no layer, which take their explicit Jacobians.
         unused: parameters that the outputs do not depend on.
-        outputs: which pairs of outputs to compute.
         sizes: samples, directions and bytes of a number.
-        precision: the precision of matrix products.
-        device: the device that runs the plan.
-        costs: measured costs of that device.
+        spec: what was asked for, and on which device.
     """
 
     traced: Traced
@@ -59,11 +53,8 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     jacobians: tuple[int, ...]
     unused: tuple[int, ...]
-    outputs: Outputs
     sizes: Sizes
-    precision: Precision
-    device: Device
-    costs: Costs
+    spec: KernelSpec
 
     def cost_of_layer(self, number: int, kept: int = 0) -> Cost:
         """The cost of layer `number` if `kept` of its weights count."""
@@ -112,34 +103,29 @@ class Operands(eqx.Module):
 
 
 def make_plan(
+    spec: KernelSpec,
     model: PyTree,
     x: Any,
-    *,
     m: int,
-    kernel: KernelKind,
-    metric: PyTree | None,
-    support: Sequence[Any] | None,
-    outputs: Outputs,
-    directions: int | None,
-    precision: Precision,
-    device: Device,
-    costs: Costs,
+    *,
+    metric: PyTree | None = None,
+    support: Sequence[Any] | None = None,
+    directions: int | None = None,
 ) -> tuple[Plan, Operands]:
     """Plan the kernel of `model` between two batches.
 
     **Arguments:**
 
     - `x`, `m`: the first batch (or its shape), and the number of samples of the second.
-    - `kernel`, `metric`, `outputs`, `precision`: as for `ntk`.
+    - `metric`: as for `ntk`.
     - `support`: for each parameter the indices of its mask (`GatheredRows`), `Whole` if the mask
       keeps everything, or `None` if unknown; those that may be stale are checked before use.
     - `directions`: number of output directions; `None` for all outputs themselves.
-    - `device`, `costs`: what to plan for.
     """
     given: Sequence[Any] = () if support is None else support
     whole = [n for n, known in enumerate(given) if keeps_all(known)]
-    dense, weights = dense_and_metric(model, kernel, metric, whole)
-    with at_precision(precision):
+    dense, weights = dense_and_metric(model, spec.kernel, metric, whole)
+    with at_precision(spec.precision):
         traced, arrays = trace(dense, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
     weights = [p.spread(c) for p, c in zip(traced.parameters, weights, strict=True)]
     for n in whole:
@@ -150,10 +136,10 @@ def make_plan(
         n=x.shape[0],
         m=m,
         directions=traced.num_outputs if directions is None else directions,
-        all_pairs=outputs == "full",
+        all_pairs=spec.outputs == "full",
         itemsize=jnp.dtype(dtype).itemsize,
     )
-    layers, rest = find_layers(traced.program, [a.shape for a in arrays])
+    layers, rest = find_layers(traced.program, [a.shape for a in arrays], spec.rules)
     flow = derivative_flow(traced, layers, rest)
     planned = []
     for number in flow.layers:
@@ -165,21 +151,18 @@ def make_plan(
         nonzeros = None
         if weight is not None and isinstance(rows, GatheredRows):
             nonzeros = rows.room * rows.height
-        planned.append(plan_layer(layer, masked, nonzeros, sizes, costs))
+        planned.append(plan_layer(layer, masked, nonzeros, sizes, spec.costs))
     kept = [plan.layer for plan in planned]
     flow = derivative_flow(traced, kept, flow.parameters)
     covered = {p for layer in kept for p in (layer.weight, layer.bias)} | set(flow.parameters)
     plan = Plan(
         traced=traced,
-        parts=split(traced, kept, flow, costs),
+        parts=split(traced, kept, flow, spec.costs),
         layers=tuple(planned),
         jacobians=flow.parameters,
         unused=tuple(p for p in range(len(arrays)) if p not in covered),
-        outputs=outputs,
         sizes=sizes,
-        precision=precision,
-        device=device,
-        costs=costs,
+        spec=spec,
     )
     used = {layer.layer.weight for layer in planned if layer.gathered is not None}
     found = checked_support([s if n in used else None for n, s in enumerate(found)])

@@ -42,7 +42,7 @@ def carry_out(
     - `layout`: the devices; one if left out.
     """
     sides = (None, None) if directions is None else directions
-    with at_precision(plan.precision):
+    with at_precision(plan.spec.precision):
         if layout is None:
             return _on_one(plan, operands, blocks, x1, x2, sides, budget, one_pass)
         return _on_many(plan, operands, blocks, x1, x2, sides, budget, one_pass, layout)
@@ -106,7 +106,7 @@ def exchanges(layout: Layout, plan: Plan, blocks: Blocks) -> bool:
     # send their phi bytes there as 3 phi bytes: both numbers include the gradient of the kernel.
     forward = sum(cost.layer_flops for cost in plan.costs_of_all)
     made = 7 * (1 + plan.sizes.directions) * forward
-    return made > 3 * plan.stored * plan.costs.flops_per_sent_byte
+    return made > 3 * plan.stored * plan.spec.costs.flops_per_sent_byte
 
 
 def _on_one(

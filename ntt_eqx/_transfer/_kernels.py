@@ -12,9 +12,8 @@ from .._checks import sample_of, sample_output
 from .._examples import as_inference
 from .._ntk import outputs_and_ntk
 from .._ntk._given import given_batch, given_leaves
-from .._ntk._kernel import Implementation
-from .._ntk._plan import KernelKind
 from .._sparse import SparseModel
+from .._types import Implementation, KernelKind
 from ..kernels import Precision, target_device
 from ._loss import StepInfo
 from ._probes import AbstractProbe, Full

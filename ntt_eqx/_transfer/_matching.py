@@ -6,9 +6,8 @@ import equinox as eqx
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._checks import check_weight
-from .._ntk._kernel import Implementation
-from .._ntk._plan import KernelKind
 from .._sparse import SparseModel
+from .._types import Implementation, KernelKind
 from ..kernels import PRECISIONS, Precision
 from ._distances import AbstractDistance, MeanSquare
 from ._kernels import outputs_and_kernels

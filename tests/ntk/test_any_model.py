@@ -18,6 +18,7 @@ from helpers.zoo import ZOO, Half
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk._layers import find_layers
+from ntt_eqx._ntk._linear import rules_in_use
 from ntt_eqx._ntk._plan import aligned
 from ntt_eqx._ntk._support import mask_support
 from ntt_eqx._ntk._trace import trace
@@ -36,7 +37,7 @@ def built(name):
 def analysed(model, x):
     """The model's layers, and its parameters that are in none, by path."""
     traced, arrays = trace(model, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
-    layers, rest = find_layers(traced.program, [a.shape for a in arrays])
+    layers, rest = find_layers(traced.program, [a.shape for a in arrays], rules_in_use())
     return traced, layers, [traced.parameters[p].path for p in rest]
 
 

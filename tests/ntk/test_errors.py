@@ -302,10 +302,10 @@ def test_arguments(name):
 @pytest.mark.parametrize("name", ["kernel", "outputs", "precision", "implementation"])
 def test_unknown_names(name):
     """A wrong name is refused by the type check under test, and by `ntk` itself without it."""
-    from ntt_eqx._ntk._ntk import _check
+    from ntt_eqx._ntk._spec import check_options
 
     given = dict(kernel="active", outputs="full", precision="float32", implementation=None)
-    unchecked = getattr(_check, "__wrapped__", _check)
+    unchecked = getattr(check_options, "__wrapped__", check_options)
     with pytest.raises(ValueError, match=rf"ntk: {name} must be one of .*, got 'fancy'"):
         unchecked("ntk", directions=None, max_bytes=None, **given | {name: "fancy"})
 

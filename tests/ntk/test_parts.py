@@ -8,9 +8,8 @@ from helpers.comparison import relative_error
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk import _execute
-from ntt_eqx._ntk._costs import costs_on
 from ntt_eqx._ntk._plan import make_plan
-from ntt_eqx.kernels import target_device
+from ntt_eqx._ntk._spec import kernel_spec
 
 
 class Crossing(eqx.Module):
@@ -42,11 +41,7 @@ class Crossing(eqx.Module):
 def parts_of(model, shape):
     """The parts of a model's program by name, and the kinds of the layers in each."""
     dtype = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))[0].dtype
-    x, device = jax.ShapeDtypeStruct((2, *shape), dtype), target_device()
-    plan, _ = make_plan(
-        model, x, m=2, kernel="active", metric=None, support=None, outputs="full",
-        directions=None, precision="float32", device=device, costs=costs_on(device),
-    )  # fmt: skip
+    plan, _ = make_plan(kernel_spec(), model, jax.ShapeDtypeStruct((2, *shape), dtype), m=2)
     kinds = {p.name: [plan.layers[n].layer.kind for n in p.layers] for p in plan.parts}
     return {part.name: part for part in plan.parts}, kinds
 

@@ -55,10 +55,10 @@ def test_precision_and_device_are_jax_settings_in_the_key_too(masked):
 
 def test_costs_decide_anew(masked, monkeypatch):
     """The table of costs is part of what a compiled kernel is chosen by."""
-    from ntt_eqx._ntk import _costs, _ntk
+    from ntt_eqx._ntk import _costs, _spec
 
     asked = []
-    monkeypatch.setattr(_ntk, "costs_on", lambda device: asked.append(device) or costs)
+    monkeypatch.setattr(_spec, "costs_on", lambda device: asked.append(device) or costs)
     costs = _costs.COSTS["cpu"]
     theta = ntt.ntk(masked, X)
     costs = _costs.Costs(0.9, 0, 0, 0, 1, 1, 10)  # other blocks, other forms
