@@ -4,7 +4,6 @@ The segments of the program run forwards in order, then backwards. The backward 
 maps the cotangents of what it wrote to those of its layers' outputs and of what it read.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,27 +15,10 @@ from jaxtyping import Array, Float
 
 from .._primitives import apply_primitive, in_memory
 from .._program import Const, Evaluate, Site, is_branched, read, run, slots_of
-from .._types import widen
-from ..kernels import GatheredMetric, block_size, gathered_tangents, map_rows
+from ..kernels import block_size, map_rows
 from ..kernels.manual_axes import like_varying
-from ._forms import LayerPlan
-from ._layers import Layer
-from ._metric import LayerMetric
 from ._parts import Part
 from ._plan import Operands, Plan
-
-
-class LayerFactors(eqx.Module):
-    """Inputs `a[N, G, J, S]` and cotangents `d[N, R, G, I, S]` of a layer."""
-
-    a: Array
-    d: Array
-
-
-class Tangents(eqx.Module):
-    """The derivative of R output directions by P parameters or entries of a layer: `t[N, R, P]`."""
-
-    t: Array
 
 
 class Factors(eqx.Module):
@@ -44,14 +26,12 @@ class Factors(eqx.Module):
 
     Attributes:
         outputs: model outputs, `[N, K]`.
-        layers: the factors of each layer, or its tangents if these are smaller.
-        jacobians: the Jacobian of each parameter in no layer.
+        kept: what each form of the plan keeps.
         directions: R.
     """
 
     outputs: Array
-    layers: list[LayerFactors | Tangents]
-    jacobians: list[Tangents]
+    kept: list[Any]
     directions: int = eqx.field(static=True)
 
 
@@ -82,7 +62,7 @@ def factorise(
     shared |= _written(plan, once, shared)
     carried: dict[int, Array] = {traced.sample_slot: x}
     bars: dict[int, Array] = {}  # the cotangent of each slot, [N, R, ...]
-    layers: dict[int, LayerFactors | Tangents] = {}
+    layers: dict[int, Any] = {}
 
     def blocks(part: Part, function: Callable[[Any], Any], arrays: Any) -> Any:
         size = _block_rows(plan, part, len(x), len(rows), budget)
@@ -115,18 +95,16 @@ def factorise(
         found, flowing = _pull_once(plan, operands, once, shared, incoming)
         layers |= found
         bars = _sum(bars, flowing)
-    if traced.output in plan.jacobians:  # a parameter is the output
+    if any(traced.output == form.parameter for form in plan.jacobians):  # a parameter is the output
         bars = _sum(bars, {traced.output: every(seed)})
 
     outputs = read({**shared, **carried, **last}, traced.output)
     if isinstance(traced.output, Const) or traced.output in shared:
         outputs = every(jnp.asarray(outputs))
-    return Factors(
-        jnp.reshape(outputs, (len(x), -1)),
-        [layers[n] for n in range(len(plan.layers))],
-        [Tangents(bars[p].reshape(len(x), len(rows), -1)) for p in plan.jacobians],
-        len(rows),
-    )
+    kept = [layers[n] for n in range(len(plan.layers))]
+    for form in plan.jacobians:
+        kept.append(jax.vmap(lambda d, form=form: form.keep(None, (), d))(bars[form.parameter]))
+    return Factors(jnp.reshape(outputs, (len(x), -1)), kept, len(rows))
 
 
 def evaluate(plan: Plan, operands: Operands, x: Array, budget: int | None = None) -> Array:
@@ -179,9 +157,9 @@ def _pull(
     d, back = jax.vmap(pull)(bars) if bars else ({}, {})
     found = {}
     for n in part.layers:
-        layer = plan.layers[n]
-        site = layer.layer.site
-        found[n] = _kept(layer, operands.layers[n], tapped[site], d[site])
+        form = plan.layers[n]
+        site = form.layer.site
+        found[n] = form.keep(operands.metrics[n], (tapped[site],), d[site])
     return found, back, written
 
 
@@ -197,9 +175,9 @@ def _pull_once(
     d, back = jax.vmap(jax.vmap(pull))(bars)
     found = {}
     for n in part.layers:
-        layer = plan.layers[n]
-        site = layer.layer.site
-        keep = functools.partial(_kept, layer, operands.layers[n], tapped[site])
+        form = plan.layers[n]
+        site = form.layer.site
+        keep = functools.partial(form.keep, operands.metrics[n], (tapped[site],))
         found[n] = jax.vmap(keep)(d[site])
     return found, back
 
@@ -231,34 +209,6 @@ def _linearise(
     flowing = {slot: values[slot] for slot in part.pulled}
     found, pull, (tapped, last) = jax.vjp(perturbed, zeros, flowing, has_aux=True)
     return found, pull, tapped, last
-
-
-def _kept(
-    plan: LayerPlan, metric: LayerMetric, operand: Array, d: Array
-) -> LayerFactors | Tangents:
-    """A layer's factors or tangents for one sample, as its plan says."""
-    layer = plan.layer
-    a, d = layer.activations(operand), jax.vmap(layer.cotangents)(d)
-    if plan.form == "factors":
-        return LayerFactors(a, d)
-    a, d = widen(a), widen(d)
-    if not isinstance(metric, GatheredMetric):
-        return Tangents(jnp.einsum("kgis,gjs->kgij", d, a).reshape(len(d), -1))
-    flat = d.reshape(len(d), -1, layer.positions)
-    seen = a[:, : layer.inputs].reshape(-1, layer.positions)
-    t = [gathered_tangents(seen, flat, _in_group(layer, metric))]
-    if layer.bias is not None:
-        t.append(jnp.sum(flat, axis=2))
-    return Tangents(jnp.concatenate(t, axis=1))
-
-
-def _in_group(layer: Layer, metric: GatheredMetric) -> GatheredMetric:
-    """The metric with columns that index the input features of all groups together."""
-    if layer.groups == 1:
-        return metric
-    first = metric.rows // layer.features * layer.inputs
-    columns = jnp.minimum(metric.columns + first[:, None], layer.groups * layer.inputs - 1)
-    return dataclasses.replace(metric, columns=columns)
 
 
 def _block_rows(plan: Plan, part: Part, samples: int, directions: int, budget: int | None) -> int:

@@ -10,13 +10,11 @@ from jaxtyping import Array, PyTree, Shaped
 from .._parameters import parameter_marks
 from .._sparse import SparseModel, prunable_weights
 from .._types import KernelKind, Outputs
-from ..kernels import GatheredMetric
-from ._forms import Cost, Path
 from ._given import given_batches, given_model
 from ._kernel import known_support
-from ._metric import LayerMetric
-from ._plan import Plan, aligned, make_plan
+from ._plan import aligned, make_plan
 from ._spec import kernel_spec
+from .forms import Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,56 +144,26 @@ def explain(
     plan, operands = make_plan(spec, model, x1, m, support=support)
     marks = _prunable(model)
     found = {}
-    for n, (layer, metric) in enumerate(zip(plan.layers, operands.layers, strict=True)):
-        found[layer.layer.weight] = _of_layer(plan, n, metric, marks)
-    for p, c in zip(plan.jacobians, operands.jacobians, strict=True):
-        found[p] = _of_parameter(plan, p, c, marks)
+    for form, metric in zip(plan.forms, operands.metrics, strict=True):
+        shape = plan.traced.parameters[form.parameters[0]].shape
+        count = form.count(metric)
+        kept = math.prod(shape) if count is None else count
+        cost = form.cost(plan.sizes, kept)
+        found[form.parameters[0]] = ParameterCost(
+            name=plan.name_of(form),
+            shape=shape,
+            prunable=marks[form.parameters[0]],
+            kept=kept,
+            path=form.path,
+            flops=cost.flops,
+            layer_flops=cost.layer_flops,
+            bytes=(plan.sizes.n + plan.sizes.m) * cost.stored,
+        )
     for p in plan.unused:
-        found[p] = _of_parameter(plan, p, None, marks)
+        parameter = plan.traced.parameters[p]
+        size = math.prod(parameter.shape)
+        found[p] = ParameterCost(parameter.path, parameter.shape, marks[p], size, "unused", 0, 0, 0)
     return Explanation(len(x1), m, plan.traced.num_outputs, tuple(found[p] for p in sorted(found)))
-
-
-def _of_layer(plan: Plan, number: int, metric: LayerMetric, marks: list[bool]) -> ParameterCost:
-    planned = plan.layers[number]
-    layer, parameters = planned.layer, plan.traced.parameters
-    kept = layer.groups * layer.features * layer.inputs
-    if metric is not None:
-        gathered = isinstance(metric, GatheredMetric)
-        values = metric.values if gathered else metric.values[..., : layer.inputs]
-        kept = int(np.count_nonzero(jax.device_get(values)))
-    name = parameters[layer.weight].path
-    if layer.bias is not None:
-        name += " + " + parameters[layer.bias].path
-    cost = plan.cost_of_layer(number, kept)
-    shape, marked = parameters[layer.weight].shape, marks[layer.weight]
-    return _parameter_cost(plan, name, shape, marked, kept, planned.path, cost)
-
-
-def _of_parameter(
-    plan: Plan, number: int, metric: Array | None, marks: list[bool]
-) -> ParameterCost:
-    parameter = plan.traced.parameters[number]
-    used = number in plan.jacobians
-    cost = plan.cost_of_jacobian(number) if used else Cost(0, 0, 0, 0, 0, 0, 0)
-    kept = math.prod(parameter.shape)
-    if metric is not None:
-        kept = int(np.count_nonzero(jax.device_get(metric))) // (1 + parameter.is_complex)
-    path: Path = "jacobian" if used else "unused"
-    marked = marks[number]
-    return _parameter_cost(plan, parameter.path, parameter.shape, marked, kept, path, cost)
-
-
-def _parameter_cost(
-    plan: Plan,
-    name: str,
-    shape: tuple[int, ...],
-    marked: bool,
-    kept: int,
-    path: Path,
-    cost: Cost,
-) -> ParameterCost:
-    stored = (plan.sizes.n + plan.sizes.m) * cost.stored
-    return ParameterCost(name, shape, marked, kept, path, cost.flops, cost.layer_flops, stored)
 
 
 def _prunable(model: PyTree) -> list[bool]:

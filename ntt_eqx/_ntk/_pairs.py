@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from ..kernels import Device, known_memory, memory_of
 from ..kernels.manual_axes import zeros_of
-from ._forms import Cost
+from .forms import Cost
 
 # A symmetric kernel is cut into at least this many blocks a side, so that only 5 of 8 are computed,
 # if the blocks keep this many samples.

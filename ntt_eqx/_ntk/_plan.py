@@ -5,6 +5,7 @@ and its costs. It contains no weights. `explain` prints it; `_execute` and `_con
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +19,7 @@ from .._program import constants, with_constants
 from .._sparse import SparseModel
 from .._types import KernelKind, wide_dtype
 from ..kernels import GatheredRows, at_precision
-from ._forms import Cost, LayerPlan, Sizes, jacobian_cost, parameter_count, plan_layer
-from ._layers import find_layers
-from ._metric import LayerMetric, layer_metric
+from ._layers import Layer, find_layers
 from ._parts import Part, derivative_flow, split
 from ._spec import KernelSpec
 from ._support import (
@@ -32,17 +31,26 @@ from ._support import (
     lost_unless_whole,
 )
 from ._trace import Traced, trace
+from .forms import (
+    AbstractForm,
+    AbstractGatheredForm,
+    AbstractLayerForm,
+    Cost,
+    JacobianForm,
+    Sizes,
+    plan_layer,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How one kernel is computed.
+    """How one kernel is computed: a form for each term of its sum, and segments of the program.
 
     Attributes:
         traced: the model's program.
         parts: the segments of the program, in the order in which they run.
-        layers: the layers that the outputs depend on, and the form of each.
-        jacobians: parameters in no layer, which take their explicit Jacobians.
+        layers: the forms of the layers that the outputs depend on.
+        jacobians: the forms of the parameters in no layer.
         unused: parameters that the outputs do not depend on.
         sizes: samples, directions and bytes of a number.
         spec: what was asked for, and on which device.
@@ -50,26 +58,25 @@ class Plan:
 
     traced: Traced
     parts: tuple[Part, ...]
-    layers: tuple[LayerPlan, ...]
-    jacobians: tuple[int, ...]
+    layers: tuple[AbstractLayerForm[Any], ...]
+    jacobians: tuple[JacobianForm, ...]
     unused: tuple[int, ...]
     sizes: Sizes
     spec: KernelSpec
 
-    def cost_of_layer(self, number: int, kept: int = 0) -> Cost:
-        """The cost of layer `number` if `kept` of its weights count."""
-        return self.layers[number].cost(self.sizes, kept)
+    @property
+    def forms(self) -> tuple[AbstractForm[Any], ...]:
+        """The terms of the sum: first the layers, then the parameters in none."""
+        return (*self.layers, *self.jacobians)
 
-    def cost_of_jacobian(self, parameter: int) -> Cost:
-        """The cost of a parameter in no layer."""
-        p = self.traced.parameters[parameter]
-        return jacobian_cost(parameter_count(p.shape, p.is_complex), self.sizes)
+    def name_of(self, form: AbstractForm[Any]) -> str:
+        """The paths of a term's parameters, such as `".weight + .bias"`."""
+        return " + ".join(self.traced.parameters[p].path for p in form.parameters)
 
     @property
     def costs_of_all(self) -> list[Cost]:
         """The costs of all terms of the sum."""
-        layers = [self.cost_of_layer(n) for n in range(len(self.layers))]
-        return layers + [self.cost_of_jacobian(p) for p in self.jacobians]
+        return [form.cost(self.sizes) for form in self.forms]
 
     @property
     def constants(self) -> list[Array]:
@@ -93,13 +100,11 @@ class Operands(eqx.Module):
 
     Attributes:
         parameters: the model's parameters, as real arrays.
-        layers: the metric of each layer.
-        jacobians: the metric of each parameter in no layer, `None` for 1.
+        metrics: the metric of each form.
     """
 
     parameters: list[Array]
-    layers: list[LayerMetric]
-    jacobians: list[Array | None]
+    metrics: list[Any]
 
 
 def make_plan(
@@ -141,33 +146,42 @@ def make_plan(
     )
     layers, rest = find_layers(traced.program, [a.shape for a in arrays], spec.rules)
     flow = derivative_flow(traced, layers, rest)
-    planned = []
-    for number in flow.layers:
-        layer = layers[number]
-        weight = weights[layer.weight]
-        masked = weight is not None or layer.bias is not None and weights[layer.bias] is not None
-        known = found[layer.weight]
-        rows = known.rows if isinstance(known, Unchecked | Checked) else known
-        nonzeros = None
-        if weight is not None and isinstance(rows, GatheredRows):
-            nonzeros = rows.room * rows.height
-        planned.append(plan_layer(layer, masked, nonzeros, sizes, spec.costs))
-    kept = [plan.layer for plan in planned]
-    flow = derivative_flow(traced, kept, flow.parameters)
-    covered = {p for layer in kept for p in (layer.weight, layer.bias)} | set(flow.parameters)
+    layers = [layers[number] for number in flow.layers]
+    forms = tuple(_planned(layer, weights, found, sizes, spec) for layer in layers)
+    flow = derivative_flow(traced, layers, flow.parameters)
+    jacobians = tuple(
+        JacobianForm(p, math.prod(arrays[p].shape), traced.parameters[p].is_complex)
+        for p in flow.parameters
+    )
+    covered = {p for form in (*forms, *jacobians) for p in form.parameters}
     plan = Plan(
         traced=traced,
-        parts=split(traced, kept, flow, spec.costs),
-        layers=tuple(planned),
-        jacobians=flow.parameters,
+        parts=split(traced, layers, flow, spec.costs),
+        layers=forms,
+        jacobians=jacobians,
         unused=tuple(p for p in range(len(arrays)) if p not in covered),
         sizes=sizes,
         spec=spec,
     )
-    used = {layer.layer.weight for layer in planned if layer.gathered is not None}
+    used = {form.layer.weight for form in forms if isinstance(form, AbstractGatheredForm)}
     found = checked_support([s if n in used else None for n, s in enumerate(found)])
-    metrics = [layer_metric(layer, weights, found, dtype) for layer in planned]
-    return plan, Operands(arrays, metrics, [weights[p] for p in flow.parameters])
+    return plan, Operands(arrays, [form.metric(weights, found, dtype) for form in plan.forms])
+
+
+def _planned(
+    layer: Layer,
+    weights: Sequence[Array | None],
+    support: Sequence[Any],
+    sizes: Sizes,
+    spec: KernelSpec,
+) -> AbstractLayerForm[Any]:
+    """The form of a layer, with the metrics and indices that are known of its parameters."""
+    weight, known = weights[layer.weight], support[layer.weight]
+    masked = weight is not None or layer.bias is not None and weights[layer.bias] is not None
+    rows = known.rows if isinstance(known, Unchecked | Checked) else known
+    indexed = weight is not None and isinstance(rows, GatheredRows)
+    nonzeros = rows.room * rows.height if indexed else None
+    return plan_layer(layer, masked, nonzeros, sizes, spec.costs)
 
 
 def dense_and_metric(

@@ -115,7 +115,7 @@ def test_blocks_of_every_size_give_the_same_kernel(outputs, m):
 
 
 def test_which_blocks():
-    from ntt_eqx._ntk._forms import Cost
+    from ntt_eqx._ntk.forms import Cost
 
     cost = [Cost(0, 0, 0, 100, 100, 40, 0)]
     plan = lambda budget, **options: _pairs.plan_blocks(
