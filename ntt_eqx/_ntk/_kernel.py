@@ -43,8 +43,8 @@ def kernel_and_outputs(
     support: Sequence[Any] | None = None,
     *,
     in_a_step: bool = False,
-) -> tuple[Array, Array, Array]:
-    """The kernel between two batches, and the outputs `[N, K]` and `[M, K]`.
+) -> tuple[Any, Array, Array]:
+    """The kernel between two batches (or its terms), and the outputs `[N, K]` and `[M, K]`.
 
     Every kernel of the library comes through here.
 
@@ -135,7 +135,7 @@ def claimed_support(model: PyTree, kernel: KernelKind, support: PyTree | None) -
 def blocks_of(plan: Plan, *, symmetric: bool, keeps: bool | None = None) -> Blocks:
     """How to cut the pairs of samples of a plan into blocks within the budget."""
     sizes, outputs, budget = plan.sizes, plan.spec.outputs, plan.spec.budget
-    entries = sizes.itemsize * (1 if outputs == "trace" else sizes.entries)
+    entries = _results(plan) * sizes.itemsize * (1 if outputs == "trace" else sizes.entries)
     lengths = (sizes.n, sizes.m)
     return plan_blocks(
         plan.costs_of_all, plan.stored, entries, lengths, budget, symmetric=symmetric, keeps=keeps
@@ -176,7 +176,13 @@ def _check_fits(plan: Plan, directions: Any, caller: str) -> None:
         sides = (len(directions[0]), len(directions[1]))
     lengths = (sizes.n, sizes.m)
     remedy = _REMEDIES[caller]
-    check_fits(caller, lengths, sides, spec.outputs, sizes.itemsize, spec.device, remedy)
+    itemsize = _results(plan) * sizes.itemsize
+    check_fits(caller, lengths, sides, spec.outputs, itemsize, spec.device, remedy)
+
+
+def _results(plan: Plan) -> int:
+    """Number of kernels that are returned."""
+    return len(plan.forms) if plan.spec.by_layer else 1
 
 
 def _check_directions(plan: Plan, directions: tuple[Array, Array] | None) -> None:

@@ -1,7 +1,7 @@
 """The public kernel function."""
 
 import functools
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
 import equinox as eqx
 import numpy as np
@@ -20,6 +20,7 @@ Directions: TypeAlias = (
 )
 
 
+@overload
 def ntk(
     model: PyTree,
     x1: Shaped[Array | np.ndarray, "n ..."],
@@ -32,7 +33,41 @@ def ntk(
     precision: Precision = "float32",
     implementation: Implementation | None = None,
     max_bytes: int | None = None,
-) -> Float[Array, "n m *outputs"]:
+    by_layer: Literal[False] = False,
+) -> Float[Array, "n m *outputs"]: ...
+
+
+@overload
+def ntk(
+    model: PyTree,
+    x1: Shaped[Array | np.ndarray, "n ..."],
+    x2: Shaped[Array | np.ndarray, "m ..."] | None = None,
+    *,
+    kernel: KernelKind = "active",
+    metric: PyTree | None = None,
+    outputs: Outputs = "full",
+    directions: Directions = None,
+    precision: Precision = "float32",
+    implementation: Implementation | None = None,
+    max_bytes: int | None = None,
+    by_layer: Literal[True],
+) -> dict[str, Float[Array, "n m *outputs"]]: ...
+
+
+def ntk(
+    model: PyTree,
+    x1: Shaped[Array | np.ndarray, "n ..."],
+    x2: Shaped[Array | np.ndarray, "m ..."] | None = None,
+    *,
+    kernel: KernelKind = "active",
+    metric: PyTree | None = None,
+    outputs: Outputs = "full",
+    directions: Directions = None,
+    precision: Precision = "float32",
+    implementation: Implementation | None = None,
+    max_bytes: int | None = None,
+    by_layer: bool = False,
+) -> Float[Array, "n m *outputs"] | dict[str, Float[Array, "n m *outputs"]]:
     """Exact finite-width neural tangent kernel of any Equinox model, masked or not.
 
     `Theta[n,m,k,l] = sum_p c_p df_k(x1_n)/dp df_l(x2_m)/dp` over all parameters `p`, which are the
@@ -67,11 +102,16 @@ def ntk(
       in blocks of pairs of samples that fit it, down to one pair. Defaults to an eighth of the
       memory, at most 256 MiB, and on an accelerator to a quarter of its memory. It changes results
       by rounding at most.
+    - `by_layer`: return the share of each layer instead of their sum, at the same cost; the result
+      takes as many times the memory.
 
     **Returns:**
 
     `[N, M, K, K]` for K outputs (`[N, M, K]` for the diagonal, `[N, M]` for the trace,
     `[N, M, R, S]` for directions), in float32, or float64 where the model computes in float64.
+    With `by_layer=True` a dict of such kernels, which sum up to the whole, by parameter as
+    `explain` names them: a layer's weight and bias have one share, named
+    `".layers[0].weight + .layers[0].bias"`. Parameters that the outputs do not depend on have none.
 
     **Raises:**
 
@@ -83,6 +123,7 @@ def ntk(
     spec, arrays = _given(
         "ntk", model, x1, x2, metric, directions, max_bytes,
         kernel=kernel, outputs=outputs, precision=precision, implementation=implementation,
+        by_layer=by_layer,
     )  # fmt: skip
     return _run(spec, *arrays, with_outputs=False)
 
@@ -130,15 +171,15 @@ def _given(
     metric: PyTree | None,
     directions: Any,
     max_bytes: int | None,
-    **names: Any,
+    **options: Any,
 ) -> tuple[KernelSpec, tuple[Any, ...]]:
     """The spec of a kernel, and its arrays: checked, converted and on the devices in use."""
     model, (x1, x2) = given_model(caller, model), given_batches(caller, x1, x2)
     check_warm(caller, model)
     metric = given_leaves(caller, "metric", metric)
     directions = given_directions(caller, directions)
-    check_options(caller, max_bytes, directions, **names)
-    spec = kernel_spec(**names, max_bytes=max_bytes)
+    check_options(caller, max_bytes, directions, **options)
+    spec = kernel_spec(**options, max_bytes=max_bytes)
     model, x1, x2, metric, directions = replicate((model, x1, x2, metric, directions))
     oracle = spec.implementation != "factors"
     support = None if oracle else known_support(model, spec.kernel)

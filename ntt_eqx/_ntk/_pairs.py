@@ -152,9 +152,9 @@ def kernel_in_blocks(
     blocks: Blocks,
     lengths: tuple[int, int],
     make: Callable[[int, Array, int], Any] | None,
-    contract: Callable[[Any, Any], Array],
+    contract: Callable[[Any, Any], Any],
     factors: tuple[Any, Any] | None = None,
-) -> Array:
+) -> Any:
     """The kernel between two batches, from a loop that writes block by block into the result.
 
     A last block that would not be full starts earlier: its first rows are computed twice, to the
@@ -165,7 +165,7 @@ def kernel_in_blocks(
     - `lengths`: samples N and M of both batches.
     - `make`: `(side, start, size) -> factors` of so many samples from `start` on, if they are not
       kept; side 0 is the kernel's rows, 1 its columns.
-    - `contract`: `(factors, factors) -> kernel[n, m, ...]`.
+    - `contract`: `(factors, factors) -> kernel[n, m, ...]`, or a PyTree of such kernels.
     - `factors`: those of both batches, if the blocks keep them.
     """
     if factors is not None and blocks.counts == (1, 1):
@@ -189,8 +189,11 @@ def kernel_in_blocks(
             theta = jax.lax.dynamic_update_slice(theta, mirrored(found), (*place[::-1], *zeros))
         return theta
 
+    def put_all(theta: Any, found: Any, *place: Array) -> Any:
+        return jax.tree.map(lambda whole, block: put(whole, block, *place), theta, found)
+
     example = jax.eval_shape(lambda: contract(side(0, jnp.int32(0)), side(1, jnp.int32(0))))
-    empty = zeros_of(example, (*lengths, *example.shape[2:]))
+    empty = jax.tree.map(lambda like: zeros_of(like, (*lengths, *like.shape[2:])), example)
     if factors is not None or blocks.symmetric:
         block = jax.checkpoint(lambda i, j: contract(side(0, i), side(1, j)))
         pairs = [
@@ -199,14 +202,14 @@ def kernel_in_blocks(
             for q, j in enumerate(starts[1])
             if p <= q or not blocks.symmetric
         ]
-        one = lambda theta, pair: (put(theta, block(*pair), *pair), None)
+        one = lambda theta, pair: (put_all(theta, block(*pair), *pair), None)
         return jax.lax.scan(one, empty, tuple(jnp.asarray(pairs, jnp.int32).T))[0]
 
     @jax.checkpoint
-    def row(theta: Array, i: Array) -> tuple[Array, None]:
+    def row(theta: Any, i: Array) -> tuple[Any, None]:
         mine = side(0, i)
         block = jax.checkpoint(lambda j: contract(mine, side(1, j)))
-        one = lambda theta, j: (put(theta, block(j), i, j), None)
+        one = lambda theta, j: (put_all(theta, block(j), i, j), None)
         return jax.lax.scan(one, theta, jnp.asarray(starts[1], jnp.int32))[0], None
 
     return jax.lax.scan(row, empty, jnp.asarray(starts[0], jnp.int32))[0]

@@ -30,6 +30,7 @@ class KernelSpec:
         outputs: which pairs of outputs to compute.
         precision: the precision of matrix products.
         implementation: the engine (`"factors"`) or an oracle.
+        by_layer: whether each term of the sum is returned, instead of the sum.
         budget: bytes for intermediates, beside inputs and result.
         device: the device that computes the kernel.
         costs: measured costs of that device.
@@ -40,6 +41,7 @@ class KernelSpec:
     outputs: Outputs
     precision: Precision
     implementation: Implementation
+    by_layer: bool
     budget: int
     device: Device
     costs: Costs
@@ -52,6 +54,7 @@ def kernel_spec(
     precision: Precision = "float32",
     implementation: Implementation | None = None,
     max_bytes: int | None = None,
+    by_layer: bool = False,
 ) -> KernelSpec:
     """The spec of a kernel on the device in use, with the arguments of `ntk`."""
     device = target_device()
@@ -60,6 +63,7 @@ def kernel_spec(
         outputs=outputs,
         precision=precision,
         implementation=implementation or "factors",
+        by_layer=by_layer,
         budget=default_budget(device) if max_bytes is None else max_bytes,
         device=device,
         costs=costs_on(device),
@@ -67,7 +71,13 @@ def kernel_spec(
     )
 
 
-def check_options(caller: str, max_bytes: Any = None, directions: Any = None, **names: Any) -> None:
+def check_options(
+    caller: str,
+    max_bytes: Any = None,
+    directions: Any = None,
+    by_layer: Any = False,
+    **names: Any,
+) -> None:
     """Raise `ValueError` for an unknown name or for options that exclude each other."""
     for name, value in names.items():
         allowed = _CHOICES[name]
@@ -78,5 +88,9 @@ def check_options(caller: str, max_bytes: Any = None, directions: Any = None, **
         raise ValueError(
             f"{caller}: directions go with outputs='full' and implementation='factors'."
         )
+    if not isinstance(by_layer, bool):
+        raise ValueError(f"{caller}: by_layer must be True or False, got {by_layer!r}.")
+    if by_layer and oracle:
+        raise ValueError(f"{caller}: by_layer goes with implementation='factors'.")
     if max_bytes is not None and not is_count(max_bytes):
         raise ValueError(f"{caller}: max_bytes must be positive, got {max_bytes}.")

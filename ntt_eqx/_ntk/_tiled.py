@@ -15,8 +15,8 @@ from ._execute import Factors, evaluate, factorise
 from ._pairs import Blocks, kernel_in_blocks
 from ._plan import Operands, Plan
 
-Found: TypeAlias = tuple[Array, Array, Array]
-"""A kernel, and the outputs for both batches."""
+Found: TypeAlias = tuple[Any, Array, Array]
+"""A kernel (or its terms by name), and the outputs for both batches."""
 
 
 def carry_out(
@@ -83,7 +83,8 @@ def _on_many(
         axis_names=set(layout.axes),
         check_vma=False,
     )(plan.constants, operands, _padded(x1, layout), _padded(x2, layout), sides)
-    return theta[: len(x1), : len(x2)], f1[: len(x1)], f2[: len(x2)]
+    theta = jax.tree.map(lambda term: term[: len(x1), : len(x2)], theta)
+    return theta, f1[: len(x1)], f2[: len(x2)]
 
 
 def tile_lengths(layout: Layout | None, n: int, m: int) -> tuple[int, int]:

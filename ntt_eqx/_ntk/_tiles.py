@@ -42,7 +42,8 @@ def ntk_tiles(
 
     **Raises:**
 
-    `ValueError` for a tile that is not two positive integers, and what `ntk` raises.
+    `ValueError` for a tile that is not two positive integers, for `by_layer=True`, and what `ntk`
+    raises.
     """
     check_tiles("ntk_tiles", x1, x2, tile, options)
     model = given_model("ntk_tiles", model)
@@ -57,6 +58,8 @@ def check_tiles(
     if x2 is not None:
         check_side(caller, "x2", x2)
     check_tile(caller, tile)
+    if options.get("by_layer"):
+        raise ValueError(f"{caller}: a tile is one kernel; by_layer=True goes with ntk alone.")
     if x2 is None and options.get("directions") is not None:
         raise ValueError(f"{caller}: with directions the kernel is not symmetric; pass x2=x1.")
 
