@@ -64,6 +64,7 @@ from ._prunable import (
     Prunable as Prunable,
     prunable_weights as prunable_weights,
 )
+from ._recipe import Recipe as Recipe
 from ._scores import prune as prune
 from ._sparse import (
     SparseModel as SparseModel,

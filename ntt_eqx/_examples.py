@@ -21,14 +21,23 @@ Examples: TypeAlias = tuple[Samples, Int[Array | np.ndarray, " batch"]]
 
 
 def softmax_cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Integer[Array, " batch"]
+    logits: Float[Array, "batch classes"],
+    labels: Integer[Array, " batch"],
+    smoothing: float = 0.0,
 ) -> Float[Array, " batch"]:
-    """Softmax cross-entropy of every sample, in nats; NaN where a label is out of range."""
+    """Softmax cross-entropy of every sample, in nats; NaN where a label is out of range.
+
+    With `smoothing` the target is `(1 - smoothing)` at the label and `smoothing` spread evenly
+    over all classes, the label among them.
+    """
     # Narrow integers may not hold the number of classes, nor negative ones that no label wraps.
     labels = labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
     known = (labels >= 0) & (labels < logits.shape[1])
     index = jnp.where(known, labels, 0).astype(jnp.int32)
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), index[:, None], axis=1)[:, 0]
+    logs = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(logs, index[:, None], axis=1)[:, 0]
+    if smoothing:
+        chosen = (1 - smoothing) * chosen + smoothing * jnp.mean(logs, axis=1)
     return jnp.where(known, -chosen, jnp.nan)
 
 

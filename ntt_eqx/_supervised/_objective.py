@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._batch import as_array, as_arrays, pair
-from .._checks import check_finite, sample_of, sample_output
+from .._checks import check_finite, check_weight, sample_of, sample_output
 from .._examples import as_inference, check_examples, check_samples, softmax_cross_entropy
 from .._sparse import SparseModel
 from .._stateful import check_state_on_top, forward, has_state, in_training_mode, state_of
@@ -59,7 +59,22 @@ class AbstractObjective(eqx.Module):
 
 
 class CrossEntropy(AbstractObjective):
-    """Softmax cross-entropy of logits `[classes]` against integer labels, and the accuracy."""
+    """Softmax cross-entropy of logits `[classes]` against integer labels, and the accuracy.
+
+    Attributes:
+        label_smoothing: share of the target that is spread evenly over all classes, in [0, 1)
+            (Szegedy et al., 2016).
+    """
+
+    label_smoothing: float = eqx.field(static=True, default=0.0)
+
+    def __check_init__(self) -> None:
+        """Reject a share outside of [0, 1)."""
+        check_weight("CrossEntropy: label_smoothing", self.label_smoothing)
+        if self.label_smoothing >= 1:
+            raise ValueError(
+                f"CrossEntropy: label_smoothing must be below 1, got {self.label_smoothing!r}."
+            )
 
     def __call__(
         self, model: PyTree, batch: PyTree, key: PRNGKeyArray | None
@@ -69,7 +84,8 @@ class CrossEntropy(AbstractObjective):
         logits, after = outputs(model, x, key)
         y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)
         hits = jnp.argmax(logits, axis=1).astype(y.dtype) == y
-        return softmax_cross_entropy(logits, y), {"accuracy": hits}, after
+        losses = softmax_cross_entropy(logits, y, self.label_smoothing)
+        return losses, {"accuracy": hits}, after
 
     def check(self, caller: str, model: PyTree, batch: PyTree) -> None:
         """Raise `ValueError` unless the labels are those of the model's classes."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .._batch import as_arrays
 from .._checks import check_key, check_weight, check_weights
 from .._distribute import left_to_xla, replicate, spread
-from .._optimise import init_optimizer, optimise
+from .._optimise import copied, init_optimizer, optimise
 from .._parameters import parameters, partition_parameters
 from .._primitives import with_equivalents
 from .._sparse import SparseModel, masked_weights, prunable_leaves
@@ -28,10 +28,14 @@ class TrainConfig(eqx.Module):
             (published: 1e-8). A model without prunable weights has no such sum.
         objective: `CrossEntropy()`, `SquaredError()`, or your own `(model, batch, key) -> loss`;
             see `AbstractObjective`.
+        ema: decay of the exponential moving average of the weights, in [0, 1), which follows them
+            at every step: `average = ema average + (1 - ema) weights`, from the initial ones on.
+            It is what is evaluated, `TrainState.trained`; 0 for none.
     """
 
     l2_weight: float = eqx.field(static=True, default=1e-8)
     objective: Objective = CROSS_ENTROPY
+    ema: float = eqx.field(static=True, default=0.0)
 
     def __check_init__(self) -> None:
         check_weight("TrainConfig: l2_weight", self.l2_weight)
@@ -40,6 +44,9 @@ class TrainConfig(eqx.Module):
                 "TrainConfig: the objective must be a function (model, batch, key) -> loss, or a "
                 f"Module such as CrossEntropy(), got {self.objective!r}."
             )
+        check_weight("TrainConfig: ema", self.ema)
+        if self.ema >= 1:
+            raise ValueError(f"TrainConfig: ema must be below 1, got {self.ema!r}.")
 
 
 class TrainMetrics(eqx.Module):
@@ -66,6 +73,8 @@ class TrainState(eqx.Module):
         key: source of the keys of the steps, or `None`.
         config: what is minimised.
         optimizer: the optax optimiser.
+        average: the moving average of the model's floating-point arrays, the running statistics of
+            batch norm among them; `None` without `TrainConfig.ema`.
     """
 
     model: Any
@@ -74,6 +83,15 @@ class TrainState(eqx.Module):
     key: PRNGKeyArray | None
     config: TrainConfig
     optimizer: optax.GradientTransformation = eqx.field(static=True)
+    average: PyTree = None
+
+    @property
+    def trained(self) -> Any:
+        """The model to evaluate and to keep: `model`, with the averaged weights if there are any.
+
+        Its mask is that of `model`.
+        """
+        return self.model if self.average is None else eqx.combine(self.average, self.model)
 
 
 def train_init(
@@ -113,8 +131,9 @@ def train_init(
         check_key("train_init", key)
     params = parameters(with_zeros(model))
     opt_state = init_optimizer("train_init", optimizer, params)
-    state = TrainState(model, opt_state, jnp.zeros((), jnp.int32), key, config, optimizer)
-    return replicate(state)
+    average = copied(eqx.filter(model, eqx.is_inexact_array)) if config.ema else None
+    step = jnp.zeros((), jnp.int32)
+    return replicate(TrainState(model, opt_state, step, key, config, optimizer, average))
 
 
 def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:
@@ -174,8 +193,9 @@ def _stepped(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics
     )
     model = _keep_pruned(eqx.combine(params, rest), state.model)
     model = model if after is None else with_state(model, after)
-    step = state.step + 1
-    return TrainState(model, opt_state, step, state.key, state.config, state.optimizer), metrics
+    average = _averaged(state.average, model, state.config.ema)
+    step, config = state.step + 1, state.config
+    return TrainState(model, opt_state, step, state.key, config, state.optimizer, average), metrics
 
 
 def _loss(
@@ -189,6 +209,14 @@ def _loss(
         start=jnp.zeros((), objective.dtype),
     )
     return TrainMetrics(objective + config.l2_weight * penalty, objective, means), after
+
+
+def _averaged(average: PyTree, model: PyTree, ema: float) -> PyTree:
+    """The moving average one step on; `None` if there is none."""
+    if average is None:
+        return None
+    one = lambda old, new: (ema * old + (1 - ema) * new).astype(old.dtype)
+    return jax.tree.map(one, average, eqx.filter(model, eqx.is_inexact_array))
 
 
 def _penalised(model: PyTree) -> list[Array]:

@@ -130,7 +130,7 @@ def train_steps(
     The state after the last step, and rows
     `{"step": int, "train": {"loss", "objective", "accuracy"}, "test": {"loss", "accuracy"}}` (with
     `CrossEntropy`), `"train"` being means over the steps since the row before; see `fit`. The test
-    loss is the objective alone, without L2.
+    loss is the objective alone, without L2, of `TrainState.trained`.
 
     **Raises:**
 
@@ -141,7 +141,7 @@ def train_steps(
     parts = dict(observe or {})
     if test_set is not None:
         as_stream("train: test_set", test_set, again=True)
-        parts["test"] = lambda state: evaluate(state.model, test_set, objective)
+        parts["test"] = lambda state: evaluate(state.trained, test_set, objective)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, TrainMetrics, Evidence]:
         nonlocal first

@@ -10,7 +10,6 @@ from ._dataset import (
 )
 from ._errors import DatasetError as DatasetError
 from ._pipeline import (
-    Batch as Batch,
     BatchIterator as BatchIterator,
     as_batch as as_batch,
     batches as batches,
@@ -23,3 +22,4 @@ from ._registry import (
     load_dataset as load_dataset,
     prepare_dataset as prepare_dataset,
 )
+from ._views import Batch as Batch

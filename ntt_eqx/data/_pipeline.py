@@ -2,30 +2,19 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int32
+from jaxtyping import Array
 
 from .._checks import check_count, is_count
 from .._distribute import Layout, layout_in_use
 from ._dataset import Split
+from ._views import Batch, RandomViews, SamplesOnDevice
 
 Moment = float | Sequence[float]
-
-
-class Batch(NamedTuple):
-    """One batch.
-
-    Attributes:
-        x: `[batch, C, H, W]`, float32, standardised.
-        y: `[batch]`, int32 labels; -1 for samples without one.
-    """
-
-    x: Float32[Array, "batch ..."]
-    y: Int32[Array, " batch"]
 
 
 @runtime_checkable
@@ -55,6 +44,9 @@ def batches(
     shuffle: bool = True,
     num_epochs: int | None = None,
     num_threads: int = 0,
+    crop: int = 0,
+    flip: bool = False,
+    on_device: bool = False,
 ) -> BatchIterator:
     """Iterate over a split in shuffled, standardised batches.
 
@@ -76,6 +68,14 @@ def batches(
     - `num_epochs`: stop after so many epochs, without the last batch if it is not full; `None`
       goes on for ever.
     - `num_threads`: threads that prepare batches ahead; 0 prepares each when it is asked for.
+    - `crop`: cut each image at random from itself with so many pixels of zeros around it, zeros of
+      the stored values, as is usual: black pixels. 0 leaves it as it is.
+    - `flip`: mirror each image, left to right, with probability 1/2.
+    - `on_device`: keep all samples on the device, as they are stored, and prepare batches there:
+      for accelerators, where a batch of pixels takes longer to copy than to use. Samples are uint8
+      or float32. Not inside `ntt.distribute`, whose processes load rows of their own.
+
+    The crop and the flip of the batch with a number follow from `seed` and that number alone.
 
     **Returns:**
 
@@ -83,23 +83,33 @@ def batches(
 
     **Raises:**
 
-    `ValueError` for a batch size, seed, number of epochs or statistics that cannot be used.
+    `ValueError` for a batch size, seed, number of epochs or statistics that cannot be used, for
+    crops and flips of what are no images, and for samples that cannot be kept on the device.
     """
     import grain  # here, for it is slow to import and imports Orbax where that is installed
 
     _check(split, batch_size, seed, num_epochs, num_threads)
     offset, scale = _offset_and_scale(split.x, mean, std)
     source = _ShuffledBatches(len(split), batch_size, seed if shuffle else None, num_epochs)
-
     layout = layout_in_use()
+    draws = RandomViews(split.x, crop, flip, seed)
+    device = SamplesOnDevice(split, offset, scale, draws, layout) if on_device else None
 
-    def gather(indices: np.ndarray) -> Batch:
-        x = lambda rows: _standardise(split.x[indices[rows]], offset, scale)
+    def gather(number: int, indices: np.ndarray) -> Batch:
+        views = draws.of_batch(number, len(indices))
+        if device is not None:
+            return device.batch(indices, views)
+
+        def x(rows: slice) -> np.ndarray:
+            samples = draws.cut(split.x[indices[rows]], *(v[rows] for v in views))
+            return _standardise(samples, offset, scale)
+
         y = lambda rows: split.y[indices[rows]]
         return _load(layout, (len(indices), *split.x.shape[1:]), x, y)
 
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    return iter(grain.MapDataset.source(source).map(gather).to_iter_dataset(options))
+    numbered = grain.MapDataset.source(source).map_with_index(gather)
+    return iter(numbered.to_iter_dataset(options))
 
 
 def as_batch(split: Split, *, mean: Moment = 0.0, std: Moment = 1.0) -> Batch:

@@ -26,6 +26,10 @@ from .settings import (
 from .together import by_first
 
 FORMAT = 1
+_LATER_TRAINING = (
+    *("optimizer", "momentum", "nesterov", "schedule", "milestones", "step_factor"),
+    *("final_share", "warm_up", "weight_decay", "decay", "label_smoothing", "ema", "crop", "flip"),
+)
 CONFIG = "config.json"
 
 
@@ -92,12 +96,14 @@ class Cell:
         found = {"format": FORMAT, **to_json(self)}
         if found["mask"] is None:
             del found["mask"]
+        idle = to_json(TrainingSettings())
         later = {
             "transfer": {"decay": 1.0, "sketch_size": None},
             "scoring": {"schedule": "exponential"},
+            "training": {name: idle[name] for name in _LATER_TRAINING},
         }
-        for part, idle in later.items():
-            for name, value in idle.items():
+        for part, values in later.items():
+            for name, value in values.items():
                 if found[part] is not None and found[part][name] == value:
                     del found[part][name]
         return found

@@ -6,7 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .. import evaluate
+import jax
+import numpy as np
+
+from .. import Recipe, evaluate
+from .._distribute import layout_in_use
 from ..data import (
     DATASETS,
     Batch,
@@ -46,12 +50,31 @@ class Part:
 
     def batches(self, batch_size: int, *, seed: int) -> BatchIterator:
         """Endless shuffled batches; `ExperimentError` if one needs more images than there are."""
+        self._check_batch(batch_size)
+        return batches(self.split, batch_size, seed=seed, **self._moments)
+
+    def training_batches(self, recipe: Recipe, *, seed: int) -> BatchIterator:
+        """`batches` as a recipe of training has them, prepared on an accelerator that has room.
+
+        `ExperimentError` for a batch with more images than there are, or crops of what are none.
+        """
+        self._check_batch(recipe.batch_size)
+        there = _fits_device(self.split)
+        try:
+            return recipe.batches(self.split, seed=seed, on_device=there, **self._moments)
+        except ValueError as error:
+            said = str(error).removeprefix("batches: ")
+            raise ExperimentError(f"{self.images.name}: {said}") from None
+
+    def _check_batch(self, batch_size: int) -> None:
         if batch_size > self.size:
             raise ExperimentError(
                 f"{self.images.name}: a batch of {batch_size} images does not fit into {self.size}."
             )
-        moments: Any = {"mean": self.images.mean, "std": self.images.std}
-        return batches(self.split, batch_size, seed=seed, **moments)
+
+    @property
+    def _moments(self) -> Any:
+        return {"mean": self.images.mean, "std": self.images.std}
 
     def examples(self, count: int, *, seed: int) -> Batch:
         """`count` random images, the same for the same seed."""
@@ -59,12 +82,25 @@ class Part:
 
     def first(self, count: int, start: int = 0) -> Batch:
         """`count` images from number `start` on, or as many as there are."""
-        moments: Any = {"mean": self.images.mean, "std": self.images.std}
-        return as_batch(self.split[start : start + count], **moments)
+        return as_batch(self.split[start : start + count], **self._moments)
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """Loss and accuracy of `model` on all images, a bounded number at a time."""
         return evaluate(model, (self.first(_CHUNK, at) for at in range(0, self.size, _CHUNK)))
+
+
+def _fits_device(split: Split) -> bool:
+    """Whether there is one accelerator, of whose memory the samples take a small part.
+
+    The batches are the same bits there, so no result depends on it.
+    """
+    kind = split.x.dtype
+    if jax.default_backend() == "cpu" or layout_in_use() is not None:
+        return False
+    if not kind.isnative or kind not in (np.uint8, np.float32):
+        return False
+    room = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    return split.x.nbytes <= room / 8
 
 
 def parts(images: Dataset, held_out: float, seed: int) -> tuple[Part, Part]:

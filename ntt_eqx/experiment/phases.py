@@ -8,10 +8,8 @@ import optax
 from .. import (
     NTTConfig,
     SparseModel,
-    TrainConfig,
     ntt_init,
     rescale_by_density,
-    train_init,
     train_steps,
     transfer,
 )
@@ -80,19 +78,17 @@ def training_phase(cell: Cell, start: SparseModel, images: Dataset, title: str) 
     assert settings is not None
     used, _ = parts(images, settings.held_out, cell.seed)
     steps = steps_in(settings.epochs, used.size, settings.batch_size)
+    recipe = settings.recipe()
     each = settings.evaluate_every or max(1, used.size // settings.batch_size)
     key = cell.key(2) if cell.model.endswith("-dropout") else None
-    model, config = (
-        rescale_by_density(start) if settings.rescale else start,
-        TrainConfig(settings.l2),
-    )
+    model = rescale_by_density(start) if settings.rescale else start
     return Phase(
         name="train",
         title=f"{title}, training",
         num_steps=steps,
         log_every=min(each, steps),
-        state=train_init(model, config, _adam(settings.learning_rate), key=key),
-        batches=used.batches(settings.batch_size, seed=cell.seed),
+        state=recipe.init(model, steps, key=key),
+        batches=used.training_batches(recipe, seed=cell.seed),
         run=functools.partial(train_steps, test_set=Part(images, images.test).first(_CURVE_IMAGES)),
         shown=lambda row: {
             "test accuracy": row["test"]["accuracy"],

@@ -149,7 +149,7 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
         with display.busy(f"{title}, preparing the training"):
             phase = training_phase(cell, student, images, title)
         outcome = run_phase(phase, run, metrics, context)
-        student = outcome.state.model
+        student = outcome.state.trained
         seconds["train"], rows["train"] = outcome.seconds, outcome.row
         used, held_out = parts(images, cell.training.held_out, cell.seed)
         looked_at = {"test": Part(images, images.test), "train": used, "held_out": held_out}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .. import NM, Block, Channels
+from .. import NM, Block, Channels, Recipe
 from ._errors import ExperimentError, did_you_mean
 from ._files import read_json
 from .methods import METHODS, FirstMask, MethodName
@@ -86,16 +86,47 @@ class MaskSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSettings:
-    """The supervised phase."""
+    """The supervised phase: a `Recipe`, and what is looked at."""
 
     epochs: float = _number(50.0, above=True)  # passes over the training images
     batch_size: int = _number(64, 1)  # images a step
-    learning_rate: float = _number(1e-3, high=1e30, above=True)  # of Adam
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = _number(1e-3, high=1e30, above=True)  # of the optimiser, at its highest
+    momentum: float = _number(0.0, high=1)  # of SGD
+    nesterov: bool = False  # whether the momentum of SGD is Nesterov's
+    # course of the rate: `steps` lowers it at the milestones; `cosine` and `linear` end at
+    # --training.final-share of it
+    schedule: Literal["constant", "steps", "cosine", "linear"] = "constant"
+    # shares of the training at which `steps` lowers the rate
+    milestones: tuple[float, ...] = _number((0.5, 0.75), high=1)
+    step_factor: float = _number(0.1, high=1e30)  # what a milestone multiplies the rate by
+    final_share: float = _number(0.0, high=1)  # share of the rate at which a schedule ends
+    warm_up: float = _number(0.0, high=1)  # share of the training in which the rate rises from 0
+    # decay of the weights (not of biases and normalisations): half of it is the coefficient of
+    # their squares in the loss
+    weight_decay: float = _number(0.0, high=1e30)
+    # whether it passes through the optimiser (`l2`), or beside it (`decoupled`, as in AdamW)
+    decay: Literal["l2", "decoupled"] = "l2"
     l2: float = _number(1e-8)  # weight of the L2 term on the kept weights
+    # share of the target that is spread over all classes
+    label_smoothing: float = _number(0.0, high=1)
+    # decay of a moving average of the weights, which is what is tested and stored; 0 for none
+    ema: float = _number(0.0, high=1)
+    crop: int = _number(0)  # pixels of padding from which a random crop is cut
+    flip: bool = False  # flip half of the images, left to right
     held_out: float = _number(0.1, high=0.9)  # share of the training images that is not trained on
     rescale: bool = False  # divide the initial weights by the square root of their layer's density
     # steps between two looks at the test images; left out, one epoch
     evaluate_every: int | None = _number(None, 1)
+
+    def recipe(self) -> Recipe:
+        """The recipe of these settings; `ExperimentError` for fields that contradict each other."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(Recipe)}
+        try:
+            return Recipe(**fields)
+        except ValueError as error:
+            said = str(error).removeprefix("Recipe: ")
+            raise ExperimentError(f"training.{said}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +211,8 @@ def check(settings: _T, place: str = "") -> _T:
             f"{place}batch_size: {settings.batch_size} is odd, and a batch is cut in two halves; "
             f"use {settings.batch_size + 1}."
         )
+    if isinstance(settings, TrainingSettings):
+        settings.recipe()
     if isinstance(settings, CompareSettings):
         _check_mask(settings)
     return settings

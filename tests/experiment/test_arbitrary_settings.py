@@ -12,7 +12,8 @@ from ntt_eqx.experiment.settings import CompareSettings, check, from_json, parse
 
 ROOMS = {"transfer": "epochs batch_size learning_rate mask_every l2_weight held_out initial_mask",
          "scoring": "examples iterations schedule", "mask": "allocation pattern ablation",
-         "training": "epochs batch_size l2 rescale evaluate_every"}  # fmt: skip
+         "training": "epochs batch_size l2 rescale evaluate_every optimizer momentum milestones "
+                     "schedule weight_decay decay ema crop flip"}  # fmt: skip
 
 
 def inside(room):

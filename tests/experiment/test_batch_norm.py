@@ -1,4 +1,4 @@
-"""Networks with batch norm from the command: every method, resumed, evaluated, exported."""
+"""Networks with batch norm from the command: every method, by a recipe, resumed, evaluated."""
 
 import os
 import signal
@@ -19,6 +19,13 @@ from .conftest import tiny
 from .test_cli import read, stable
 
 METHODS = ("ntt", "snip", "ntk-sap", "dense")
+RECIPE = [
+    *("--training.optimizer", "sgd", "--training.momentum", "0.9", "--training.nesterov"),
+    *("--training.schedule", "steps", "--training.milestones", "0.4", "0.8"),
+    *("--training.weight-decay", "1e-3", "--training.learning-rate", "0.05"),
+    *("--training.warm-up", "0.1", "--training.label-smoothing", "0.1"),
+    *("--training.ema", "0.8", "--training.crop", "2", "--training.flip"),
+]
 
 
 class Normed(eqx.Module):
@@ -45,7 +52,7 @@ def normed(monkeypatch):
 
 def command(out):
     words = [word if word != "tiny" else "normed" for word in tiny("--methods", *METHODS)]
-    return ["compare", "--out", str(out), *words, "--densities", "0.2"]
+    return ["compare", "--out", str(out), *words, "--densities", "0.2", *RECIPE]
 
 
 @pytest.mark.slow

@@ -5,11 +5,13 @@ import json
 
 import pytest
 
+from ntt_eqx import Recipe
 from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.cells import plan, settle
 from ntt_eqx.experiment.settings import (
     PRESETS,
     CompareSettings,
+    TrainingSettings,
     TransferSettings,
     check,
     from_json,
@@ -130,6 +132,28 @@ def test_settings_that_came_later_leave_older_results_in_their_place():
     assert sketched.to_json()["transfer"]["sketch_size"] == 2
     falling = dataclasses.replace(CompareSettings(), transfer=TransferSettings(decay=0.1))
     assert plan(falling)[0].to_json()["transfer"]["decay"] == 0.1
+
+
+def test_results_of_before_recipes_keep_their_place():
+    """The hashes that version 0.2.0 and later gave to these networks."""
+    found = [cell.fingerprint[:8] for cell in plan(PRESETS["quick"])]
+    assert found == ["5dd753e3", "490bfe8c", "9f3d7111", "850675c5"]
+    changed = dataclasses.replace(TrainingSettings(), optimizer="sgd", momentum=0.9)
+    (cell,) = plan(CompareSettings(methods=("random",), training=changed))
+    training = cell.to_json()["training"]
+    assert (training["optimizer"], training["momentum"]) == ("sgd", 0.9)
+    assert "schedule" not in training and "milestones" not in training
+
+
+def test_training_settings_are_a_recipe():
+    """One default and one type for each field, so that neither can leave the other behind."""
+    defaults = lambda kind: {f.name: f.default for f in dataclasses.fields(kind)}
+    ours = defaults(TrainingSettings)
+    assert {name: ours[name] for name in defaults(Recipe)} == defaults(Recipe)
+    assert TrainingSettings().recipe() == Recipe()
+    wrong = dataclasses.replace(PRESETS["quick"], training=TrainingSettings(momentum=0.9))
+    with pytest.raises(ExperimentError, match="^training.momentum=0.9 does nothing without"):
+        check(wrong)
 
 
 def test_a_directory_belongs_to_one_configuration(tmp_path):
