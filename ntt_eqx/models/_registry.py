@@ -10,9 +10,11 @@ from jaxtyping import PRNGKeyArray
 from .._checks import check_key
 from .._stateful import StatefulModel
 from ._conv4 import Conv4
+from ._conv6 import Conv6
 from ._lenet import LeNet5, LeNet300100
-from ._resnet import ResNet20
-from ._vgg import VGG11
+from ._perceptron import Perceptron
+from ._resnet import ResNet18, ResNet20, ResNet32
+from ._vgg import VGG11, VGG16, VGG19
 from ._vit import ViT
 
 
@@ -20,15 +22,27 @@ def _with_batch_norm(kind: Callable[..., Any], *arguments: Any, **options: Any) 
     return StatefulModel(*eqx.nn.make_with_state(kind)(*arguments, norm="batch", **options))
 
 
+_NORMALISED = {
+    "vgg-11": VGG11,
+    "vgg-16": VGG16,
+    "vgg-19": VGG19,
+    "resnet-18": ResNet18,
+    "resnet-20": ResNet20,
+    "resnet-32": ResNet32,
+}
+
 MODELS: dict[str, Callable[..., Any]] = {
     "lenet-300-100": LeNet300100,
     "lenet-5": LeNet5,
     "conv-4": Conv4,
     "conv-4-dropout": functools.partial(Conv4, dropout=True),
-    "vgg-11": VGG11,
-    "resnet-20": ResNet20,
-    "vgg-11-bn": functools.partial(_with_batch_norm, VGG11),
-    "resnet-20-bn": functools.partial(_with_batch_norm, ResNet20),
+    "conv-6": Conv6,
+    "mlp-1568": Perceptron,
+    **_NORMALISED,
+    **{
+        f"{name}-bn": functools.partial(_with_batch_norm, kind)
+        for name, kind in _NORMALISED.items()
+    },
     "vit": ViT,
 }
 """Name -> constructor `(input_shape, num_classes, *, key)`."""

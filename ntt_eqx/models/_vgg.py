@@ -1,7 +1,7 @@
-"""VGG-11 for small images, with group or batch normalisation."""
+"""VGG-11, VGG-16 and VGG-19 for small images, with group or batch normalisation."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -12,22 +12,28 @@ from .._checks import check_key
 from ._init import conv, glorot_init, linear, normalisation, normalise
 from ._shapes import check_image_shape, check_sample, check_state
 
-_MULTIPLES = (1, 2, 4, 4, 8, 8, 8, 8)  # channels of each convolution, in units of `width`
-_POOLED = (0, 1, 3, 5)  # after which convolutions the sides are halved
 
-
-class VGG11(eqx.Module):
-    """Eight 3 x 3 convolutions (64, 128, 256, 256, 512, 512, 512, 512), four pools, K units.
+class AbstractVGG(eqx.Module):
+    """Five stages of 3 x 3 convolutions with a pool between two stages, then K units.
 
     Each convolution is padded, has no bias, and is followed by a normalisation and a ReLU.
     What the last leaves is averaged over the image in place of a fifth pool, so that 28 x 28 images
-    fit too. Simonyan & Zisserman (2015), configuration A, without the two hidden dense layers.
+    fit too. Simonyan & Zisserman (2015), without the two hidden dense layers.
 
     Group normalisation treats each sample alone. With `norm="batch"` the model has a state and is
-    called as `model(x, state) -> (logits, state)`: build it by `eqx.nn.make_with_state(VGG11)` and
+    called as `model(x, state) -> (logits, state)`: build it by `eqx.nn.make_with_state(VGG19)` and
     pair both by `ntt_eqx.StatefulModel`.
+
+    Attributes:
+        stages: channels of the convolutions of each stage, in units of the first one's.
+        convs: the convolutions.
+        norms: their normalisations.
+        output: the dense layer.
+        pool: what stands between two stages.
+        input_shape: `(channels, height, width)` of one image.
     """
 
+    stages: eqx.AbstractClassVar[tuple[tuple[int, ...], ...]]
     convs: tuple[eqx.nn.Conv2d, ...]
     norms: tuple[Any, ...]
     output: eqx.nn.Linear
@@ -53,25 +59,57 @@ class VGG11(eqx.Module):
         - `norm`: `"group"` or `"batch"`.
         - `key`: the random key of the initialisation.
         """
-        check_key("VGG11", key)
-        self.input_shape = check_image_shape("VGG11", input_shape, smallest=16)
-        channels = [self.input_shape[0], *(width * n for n in _MULTIPLES)]
+        name = type(self).__name__
+        check_key(name, key)
+        self.input_shape = check_image_shape(name, input_shape, smallest=16)
+        multiples = [multiple for stage in self.stages for multiple in stage]
+        channels = [self.input_shape[0], *(width * n for n in multiples)]
         convs = tuple(
             conv(i, o, 3, padding=1, use_bias=False)
             for i, o in zip(channels[:-1], channels[1:], strict=True)
         )
         self.convs, self.output = glorot_init((convs, linear(channels[-1], num_classes)), key=key)
-        self.norms = tuple(normalisation("VGG11", norm, c) for c in channels[1:])
+        self.norms = tuple(normalisation(name, norm, c) for c in channels[1:])
         self.pool = eqx.nn.MaxPool2d(2, 2)
 
     def __call__(self, x: Float[Array, "..."], state: Any = None) -> Any:
         """Logits of one image of shape `input_shape`, with a `state` also the next state."""
         check_sample(self, x, self.input_shape)
         check_state(self, state, self.norms[0])
-        for n, (convolution, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x, state = normalise(norm, convolution(x), state)
-            x = jax.nn.relu(x)
-            if n in _POOLED:
-                x = self.pool(x)
+        layers = iter(zip(self.convs, self.norms, strict=True))
+        for number, stage in enumerate(self.stages):
+            x = x if number == 0 else self.pool(x)
+            for _ in stage:
+                convolution, norm = next(layers)
+                x, state = normalise(norm, convolution(x), state)
+                x = jax.nn.relu(x)
         logits = self.output(jnp.mean(x, axis=(1, 2)))
         return logits if state is None else (logits, state)
+
+
+class VGG11(AbstractVGG):
+    """VGG-11: eight convolutions (64, 128, 256, 256, 512, 512, 512, 512), configuration A."""
+
+    stages: ClassVar[tuple[tuple[int, ...], ...]] = ((1,), (2,), (4,) * 2, (8,) * 2, (8,) * 2)
+
+
+class VGG16(AbstractVGG):
+    """VGG-16: 13 convolutions, configuration D; 14,724,042 parameters with ten classes."""
+
+    stages: ClassVar[tuple[tuple[int, ...], ...]] = (
+        *((1,) * 2, (2,) * 2),
+        *((4,) * 3, (8,) * 3, (8,) * 3),
+    )
+
+
+class VGG19(AbstractVGG):
+    """VGG-19: 16 convolutions, configuration E; 20,035,018 parameters with ten classes.
+
+    With `norm="batch"` this is the VGG-19 of GraSP (Wang et al., ICLR 2020) and of Liu et al.
+    (Rethinking the value of network pruning, ICLR 2019).
+    """
+
+    stages: ClassVar[tuple[tuple[int, ...], ...]] = (
+        *((1,) * 2, (2,) * 2),
+        *((4,) * 4, (8,) * 4, (8,) * 4),
+    )

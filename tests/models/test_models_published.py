@@ -9,7 +9,18 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from ntt_eqx.models import MODELS, Conv4, LeNet5, LeNet300100, glorot_init, make_model
+import ntt_eqx as ntt
+from ntt_eqx.models import (
+    MODELS,
+    Conv4,
+    Conv6,
+    LeNet5,
+    LeNet300100,
+    Perceptron,
+    ResNet18,
+    glorot_init,
+    make_model,
+)
 from ntt_eqx.models._conv4 import _dropout
 
 GREY, COLOUR, SMALL = (1, 28, 28), (3, 32, 32), (1, 16, 16)
@@ -29,9 +40,45 @@ def test_parameter_counts_are_the_published_ones(getkey):
     convolutions = 9 * (3 * 64 + 64 * 64 + 64 * 128 + 128 * 128)
     biases = 64 + 64 + 128 + 128 + 512 + 10
     assert count(conv4) == convolutions + 3200 * 512 + 512 * 10 + biases
+    weights = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree) if leaf.ndim in (2, 4))
+    conv6 = eqx.filter(shapes(Conv6), lambda leaf: hasattr(leaf, "ndim"))
+    assert (weights(conv6), weights(conv6.convs)) == (2_261_184, 1_144_512)  # "2.3M / 1.1M"
+    wide = shapes(Perceptron)
+    assert count(wide) == 784 * 1568 + 2 * 1568**2 + 1568 * 10 + 3 * 1568 + 10 == 6_166_954
 
 
-@pytest.mark.parametrize("name", ["lenet-300-100", "lenet-5", "conv-4", "conv-4-dropout"])
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("resnet-20-bn", 269_722),  # He et al. (2016): 0.27M
+        ("resnet-32-bn", 464_154),  # He et al. (2016): 0.46M
+        ("resnet-18-bn", 11_173_962),  # the usual form for CIFAR-10: 11.17M
+        ("vgg-16-bn", 14_724_042),  # with batch norm, one dense layer: 14.72M
+        ("vgg-19-bn", 20_035_018),  # GraSP, after Liu et al. (2019): 20.04M
+    ],
+)
+def test_networks_with_batch_norm_have_the_published_number_of_parameters(name, published, getkey):
+    model = eqx.filter_eval_shape(MODELS[name], (3, 32, 32), 10, key=getkey())
+    assert count(model.model) == published
+    logits, _ = eqx.filter_eval_shape(ntt.forward, model, jnp.ones((2, 3, 32, 32)))
+    assert logits.shape == (2, 10)
+
+
+def test_the_shortcuts_of_resnet_18_are_three_convolutions(getkey):
+    model = eqx.filter_eval_shape(ResNet18, key=getkey())
+    shapes = [b.shortcut.weight.shape for b in model.blocks if b.shortcut is not None]
+    assert shapes == [(128, 64, 1, 1), (256, 128, 1, 1), (512, 256, 1, 1)]
+    small = ResNet18((1, 8, 8), 3, width=8, key=getkey())
+    assert jnp.all(jnp.isfinite(small(jnp.ones((1, 8, 8)))))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lenet-300-100", "lenet-5", "conv-4", "conv-4-dropout", "conv-6", "mlp-1568"),
+        *("vgg-16", "vgg-19", "resnet-32", "resnet-18"),
+    ],
+)
 @pytest.mark.parametrize("shape", [GREY, COLOUR])
 @pytest.mark.parametrize("num_classes", [2, 100])
 def test_any_image_shape_and_number_of_classes(name, shape, num_classes, getkey):
