@@ -24,6 +24,7 @@ from .manifest import RunFolder, read_file
 from .methods import line_order, method_order
 from .model_file import decode_model
 from .progress import Display
+from .published import published_beside
 from .results import MODEL, Run
 from .table import Cells, Row, latex, make_rows, markdown, table_cells, to_csv
 
@@ -51,9 +52,14 @@ _CAPTIONS = {
 
 
 def write_tables(results: Sequence[dict[str, Any]], run: RunFolder) -> list[Row]:
-    """Write `results.json`, `table.md`, `table.csv` and `table.tex` into the folder `run`."""
+    """Write `results.json`, `table.md`, `table.csv` and `table.tex` into the folder `run`.
+
+    Below the table in `table.md` stand the published numbers of the protocol that was followed.
+    """
     rows = make_rows(results)
     tables = {name: as_text(render(rows)) for name, render in _TABLES.items()}
+    if beside := published_beside(results):
+        tables["table.md"] += as_text(f"\n{beside}")
     run.write({"results.json": encode_json(sorted(results, key=_place)), **tables})
     return rows
 

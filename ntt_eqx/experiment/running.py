@@ -22,6 +22,7 @@ from .metrics import METRICS, MetricsFile, Written
 from .model_file import decode_model, encode_model, load_model
 from .phases import training_phase, transfer_phase
 from .pruning import ablated, check_fits, collapse_told, pruned_at_start
+from .published import protocol_of
 from .results import FAILURE, MODEL, RESULT, TRANSFERRED, read_result
 from .together import by_first, wait
 
@@ -174,6 +175,7 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
         "target_distance": distances.get("target_distance"),
         "kept_density": float(student.density()),
         "densities": {name.strip("."): float(share) for name, share in kept.items()},
+        "protocol": protocol_of(cell),
         "settings_id": cell.settings_id,
         "fingerprint": cell.fingerprint,
     }

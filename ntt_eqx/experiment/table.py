@@ -85,7 +85,11 @@ def table_cells(rows: Sequence[Row]) -> Cells:
 
 def markdown(rows: Sequence[Row]) -> str:
     """A Markdown table, columns aligned to be read as text too."""
-    header, body, right = table_cells(rows)
+    return as_markdown(*table_cells(rows))
+
+
+def as_markdown(header: list[str], body: list[list[str]], right: list[bool]) -> str:
+    """A Markdown table of these cells; the columns `right` are aligned to the right."""
     body = [[_one_line(cell).translate(_IN_MARKDOWN) for cell in line] for line in body]
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
     rule = ["-" * (width - r) + ":" * r for width, r in zip(widths, right, strict=True)]
