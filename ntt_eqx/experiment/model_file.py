@@ -1,4 +1,9 @@
-"""Sparse models in files: a JSON header that names the architecture, then the arrays."""
+"""Sparse models in files: a JSON header that names the architecture, masks, and kept weights.
+
+A pruned weight is read back as zero. Whatever reads these files computes the same bits with zeros
+there: the network's outputs and kernels, and training, whose optimiser sees zeros at pruned weights
+and cannot move them. A mask made anew from such a network finds nothing to bring back.
+"""
 
 import hashlib
 import io
@@ -10,6 +15,9 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
 
 from .. import SparseModel, sparsify
 from ..models import make_model
@@ -18,7 +26,7 @@ from ._files import check_fields, check_ranges, read_bytes
 
 _MAGIC = b"ntt-eqx model 2\n"
 _OLD_MAGIC = b"ntt-eqx model\n"  # of version 1, whose checksum is of the arrays alone
-_VERSION = 2  # masks before weights; in version 1 after them
+_VERSION = 3  # version 2 has a byte for each mask's entry and all weights, 1 weights before masks
 _DIGEST = 32  # bytes of a SHA-256
 _LONGEST_HEADER = 1 << 20
 _FIELDS = {
@@ -34,7 +42,7 @@ _RANGES = {"density": 1, "seed": (0, 2**31 - 1)}
 class LoadedModel(NamedTuple):
     """A network from a file."""
 
-    model: SparseModel  # the network, dense weights and mask
+    model: SparseModel  # the network; its pruned weights are zero
     header: dict[str, Any]  # what the file says of it: `model`, `arguments`, `dataset` and more
 
 
@@ -43,9 +51,14 @@ def encode_model(model: SparseModel, header: dict[str, Any]) -> bytes:
 
     It is the line `ntt-eqx model 2`, the length of the header (8 bytes, little-endian), the header
     (JSON), the arrays as `eqx.tree_serialise_leaves` writes them, and the SHA-256 of all of this.
+    The arrays are the masks, as bits (`np.packbits`), and the leaves of the model, of a masked one
+    the kept entries alone, in row-major order.
     """
+    masks = [None if mask is None else np.asarray(mask) for mask in model.masks]
     buffer = io.BytesIO()
-    eqx.tree_serialise_leaves(buffer, model)
+    eqx.tree_serialise_leaves(buffer, [m if m is None else np.packbits(m) for m in masks])
+    kept = lambda leaf, mask: leaf if mask is None else np.asarray(leaf)[mask]
+    eqx.tree_serialise_leaves(buffer, list(map(kept, _leaves(model.model), masks)))
     payload = buffer.getvalue()
     text = json.dumps({**header, "version": _VERSION, "bytes": len(payload)}).encode()
     content = _MAGIC + struct.pack("<Q", len(text)) + text + payload
@@ -73,8 +86,7 @@ def decode_model(path: Path, content: bytes) -> LoadedModel:
     except Exception as error:  # whatever a constructor makes of arguments that are not its own
         raise ExperimentError(f"{path}: cannot build the model it names: {error}") from error
     fits = f"{path}: its arrays do not fit {header['model']!r}"
-    arrays = [leaf for leaf in jax.tree.leaves(like) if isinstance(leaf, jax.ShapeDtypeStruct)]
-    if sum(leaf.size * leaf.dtype.itemsize for leaf in arrays) > len(payload):
+    if _fewest_bytes(like, header["version"]) > len(payload):
         raise ExperimentError(f"{fits} (too few bytes).")
     buffer = io.BytesIO(payload)
     try:
@@ -86,11 +98,68 @@ def decode_model(path: Path, content: bytes) -> LoadedModel:
     return LoadedModel(model, header)
 
 
+def _fewest_bytes(like: SparseModel, version: int) -> int:
+    """The fewest bytes that arrays of these shapes take in a file."""
+    bits = version > 2
+    pairs = zip(_leaves(like.model), like.masks, strict=True)
+    arrays = [(leaf, mask) for leaf, mask in pairs if isinstance(leaf, jax.ShapeDtypeStruct)]
+    taken = lambda leaf, mask: (mask is None or not bits) * leaf.size * leaf.dtype.itemsize
+    masks = [mask.size for _, mask in arrays if mask is not None]
+    return sum(taken(*pair) for pair in arrays) + sum(-(-n // 8) if bits else n for n in masks)
+
+
 def _read_arrays(buffer: io.BytesIO, like: SparseModel, version: int) -> SparseModel:
+    if version > 2:
+        return _read_kept(buffer, like)
     if version > 1:
         return eqx.tree_deserialise_leaves(buffer, like)
     model, masks = eqx.tree_deserialise_leaves(buffer, (like.model, like.masks))
     return eqx.tree_at(lambda s: (s.model, s.masks), like, (model, masks))
+
+
+def _read_kept(buffer: io.BytesIO, like: SparseModel) -> SparseModel:
+    packed = [None if m is None else np.empty(-(-m.size // 8), np.uint8) for m in like.masks]
+    packed = eqx.tree_deserialise_leaves(buffer, packed)
+    masks = [
+        None if mask is None else _unpacked(bits, mask.shape)
+        for bits, mask in zip(packed, like.masks, strict=True)
+    ]
+    leaves = _leaves(like.model)
+    kept = [
+        leaf if mask is None else np.empty(int(mask.sum()), leaf.dtype)
+        for leaf, mask in zip(leaves, masks, strict=True)
+    ]
+    kept = eqx.tree_deserialise_leaves(buffer, kept)
+    filled = [
+        leaf if mask is None else _filled(mask, leaf)
+        for mask, leaf in zip(masks, kept, strict=True)
+    ]
+    model = jax.tree.structure(like.model, is_leaf=_is_none).unflatten(filled)
+    masks = tuple(None if mask is None else jnp.asarray(mask) for mask in masks)
+    return eqx.tree_at(lambda s: (s.model, s.masks), like, (model, masks))
+
+
+def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    size = int(np.prod(shape, dtype=int))
+    entries = np.unpackbits(bits)
+    if entries[size:].any():
+        raise ValueError("a mask has more entries than its weight")
+    return entries[:size].astype(bool).reshape(shape)
+
+
+def _filled(mask: np.ndarray, kept: np.ndarray) -> Array:
+    weight = np.zeros(mask.shape, kept.dtype)
+    weight[mask] = kept
+    return jnp.asarray(weight)
+
+
+def _leaves(model: Any) -> list[Any]:
+    """The leaves of a model as its masks count them: `None` is one."""
+    return jax.tree.leaves(model, is_leaf=_is_none)
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
 
 
 def _blank(header: dict[str, Any]) -> SparseModel:

@@ -142,6 +142,8 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
                 examples = _examples(cell, images)
                 student = pruned_at_start(cell, teacher, examples, cell.key(1))
         student = ablated(cell, student, cell.key(3))
+        # what the file gives back, so that a resumed training starts from the same arrays
+        student = SparseModel(student.to_dense(), student.mask)
         known = {**header, **found, "written": metrics.written}
         run.write({_SPARSE: encode_model(student, known)})
     seconds = {"transfer": found["seconds"], "train": 0.0}
