@@ -13,7 +13,8 @@ from jaxtyping import PRNGKeyArray
 from ._errors import ExperimentError
 from ._files import decode_object
 from .manifest import RunFolder
-from .methods import METHODS
+from .methods import label_of
+from .own import digest_of, find_method
 from .settings import (
     CompareSettings,
     MaskSettings,
@@ -52,14 +53,18 @@ class Cell:
     # SHA-256 of the model file that training starts from, `None` to start from `method`
     start: str | None = None
     mask: MaskSettings | None = None  # settings of the mask, `None` for plain ones
+    # SHA-256 of what decides a user's own method, model and images, by the fields that name them
+    code: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
         """A short name for people: method, scope, density and seed."""
-        if self.scope is None:
-            return f"{self.method} seed {self.seed}"
+        method = label_of(self.method)
+        if self.method == "dense":
+            return f"{method} seed {self.seed}"
+        scope = "" if self.scope is None else f" {self.scope}"
         mask = f" ({self.mask.label})" if self.mask is not None else ""
-        return f"{self.method} {self.scope} {self.density:g}{mask} seed {self.seed}"
+        return f"{method}{scope} {self.density:g}{mask} seed {self.seed}"
 
     def key(self, purpose: int) -> PRNGKeyArray:
         """A random key: 0 for the dense network, 1 for its mask, 2 for dropout, 3 for ablation."""
@@ -69,8 +74,8 @@ class Cell:
     def folder(self) -> str:
         """The name of this cell's directory; it ends in a hash of everything above."""
         parts = [self.dataset, self.model, self.method]
-        if self.scope is not None:
-            parts += [self.scope, f"{self.density:g}"]
+        if self.method != "dense":
+            parts += [*filter(None, [self.scope]), f"{self.density:g}"]
         name = "-".join(map(slug, parts))[:100]
         return f"{name}-seed{self.seed}-{self.fingerprint[:8]}"
 
@@ -83,7 +88,7 @@ class Cell:
     @property
     def settings_id(self) -> str:
         """Eight hex digits that tell apart results got under different settings."""
-        shared = {"transfer", "scoring", "training", "start", "mask"}
+        shared = {"transfer", "scoring", "training", "start", "mask", "code"}
         chosen = {key: value for key, value in self.to_json().items() if key in shared}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -97,6 +102,9 @@ class Cell:
         if found["mask"] is None:
             del found["mask"]
         idle = to_json(TrainingSettings())
+        code = dict(found.pop("code"))
+        if code:
+            found["code"] = code
         later = {
             "transfer": {"decay": 1.0, "sketch_size": None},
             "scoring": {"schedule": "exponential"},
@@ -123,9 +131,9 @@ def plan(settings: CompareSettings) -> list[Cell]:
     cells = []
     for dataset, model, seed, density, method, scope in places:
         transfer, scoring = None, None
-        if METHODS[method].kernel:
+        if find_method(method).kernel:
             transfer = settings.transfer
-            if not METHODS[method].sketched:
+            if not find_method(method).sketched:
                 transfer = dataclasses.replace(transfer, sketch_size=None)
             elif transfer.sketch_size is None:
                 transfer = dataclasses.replace(transfer, sketch_size=TransferSettings.sketch_size)
@@ -134,8 +142,8 @@ def plan(settings: CompareSettings) -> list[Cell]:
                 transfer = dataclasses.replace(transfer, l2_weight=published)
             if transfer.dataset == dataset:
                 transfer = dataclasses.replace(transfer, dataset=None)
-        record = METHODS[method if transfer is None else transfer.initial_mask]
-        if record.score is not None and record.examples:
+        record = find_method(method if transfer is None else transfer.initial_mask)
+        if (record.score or record.find) is not None and record.examples:
             published = 128 if dataset.startswith("cifar") else 100
             scoring = settings.scoring
             iterations = scoring.iterations or record.rounds
@@ -146,13 +154,24 @@ def plan(settings: CompareSettings) -> list[Cell]:
                 schedule=scoring.schedule if iterations > 1 else "exponential",
             )
         cell = Cell(dataset, model, method, scope, density, seed, transfer, scoring)
-        cell = dataclasses.replace(cell, training=settings.training)
+        cell = dataclasses.replace(cell, training=settings.training, code=_code(cell))
+        if record.find is not None:  # which layers keep how much is up to it
+            cell = dataclasses.replace(cell, scope=None)
         if method == "dense":
             cell = dataclasses.replace(cell, scope=None, density=1.0)
         elif settings.mask != MaskSettings():
             cell = dataclasses.replace(cell, mask=settings.mask)
         cells.append(cell)
     return list(dict.fromkeys(cells))
+
+
+def _code(cell: Cell) -> tuple[tuple[str, str], ...]:
+    """The digests of the user's own code and images that `cell` names."""
+    named = {name: (name, getattr(cell, name)) for name in ("method", "model", "dataset")}
+    if cell.transfer is not None and cell.transfer.dataset is not None:
+        named["transfer.dataset"] = ("dataset", cell.transfer.dataset)
+    found = {place: digest_of(*key) for place, key in named.items()}
+    return tuple((place, digest) for place, digest in found.items() if digest is not None)
 
 
 def settle(run: RunFolder, asked: dict[str, Any]) -> None:

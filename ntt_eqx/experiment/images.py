@@ -24,6 +24,8 @@ from ..data import (
     load_dataset,
 )
 from ._errors import ExperimentError, check_choice
+from .own import own_dataset, unknown_code
+from .references import is_reference
 
 _CHUNK = 1000
 
@@ -33,7 +35,7 @@ Shelf: TypeAlias = Callable[[str], Dataset]
 
 def shelf_of(data_dir: Path | None) -> Shelf:
     """A shelf that looks into `data_dir`, too, and loads each set once."""
-    return functools.cache(lambda name: load_dataset(name, data_dir))
+    return functools.cache(lambda name: own_dataset(name) or load_dataset(name, data_dir))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +114,11 @@ def parts(images: Dataset, held_out: float, seed: int) -> tuple[Part, Part]:
 
 
 def check_dataset(name: str) -> None:
-    """Raise unless `name` is a dataset, some of its classes, two of them, or a folder."""
+    """Raise unless `name` is a dataset, some of its classes, two of them, a folder, or own code."""
+    if own_dataset(name) is not None:
+        return
+    if is_reference(name):
+        raise ExperimentError(unknown_code("dataset", name))
     for part in [] if name.startswith("npy:") else name.split("+"):
         check_choice("dataset", part.partition(":")[0], DATASETS)
     check_dataset_name(name)

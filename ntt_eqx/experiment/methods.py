@@ -1,12 +1,16 @@
 """The methods of choosing a sparse network: one record each, which every command reads."""
 
 import dataclasses
+import inspect
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
-from .. import NTTConfig, ntt_loss, scores
+from .. import NTTConfig, SparseModel, ntt_loss, scores
+from ._errors import ExperimentError
 
 _RAY = (0.25, 0.5, 0.75, 1.0)
 
@@ -23,11 +27,14 @@ class Method:
     kernel: str = ""
     sketched: bool = False  # whether only random directions of it are compared
     # makes its score from a random key, the dense network and the density; `None` for dense
-    # networks and for transfers, which start from the mask of another method
+    # networks, for transfers, which start from the mask of another method, and with `find`
     score: Callable[[PRNGKeyArray, Any, float], Any] | None = None
     examples: bool = True  # whether the score looks at training images
     labels: bool = False  # whether it looks at their labels
     rounds: int = 1  # published number of rounds of scoring and pruning
+    # finds the sparse network itself, from the dense one, training examples `(x, y)`, the share of
+    # weights to keep and a random key
+    find: Callable[[Any, Any, float, PRNGKeyArray], SparseModel] | None = None
 
 
 def _ntt_gradient(key: PRNGKeyArray, teacher: Any, density: float) -> Any:
@@ -80,16 +87,80 @@ METHODS: dict[str, Method] = {
 }
 
 if TYPE_CHECKING:
-    MethodName = FirstMask = TransferName = str
+    FirstMask = TransferName = str
 else:
-    MethodName = Literal[tuple(METHODS)]
     FirstMask = Literal[tuple(name for name, method in METHODS.items() if method.score)]
     TransferName = Literal[tuple(name for name, method in METHODS.items() if method.kernel)]
 
 
 def method(name: str) -> Method:
-    """The record of `name`; an unknown one, from a newer version's files, is grey."""
-    return METHODS.get(name) or Method(name, "#555555", "*")
+    """The look of `name` in tables and figures.
+
+    A method of a user's, or of a newer version, looks as its name decides, on every machine.
+    """
+    return METHODS.get(name) or Method(label_of(name), *_look(name))
+
+
+def label_of(name: str) -> str:
+    """The object that a reference names, or the name itself."""
+    return name.rpartition(":")[2]
+
+
+def _look(name: str) -> tuple[str, str, Any]:
+    """A colour, marker and dashes that no method of the package has together."""
+    number = zlib.crc32(name.encode())
+    number, colour = divmod(number, len(_OWN_COLOURS))
+    number, marker = divmod(number, len(_OWN_MARKERS))
+    return _OWN_COLOURS[colour], _OWN_MARKERS[marker], (0, (3 + number % 4, 1, 1, 1))
+
+
+_OWN_COLOURS = ("#AA4499", "#999933", "#661100", "#6699CC", "#DDCC77")  # of Tol's muted palette
+_OWN_MARKERS = ("H", "d", "8", "1", "2", "3", "4")
+
+
+def own_method(text: str, thing: Any) -> Method:
+    """The record of a method of a user's, from what the reference `text` names.
+
+    `thing` is a score, or a class of scores that is made without arguments, or from a random key if
+    it draws; or a function `(teacher, examples, density, key) -> SparseModel`.
+
+    Raises `ExperimentError` for anything else.
+    """
+    kinds = (scores.AbstractLabelFreeScore, scores.AbstractSupervisedScore)
+    kind = thing if isinstance(thing, type) else type(thing)
+    look: Any = (label_of(text), *_look(text))
+    if issubclass(kind, kinds):
+        labels = issubclass(kind, scores.AbstractSupervisedScore)
+        return Method(*look, score=_made(text, thing), labels=labels)
+    try:
+        inspect.signature(thing).bind("teacher", "examples", "density", "key")
+    except (TypeError, ValueError):
+        raise ExperimentError(
+            f"{text}: is no method, which is a score (of ntt_eqx.scores, or like them) or a "
+            "function (teacher, examples, density, key) that returns a SparseModel."
+        ) from None
+    return Method(*look, find=thing, labels=True)
+
+
+def _made(text: str, thing: Any) -> Callable[[PRNGKeyArray, Any, float], Any]:
+    """The constructor of a score from a random key, the dense network and the density."""
+    if not isinstance(thing, type):
+        draws = isinstance(thing, scores.AbstractDrawingScore)
+        return lambda key, teacher, density: _with_key(thing, key) if draws else thing
+    make = _drawn(thing) if issubclass(thing, scores.AbstractDrawingScore) else _plain(thing)
+    given = ("key",) if issubclass(thing, scores.AbstractDrawingScore) else ()
+    try:
+        inspect.signature(thing).bind(*given)
+    except TypeError as error:
+        raise ExperimentError(
+            f"{text}: cannot be made from {'a key' if given else 'nothing'} alone ({error}); name "
+            "one that is made already: mine = Score(...)."
+        ) from None
+    return make
+
+
+def _with_key(score: Any, key: PRNGKeyArray) -> Any:
+    return eqx.tree_at(lambda s: s.key, score, key)
 
 
 def method_order(name: str) -> int:

@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import SparseModel, sparsify
-from ..models import make_model
 from ._errors import ExperimentError
 from ._files import check_fields, check_ranges, read_bytes
+from .own import build_model, digest_of, unknown_code
 
 _MAGIC = b"ntt-eqx model 2\n"
 _OLD_MAGIC = b"ntt-eqx model\n"  # of version 1, whose checksum is of the arrays alone
@@ -81,6 +81,7 @@ def decode_model(path: Path, content: bytes) -> LoadedModel:
     header, payload = _split(path, content)
     check_fields(f"{path}: damaged: its header", header, _FIELDS)
     check_ranges(f"{path}: damaged: its header", header, _RANGES)
+    _check_code(path, header)
     try:
         like = eqx.filter_eval_shape(lambda: _blank(header))
     except Exception as error:  # whatever a constructor makes of arguments that are not its own
@@ -167,7 +168,18 @@ def _blank(header: dict[str, Any]) -> SparseModel:
     arguments = header["arguments"]
     shape = tuple(int(size) for size in arguments["input_shape"])
     key = jax.random.key(0)
-    return sparsify(make_model(header["model"], shape, arguments["num_classes"], key=key))
+    return sparsify(build_model(header["model"], shape, arguments["num_classes"], key=key))
+
+
+def _check_code(path: Path, header: dict[str, Any]) -> None:
+    """Raise `ExperimentError` if the model is a user's own, and not the code that is here now."""
+    code, name = header.get("code") or {}, header["model"]
+    digest = code.get("model") if isinstance(code, dict) else None
+    known = digest_of("model", name)
+    if digest is not None and known is None:
+        raise ExperimentError(f"{path}: {unknown_code('model', name)}")
+    if digest != known:
+        raise ExperimentError(f"{path}: its network {name} is of another version of that code.")
 
 
 def _split(path: Path, content: bytes) -> tuple[dict[str, Any], bytes]:

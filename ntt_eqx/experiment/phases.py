@@ -17,7 +17,7 @@ from ..data import Dataset
 from .cells import Cell
 from .images import Part, Shelf, check_labelled, parts
 from .loop import Phase
-from .methods import METHODS
+from .own import find_method
 from .pruning import pruned_at_start, sparsity_of
 
 _CURVE_IMAGES = 10_000
@@ -36,7 +36,7 @@ def transfer_phase(cell: Cell, teacher: Any, images: Dataset, title: str) -> Pha
         num_steps=steps,
         scope=sparsity.scope,
         mask_every=settings.mask_every or None,
-        kernel="ambient" if METHODS[cell.method].kernel == "ambient" else "active",
+        kernel="ambient" if find_method(cell.method).kernel == "ambient" else "active",
         outputs="full" if settings.sketch_size is None else "sketch",
         sketch_size=settings.sketch_size or NTTConfig.sketch_size,
         kernel_weight=settings.kernel_weight,
@@ -46,7 +46,7 @@ def transfer_phase(cell: Cell, teacher: Any, images: Dataset, title: str) -> Pha
     )
     first = None
     if settings.initial_mask != "magnitude":
-        if METHODS[settings.initial_mask].labels:
+        if find_method(settings.initial_mask).labels:
             check_labelled(images)
         count = cell.scoring.examples if cell.scoring is not None else None
         seen = None if count is None else used.examples(count, seed=cell.seed)

@@ -24,7 +24,7 @@ from .. import (
 )
 from ._errors import ExperimentError
 from .cells import Cell
-from .methods import METHODS
+from .own import find_method
 from .settings import MaskSettings, parse_pattern
 
 
@@ -39,7 +39,10 @@ def pruned_at_start(
     that are not finite, or a mask that does not fit the network.
     """
     sparse, scoring = sparsify(teacher), cell.scoring
-    record = METHODS[cell.method if cell.transfer is None else cell.transfer.initial_mask]
+    record = find_method(cell.method if cell.transfer is None else cell.transfer.initial_mask)
+    if record.find is not None:
+        found = record.find(teacher, examples, cell.density, key)
+        return _checked(cell, found, sparse)
     if record.score is None:
         return sparse
     score = record.score(key, teacher, cell.density)
@@ -63,6 +66,28 @@ def pruned_at_start(
             )
     except (ValueError, RuntimeError) as error:
         raise ExperimentError(f"{cell.name}: {_plain(error)}") from error
+
+
+def _checked(cell: Cell, found: Any, dense: SparseModel) -> SparseModel:
+    """What a user's own method returned, if it is the network that was asked for.
+
+    More weights than were asked for would be an unfair comparison, so they are refused.
+    """
+    like = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    if not isinstance(found, SparseModel) or like(found.mask) != like(dense.mask):
+        what = "a network of other layers" if isinstance(found, SparseModel) else "no SparseModel"
+        raise ExperimentError(
+            f"{cell.method}: returned {what}; a method returns the dense network that it was "
+            "given with a mask, as ntt.prune does."
+        )
+    masks = jax.tree.leaves(found.mask)
+    kept, size = sum(int(m.sum()) for m in masks), sum(m.size for m in masks)
+    if kept > cell.density * size + len(masks):  # each layer may round up
+        raise ExperimentError(
+            f"{cell.method}: keeps {kept} of {size} weights, more than the share {cell.density:g} "
+            "that was asked for."
+        )
+    return found
 
 
 def sparsity_of(cell: Cell, teacher: Any) -> Sparsity:
@@ -93,7 +118,7 @@ def check_fits(cell: Cell, teacher: Any) -> None:
 
     Raises `ExperimentError` for a density that empties a layer, or a pattern that does not fit.
     """
-    if cell.method == "dense":
+    if cell.method == "dense" or find_method(cell.method).find is not None:
         return
     ones = sparsify(teacher).mask
     shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, np.float32), ones)

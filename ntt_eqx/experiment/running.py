@@ -12,7 +12,6 @@ import jax.tree_util as jtu
 from .. import SparseModel, warm_up
 from .._stateful import has_state
 from ..data import Dataset
-from ..models import make_model
 from ._errors import Diverged, ExperimentError
 from .cells import CONFIG, Cell, settle
 from .images import Part, Shelf, check_labelled, check_network, parts
@@ -20,6 +19,7 @@ from .loop import RunContext, run_phase
 from .manifest import CHECKPOINTS, RunFolder
 from .metrics import METRICS, MetricsFile, Written
 from .model_file import decode_model, encode_model, load_model
+from .own import build_model
 from .phases import training_phase, transfer_phase
 from .pruning import ablated, check_fits, collapse_told, pruned_at_start
 from .published import protocol_of
@@ -98,7 +98,7 @@ def finished(cell: Cell, directory: Path) -> dict[str, Any] | None:
 
 def dense_initialisation(cell: Cell, images: Dataset) -> Any:
     """The dense network of a seed: the teacher, and where every method of this seed starts."""
-    return make_model(cell.model, images.input_shape, images.num_classes, key=cell.key(0))
+    return build_model(cell.model, images.input_shape, images.num_classes, key=cell.key(0))
 
 
 def started(cell: Cell, images: Dataset) -> Any:
@@ -120,6 +120,7 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
         "arguments": {"input_shape": list(images.input_shape), "num_classes": images.num_classes},
         "mean": images.mean,
         "std": images.std,
+        **({"code": dict(cell.code)} if cell.code else {}),
     }
     if run.has(_SPARSE):  # so that a resumed training does nothing before it again
         student, found = decode_model(run.path / _SPARSE, run.read(_SPARSE))

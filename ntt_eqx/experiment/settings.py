@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar
 from .. import NM, Block, Channels, Recipe
 from ._errors import ExperimentError, did_you_mean
 from ._files import read_json
-from .methods import METHODS, FirstMask, MethodName
+from .methods import FirstMask
+from .own import find_method
 
 Scope = Literal["layer", "global"]
 
@@ -151,7 +152,7 @@ class CompareSettings:
     models: tuple[str, ...] = ("lenet-300-100",)  # networks to prune
     # ways to choose the sparse network; `ntt` is Neural Tangent Transfer with the active kernel,
     # `ntt-ambient` with the ambient one, `ntt-sketch` with a few random directions of the latter
-    methods: tuple[MethodName, ...] = ("ntt", "random", "snip", "dense")
+    methods: tuple[str, ...] = ("ntt", "random", "snip", "dense")
     # rank weights within each layer, or over all layers at once
     scopes: tuple[Scope, ...] = ("layer",)
     densities: tuple[float, ...] = _number((0.03,), high=1, above=True)  # shares of weights to keep
@@ -365,9 +366,14 @@ def _check_mask(settings: CompareSettings) -> None:
                 f"mask.pattern: {mask.pattern} keeps {share:g} of each layer; use --densities "
                 f"{share:g} and no other allocation."
             )
-    ntt = [name for name in settings.methods if METHODS[name].kernel]
-    if mask.ablation == "invert" and ntt:
-        raise ExperimentError(f"mask.ablation: {ntt[0]} has no scores to invert.")
+    found = {name: find_method(name) for name in settings.methods}
+    unscored = [name for name, record in found.items() if record.kernel or record.find]
+    if mask.ablation == "invert" and unscored:
+        raise ExperimentError(f"mask.ablation: {unscored[0]} has no scores to invert.")
+    free = [name for name, record in found.items() if record.find]
+    if free and (pattern is not None or mask.allocation != "uniform"):
+        what = "mask.pattern" if pattern is not None else "mask.allocation"
+        raise ExperimentError(f"{what}: {free[0]} finds its mask itself.")
 
 
 def _convert(hint: Any, value: Any, where: str, base: Any) -> Any:

@@ -203,7 +203,7 @@ def test_a_folder_of_arrays_of_ones_own(tmp_path):
         ("compare --datasets mnist:0,77", "choose at least two different classes out of 0 to 9"),
         ("compare --datasets npy:nowhere", "nowhere"),
         ("compare --models lenet", "unknown model 'lenet'. Did you mean.*Allowed: lenet-300-100"),
-        ("compare --methods snap", "(?s)invalid choice 'snap'.*'logit-snip'"),
+        ("compare --methods snap", "unknown method 'snap'. Did you mean 'snip'.*Your own is pack"),
         ("compare --sedds 1", "compare has no option --sedds. Did you mean --seeds\\?"),
         ("compare --densities 0", "densities: 0.0 must be a number above 0"),
         ("compare --config nowhere.json", "nowhere.json: no such file"),

@@ -50,7 +50,8 @@ def test_the_paper_preset_is_the_published_protocol():
         ({"seeds": 3}, "field 'seeds' must be a list, got 3"),
         ({"seeds": ["a"]}, r"field 'seeds'\[0\] must be of type int, got \"a\""),
         ({"seeds": [True]}, r"field 'seeds'\[0\] must be of type int, got true"),
-        ({"methods": ["snap"]}, r"field 'methods'\[0\] must be one of dense, ntt"),
+        ({"methods": [3]}, r"field 'methods'\[0\] must be of type str, got 3"),
+        ({"transfer": {"initial_mask": "snap"}}, "'initial_mask' must be one of random, magn"),
         ({"transfer": {"epoch": 3}}, "field 'transfer': unknown field 'epoch'. Did you mean"),
         ({"transfer": {"epochs": "3"}}, "field 'transfer'.'epochs' must be of type float"),
         ({"training": {"rescale": 1}}, "field 'training'.'rescale' must be of type bool"),
@@ -74,6 +75,8 @@ def test_a_config_file_changes_what_it_names(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"methods": ("snap",)}, "unknown method 'snap'. Did you mean 'snip'"),
+        ({"methods": ("a:b",)}, "method 'a:b' is code of your own"),
         ({"densities": ()}, "densities: give at least one"),
         ({"densities": (0.0,)}, "densities: 0.0 must be a number above 0 and at most 1"),
         ({"densities": (float("nan"),)}, "densities: nan"),

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ... import distribute
-from ...models import MODELS
-from .._errors import Diverged, check_choice
+from .._errors import Diverged
 from ..cells import Cell, plan
 from ..claims import claimed
 from ..compilation import keep_compiled
 from ..images import check_dataset, shelf_of
 from ..loop import RunContext, StopRequest
 from ..manifest import check_folder
-from ..methods import MethodName
+from ..own import check_model, enter
 from ..progress import Display
 from ..report import REPORT_FILES, write_page, write_tables
 from ..results import MODEL, RESULT, find_runs
@@ -84,7 +83,7 @@ class NetworkOptions(RunOptions):
 
     dataset: str = "fashion-mnist-mini"
     model: str = "lenet-300-100"
-    method: MethodName = "ntt"
+    method: str = "ntt"
     scope: Scope = "layer"
     density: float = 0.03
     seed: int = 0
@@ -104,16 +103,28 @@ class NetworkOptions(RunOptions):
             scoring=self.scoring,
             **changes,
         )
-        return plan(check_names(check(settings)))[0]
+        return plan(checked(settings))[0]
 
 
-def check_names(settings: CompareSettings) -> CompareSettings:
-    """`settings`, if there are the datasets and models that it names; else `ExperimentError`."""
+def checked(settings: CompareSettings) -> CompareSettings:
+    """`settings` with each value checked, and code of a user's own found and called by its name.
+
+    Raises `ExperimentError` for what cannot be used, or is not there.
+    """
+    named = {
+        f"{kind}s": tuple(enter(kind, name) for name in getattr(settings, f"{kind}s"))
+        for kind in ("dataset", "model", "method")
+    }
+    other = settings.transfer.dataset
+    transfer = dataclasses.replace(
+        settings.transfer, dataset=None if other is None else enter("dataset", other)
+    )
+    settings = check(dataclasses.replace(settings, transfer=transfer, **named))
     for name in (*settings.datasets, settings.transfer.dataset):
         if name is not None:
             check_dataset(name)
     for name in settings.models:
-        check_choice("model", name, MODELS)
+        check_model(name)
     return settings
 
 

@@ -25,16 +25,16 @@ from ..images import shelf_of
 from ..launch import launch
 from ..loop import Phase, RunContext, StopRequest
 from ..manifest import CHECKPOINTS, RunFolder, check_folder, create, holds, read_manifest
-from ..methods import METHODS
+from ..methods import method as look_of
 from ..phases import planned_steps, training_phase, transfer_phase
 from ..progress import Display, duration
 from ..report import REPORT_FILES, write_page, write_tables
 from ..results import CELLS, FAILURE, RESULT, Run, read_result
 from ..running import check_cells, finished, run_cell, started
-from ..settings import PRESETS, CompareSettings, check, to_json
+from ..settings import PRESETS, CompareSettings, to_json
 from ..table import make_rows, table_cells
 from ..together import by_first
-from ._options import RunOptions, accuracies, check_names
+from ._options import RunOptions, accuracies, checked
 
 _PACKAGES = ("ntt-eqx", "jax", "jaxlib", "equinox", "optax", "grain", "numpy")
 _TIMED_STEPS = 5
@@ -75,7 +75,7 @@ class Compare(RunOptions):
         """Work here, or launch workers that do; returns the exit status."""
         if self.launch == "here" or self.plan_only:
             return super().run()
-        cells = plan(check_names(check(self.settings)))
+        cells = plan(checked(self.settings))
         check_folder(self.out, "compare")
         check_cells(cells, shelf_of(self.data_dir))
         create(self.out, "compare")
@@ -86,7 +86,7 @@ class Compare(RunOptions):
 
     def make(self) -> int:
         """Run the comparison; returns the exit status."""
-        settings = check_names(check(self.settings))
+        settings = checked(self.settings)
         cells, shelf, out = plan(settings), shelf_of(self.data_dir), self.out
         by_first(lambda: check_folder(out, "compare"))
         check_cells(cells, shelf)
@@ -97,7 +97,7 @@ class Compare(RunOptions):
                 return 0
             with _held(out, context) as run:
                 run.check_unchanged((CONFIG, *REPORT_FILES))
-                run.write_json(CONFIG, _asked(settings))
+                run.write_json(CONFIG, _asked(self.settings))
             _show_plan(cells, out, context, timed=True)
             failed = _run_cells(cells, out, context)
             with _held(out, context) as run:
@@ -156,14 +156,14 @@ def _estimate(cells: Sequence[Cell], context: RunContext) -> tuple[float, dict[s
             kind = (cell.dataset, cell.model, method)
             variant = (*kind, cell.transfer, cell.density, cell.scope) if method else kind
             if kind not in known:
-                what = METHODS[method].label if method else "training"
+                what = look_of(method).label if method else "training"
                 with context.display.busy(f"compiling and timing a step of {what}"):
                     known[kind] = _measure(_build(cell, name, context))
                 compiled.add(variant)
             first, step, look = known[kind]
             seconds += count * (step + look) + (0.0 if variant in compiled else first)
             compiled.add(variant)
-            steps[METHODS[method].label if method else "training"] = step
+            steps[look_of(method).label if method else "training"] = step
     return seconds, steps
 
 

@@ -10,6 +10,7 @@ from ...data import Dataset
 from .._errors import ExperimentError
 from ..images import Part, check_dataset, check_labelled, check_network, shelf_of
 from ..model_file import LoadedModel, load_model
+from ..own import enter
 from ..results import model_path
 
 
@@ -19,13 +20,14 @@ class Evaluate:
 
     network: Positional[Path]  # model file, or directory of a run that holds one
     dataset: str | None = None  # images to test on; left out, those that the file names
+    model: str | None = None  # the network's code, if it is your own: package.module:Object
     data_dir: Path | None = None  # folder with datasets
     json: bool = False  # print one JSON object instead of text
 
     def run(self) -> int:
         """Test the network; returns the exit status."""
         path = model_path(self.network)
-        loaded = load_model(path)
+        loaded = load_own(path, self.model)
         images = images_of(path, loaded, self.dataset, self.data_dir)
         check_labelled(images)
         scores = Part(images, images.test).evaluate(loaded.model)
@@ -46,6 +48,13 @@ class Evaluate:
         return 0
 
 
+def load_own(path: Path, model: str | None) -> LoadedModel:
+    """Read a network, of the architecture in code of one's own if `model` names that."""
+    if model is not None:
+        enter("model", model)
+    return load_model(path)
+
+
 def images_of(
     path: Path,
     loaded: LoadedModel,
@@ -55,7 +64,8 @@ def images_of(
     labels: bool = True,
 ) -> Dataset:
     """The images called `name`, or those that a network's file names, checked to suit it."""
-    name = name or loaded.header.get("dataset")
+    # a file may name code, but only the command may have it run
+    name = enter("dataset", name) if name else loaded.header.get("dataset")
     if not isinstance(name, str):
         raise ExperimentError(f"{path}: does not name a dataset; give one with --dataset.")
     check_dataset(name)

@@ -12,10 +12,10 @@ from tyro.conf import Positional
 from ...export import ExportError, save_onnx, save_safetensors
 from .._errors import ExperimentError
 from ..images import Part
-from ..model_file import LoadedModel, load_model
+from ..model_file import LoadedModel
 from ..progress import Display
 from ..results import model_path
-from .evaluate import images_of
+from .evaluate import images_of, load_own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +31,13 @@ class Export:
     overwrite: bool = False  # replace the file if there is one
     # images to compare an ONNX file on; left out, those that the network's file names
     dataset: str | None = None
+    model: str | None = None  # the network's code, if it is your own: package.module:Object
     data_dir: Path | None = None  # folder with datasets
 
     def run(self) -> int:
         """Write the network; returns the exit status."""
         path = model_path(self.network)
-        loaded = load_model(path)
+        loaded = load_own(path, self.model)
         kind, _, layout = typing.cast(Any, self.format.partition("-"))
         out, note = self.out or path.with_suffix(f".{kind}"), ""
         if not out.parent.is_dir():

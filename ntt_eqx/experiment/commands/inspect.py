@@ -9,14 +9,13 @@ import jax.numpy as jnp
 from tyro.conf import Positional
 
 from ... import LayerCost, compare_kernels, layer_costs
-from ...models import make_model
 from .._errors import ExperimentError
 from ..images import Part
 from ..methods import method
-from ..model_file import load_model
+from ..own import build_model
 from ..progress import Display
 from ..results import MODEL, TRANSFERRED, model_path
-from .evaluate import images_of
+from .evaluate import images_of, load_own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +29,7 @@ class Inspect:
     # model file, or directory of a run; its network before training where there is one
     network: Positional[Path]
     dataset: str | None = None  # images for the kernel; left out, those that the file names
+    model: str | None = None  # the network's code, if it is your own: package.module:Object
     inputs: int = 32  # number of test images for the kernel
     data_dir: Path | None = None  # folder with datasets
     json: bool = False  # print one JSON object instead of text
@@ -37,7 +37,7 @@ class Inspect:
     def run(self) -> int:
         """Show what pruning did; returns the exit status."""
         path = model_path(self.network, (TRANSFERRED, MODEL))
-        loaded = load_model(path)
+        loaded = load_own(path, self.model)
         header, seed = loaded.header, loaded.header.get("seed")
         if not isinstance(seed, int):
             raise ExperimentError(f"{path}: does not name a seed to compare with.")
@@ -46,7 +46,7 @@ class Inspect:
         images = images_of(path, loaded, self.dataset, self.data_dir, labels=False)
         shape, classes = images.input_shape, header["arguments"]["num_classes"]
         key = jax.random.fold_in(jax.random.key(seed), 0)
-        dense = make_model(header["model"], shape, classes, key=key)
+        dense = build_model(header["model"], shape, classes, key=key)
         costs = layer_costs(loaded.model, shape)
         x = jnp.asarray(Part(images, images.test).first(self.inputs).x)
         kernel = compare_kernels(loaded.model, dense, x).numbers

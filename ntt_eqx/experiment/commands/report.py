@@ -8,6 +8,7 @@ from tyro.conf import Positional
 from .._errors import ExperimentError
 from ..claims import claimed
 from ..manifest import check_folder, has_manifest, read_manifest
+from ..own import enter
 from ..progress import Display
 from ..report import REPORT_FILES, write_page, write_tables
 from ..results import find_runs
@@ -21,11 +22,15 @@ class Report:
     directories: Positional[tuple[Path, ...]]  # comparisons or single runs, with everything below
     out: Path | None = None  # where to write; left out, `report` in the first directory
     figures: bool = True  # whether to draw figures
+    # code of your own networks, package.module:Object, without which their masks are not drawn
+    models: tuple[str, ...] = ()
 
     def run(self) -> int:
         """Build tables, figures and the page; returns the exit status."""
         if not self.directories:
             raise ExperimentError("report: give at least one directory.")
+        for name in self.models:
+            enter("model", name)
         found = {
             run.directory.resolve(): run for path in self.directories for run in find_runs(path)
         }

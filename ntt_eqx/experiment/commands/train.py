@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-from ..methods import MethodName
 from ..model_file import load_model
 from ..results import model_path
 from ..settings import PRESETS, MaskSettings, TrainingSettings
@@ -18,7 +17,7 @@ class Train(NetworkOptions):
     # model file, or directory of a run that holds one; left out, --model, --method, --scope and
     # --density say what to train
     start: Path | None = None
-    method: MethodName = "random"
+    method: str = "random"
     mask: MaskSettings = MaskSettings()  # which weights a mask may keep
     training: TrainingSettings = PRESETS["quick"].training  # the supervised phase
     out: Path = Path("runs/train")

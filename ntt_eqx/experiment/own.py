@@ -1,0 +1,166 @@
+"""What a comparison can name: the package's methods, models and data sets, and your own."""
+
+import dataclasses
+import hashlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+
+from ..data import Dataset
+from ..models import MODELS, make_model
+from ._errors import ExperimentError, check_choice
+from .methods import METHODS, Method, own_method
+from .references import Found, find, is_reference
+
+_HOW = "Your own is package.module:Object or ./file.py:Object"
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """Something of a user's that this process was asked to use."""
+
+    thing: Any  # a `Method`, a constructor of models, or a `Dataset`
+    digest: str  # SHA-256 of what decides its results
+
+
+# Filled by what a command or a call names, never by what a file says: reading a file runs no code.
+_entered: dict[tuple[str, str], Own] = {}
+
+
+def enter(kind: str, text: str) -> str:
+    """Make the code that `text` refers to known, and return the name of it in files and tables.
+
+    `kind` is `method`, `model` or `dataset`; a name that is no reference is returned as it is.
+
+    Raises `ExperimentError` for what cannot be found, or is nothing of this kind.
+    """
+    return _enter(kind, find(text), text) if is_reference(text) else text
+
+
+def _enter(kind: str, found: Found, text: str) -> str:
+    thing, digest = _KINDS[kind](text, found.thing), found.digest
+    if isinstance(thing, Dataset):
+        digest = _content(thing)  # whatever code has read it
+    _entered[kind, found.name] = Own(thing, digest)
+    return found.name
+
+
+def digest_of(kind: str, name: str) -> str | None:
+    """The digest of something of a user's, `None` for what comes with the package."""
+    own = _entered.get((kind, name))
+    return None if own is None else own.digest
+
+
+def find_method(name: str) -> Method:
+    """The record of a method; `ExperimentError` for an unknown one, with those there are."""
+    own = _entered.get(("method", name))
+    return METHODS[_known("method", name, METHODS)] if own is None else own.thing
+
+
+def check_model(name: str) -> None:
+    """Raise `ExperimentError` unless there is a model of this name."""
+    if ("model", name) not in _entered:
+        _known("model", name, MODELS)
+
+
+def build_model(name: str, input_shape: Any, num_classes: int, *, key: Any) -> Any:
+    """A model by its name, one's own or one of `ntt_eqx.models`; `make_model` says more."""
+    own = _entered.get(("model", name))
+    if own is None:
+        return make_model(name, input_shape, num_classes, key=key)
+    return own.thing(tuple(input_shape), num_classes, key=key)
+
+
+def own_dataset(name: str) -> Dataset | None:
+    """The images of a user's that have this name, `None` where there are none."""
+    own = _entered.get(("dataset", name))
+    return None if own is None else own.thing
+
+
+def unknown_code(kind: str, name: str) -> str:
+    """The message for a reference in a file that this command has not named itself."""
+    return (
+        f"{kind} {name!r} is code of your own, which no file may run; give it as --{kind} "
+        "package.module:Object or ./file.py:Object."
+    )
+
+
+def _known(kind: str, name: str, names: Any) -> str:
+    if name not in names and is_reference(name):
+        raise ExperimentError(unknown_code(kind, name))
+    try:
+        return check_choice(kind, name, names)
+    except ExperimentError as error:
+        raise ExperimentError(f"{error} {_HOW}.") from None
+
+
+def _as_model(text: str, thing: Any) -> Callable[..., Any]:
+    """`thing` as a constructor `(input_shape, num_classes, *, key)`, given what it names."""
+    if not callable(thing) or isinstance(thing, eqx.Module):
+        raise ExperimentError(
+            f"{text}: is {_a(thing)}, not a callable that builds a model: Net(key=...)."
+        )
+    try:
+        named = inspect.signature(thing).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise ExperimentError(f"{text}: its parameters cannot be told ({error}).") from None
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in named)
+    names = {p.name for p in named if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    known = {"input_shape", "num_classes", "key"}
+    needed = {p.name for p in named if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+    if "key" not in names and not takes_all:
+        raise ExperimentError(f"{text}: takes no `key`, so that every seed would be the same.")
+    if needed - known:
+        raise ExperimentError(
+            f"{text}: needs {', '.join(sorted(needed - known))}; a model is built from key, "
+            "input_shape and num_classes, of those that it names."
+        )
+
+    def build(input_shape: Any, num_classes: int, *, key: Any) -> Any:
+        given = {"input_shape": input_shape, "num_classes": num_classes, "key": key}
+        model = thing(**{n: v for n, v in given.items() if takes_all or n in names})
+        if not isinstance(model, eqx.Module) or not callable(model):
+            raise ExperimentError(f"{text}: built {_a(model)}, not an eqx.Module: x -> logits.")
+        return model
+
+    return build
+
+
+def _as_dataset(text: str, thing: Any) -> Dataset:
+    try:
+        inspect.signature(thing).bind()
+    except (TypeError, ValueError):  # nothing that can be called, or not without arguments
+        images = thing
+    else:
+        images = thing()
+    if not isinstance(images, Dataset):
+        gives = "" if images is thing else f", which returns {_a(images)}"
+        raise ExperimentError(
+            f"{text}: is {_a(thing)}{gives}, not an ntt_eqx.data.Dataset or a function without "
+            "arguments that returns one (ntt_eqx.data.make_dataset makes them)."
+        )
+    return images
+
+
+def _content(images: Dataset) -> str:
+    """SHA-256 of all that a result depends on in a set of images."""
+    digest = hashlib.sha256(f"{images.num_classes} {images.labelled}".encode())
+    splits = (array for split in (images.train, images.test) for array in (split.x, split.y))
+    for array in map(np.ascontiguousarray, (images.mean, images.std, *splits)):
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _a(thing: Any) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
+
+
+_KINDS: dict[str, Callable[[str, Any], Any]] = {
+    "method": own_method,
+    "model": _as_model,
+    "dataset": _as_dataset,
+}
