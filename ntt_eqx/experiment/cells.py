@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import re
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jaxtyping import PRNGKeyArray
@@ -13,15 +13,15 @@ from jaxtyping import PRNGKeyArray
 from ._errors import ExperimentError
 from ._files import decode_object
 from .manifest import RunFolder
-from .methods import label_of
+from .methods import Line, label_of
 from .own import digest_of, find_method
 from .settings import (
     CompareSettings,
     MaskSettings,
-    Scope,
     ScoringSettings,
     TrainingSettings,
     TransferSettings,
+    lines_of,
     to_json,
 )
 from .together import by_first
@@ -42,7 +42,7 @@ class Cell:
     model: str  # name of the architecture
     method: str  # how its mask is chosen
     # whether weights are ranked per layer or over all layers; `None` for a dense network
-    scope: Scope | None
+    scope: Literal["layer", "global"] | None
     density: float  # share of weights kept
     seed: int  # decides the dense initialisation, the mask's randomness and the order of the data
     # settings of the label-free phase, `None` for methods without one
@@ -62,9 +62,9 @@ class Cell:
         method = label_of(self.method)
         if self.method == "dense":
             return f"{method} seed {self.seed}"
-        scope = "" if self.scope is None else f" {self.scope}"
-        mask = f" ({self.mask.label})" if self.mask is not None else ""
-        return f"{method}{scope} {self.density:g}{mask} seed {self.seed}"
+        _, scope, mask = Line.of({**vars(self), "mask": self.mask and self.mask.label})
+        words = (method, scope, f"{self.density:g}", f"({mask})" if mask else "")
+        return " ".join([*filter(None, words), f"seed {self.seed}"])
 
     def key(self, purpose: int) -> PRNGKeyArray:
         """A random key: 0 for the dense network, 1 for its mask, 2 for dropout, 3 for ablation."""
@@ -126,43 +126,57 @@ def plan(settings: CompareSettings) -> list[Cell]:
     """
     places = itertools.product(
         *(settings.datasets, settings.models, settings.seeds),
-        *(settings.densities, settings.methods, settings.scopes),
+        *(settings.densities, lines_of(settings)),
     )
     cells = []
-    for dataset, model, seed, density, method, scope in places:
-        transfer, scoring = None, None
-        if find_method(method).kernel:
-            transfer = settings.transfer
-            if not find_method(method).sketched:
-                transfer = dataclasses.replace(transfer, sketch_size=None)
-            elif transfer.sketch_size is None:
-                transfer = dataclasses.replace(transfer, sketch_size=TransferSettings.sketch_size)
-            if transfer.l2_weight is None:
-                published = 1e-5 if model.startswith("lenet-5") else 1e-4
-                transfer = dataclasses.replace(transfer, l2_weight=published)
-            if transfer.dataset == dataset:
-                transfer = dataclasses.replace(transfer, dataset=None)
-        record = find_method(method if transfer is None else transfer.initial_mask)
-        if (record.score or record.find) is not None and record.examples:
-            published = 128 if dataset.startswith("cifar") else 100
-            scoring = settings.scoring
-            iterations = scoring.iterations or record.rounds
-            scoring = dataclasses.replace(
-                scoring,
-                examples=scoring.examples or published,
-                iterations=iterations,
-                schedule=scoring.schedule if iterations > 1 else "exponential",
-            )
+    for dataset, model, seed, density, (method, asked) in places:
+        mask = settings.mask
+        if asked == "erk":
+            mask = dataclasses.replace(mask, allocation="erk")
+        scope: Any = "layer" if asked == "erk" else asked
+        transfer = _transfer_of(settings, method, dataset, model)
+        scoring = _scoring_of(
+            settings, method if transfer is None else transfer.initial_mask, dataset
+        )
         cell = Cell(dataset, model, method, scope, density, seed, transfer, scoring)
         cell = dataclasses.replace(cell, training=settings.training, code=_code(cell))
-        if record.find is not None:  # which layers keep how much is up to it
-            cell = dataclasses.replace(cell, scope=None)
         if method == "dense":
-            cell = dataclasses.replace(cell, scope=None, density=1.0)
-        elif settings.mask != MaskSettings():
-            cell = dataclasses.replace(cell, mask=settings.mask)
+            cell = dataclasses.replace(cell, density=1.0)
+        elif mask != MaskSettings():
+            cell = dataclasses.replace(cell, mask=mask)
         cells.append(cell)
     return list(dict.fromkeys(cells))
+
+
+def _transfer_of(
+    settings: CompareSettings, method: str, dataset: str, model: str
+) -> TransferSettings | None:
+    transfer, record = settings.transfer, find_method(method)
+    if not record.kernel:
+        return None
+    if not record.sketched:
+        transfer = dataclasses.replace(transfer, sketch_size=None)
+    elif transfer.sketch_size is None:
+        transfer = dataclasses.replace(transfer, sketch_size=TransferSettings.sketch_size)
+    if transfer.l2_weight is None:
+        published = 1e-5 if model.startswith("lenet-5") else 1e-4
+        transfer = dataclasses.replace(transfer, l2_weight=published)
+    if transfer.dataset == dataset:
+        transfer = dataclasses.replace(transfer, dataset=None)
+    return transfer
+
+
+def _scoring_of(settings: CompareSettings, method: str, dataset: str) -> ScoringSettings | None:
+    scoring, record = settings.scoring, find_method(method)
+    if record.score is record.find is None or not record.examples:
+        return None
+    iterations = scoring.iterations or record.rounds
+    return dataclasses.replace(
+        scoring,
+        examples=scoring.examples or (128 if dataset.startswith("cifar") else 100),
+        iterations=iterations,
+        schedule=scoring.schedule if iterations > 1 else "exponential",
+    )
 
 
 def _code(cell: Cell) -> tuple[tuple[str, str], ...]:

@@ -3,14 +3,21 @@
 import dataclasses
 import inspect
 import zlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
 from .. import NTTConfig, SparseModel, ntt_loss, scores
 from ._errors import ExperimentError
+
+Scope = Literal["published", "layer", "global", "erk"]
+"""How the kept weights are shared out over the layers: by ranking within each layer (`layer`, the
+same share in all), over all layers at once (`global`), or within Erdős–Rényi shares (`erk`)."""
+
+SCOPES: Mapping[str, str] = {"layer": "per layer", "global": "global", "erk": "ERK"}
+"""What legends call them."""
 
 _RAY = (0.25, 0.5, 0.75, 1.0)
 
@@ -23,6 +30,8 @@ class Method:
     colour: str  # of its lines
     marker: str  # of its points, by which grey prints tell it from others
     dashes: Any = "-"  # of its lines, likewise
+    # how it was published to share weights out over layers; `None` where it decides that itself
+    scope: Literal["layer", "global"] | None = "layer"
     # the kernel that it transfers, `active` or `ambient`; empty for a method that scores
     kernel: str = ""
     sketched: bool = False  # whether only random directions of it are compared
@@ -50,10 +59,16 @@ def _drawn(kind: Any) -> Callable[[PRNGKeyArray, Any, float], Any]:
     return lambda key, teacher, density: kind(key)
 
 
+# Scopes as published. NTT and its baseline logit-SNIP rank per layer (Liu & Zenke, 2020); SNIP (Lee
+# et al., 2019), GraSP (Wang et al., 2020), SynFlow (Tanaka et al., 2020), NTK-SAP (Wang et al.,
+# 2023) and PX over all layers, and so does magnitude where it is a baseline at initialisation
+# (Tanaka et al., 2020; Frankle et al., 2021). A random mask has the same share in every layer, or
+# ERK shares in strong baselines (Evci et al., 2020; Liu et al., 2022): `random@erk`.
+#
 # Okabe and Ito's palette, which readers with any colour vision can tell apart, and three more from
 # Tol's muted palette; markers and dashes repeat what the colours say.
 METHODS: dict[str, Method] = {
-    "dense": Method("dense", "#000000", "_", (0, (1, 1))),
+    "dense": Method("dense", "#000000", "_", (0, (1, 1)), None),
     "ntt": Method("NTT (active)", "#0072B2", "o", kernel="active"),
     "ntt-ambient": Method("NTT (ambient)", "#56B4E9", "s", (0, (4, 1.5)), kernel="ambient"),
     "ntt-sketch": Method(
@@ -63,25 +78,43 @@ METHODS: dict[str, Method] = {
         "random", "#8A8A8A", "X", (0, (1, 1.2)), score=_drawn(scores.Random), examples=False
     ),
     "magnitude": Method(
-        "magnitude", "#7A5230", "v", (0, (5, 1)), score=_plain(scores.Magnitude), examples=False
+        "magnitude",
+        "#7A5230",
+        "v",
+        (0, (5, 1)),
+        "global",
+        score=_plain(scores.Magnitude),
+        examples=False,
     ),
     "snip": Method(
-        "SNIP", "#D55E00", "^", (0, (6, 1, 1, 1)), score=_plain(scores.Snip), labels=True
+        "SNIP", "#D55E00", "^", (0, (6, 1, 1, 1)), "global", score=_plain(scores.Snip), labels=True
     ),
     "logit-snip": Method(
         "logit-SNIP", "#E69F00", "D", (0, (3, 1, 1, 1, 1, 1)), score=_plain(scores.LogitSnip)
     ),
     "grasp": Method(
-        "GraSP", "#009E73", "P", (0, (5, 1.5, 1.5, 1.5)), score=_plain(scores.GraSP), labels=True
+        "GraSP",
+        "#009E73",
+        "P",
+        (0, (5, 1.5, 1.5, 1.5)),
+        "global",
+        score=_plain(scores.GraSP),
+        labels=True,
     ),
     "synflow": Method(
-        "SynFlow", "#CC79A7", "<", (0, (2, 1)), score=_plain(scores.SynFlow), rounds=100
+        "SynFlow", "#CC79A7", "<", (0, (2, 1)), "global", score=_plain(scores.SynFlow), rounds=100
     ),
     "ntk-sap": Method(
-        "NTK-SAP", "#882255", ">", (0, (7, 2)), score=_drawn(scores.NTKSAP), rounds=20
+        "NTK-SAP", "#882255", ">", (0, (7, 2)), "global", score=_drawn(scores.NTKSAP), rounds=20
     ),
     "px": Method(
-        "PX", "#117733", "h", (0, (4, 1, 2, 1)), score=_plain(scores.PathExclusion), rounds=100
+        "PX",
+        "#117733",
+        "h",
+        (0, (4, 1, 2, 1)),
+        "global",
+        score=_plain(scores.PathExclusion),
+        rounds=100,
     ),
     "ntt-gradient": Method("NTT gradient", "#332288", "p", (0, (3, 2)), score=_ntt_gradient),
 }
@@ -139,7 +172,7 @@ def own_method(text: str, thing: Any) -> Method:
             f"{text}: is no method, which is a score (of ntt_eqx.scores, or like them) or a "
             "function (teacher, examples, density, key) that returns a SparseModel."
         ) from None
-    return Method(*look, find=thing, labels=True)
+    return Method(*look, scope=None, find=thing, labels=True)
 
 
 def _made(text: str, thing: Any) -> Callable[[PRNGKeyArray, Any, float], Any]:
@@ -168,7 +201,40 @@ def method_order(name: str) -> int:
     return list(METHODS).index(name) if name in METHODS else len(METHODS)
 
 
-def line_order(line: tuple[str, str | None, str]) -> tuple[Any, ...]:
-    """The position of a method, with its scope and kind of mask, in legends."""
-    name, scope, mask = line
-    return method_order(name), scope != "layer", mask
+def split_scope(text: str) -> tuple[str, str | None]:
+    """The method and the scope that `METHOD@SCOPE` names; no scope in a plain name.
+
+    Raises `ExperimentError` for a scope that there is not.
+    """
+    name, at, scope = text.rpartition("@")
+    if not at or ":" in scope:  # a reference to code may have one in its path
+        return text, None
+    if scope not in SCOPES:
+        raise ExperimentError(f"method {text!r}: @{scope} is none of @{', @'.join(SCOPES)}.")
+    return name, scope
+
+
+class Line(NamedTuple):
+    """A line of a table or a figure: its results differ in seed and density alone."""
+
+    method: str
+    scope: str  # `layer`, `global`, `erk`; empty where there is none
+    mask: str  # how weights are kept together or ablated; empty for plain masks
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> "Line":
+        """The line to which a cell's result belongs."""
+        scope, parts = result.get("scope") or "", (result.get("mask") or "").split(", ")
+        if parts[0] == "erk":  # which files keep apart from the scope
+            scope, parts = "erk", parts[1:]
+        return cls(result["method"], scope, ", ".join(parts))
+
+    def label(self, scoped: bool) -> str:
+        """Its name in legends, with its scope if it is `scoped`."""
+        scope = SCOPES.get(self.scope, self.scope) if scoped else ""
+        return ", ".join(part for part in (method(self.method).label, scope, self.mask) if part)
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Its position in tables and legends."""
+        return method_order(self.method), self.method, self.scope != "layer", self.scope, self.mask

@@ -15,13 +15,13 @@ from .figures import (
     accuracy_figure,
     densities_figure,
     distances_figure,
-    line_label,
+    line_of,
     masks_figure,
     render_figure,
     sparsity_figure,
 )
 from .manifest import RunFolder, read_file
-from .methods import line_order, method_order
+from .methods import Line
 from .model_file import decode_model
 from .progress import Display
 from .published import published_beside
@@ -39,9 +39,14 @@ th, td { padding: 0.2rem 0.8rem; text-align: left; } th { border-bottom: 1px sol
 .n { text-align: right; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 figure { margin: 2rem 0; } img { max-width: 100%; } figcaption { color: #555; }"""
+_NOTE = """\
+Test accuracy: mean ± sample standard deviation over seeds. Standard error: sqrt(p (1 - p) / n) of \
+an accuracy p on the n test images, which all networks share. Scope: how the kept weights are \
+shared out over the layers; layer ranks within each, global over all at once, erk keeps \
+Erdős–Rényi shares."""
 _CAPTIONS = {
     "accuracy": "Test accuracy while the networks train.",
-    "sparsity": "Test accuracy after training against the share of weights kept.",
+    "sparsity": "Test error after training against the share of weights kept, both logarithmic.",
     "distances": "Distance of the student's kernel and outputs to its teacher's on held-out images "
     "during the transfer.",
     "masks": "Masks of the first layer: weights kept at each input, and single units.",
@@ -73,7 +78,7 @@ def write_page(runs: Sequence[Run], run: RunFolder, title: str, display: Display
         figures = draw_figures(runs, display.say)
     results = [found.result for found in runs if found.result is not None]
     trained = any(result.get("test_accuracy") is not None for result in results)
-    note = "Test accuracy: mean ± sample standard deviation over seeds." if trained else ""
+    note = _NOTE if trained else ""
     save_page(run, title, table_cells(make_rows(results)), figures, note)
     return sorted({name.rpartition(".")[0] for name in figures})
 
@@ -147,18 +152,16 @@ def as_text(text: str) -> bytes:
 
 
 def _masks(runs: Sequence[Run]) -> Any | None:
-    first: dict[tuple[str, str | None, str], Run] = {}
+    first: dict[Line, Run] = {}
     for run in sorted(runs, key=lambda r: r.config["seed"]):
-        kind = str((run.result or {}).get("mask") or "")
-        first.setdefault((run.config["method"], run.config.get("scope"), kind), run)
-    several = len({scope for _, scope, _ in first if scope}) > 1
+        first.setdefault(line_of(run), run)
+    several = len({line.scope for line in first if line.scope}) > 1
     masks, shape = {}, ()
-    for name, scope, kind in sorted(first, key=line_order):
-        folder = first[name, scope, kind].directory
+    for line in sorted(first, key=lambda line: line.order):
+        folder = first[line].directory
         loaded = decode_model(folder / MODEL, read_file(folder, MODEL))
         shape = tuple(loaded.header["arguments"]["input_shape"])
-        label = line_label(name, scope if several else None, kind)
-        masks[label] = np.asarray(jax.tree.leaves(loaded.model.mask)[0])
+        masks[line.label(several)] = np.asarray(jax.tree.leaves(loaded.model.mask)[0])
     return masks_figure(masks, shape, list(first.values()))
 
 
@@ -170,5 +173,5 @@ def _by(runs: Sequence[Run], names: Sequence[str]) -> dict[tuple[Any, ...], list
 
 
 def _place(result: dict[str, Any]) -> tuple[Any, ...]:
-    place = (result["dataset"], result["model"], -result["density"], method_order(result["method"]))
-    return (*place, result.get("scope") or "", result["seed"])
+    place = (result["dataset"], result["model"], -result["density"], Line.of(result).order)
+    return (*place, result["seed"])

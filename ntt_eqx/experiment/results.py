@@ -1,7 +1,9 @@
 """Read a run folder: the state of every cell, and the results of finished ones."""
 
 import dataclasses
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +51,7 @@ RANGES: dict[str, Any] = {
     **dict.fromkeys(("test_loss", "train_loss"), _POSITIVE),
     **dict.fromkeys(("kernel_distance", "target_distance"), _POSITIVE),
     **dict.fromkeys(("transfer_steps", "train_steps"), (0, 2**62)),
+    "test_images": (1, 2**62),
 }
 """The possible numbers of a result."""
 
@@ -83,6 +86,16 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     check_fields(where, shares, dict.fromkeys(shares, int | float))
     check_ranges(where, shares, dict.fromkeys(shares, _SHARE))
     return result
+
+
+def standard_error(result: Mapping[str, Any]) -> float | None:
+    """Standard error of a test accuracy p on n images, `sqrt(p (1 - p) / n)`.
+
+    It is that of another draw of test images, which all networks of a comparison share; `None`
+    where the number of images is not known.
+    """
+    p, images = result.get("test_accuracy"), result.get("test_images")
+    return None if p is None or images is None else math.sqrt(p * (1 - p) / images)
 
 
 def find_runs(root: Path, *, verify: bool = False) -> list[Run]:

@@ -171,6 +171,7 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
         **{name: getattr(cell, name) for name in names},
         "mask": cell.mask.label if cell.mask is not None else "",
         **{name: accuracies.get(name) for name in scores},
+        "test_images": len(images.test) if accuracies else None,
         "seconds": round(sum(seconds.values()), 3),
         **{f"{phase}_seconds": round(value, 3) for phase, value in seconds.items()},
         **{f"{phase}_steps": row.get("step", 0) for phase, row in rows.items()},

@@ -13,10 +13,8 @@ from typing import Any, Literal, TypeVar
 from .. import NM, Block, Channels, Recipe
 from ._errors import ExperimentError, did_you_mean
 from ._files import read_json
-from .methods import FirstMask
+from .methods import FirstMask, Scope, split_scope
 from .own import find_method
-
-Scope = Literal["layer", "global"]
 
 _T = TypeVar("_T")
 
@@ -68,8 +66,7 @@ class ScoringSettings:
 class MaskSettings:
     """Which weights a mask may keep, beyond the highest scores."""
 
-    # share a density out over the layers: the same in all, or `erk` (Erdős–Rényi kernel: small
-    # layers stay denser)
+    # `erk` is the scope `erk` for every method
     allocation: Literal["uniform", "erk"] = "uniform"
     # keep weights together: N:M, as 2:4, along inputs; blocks, as block:4x4; filters; inputs (whole
     # input channels). Left out, single weights
@@ -150,11 +147,15 @@ class CompareSettings:
     # image sets to train on; `ntt-eqx data` lists them
     datasets: tuple[str, ...] = ("fashion-mnist-mini",)
     models: tuple[str, ...] = ("lenet-300-100",)  # networks to prune
-    # ways to choose the sparse network; `ntt` is Neural Tangent Transfer with the active kernel,
-    # `ntt-ambient` with the ambient one, `ntt-sketch` with a few random directions of the latter
-    methods: tuple[str, ...] = ("ntt", "random", "snip", "dense")
-    # rank weights within each layer, or over all layers at once
-    scopes: tuple[Scope, ...] = ("layer",)
+    # ways to choose the sparse network: dense (none), ntt (Neural Tangent Transfer with the active
+    # kernel), ntt-ambient, ntt-sketch (a few random directions of the ambient one), random,
+    # magnitude, snip, logit-snip, grasp, synflow, ntk-sap, px, ntt-gradient; METHOD@SCOPE sets the
+    # scope of one, as random@erk; package.module:Object or ./file.py:Object is your own
+    methods: tuple[str, ...] = ("ntt", "random@erk", "snip", "synflow", "magnitude", "dense")
+    # how weights are shared out over the layers: as published (ntt, random: layer; snip, grasp,
+    # synflow, ntk-sap, px, magnitude: global); ranked within each layer; over all layers at once;
+    # or within ERK shares (Erdős–Rényi kernel: small layers stay denser)
+    scopes: tuple[Scope, ...] = ("published",)
     densities: tuple[float, ...] = _number((0.03,), high=1, above=True)  # shares of weights to keep
     # one network, one data order and one result for each
     seeds: tuple[int, ...] = _number((0,), high=2**31 - 1)
@@ -194,13 +195,14 @@ PRESETS: Mapping[str, CompareSettings] = types.MappingProxyType(
             training=TrainingSettings(epochs=25.0),
         ),
         "fast": CompareSettings(
-            methods=("ntt-sketch", "random", "snip", "dense"),
+            methods=("ntt-sketch", "random@erk", "snip", "synflow", "magnitude", "dense"),
             transfer=TransferSettings(epochs=20.0, held_out=0.02, learning_rate=1e-3, decay=0.05),
             training=TrainingSettings(epochs=25.0),
         ),
         "paper": CompareSettings(
             datasets=("fashion-mnist",),
             methods=("ntt", "random", "snip", "logit-snip", "dense"),
+            scopes=("layer",),
             seeds=(0, 1, 2, 3, 4),
         ),
         # Liu & Zenke (ICML 2020): as `paper`, on their convolutional network
@@ -352,21 +354,44 @@ def _check_range(
         raise ExperimentError(f"{name}: {value!r} must be a number {bound}{top}.")
 
 
+def lines_of(settings: CompareSettings) -> list[tuple[str, str | None]]:
+    """Each method with each of its scopes; `None` for one that has none, such as `dense`.
+
+    Raises `ExperimentError` for an unknown method, or one that cannot have its scope.
+    """
+    lines = []
+    for text in settings.methods:
+        name, own = split_scope(text)
+        published = find_method(name).scope
+        if published is None and own is not None:
+            raise ExperimentError(f"method {text!r}: {name} has no scope to choose.")
+        for scope in settings.scopes if own is None else (own,):
+            follows = published is None or scope == "published"
+            lines.append((name, published if follows else scope))
+    return list(dict.fromkeys(lines))
+
+
 def _check_mask(settings: CompareSettings) -> None:
     mask, pattern = settings.mask, parse_pattern(settings.mask.pattern)
-    if (mask.allocation != "uniform" or isinstance(pattern, NM)) and "global" in settings.scopes:
-        what = "mask.pattern" if pattern is not None else "mask.allocation"
-        raise ExperimentError(
-            f"{what}: sets the densities of layers, which only scope layer keeps."
-        )
+    lines = lines_of(settings)
+    for name, scope in lines:
+        if scope == "global" and (mask.allocation != "uniform" or isinstance(pattern, NM)):
+            what = "mask.pattern" if pattern is not None else "mask.allocation"
+            raise ExperimentError(
+                f"{what}: sets the densities of layers, which {name} with scope global does not "
+                "keep; add --scopes layer."
+            )
     if isinstance(pattern, NM):
-        share = pattern.n / pattern.m
-        if settings.densities != (share,) or mask.allocation != "uniform":
+        share, erk = (
+            pattern.n / pattern.m,
+            mask.allocation == "erk" or "erk" in dict(lines).values(),
+        )
+        if settings.densities != (share,) or erk:
             raise ExperimentError(
                 f"mask.pattern: {mask.pattern} keeps {share:g} of each layer; use --densities "
                 f"{share:g} and no other allocation."
             )
-    found = {name: find_method(name) for name in settings.methods}
+    found = {name: find_method(name) for name, _ in lines}
     unscored = [name for name, record in found.items() if record.kernel or record.find]
     if mask.ablation == "invert" and unscored:
         raise ExperimentError(f"mask.ablation: {unscored[0]} has no scores to invert.")

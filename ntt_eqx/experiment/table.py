@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from .methods import method, method_order
+from .methods import Line, method
+from .results import standard_error
 
 Cells = tuple[list[str], list[list[str]], list[bool]]
 """Header, body, and which columns hold numbers."""
@@ -22,7 +23,7 @@ class Row:
     model: str  # architecture
     method: str  # how the mask was chosen, as the command line calls it
     kernel: str  # `active` or `ambient` for NTT, else empty
-    scope: str  # `layer`, `global`, or empty for dense networks
+    scope: str  # `layer`, `global`, `erk`, or empty for dense networks
     density: float  # share of weights kept
     mask: str  # how its weights are kept together or ablated, empty for plain masks
     settings: str  # tells apart rows got under different settings; empty where there is one only
@@ -30,26 +31,35 @@ class Row:
     test: float | None  # mean test accuracy in percent, `None` when not trained
     test_spread: float | None  # sample standard deviation over seeds, `None` for one seed
     train: float | None  # mean accuracy on the images trained on, in percent
+    # standard error of `test` by the number of test images, in percent; `None` where not known
+    test_error: float | None = None
+
+    @property
+    def line(self) -> Line:
+        """The line of figures to which it belongs."""
+        return Line(self.method, self.scope, self.mask)
 
 
 def make_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
     """Group `results` by all but the seed: dense first, then by density, NTT before the others."""
-    names = ("dataset", "model", "method", "scope", "density", "mask", "settings_id")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for result in results:
-        key = tuple("" if result.get(name) is None else result[name] for name in names)
+        place = [result[name] for name in ("dataset", "model", "density")]
+        key = (*place, Line.of(result), result.get("settings_id") or "")
         groups.setdefault(key, []).append(result)
     alike = Counter(key[:-1] for key in groups)
     percent = lambda members, name: [100.0 * m[name] for m in members if m.get(name) is not None]
     rows = []
     for (*place, settings), members in groups.items():
-        dataset, model, name, scope, density, mask = place
+        dataset, model, density, (name, scope, mask) = place
         test, train = (percent(members, f"{part}_accuracy") for part in ("test", "train"))
         settings = settings if alike[tuple(place)] > 1 else ""
         first = dataset, model, name, method(name).kernel, scope, density, mask, settings
         spread = statistics.stdev(test) if len(test) > 1 else None
         means = [statistics.fmean(values) if values else None for values in (test, train)]
-        rows.append(Row(*first, len(members), means[0], spread, means[1]))
+        errors = [error for one in members if (error := standard_error(one)) is not None]
+        error = 100 * statistics.fmean(errors) if len(errors) == len(test) > 0 else None
+        rows.append(Row(*first, len(members), means[0], spread, means[1], error))
     return sorted(rows, key=_order)
 
 
@@ -69,6 +79,7 @@ def table_cells(rows: Sequence[Row]) -> Cells:
     }
     numbers = {
         "Test accuracy (%)": [percent(row.test) + spread(row) for row in rows],
+        "Standard error": [percent(row.test_error) for row in rows],
         "Train accuracy (%)": [percent(row.train) for row in rows],
         "Seeds": [str(row.seeds) for row in rows],
     }
@@ -78,6 +89,8 @@ def table_cells(rows: Sequence[Row]) -> Cells:
     for name in ("Mask", "Settings"):
         if set(words[name]) == {empty}:
             del words[name]
+    if set(numbers["Standard error"]) == {empty}:
+        del numbers["Standard error"]
     columns = words | numbers
     body = [list(line) for line in zip(*columns.values(), strict=True)]
     return list(columns), body, [name in numbers or name == "Density" for name in columns]
@@ -156,5 +169,4 @@ def _one_line(text: str) -> str:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    place = (row.dataset, row.model, -row.density, method_order(row.method), row.scope != "layer")
-    return (*place, row.scope, row.mask, row.settings)
+    return (row.dataset, row.model, -row.density, row.line.order, row.settings)

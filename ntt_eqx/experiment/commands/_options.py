@@ -14,15 +14,15 @@ from ..compilation import keep_compiled
 from ..images import check_dataset, shelf_of
 from ..loop import RunContext, StopRequest
 from ..manifest import check_folder
+from ..methods import Scope, split_scope
 from ..own import check_model, enter
 from ..progress import Display
 from ..report import REPORT_FILES, write_page, write_tables
-from ..results import MODEL, RESULT, find_runs
+from ..results import MODEL, RESULT, find_runs, standard_error
 from ..running import check_cells, run_cell
 from ..settings import (
     PRESETS,
     CompareSettings,
-    Scope,
     ScoringSettings,
     TransferSettings,
     check,
@@ -74,7 +74,8 @@ class NetworkOptions(RunOptions):
         model: the dense network's architecture.
         method: how the mask is chosen; `ntt` matches the active kernel, `ntt-ambient` the ambient
             one, `ntt-sketch` a few random directions of the latter.
-        scope: rank weights within each layer, or over all layers at once.
+        scope: rank weights within each layer, over all layers at once, or within ERK shares; as the
+            method was published, if nothing is said.
         density: share of weights to keep.
         seed: decides the dense network and the order of the images.
         transfer: the label-free phase, for `ntt`, `ntt-ambient` and `ntt-sketch`.
@@ -84,7 +85,7 @@ class NetworkOptions(RunOptions):
     dataset: str = "fashion-mnist-mini"
     model: str = "lenet-300-100"
     method: str = "ntt"
-    scope: Scope = "layer"
+    scope: Scope = "published"
     density: float = 0.03
     seed: int = 0
     transfer: TransferSettings = PRESETS["quick"].transfer
@@ -113,8 +114,12 @@ def checked(settings: CompareSettings) -> CompareSettings:
     """
     named = {
         f"{kind}s": tuple(enter(kind, name) for name in getattr(settings, f"{kind}s"))
-        for kind in ("dataset", "model", "method")
+        for kind in ("dataset", "model")
     }
+    methods = [split_scope(text) for text in settings.methods]
+    named["methods"] = tuple(
+        "@".join(filter(None, (enter("method", name), scope))) for name, scope in methods
+    )
     other = settings.transfer.dataset
     transfer = dataclasses.replace(
         settings.transfer, dataset=None if other is None else enter("dataset", other)
@@ -159,8 +164,10 @@ def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
 
 
 def accuracies(result: dict[str, Any]) -> str:
-    """The accuracy of a trained network, in words."""
+    """The accuracy of a trained network, in words; of the tested one, with its standard error."""
+    error = standard_error(result)
+    beside = "" if error is None else f" ± {100 * error:.2f}"
     return (
-        f"test accuracy {100 * result['test_accuracy']:.2f} %, "
+        f"test accuracy {100 * result['test_accuracy']:.2f}{beside} %, "
         f"train accuracy {100 * result['train_accuracy']:.2f} %"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from ..methods import method
+from ..methods import Line, method
 from ..progress import Display
 from ..results import Run, find_runs
 
@@ -39,6 +39,7 @@ def _line(run: Run) -> list[str]:
         str(config.get(field, "?")) for field in ("dataset", "model", "method", "seed")
     )
     density = f"{config['density']:g}" if "density" in config else "?"
-    names = [dataset, model, method(name).label, config.get("scope") or "–", density, seed]
+    scope = Line.of({"method": name, **config, **(run.result or {})}).scope
+    names = [dataset, model, method(name).label, scope or "–", density, seed]
     reached = "–" if accuracy is None else f"{100 * accuracy:.2f}"
     return [run.state, *names, reached, str(run.directory)]

@@ -5,7 +5,7 @@ from ._evolution import evolution_figure as evolution_figure, spectrum_figure as
 from ._masks import densities_figure as densities_figure, masks_figure as masks_figure
 from ._sparsity import sparsity_figure as sparsity_figure
 from ._style import (
-    line_label as line_label,
+    line_of as line_of,
     new_figure as new_figure,
     plain_decades as plain_decades,
     render_figure as render_figure,

@@ -1,22 +1,22 @@
 """Figures over steps: test accuracy, and the distances of outputs and kernels."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .._errors import ExperimentError
-from ..methods import line_order, method, method_order
+from ..methods import Line, method, method_order
 from ..metrics import METRICS, read_metrics
 from ..results import Run
 from ._style import (
+    arrange,
     describe,
     in_panel,
-    line_label,
+    line_of,
     new_figure,
     plain_decades,
-    scope_panels,
     thousands,
 )
 
@@ -30,13 +30,14 @@ def accuracy_figure(runs: Sequence[Run]) -> Any | None:
     found = _curves(runs, "train", lambda row: row.get("test", {}).get("accuracy"), first=1)
     if not found:
         return None
-    panels, labels = scope_panels(c.scope for c in found), [curve.label for curve in found]
+    panels, looks = arrange(curve.line for curve in found)
     band = 0.15 if len(found) <= 4 * len(panels) else 0.07
-    with new_figure(describe(runs, "band"), 2.1, labels, panels, sharey=True) as (figure, axes):
+    caption = describe(runs, "band")
+    with new_figure(caption, 2.1, looks.values(), panels, sharey=True) as (figure, axes):
         for one, panel in zip(axes[0], panels, strict=True):
             for curve in found:
-                if in_panel(curve.scope, panel):
-                    curve.draw(one, scale=100.0, band=band)
+                if in_panel(curve.line, panel):
+                    curve.draw(one, looks[curve.line], scale=100.0, band=band)
             _label_steps(one, "Training steps")
         axes[0][0].set_ylabel("Test accuracy (%)")
     return figure
@@ -48,19 +49,19 @@ def distances_figure(runs: Sequence[Run]) -> Any | None:
     found = [curve for row in rows for curve in row]
     if not found:
         return None
-    panels = scope_panels(c.scope for c in found)
-    runs = [run for run in runs if run.config["method"] in {c.method for c in found}]
+    panels, looks = arrange(curve.line for curve in found)
+    runs = [run for run in runs if run.config["method"] in {c.line.method for c in found}]
     refreshes = _refreshes(runs, max(c.steps[-1] for c in found))
     each = len(refreshes) <= _MARKS  # else one line from the first to the last
     mark = "mask refresh" if each else f"mask refreshes, every {refreshes[0]} steps"
-    labels = [*(c.label for c in found), *([mark] if refreshes else [])]
+    labels = [*looks.values(), *([mark] if refreshes else [])]
     caption = describe(runs, "band")
     with new_figure(caption, 3.0, labels, panels, 2, sharex=True, sharey="row") as (figure, axes):
         for line, row, label in zip(axes, rows, _DISTANCES.values(), strict=True):
             for one, panel in zip(line, panels, strict=True):
                 for curve in row:
-                    if in_panel(curve.scope, panel):
-                        curve.draw(one, floor=0.1)
+                    if in_panel(curve.line, panel):
+                        curve.draw(one, looks[curve.line], floor=0.1)
                 one.set_yscale("log")
                 plain_decades(one.yaxis)
                 if refreshes:
@@ -79,26 +80,25 @@ def distances_figure(runs: Sequence[Run]) -> Any | None:
 class _Curve:
     """One quantity against steps, for one method at one density, for every seed."""
 
-    method: str  # how the mask was chosen
-    scope: str | None  # `layer`, `global`, or `None`
-    mask: str  # how weights are kept together or ablated; empty for plain masks
+    line: Line
     steps: list[int]  # where the quantity was taken
     values: np.ndarray  # `[seeds, steps]`
 
-    @property
-    def label(self) -> str:
-        """Its name in the legend."""
-        return line_label(self.method, mask=self.mask)
-
     def draw(
-        self, axes: Any, *, scale: float = 1.0, floor: float = 0.0, band: float = 0.15
+        self,
+        axes: Any,
+        own: Mapping[str, Any],
+        *,
+        scale: float = 1.0,
+        floor: float = 0.0,
+        band: float = 0.15,
     ) -> None:
         """Draw the mean, and a band of one sample standard deviation where there are more seeds."""
-        style, mean = method(self.method), self.values.mean(0)
+        style, mean = method(self.line.method), self.values.mean(0)
         look: Any = {"color": style.colour, "ls": style.dashes, "marker": style.marker, "ms": 3.2}
-        look |= {"zorder": 3 if style.kernel else 2, "label": self.label}
+        look |= {"zorder": 3 if style.kernel else 2, **own}
         every = max(1, -(-len(self.steps) // 6))
-        marks = (method_order(self.method) % every, every)
+        marks = (method_order(self.line.method) % every, every)
         axes.plot(self.steps, scale * mean, markevery=marks, **look)
         if len(self.values) > 1:
             deviation = self.values.std(0, ddof=1)
@@ -114,7 +114,7 @@ def _curves(
     first: int = 0,
 ) -> list[_Curve]:
     """The curves of `runs` with three points or more, by method and scope, in legends' order."""
-    groups: dict[tuple[str, str | None, str, str], list[dict[int, float]]] = {}
+    groups: dict[tuple[Line, str], list[dict[int, float]]] = {}
     for run in runs:
         rows = [row for row in read_metrics(run.directory) if row.get("phase") == phase]
         try:
@@ -125,17 +125,15 @@ def _curves(
                 f"{run.directory / METRICS}: its rows are not those of a run ({error!r})."
             ) from error
         if points:
-            result = run.result or {}
-            names = str(result.get("mask") or ""), str(result.get("settings_id", ""))
-            key = (run.config["method"], run.config.get("scope"), *names)
+            key = (line_of(run), str((run.result or {}).get("settings_id", "")))
             groups.setdefault(key, []).append(points)
     found = []
-    for (name, scope, mask, _), members in groups.items():
+    for (line, _), members in groups.items():
         shared = sorted(step for step in set.intersection(*map(set, members)) if step >= first)
         if len(shared) >= _FEWEST:
             values = np.array([[member[step] for step in shared] for member in members])
-            found.append(_Curve(name, scope, mask, shared, values))
-    return sorted(found, key=lambda c: line_order((c.method, c.scope, c.mask)))
+            found.append(_Curve(line, shared, values))
+    return sorted(found, key=lambda curve: curve.line.order)
 
 
 def _label_steps(axes: Any, label: str) -> None:

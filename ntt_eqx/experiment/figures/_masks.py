@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from ..methods import line_order, method
+from ..methods import Line, method
 from ..results import Run
 from ._style import (
     COLUMN,
+    arrange,
     describe,
     in_panel,
-    line_label,
+    line_of,
     new_figure,
     plain_decades,
-    scope_panels,
 )
 
 _GRID = 4
@@ -68,31 +68,30 @@ def masks_figure(
 
 def densities_figure(runs: Sequence[Run]) -> Any | None:
     """Weights kept in each layer, of masks that do not keep the same share in all of them."""
-    lines: dict[tuple[str, str | None, str], dict[str, list[float]]] = {}
+    lines: dict[Line, dict[str, list[float]]] = {}
     for run in runs:
-        result = run.result or {}
-        key = (run.config["method"], run.config.get("scope"), result.get("mask") or "")
-        if key[0] == "dense" or key[1:] == ("layer", ""):  # the same share by construction
+        line = line_of(run)
+        # the dense network, and those with the same share in each layer by construction
+        if line.method == "dense" or line[1:] == ("layer", ""):
             continue
-        for layer, share in (result.get("densities") or {}).items():
-            lines.setdefault(key, {}).setdefault(layer, []).append(share)
+        for layer, share in ((run.result or {}).get("densities") or {}).items():
+            lines.setdefault(line, {}).setdefault(layer, []).append(share)
     if not lines:
         return None
-    order = sorted(lines, key=line_order)
+    order = sorted(lines, key=lambda line: line.order)
     layers = list(dict.fromkeys(layer for shares in lines.values() for layer in shares))
-    panels = scope_panels(scope for _, scope, _ in lines)
-    labels = {key: line_label(key[0], mask=key[2]) for key in order}
-    height = 0.55 + len(layers) * max(0.32, 0.08 * len(set(labels.values())))
+    panels, looks = arrange(order)
+    height = 0.55 + len(layers) * max(0.32, 0.08 * len(order))
     caption = describe(runs, "points").partition(", points")[0]
-    with new_figure(caption, height, labels.values(), panels, sharey=True) as (figure, axes):
+    with new_figure(caption, height, looks.values(), panels, sharey=True) as (figure, axes):
         for one, panel in zip(axes[0], panels, strict=True):
-            here = [key for key in order if in_panel(key[1], panel)]
-            for i, key in enumerate(here):
+            here = [line for line in order if in_panel(line, panel)]
+            for i, line in enumerate(here):
                 offset = (i - (len(here) - 1) / 2) * 0.75 / max(len(here), 1)
-                shares, style = lines[key], method(key[0])
+                shares, style = lines[line], method(line.method)
                 kept = [100 * float(np.mean(shares.get(layer, np.nan))) for layer in layers]
                 look: Any = {"marker": style.marker, "color": style.colour, "ms": 3.6, "ls": "none"}
-                one.plot(kept, np.arange(len(layers)) + offset, label=labels[key], **look)
+                one.plot(kept, np.arange(len(layers)) + offset, **look | looks[line])
             for n in range(1, len(layers)):
                 one.axhline(n - 0.5, color="#C8C8C8", lw=0.6)
             one.grid(axis="y", visible=False)

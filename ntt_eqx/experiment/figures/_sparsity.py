@@ -1,59 +1,63 @@
-"""Test accuracy against the share of weights kept."""
+"""Test error against the share of weights kept, both on logarithmic axes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..methods import method, method_order
+from ..methods import Line, method
 from ..results import Run
 from ..table import Row, make_rows
-from ._style import (
-    describe,
-    in_panel,
-    line_label,
-    minor_ticks,
-    new_figure,
-    scope_panels,
-)
+from ._style import arrange, describe, in_panel, minor_ticks, new_figure, plain_decades
 
 _DODGE = 1.012  # from one method to the next, so that error bars do not hide one another
+_SMALLEST = 0.005  # percent: half an image of 10,000, where an error of 0 is drawn
 
 
 def sparsity_figure(runs: Sequence[Run]) -> Any | None:
-    """Test accuracy against the share of weights kept; `None` with fewer than two densities."""
+    """Test error against the share of weights kept; `None` with fewer than two densities.
+
+    Errors are logarithmic, too: at 1 % of the weights they differ by tens of points and at 30 % by
+    tenths, and both can be read.
+    """
     results = [run.result for run in runs if run.result is not None]
     rows = [row for row in make_rows(results) if row.test is not None]
     densities = sorted({row.density for row in rows if row.method != "dense"})
     if len(densities) < 2:
         return None
-    lines: dict[tuple[str, str, str], list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (method_order(row.method), row.density)):
-        lines.setdefault((row.method, row.scope, row.mask or row.settings), []).append(row)
-    panels = scope_panels(row.scope for row in rows)
-    labels = [line_label(name, mask=mask) for name, _, mask in lines]
+    lines: dict[Line, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row.line.order, row.settings, row.density)):
+        shown = row.line._replace(mask=row.mask or row.settings)
+        lines.setdefault(shown, []).append(row)
+    panels, looks = arrange(lines)
     caption = describe(runs, "bars and grey band")
-    with new_figure(caption, 2.2, labels, panels, sharey=True) as (figure, axes):
+    with new_figure(caption, 2.4, looks.values(), panels, sharey=True) as (figure, axes):
         for one, panel in zip(axes[0], panels, strict=True):
-            here = [key for key in lines if in_panel(key[1], panel)]
-            for number, key in enumerate(here):
+            here = [line for line in lines if in_panel(line, panel)]
+            for number, line in enumerate(here):
                 shift = _DODGE ** (number - (len(here) - 1) / 2)
-                _draw_line(one, line_label(key[0], mask=key[2]), lines[key], shift)
-            one.set_xscale("log")
+                _draw_line(one, looks[line], lines[line], shift)
+            one.set(xscale="log", yscale="log", xlabel="Weights kept (%)")
             one.set_xticks([100 * d for d in densities], [f"{100 * d:g}" for d in densities])
             minor_ticks(one.xaxis)
-            one.set_xlabel("Weights kept (%)")
-        axes[0][0].set_ylabel("Test accuracy (%)")
+            plain_decades(one.yaxis)
+        axes[0][0].set_ylabel("Test error (%)")
     return figure
 
 
-def _draw_line(axes: Any, label: str, members: Sequence[Row], shift: float) -> None:
-    style = method(members[0].method)
-    mean = [row.test or 0.0 for row in members]
-    error = [row.test_spread or 0.0 for row in members]
-    look: Any = {"color": style.colour, "ls": style.dashes, "lw": 1.0, "label": label}
-    if members[0].method == "dense":
-        axes.axhline(mean[0], **look)
-        axes.axhspan(mean[0] - error[0], mean[0] + error[0], color="#000000", alpha=0.08)
+def _draw_line(axes: Any, own: Mapping[str, Any], members: Sequence[Row], shift: float) -> None:
+    line = members[0].line
+    style = method(line.method)
+    error = [max(100.0 - (row.test or 0.0), _SMALLEST) for row in members]
+    # a bar that reached 0 would have no end on this axis
+    spread = [(min(row.test_spread or 0.0, 0.9 * e), row.test_spread or 0.0)
+              for row, e in zip(members, error, strict=True)]  # fmt: skip
+    look: Any = {"color": style.colour, "ls": style.dashes, "lw": 1.0}
+    if line.method == "dense":
+        axes.axhline(error[0], **look, label=own["label"])
+        below, above = spread[0]
+        axes.axhspan(error[0] - below, error[0] + above, color="#000000", alpha=0.08)
         return
-    look |= {"marker": style.marker, "ms": 3.6, "elinewidth": 0.7, "capsize": 1.2}
-    places, order = [100 * row.density * shift for row in members], 3 if style.kernel else 2
-    axes.errorbar(places, mean, yerr=error if any(error) else None, zorder=order, **look)
+    look |= {"marker": style.marker, "ms": 3.6, **own}
+    look |= {"elinewidth": 0.7, "capsize": 1.2, "zorder": 3 if style.kernel else 2}
+    places = [100 * row.density * shift for row in members]
+    bars = list(zip(*spread, strict=True)) if any(map(any, spread)) else None
+    axes.errorbar(places, error, yerr=bars, **look)

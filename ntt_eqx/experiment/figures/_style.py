@@ -2,12 +2,12 @@
 
 import io
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from .._errors import require
-from ..methods import method
+from ..methods import Line
 from ..results import Run
 
 COLUMN = 3.5
@@ -16,9 +16,9 @@ COLUMN = 3.5
 _SCOPES = {"layer": "ranked per layer", "global": "ranked over all layers"}
 
 
-def line_label(name: str, scope: str | None = None, mask: str = "") -> str:
-    """A method's name in a legend, with scope and kind of mask if lines differ in them."""
-    return ", ".join(part for part in (method(name).label, scope, mask) if part)
+def line_of(run: Run) -> Line:
+    """The line to which a run belongs."""
+    return Line.of({**run.config, "mask": (run.result or {}).get("mask")})
 
 
 def describe(runs: Sequence[Run], band: str = "") -> str:
@@ -28,7 +28,7 @@ def describe(runs: Sequence[Run], band: str = "") -> str:
     share = [f"{100 * kept[0]:g} % of weights kept"] if len(kept) == 1 else []
     groups: dict[tuple[Any, ...], set[int]] = {}
     for run in runs:
-        key = tuple(str(run.config.get(name)) for name in ("method", "scope", "density"))
+        key = (line_of(run), run.config["density"])
         groups.setdefault(key, set()).add(run.config["seed"])
     counts = sorted({len(seeds) for seeds in groups.values()})
     seeds = f"{counts[0]} seed" if counts == [1] else f"{'–'.join(map(str, counts))} seeds"
@@ -37,22 +37,40 @@ def describe(runs: Sequence[Run], band: str = "") -> str:
     return ", ".join([*fields("dataset"), *fields("model"), *share]) + f"\n{seeds}"
 
 
-def scope_panels(scopes: Iterable[str | None]) -> list[str | None]:
-    """One panel for each scope when there are several, else one for all."""
-    found = set(scopes)
-    return [s for s in _SCOPES if s in found] if found >= set(_SCOPES) else [None]
+def arrange(lines: Iterable[Line]) -> tuple[list[str | None], dict[Line, dict[str, Any]]]:
+    """The panels of a figure, and of each line the label and the fill of its markers.
+
+    Where scopes are compared, of several methods, there is a panel for each. Otherwise methods are,
+    each with its own scope, in one panel; labels name the scope, and of one method at several
+    scopes the markers are filled once.
+    """
+    lines = list(dict.fromkeys(lines))
+    scopes: dict[Any, list[str]] = {}
+    for line in filter(lambda line: line.scope, lines):
+        scopes.setdefault((line.method, line.mask), []).append(line.scope)
+    found = {scope for several in scopes.values() for scope in several}
+    crossed = found == set(_SCOPES) and sum(len(several) > 1 for several in scopes.values()) > 1
+    looks = {}
+    for line in lines:
+        first = (scopes.get((line.method, line.mask)) or [line.scope])[0]
+        filled = crossed or line.scope == first
+        looks[line] = {
+            "label": line.label(len(found) > 1 and not crossed),
+            **({} if filled else {"fillstyle": "none", "ms": 5.0}),
+        }
+    return [*_SCOPES] if crossed else [None], looks
 
 
-def in_panel(scope: str | None, panel: str | None) -> bool:
+def in_panel(line: Line, panel: str | None) -> bool:
     """Whether a line belongs into a panel; dense networks, which have no scope, into all."""
-    return panel is None or not scope or scope == panel
+    return panel is None or not line.scope or line.scope == panel
 
 
 @contextmanager
 def new_figure(
     caption: str,
     height: float,
-    labels: Iterable[str] = (),
+    labels: Iterable[str | Mapping[str, Any]] = (),
     panels: Sequence[str | None] = (None,),
     rows: int = 1,
     *,
@@ -60,11 +78,11 @@ def new_figure(
     columns: int = 0,
     **options: Any,
 ) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes, with `caption` above and a legend of `labels` below.
+    """A figure and its axes, with `caption` above and a legend of `labels`, or of looks, below.
 
     The axes are `[rows, panels]`, each column with its scope as a title, or `[rows, columns]`.
     """
-    labels = list(dict.fromkeys(labels))
+    labels = list(dict.fromkeys(x if isinstance(x, str) else x["label"] for x in labels))
     width = width if len(panels) == 1 else 2 * COLUMN
     longest = max((len(label) for label in labels), default=1)
     across = max(1, int((width - 0.2) / (0.55 + 0.062 * longest)))
