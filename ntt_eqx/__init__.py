@@ -65,6 +65,18 @@ from ._prunable import (
     prunable_weights as prunable_weights,
 )
 from ._recipe import Recipe as Recipe
+from ._refreshes import (
+    AbstractPeriodicRefresh as AbstractPeriodicRefresh,
+    AbstractRefresh as AbstractRefresh,
+    AbstractRefreshView as AbstractRefreshView,
+    MagnitudeRefresh as MagnitudeRefresh,
+    NoRefresh as NoRefresh,
+    RigLRefresh as RigLRefresh,
+    RoundDensity as RoundDensity,
+    RoundRefresh as RoundRefresh,
+    ScoreRefresh as ScoreRefresh,
+    SETRefresh as SETRefresh,
+)
 from ._scores import prune as prune
 from ._sparse import (
     SparseModel as SparseModel,
@@ -77,14 +89,18 @@ from ._stateful import (
     forward as forward,
     warm_up as warm_up,
 )
+from ._step_info import StepInfo as StepInfo
 from ._supervised import (
     AbstractObjective as AbstractObjective,
     CrossEntropy as CrossEntropy,
+    DynamicSparsity as DynamicSparsity,
     SquaredError as SquaredError,
     TrainConfig as TrainConfig,
     TrainMetrics as TrainMetrics,
     TrainState as TrainState,
+    TrainView as TrainView,
     evaluate as evaluate,
+    lottery_ticket as lottery_ticket,
     rescale_by_density as rescale_by_density,
     train as train,
     train_init as train_init,
@@ -93,28 +109,21 @@ from ._supervised import (
 )
 from ._transfer import (
     AbstractDistance as AbstractDistance,
-    AbstractPeriodicRefresh as AbstractPeriodicRefresh,
     AbstractProbe as AbstractProbe,
-    AbstractRefresh as AbstractRefresh,
     AbstractTransferLoss as AbstractTransferLoss,
     Alignment as Alignment,
     Diagonal as Diagonal,
     Full as Full,
     KernelMatching as KernelMatching,
-    MagnitudeRefresh as MagnitudeRefresh,
     MeanSquare as MeanSquare,
     NeuralTangentTransfer as NeuralTangentTransfer,
-    NoRefresh as NoRefresh,
     NTTConfig as NTTConfig,
     NTTMetrics as NTTMetrics,
     NTTState as NTTState,
     OutputsAndKernels as OutputsAndKernels,
     PatternWarning as PatternWarning,
     RefreshView as RefreshView,
-    RigLRefresh as RigLRefresh,
-    ScoreRefresh as ScoreRefresh,
     Sketch as Sketch,
-    StepInfo as StepInfo,
     Trace as Trace,
     l2_penalty as l2_penalty,
     ntt_evaluate as ntt_evaluate,

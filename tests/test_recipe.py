@@ -212,6 +212,8 @@ def test_the_average_of_a_sparse_model_has_its_mask_and_that_of_batch_norm_its_s
     assert not np.allclose(mean(state.model), expected)
     mask, weight = sparse.mask.model.out.weight, state.trained.to_dense().model.out.weight
     assert not jnp.any(weight[~mask]) and jnp.all(weight[mask] != 0)
+    hidden = state.trained.model.model.out.weight[~mask]  # so that a weight that grows starts at 0
+    assert not jnp.any(hidden) and jnp.any(state.model.model.model.out.weight[~mask])
 
 
 def test_a_recipe_survives_json_and_is_one_object_for_a_run():

@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PyTree
 
+from .._checks import is_count
 from .._sparse import count_kept
 from .._types import MaskTree, ScoreTree
 from ._allocation import Allocation, Density, check_density
@@ -92,6 +93,12 @@ class Sparsity(eqx.Module):
                 return jnp.asarray(self.density(step), jnp.float32)
         with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
             return check_density(self.density(step), f"Sparsity: the schedule at step {step}")
+
+    @property
+    def end(self) -> int | None:
+        """The step at which a schedule says that it ends, as `GradualDensity` does."""
+        end: Any = getattr(self.density, "end", None) if callable(self.density) else None
+        return int(end) if is_count(end) else None
 
     def overall(self, mask: MaskTree, step: Int[Array, ""] | int = 0) -> Any:
         """The density of the whole network after `step` steps.

@@ -1,5 +1,10 @@
 """The supervised phase: objectives, the step, runs of steps, evaluation, rescaling."""
 
+from ._dynamic import (
+    DynamicSparsity as DynamicSparsity,
+    TrainView as TrainView,
+    lottery_ticket as lottery_ticket,
+)
 from ._evaluate import evaluate as evaluate
 from ._objective import (
     AbstractObjective as AbstractObjective,

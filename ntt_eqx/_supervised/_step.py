@@ -16,7 +16,9 @@ from .._parameters import parameters, partition_parameters
 from .._primitives import with_equivalents
 from .._sparse import SparseModel, masked_weights, prunable_leaves
 from .._stateful import with_state
+from .._step_info import StepInfo
 from .._types import squared_norm
+from ._dynamic import DynamicSparsity, TrainView, refreshed, remembered, with_first_mask
 from ._objective import CROSS_ENTROPY, Objective, check_step, judge
 
 
@@ -31,11 +33,13 @@ class TrainConfig(eqx.Module):
         ema: decay of the exponential moving average of the weights, in [0, 1), which follows them
             at every step: `average = ema average + (1 - ema) weights`, from the initial ones on.
             It is what is evaluated, `TrainState.trained`; 0 for none.
+        dynamic: how the mask changes in training; `None` to keep it.
     """
 
     l2_weight: float = eqx.field(static=True, default=1e-8)
     objective: Objective = CROSS_ENTROPY
     ema: float = eqx.field(static=True, default=0.0)
+    dynamic: DynamicSparsity | None = None
 
     def __check_init__(self) -> None:
         check_weight("TrainConfig: l2_weight", self.l2_weight)
@@ -47,6 +51,12 @@ class TrainConfig(eqx.Module):
         check_weight("TrainConfig: ema", self.ema)
         if self.ema >= 1:
             raise ValueError(f"TrainConfig: ema must be below 1, got {self.ema!r}.")
+        if not isinstance(self.dynamic, DynamicSparsity | None):
+            raise ValueError(
+                f"TrainConfig: dynamic must be a DynamicSparsity, got {self.dynamic!r}."
+            )
+        if self.ema and self.dynamic is not None and self.dynamic.rewind is not None:
+            raise ValueError("TrainConfig: an average of weights that are rewound has no meaning.")
 
 
 class TrainMetrics(eqx.Module):
@@ -73,8 +83,11 @@ class TrainState(eqx.Module):
         key: source of the keys of the steps, or `None`.
         config: what is minimised.
         optimizer: the optax optimiser.
-        average: the moving average of the model's floating-point arrays, the running statistics of
-            batch norm among them; `None` without `TrainConfig.ema`.
+        average: the moving average of the model's floating-point arrays, with zeros for pruned
+            weights, the running statistics of batch norm among them; `None` without
+            `TrainConfig.ema`.
+        rewound: the arrays of model and optimiser state that a refresh goes back to; `None` without
+            `DynamicSparsity.rewind`.
     """
 
     model: Any
@@ -84,6 +97,7 @@ class TrainState(eqx.Module):
     config: TrainConfig
     optimizer: optax.GradientTransformation = eqx.field(static=True)
     average: PyTree = None
+    rewound: PyTree = None
 
     @property
     def trained(self) -> Any:
@@ -105,8 +119,9 @@ def train_init(
 
     **Arguments:**
 
-    - `model`: any Equinox model of one sample, or a `SparseModel`.
-    - `config`: the loss to minimise.
+    - `model`: any Equinox model of one sample, or a `SparseModel`; where `config` has a
+      `DynamicSparsity`, a mask is added that keeps everything, or the given one must be of it.
+    - `config`: the loss to minimise, and how the mask changes.
     - `optimizer`: any optax transformation.
     - `key`: where dropout or the objective needs one; the model is called as `model(x, key=key)`
       then, and without one as `model(x)` in inference mode. A `StatefulModel` trains in training
@@ -118,8 +133,8 @@ def train_init(
 
     **Raises:**
 
-    `ValueError` when a weight is NaN or infinite, `optimizer` is no optax transformation, or `key`
-    is not one random key.
+    `ValueError` when a weight is NaN or infinite, `optimizer` is no optax transformation, `key` is
+    not one random key, or the mask does not have the counts of the `DynamicSparsity`.
     """
     if not isinstance(config, TrainConfig):
         raise ValueError(
@@ -129,11 +144,14 @@ def train_init(
     check_weights("train_init", model)
     if key is not None:
         check_key("train_init", key)
+    model = with_first_mask("train_init", model, config.dynamic)
     params = parameters(with_zeros(model))
     opt_state = init_optimizer("train_init", optimizer, params)
-    average = copied(eqx.filter(model, eqx.is_inexact_array)) if config.ema else None
+    rewinds = config.dynamic is not None and config.dynamic.rewind is not None
+    rewound = copied(eqx.filter((model, opt_state), eqx.is_array)) if rewinds else None
+    average = copied(_averageable(model)) if config.ema else None
     step = jnp.zeros((), jnp.int32)
-    return replicate(TrainState(model, opt_state, step, key, config, optimizer, average))
+    return replicate(TrainState(model, opt_state, step, key, config, optimizer, average, rewound))
 
 
 def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:
@@ -193,9 +211,26 @@ def _stepped(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics
     )
     model = _keep_pruned(eqx.combine(params, rest), state.model)
     model = model if after is None else with_state(model, after)
-    average = _averaged(state.average, model, state.config.ema)
-    step, config = state.step + 1, state.config
-    return TrainState(model, opt_state, step, state.key, config, state.optimizer, average), metrics
+    step, config, rewound = state.step + 1, state.config, state.rewound
+    if config.dynamic is not None:
+        value_of = lambda model: _loss(model, batch, key, config)[0].loss
+        view = TrainView(with_zeros(model), batch, _info(state, config.dynamic, step), value_of)
+        model, opt_state, lost = refreshed(config.dynamic, view, model, opt_state, rewound)
+        rewound = remembered(config.dynamic, rewound, (model, opt_state), step)
+        if lost is not None:  # scores that cannot rank end the run
+            loss_or_nan = jnp.where(lost, jnp.nan, metrics.loss)
+            metrics = eqx.tree_at(lambda m: m.loss, metrics, loss_or_nan)
+    average = _averaged(state.average, model, config.ema)
+    return TrainState(
+        model, opt_state, step, state.key, config, state.optimizer, average, rewound
+    ), metrics
+
+
+def _info(state: TrainState, dynamic: DynamicSparsity, step: Int[Array, ""]) -> StepInfo:
+    """What the refresh after a step is told."""
+    key = jax.random.fold_in(jax.random.key(0) if state.key is None else state.key, state.step)
+    density = dynamic.sparsity.overall(state.model.mask, step)
+    return StepInfo(step, jax.random.fold_in(key, 1), density)
 
 
 def _loss(
@@ -216,7 +251,12 @@ def _averaged(average: PyTree, model: PyTree, ema: float) -> PyTree:
     if average is None:
         return None
     one = lambda old, new: (ema * old + (1 - ema) * new).astype(old.dtype)
-    return jax.tree.map(one, average, eqx.filter(model, eqx.is_inexact_array))
+    return jax.tree.map(one, average, _averageable(model))
+
+
+def _averageable(model: PyTree) -> PyTree:
+    """The floating-point arrays of `model`; what a pruned weight hides is no part of an average."""
+    return eqx.filter(with_zeros(model), eqx.is_inexact_array)
 
 
 def _penalised(model: PyTree) -> list[Array]:

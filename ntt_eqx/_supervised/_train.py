@@ -187,8 +187,9 @@ def _gradient(state: TrainState, batch: PyTree) -> PyTree:
     """The gradient of the loss at a state, by a step that records it."""
     optimizer = recording()
     params = eqx.filter(state.model, eqx.is_inexact_array)
+    config = TrainConfig(state.config.l2_weight, state.config.objective)  # of the step alone
     before = TrainState(
-        state.model, optimizer.init(params), state.step, state.key, state.config, optimizer
+        state.model, optimizer.init(params), state.step, state.key, config, optimizer
     )
     return step_as("train", before, batch)[0].opt_state
 

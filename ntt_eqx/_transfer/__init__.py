@@ -1,4 +1,4 @@
-"""Neural Tangent Transfer: losses, probes, refreshes, the method they make, its state and steps."""
+"""Neural Tangent Transfer: losses, probes, the method they make, its state and steps."""
 
 from ._config import NTTConfig as NTTConfig
 from ._distances import (
@@ -14,7 +14,6 @@ from ._kernels import (
 )
 from ._loss import (
     AbstractTransferLoss as AbstractTransferLoss,
-    StepInfo as StepInfo,
     l2_penalty as l2_penalty,
 )
 from ._matching import KernelMatching as KernelMatching
@@ -27,15 +26,7 @@ from ._probes import (
     Sketch as Sketch,
     Trace as Trace,
 )
-from ._refreshes import (
-    AbstractPeriodicRefresh as AbstractPeriodicRefresh,
-    AbstractRefresh as AbstractRefresh,
-    MagnitudeRefresh as MagnitudeRefresh,
-    NoRefresh as NoRefresh,
-    RefreshView as RefreshView,
-    RigLRefresh as RigLRefresh,
-    ScoreRefresh as ScoreRefresh,
-)
 from ._run import transfer as transfer
 from ._state import NTTState as NTTState
 from ._step import ntt_evaluate as ntt_evaluate, ntt_step as ntt_step
+from ._view import RefreshView as RefreshView

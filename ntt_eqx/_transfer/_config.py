@@ -10,12 +10,12 @@ from .._checks import check_count, check_weight
 from .._masks import AbstractPattern, Sparsity
 from .._masks._allocation import Allocation, check_density
 from .._masks._sparsity import LayerDensities
+from .._refreshes import AbstractRefresh, MagnitudeRefresh, NoRefresh
 from .._scores import LogitSnip, Magnitude
 from ..kernels import PRECISIONS, Precision
 from ._matching import KernelMatching
 from ._method import NeuralTangentTransfer, Pruned, check_arrival
 from ._probes import AbstractProbe, Diagonal, Full, Sketch, Trace
-from ._refreshes import AbstractRefresh, MagnitudeRefresh, NoRefresh
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from .._examples import as_inference
 from .._ntk import outputs_and_ntk
 from .._ntk._given import given_batch, given_leaves
 from .._sparse import SparseModel
+from .._step_info import StepInfo
 from .._types import Implementation, KernelKind
 from ..kernels import Precision, target_device
-from ._loss import StepInfo
 from ._probes import AbstractProbe, Full
 
 

@@ -7,11 +7,12 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._checks import check_weight
 from .._sparse import SparseModel
+from .._step_info import StepInfo
 from .._types import Implementation, KernelKind
 from ..kernels import PRECISIONS, Precision
 from ._distances import AbstractDistance, MeanSquare
 from ._kernels import outputs_and_kernels
-from ._loss import AbstractTransferLoss, StepInfo, l2_penalty
+from ._loss import AbstractTransferLoss, l2_penalty
 from ._probes import AbstractProbe, Full, Sketch
 
 _CHOICES = (

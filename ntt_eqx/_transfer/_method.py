@@ -7,12 +7,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from .._checks import check_count, check_optimizer, is_count
+from .._checks import check_count, check_optimizer
 from .._masks import Sparsity
+from .._refreshes import (
+    AbstractPeriodicRefresh,
+    AbstractRefresh,
+    MagnitudeRefresh,
+    refresh_due,
+)
 from .._scores import AbstractLabelFreeScore, Magnitude
 from ._loss import AbstractTransferLoss
 from ._matching import KernelMatching
-from ._refreshes import AbstractPeriodicRefresh, AbstractRefresh, MagnitudeRefresh
 
 Pruned = Literal["free", "frozen", "zero"]
 """What happens to weights under the mask; see `NeuralTangentTransfer`."""
@@ -36,7 +41,7 @@ def check_arrival(
             f"{caller}: density is a schedule, but the mask is never taken again: give mask_every, "
             "a refresh that is due, or a number as density."
         )
-    end = _end_of(schedule)
+    end = sparsity.end
     if num_steps is None:
         follows = isinstance(refresh, AbstractPeriodicRefresh) and refresh.until is None
         if end is None and not follows:
@@ -65,7 +70,7 @@ def check_last_step(caller: str, method: "NeuralTangentTransfer", num_steps: int
     sparsity, refresh = method.sparsity, method.refresh
     if method.num_steps is not None or not callable(sparsity.density):
         return
-    end = _end_of(sparsity.density)
+    end = sparsity.end
     if not isinstance(refresh, AbstractPeriodicRefresh) or end is not None and end <= num_steps:
         return
     taken = num_steps - num_steps % refresh.every
@@ -76,12 +81,6 @@ def check_last_step(caller: str, method: "NeuralTangentTransfer", num_steps: int
             f"but the mask is last taken after step {taken}, at {found:g}: give num_steps to "
             "NTTConfig or NeuralTangentTransfer, so that the mask is taken after the last step."
         )
-
-
-def _end_of(schedule: Any) -> int | None:
-    """The step at which a schedule says that it ends, as `GradualDensity` does."""
-    end: Any = getattr(schedule, "end", None)
-    return int(end) if is_count(end) else None
 
 
 _FAR = 2**30
@@ -170,17 +169,8 @@ class NeuralTangentTransfer(eqx.Module):
         return self.refresh.due(jnp.ones((), jnp.int32)) is not False
 
     def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
-        """Whether the mask is refreshed after `step` steps; the constant `False` means never.
-
-        The refresh decides. With a schedule of the density the mask is refreshed at the schedule's
-        end and after the last step as well, so that the last mask has the last density.
-        """
-        due = self.refresh.due(step)
-        if due is False or not callable(self.sparsity.density):
-            return due
-        for last in (self.num_steps, _end_of(self.sparsity.density)):
-            due = due if last is None else due | (step == last)
-        return due
+        """Whether the mask is refreshed after `step` steps; see `refresh_due`."""
+        return refresh_due(self.refresh, self.sparsity, step, self.num_steps)
 
     def keeps_count(self, shape: tuple[int, ...]) -> bool:
         """Whether a weight of this `shape` keeps the same number of entries throughout."""

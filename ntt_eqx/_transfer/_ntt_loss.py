@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 from .._checks import check_batch, check_key, sample_of, sample_output
 from .._examples import check_kind
 from .._sparse import SparseModel, masked_weights
+from .._step_info import StepInfo
 from .._types import squared_norm
 from ._config import NTTConfig
-from ._loss import AbstractTransferLoss, StepInfo
+from ._loss import AbstractTransferLoss
 from ._method import NeuralTangentTransfer
 
 

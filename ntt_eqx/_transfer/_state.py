@@ -10,9 +10,9 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 from .._masks._collapse import is_traced
 from .._ntk import fits_support, is_support, mask_support, refresh_support
 from .._sparse import SparseModel
+from .._step_info import StepInfo
 from .._types import MaskTree
 from ._given import hold_mask
-from ._loss import StepInfo
 from ._method import NeuralTangentTransfer
 
 

@@ -13,10 +13,10 @@ from .._optimise import learning_rate, optimise
 from .._parameters import partition_parameters
 from .._sparse import SparseModel, map_masked
 from .._stateful import advanced
-from ._loss import StepInfo
+from .._step_info import StepInfo
 from ._ntt_loss import NTTMetrics, halves, loss_at, with_rate
-from ._refreshes import RefreshView
 from ._state import NTTState, check_state
+from ._view import RefreshView
 
 
 def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, NTTMetrics]:
