@@ -1,5 +1,6 @@
 """The masked NTK products: one folder an operation, one file an implementation."""
 
+from ._bits import MaskBits as MaskBits
 from ._blocks import (
     BLOCK_BYTES as BLOCK_BYTES,
     block_size as block_size,
@@ -18,9 +19,11 @@ from ._dispatch import (
 from ._gather import (
     GatheredMetric as GatheredMetric,
     GatheredRows as GatheredRows,
+    gather_each as gather_each,
     gather_rows as gather_rows,
     gathered_shape as gathered_shape,
     gathered_tangents as gathered_tangents,
+    hold_each as hold_each,
 )
 from ._precision import (
     PRECISIONS as PRECISIONS,

@@ -6,17 +6,18 @@ of non-zeros alone, so that another mask with as many compiles nothing again, an
 with the density however unequal the rows are.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from ._bits import MaskBits, RankedBits, at, first_above, running
 from ._dispatch import target_device
-from .manual_axes import like_varying
 
 # The width of chunks, by the mean number of non-zeros in a row: the wider, the fewer and larger are
 # the products, and the more entries are not in use, half a chunk a row. Counted on an H100 with 246
@@ -99,16 +100,18 @@ class GatheredRows(eqx.Module):
 
     def fits(self, mask: Bool[Array, "i j"], count: Int[Array, ""]) -> Bool[Array, ""]:
         """Whether there is room for the `count` entries of stored rows, and others are alike."""
-        room = count <= self.room
+        return (count <= self.room) & self.alike(mask)
+
+    def alike(self, mask: Bool[Array, "i j"]) -> Bool[Array, ""]:
+        """Whether the rows of a mask that are not stored are those that stand for them."""
         if self.height == 1:
-            return room
+            return jnp.ones((), bool)
         whole = jnp.repeat(self.of_stored(mask), self.height, axis=0)[: self.shape[0]]
-        return room & jnp.all(whole == mask)
+        return jnp.all(whole == mask)
 
     def of(self, mask: Bool[Array, "i j"]) -> "GatheredRows":
         """Where another mask has its entries, in arrays of the same shapes; works under `jit`."""
-        stored = self.of_stored(mask)
-        return _gather(stored, self.columns.shape, self.shape, self.height)
+        return gather_each([self], MaskBits.of([self.of_stored(mask)]))[0][0]
 
     def metric(
         self, c: Bool[Array, "i j"] | Float[Array, "i j"], offset: Float[Array, " i"]
@@ -125,20 +128,9 @@ class GatheredRows(eqx.Module):
         columns = jnp.where(used, self.columns, 0)
         return GatheredMetric(self.rows, columns, values, offset, self.shape, self.height)
 
-    def holds(self, mask: Bool[Array, "i j"], count: Int[Array, ""]) -> Bool[Array, ""]:
-        """Whether these are the entries of the stored rows of `mask`, `count`: each, and once.
-
-        True of nothing else, whatever the arrays hold: places ascend, strictly where they are in
-        use, are of `mask`, and as many.
-        """
-        i, j, used = self.stored, self.shape[1], self._used()
-        rows = self.rows[:, None]
-        place = rows * (j + 1) + self.columns
-        before = jnp.pad(place.reshape(-1)[:-1], (1, 0), constant_values=-1).reshape(place.shape)
-        right = jnp.where(used, self._at(mask) & (before < place), before <= place)
-        right &= (0 <= rows) & (rows <= i) & (0 <= self.columns) & (self.columns <= j)
-        wrong = jnp.sum(~right, dtype=jnp.int32)
-        return (wrong == 0) & (jnp.sum(used, dtype=jnp.int32) == count)
+    def holds(self, mask: Bool[Array, "i j"]) -> Bool[Array, ""]:
+        """Whether these are the entries of the stored rows of `mask`: `hold_each` of one."""
+        return hold_each([self], MaskBits.of([self.of_stored(mask)]))
 
     def _used(self) -> Bool[Array, "chunks width"]:
         return (self.rows < self.stored)[:, None] & (self.columns < self.shape[1])
@@ -196,8 +188,8 @@ def _gather(
         rows, columns = np.full(chunks, i, np.int32), np.full(shape, j, np.int32)
         rows[chunk], columns[chunk, slot] = row, column
         return GatheredRows(jnp.asarray(rows), jnp.asarray(columns), whole, height)
-    rows, columns = _searched(mask, shape)
-    return GatheredRows(rows, columns, whole, height)
+    empty = GatheredRows(jnp.zeros(chunks, jnp.int32), jnp.zeros(shape, jnp.int32), whole, height)
+    return gather_each([empty], MaskBits.of([mask]))[0][0]
 
 
 def _places(mask: np.ndarray, row: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -210,68 +202,104 @@ def _places(mask: np.ndarray, row: np.ndarray, width: int) -> tuple[np.ndarray, 
     return first_chunk[row] + place // width, place % width
 
 
-def _searched(
-    mask: Bool[Array, "stored j"], shape: tuple[int, int]
-) -> tuple[Int[Array, " chunks"], Int[Array, "chunks width"]]:
-    """Rows and columns of the chunks of a mask, under `jit`.
+def hold_each(supports: Sequence[GatheredRows], masks: MaskBits) -> Bool[Array, ""]:
+    """Whether these are the entries of the stored rows of all masks: each, and once.
 
-    Each slot searches for the column of its entry in the running counts of its row.
+    True of nothing else, whatever the arrays hold: places ascend, strictly where they are in use,
+    are of the mask, and as many.
     """
-    (i, j), (chunks, width) = mask.shape, shape
-    if not i * j:
-        return jnp.full(chunks, i, jnp.int32), jnp.full(shape, j, jnp.int32)
-    counts = _running(mask.T.astype(jnp.int32))  # [j, i]
-    per_row = counts[-1]
-    ends = _running(-(-per_row // width))
-    chunk = jnp.arange(chunks, dtype=jnp.int32)
-    row = _first_above(ends[:, None], chunk, jnp.zeros_like(chunk))
-    used = jnp.minimum(row, i - 1)
-    first = jnp.where(used > 0, ends[used - 1], 0)
-    entry = (chunk - first)[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None]
-    column = _first_above(counts, entry, jnp.broadcast_to(used[:, None], shape))
-    return row, jnp.where((row < i)[:, None], column, j)
+    places, orders, uses, first = [], [], [], 0
+    for support, (i, j), start in zip(supports, masks.shapes, masks.starts, strict=False):
+        rows, columns = support.rows[:, None], support.columns
+        used = (0 <= rows) & (rows < i) & (0 <= columns) & (columns < j)
+        inside = (0 <= rows) & (rows <= i) & (0 <= columns) & (columns <= j)
+        # What lies outside is before all others, and so not in order.
+        order = jnp.where(inside, first + rows * (j + 1) + columns, -2)
+        places.append(jnp.where(used, start + rows * j + columns, 0).reshape(-1))
+        orders.append(order.reshape(-1))
+        uses.append(used.reshape(-1))
+        first += (i + 1) * (j + 1)
+    order, used = jnp.concatenate(orders), jnp.concatenate(uses)
+    before = jnp.concatenate([jnp.full(1, -1, jnp.int32), order])[:-1]
+    right = jnp.where(used, before < order, before <= order)
+    if masks.words.size:
+        right &= ~used | masks.at(jnp.concatenate(places))
+    wrong, count = jnp.sum(~right, dtype=jnp.int32), jnp.sum(used, dtype=jnp.int32)
+    return (wrong == 0) & (count == masks.count)
 
 
-def _running(x: Int[Array, "n *rest"]) -> Int[Array, "n *rest"]:
-    """The running sum along the first axis.
+def gather_each(
+    supports: Sequence[GatheredRows], masks: MaskBits
+) -> tuple[list[GatheredRows], Bool[Array, " masks"]]:
+    """Where masks have the entries of their stored rows, and whether there is room for them.
 
-    On a CPU by a loop: XLA unrolls `cumsum` there into so many operations that they took a third of
-    the time in which a step of a transfer compiles. On a GPU every turn of a loop is a launch.
+    Each chunk looks for its row in the running number of chunks, and each slot for its entry in the
+    running number of entries.
+
+    **Arguments:**
+
+    - `supports`: the shapes; what they hold is not looked at.
+    - `masks`: stored rows of other masks of these shapes.
+
+    **Returns:**
+
+    The entries, in arrays of the same shapes, and for each mask whether all of them are there.
     """
-    if target_device().platform != "cpu":
-        return jnp.cumsum(x, axis=0, dtype=x.dtype)
+    i, j = (np.asarray(sizes, np.int32) for sizes in zip(*masks.shapes, strict=True))
+    sizes = [support.columns.shape for support in supports]
+    chunks, width = (np.asarray(size, np.int32) for size in zip(*sizes, strict=True))
+    if not masks.words.size:
+        empty = lambda s, i, j: (jnp.full_like(s.rows, i), jnp.full_like(s.columns, j))
+        found = [empty(s, *shape) for s, shape in zip(supports, masks.shapes, strict=True)]
+        return _filled(supports, found), jnp.ones(len(supports), bool)
+    edge = np.cumsum([0, *i], dtype=np.int32)  # the first row of each mask, and one past the last
+    row_starts = np.concatenate(
+        [
+            start + j * np.arange(i)
+            for start, (i, j) in zip(masks.starts, masks.shapes, strict=False)
+        ]
+        + [masks.starts[-1:]]
+    ).astype(np.int32)
+    ranked = RankedBits.of(masks.words)
+    before = ranked.before(row_starts)
+    used_chunks = -((before[:-1] - before[1:]) // np.repeat(width, i))
+    ends = jnp.concatenate([jnp.zeros(1, jnp.int32), running(used_chunks)])
 
-    def add(total: Array, row: Array) -> tuple[Array, Array]:
-        return total + row, total + row
+    number = np.concatenate([np.arange(count, dtype=np.int32) for count in chunks])
+    number = number + at(ends, np.repeat(edge[:-1], chunks))
+    row = first_above(ends[1:], number)
+    used = row < np.repeat(edge[1:], chunks)
+    row = jnp.where(used, row, 0)
+    first = at(before, row) + (number - at(ends, row)) * np.repeat(width, chunks)
+    last = jnp.where(used, at(before, row + 1), first)
+    start = at(jnp.asarray(row_starts), row)
+    row = jnp.where(used, row - np.repeat(edge[:-1], chunks), np.repeat(i, chunks))
 
-    (zero,) = like_varying([jnp.zeros_like(x[0])], [x])
-    return lax.scan(add, zero, x)[1]
+    cuts = np.cumsum(chunks)[:-1].tolist()
+    rows, first, last, start = (jnp.split(x, cuts) for x in (row, first, last, start))
+    slot_in = [np.arange(w, dtype=np.int32)[None] for w in width]
+    slots = [f[:, None] + w for f, w in zip(first, slot_in, strict=True)]
+    place = ranked.place_of(jnp.concatenate([slot.reshape(-1) for slot in slots]))
+    places = jnp.split(place, np.cumsum([slot.size for slot in slots])[:-1].tolist())
+    columns = [
+        jnp.where(slot < last[:, None], place.reshape(slot.shape) - start[:, None], none)
+        for slot, place, last, start, none in zip(slots, places, last, start, j, strict=True)
+    ]
+    room = at(ends, edge[1:]) - at(ends, edge[:-1]) <= chunks
+    return _filled(supports, list(zip(rows, columns, strict=True))), room
 
 
-def _first_above(
-    counts: Int[Array, "n rows"], value: Int[Array, "*s"], row: Int[Array, "*s"]
-) -> Int[Array, "*s"]:
-    """The first place at which a row of ascending `counts` is above `value`; n where none is."""
-    length = counts.shape[0]
-
-    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = (low + high) // 2
-        above = counts[jnp.minimum(middle, length - 1), row] > value
-        open_ = low < high
-        return jnp.where(open_ & ~above, middle + 1, low), jnp.where(open_ & above, middle, high)
-
-    ends = [jnp.zeros_like(value), jnp.full_like(value, length)]
-    low, high = like_varying(ends, [counts, value, row])
-    return lax.fori_loop(0, length.bit_length(), halve, (low, high))[0]
+def _filled(supports: Sequence[GatheredRows], found: list[Any]) -> list[GatheredRows]:
+    one = lambda s, rows, columns: dataclasses.replace(s, rows=rows, columns=columns)
+    return [one(s, *arrays) for s, arrays in zip(supports, found, strict=True)]
 
 
 def gathered_u(
     a1: Float[Array, "n j"], a2: Float[Array, "m j"], c: GatheredMetric
 ) -> Float[Array, "n m i"]:
     """`u[n,m,i] = sum_j c[i,j] a1[n,j] a2[m,j] + offset[i]`: one small matrix product a chunk."""
-    left = _take(a1.T, c.columns) * c.values[:, :, None]  # [chunks, width, N]
-    right = _take(a2.T, c.columns)
+    left = at(a1.T, c.columns) * c.values[:, :, None]  # [chunks, width, N]
+    right = at(a2.T, c.columns)
     parts = jnp.einsum("cwn,cwm->cnm", left, right)
     # Told that rows ascend, XLA takes 45 s on a GPU to compile what takes 0.1 s otherwise.
     ascend = target_device().platform != "gpu"
@@ -296,7 +324,7 @@ def gathered_tangents(
     number of the products' size.
     """
     rows = jnp.minimum(c.rows, d.shape[1] - 1)
-    parts = jnp.einsum("cks,cws->ckw", _take(d.swapaxes(0, 1), rows), _take(a, c.columns))
+    parts = jnp.einsum("cks,cws->ckw", at(d.swapaxes(0, 1), rows), at(a, c.columns))
     return parts.swapaxes(0, 1).reshape(len(d), -1)
 
 
@@ -315,7 +343,7 @@ def gathered_u_backward(
     )  # [chunks, N, M]
 
     def one(spec, other, like):
-        entries = jnp.einsum(spec, parts, _take(other.T, c.columns) * c.values[:, :, None])
+        entries = jnp.einsum(spec, parts, at(other.T, c.columns) * c.values[:, :, None])
         return jnp.zeros_like(like.T).at[c.columns].add(entries).T
 
     return one("cnm,cwm->cwn", a2, a1), one("cnm,cwn->cwm", a1, a2)
@@ -323,7 +351,7 @@ def gathered_u_backward(
 
 def entries_of(a: Float[Array, "n j"], c: GatheredMetric) -> Float[Array, "chunks width n"]:
     """`a[n, j]` at the column of every entry."""
-    return _take(a.T, c.columns)
+    return at(a.T, c.columns)
 
 
 def row_starts(c: GatheredMetric) -> Int[Array, " rows_and_one"]:
@@ -339,8 +367,3 @@ def sum_columns(
     """The sums over all entries of one column."""
     zeros = jnp.zeros((columns, entries.shape[2]), entries.dtype)
     return zeros.at[c.columns].add(entries).T
-
-
-def _take(x, places):
-    """Rows of `x`; all places are inside, which spares XLA a pass over the result."""
-    return x.at[places].get(mode="promise_in_bounds")

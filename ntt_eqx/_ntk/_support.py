@@ -5,7 +5,6 @@ arrays of fixed length. The indices (the "support") are a cache: every use compa
 current mask and rebuilds them where they differ (`checked_support`).
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +16,14 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from .._sparse import count_kept
-from ..kernels import GatheredRows, gather_rows, target_device
+from ..kernels import (
+    GatheredRows,
+    MaskBits,
+    gather_each,
+    gather_rows,
+    hold_each,
+    target_device,
+)
 from ._costs import costs_on
 
 
@@ -61,8 +67,16 @@ def mask_support(
 
 def refresh_support(mask: PyTree, support: PyTree) -> PyTree:
     """The support of a new mask, in arrays of the old support's shapes; works under `jit`."""
-    refreshed = lambda m, old: old.of(_matrix(m)) if isinstance(old, GatheredRows) else old
-    return jax.tree.map(refreshed, mask, support, is_leaf=is_support)
+    leaves, treedef = jax.tree.flatten(support, is_leaf=is_support)
+    masks = treedef.flatten_up_to(mask)
+    pairs = [
+        (s, _matrix(m)) for s, m in zip(leaves, masks, strict=True) if isinstance(s, GatheredRows)
+    ]
+    if not pairs:
+        return support
+    found = iter(gather_each([rows for rows, _ in pairs], _stored_bits(pairs))[0])
+    new = [next(found) if isinstance(s, GatheredRows) else s for s in leaves]
+    return treedef.unflatten(new)
 
 
 def fits_support(mask: Any, support: GatheredRows | Whole | None) -> bool:
@@ -162,14 +176,13 @@ def checked_support(support: Sequence[Any]) -> list[Any]:
     pairs = [(s.rows, _matrix(s.mask)) for s in support if isinstance(s, Unchecked)]
     if not pairs:
         return list(support)
-    counts = [count_kept(rows.of_stored(mask)) for rows, mask in pairs]
-    right = [rows.holds(mask, c) for (rows, mask), c in zip(pairs, counts, strict=True)]
-    fits = [rows.fits(mask, c) for (rows, mask), c in zip(pairs, counts, strict=True)]
-    found = jax.lax.cond(
-        functools.reduce(jnp.logical_and, right),
-        lambda: [rows for rows, _ in pairs],
-        lambda: [rows.of(mask) for rows, mask in pairs],
+    supports, bits = [rows for rows, _ in pairs], _stored_bits(pairs)
+    found, room = jax.lax.cond(
+        hold_each(supports, bits),
+        lambda: (supports, jnp.ones(len(pairs), bool)),
+        lambda: gather_each(supports, bits),
     )
+    fits = [rows.alike(mask) & room[n] for n, (rows, mask) in enumerate(pairs)]
     found, fits = iter(found), iter(fits)
     one = lambda s: Checked(next(found), next(fits), s.mask)
     return [one(s) if isinstance(s, Unchecked) else s for s in support]
@@ -188,6 +201,10 @@ def found_support(support: PyTree) -> PyTree:
     """A support without what its check says, to be kept for another mask."""
     rows = lambda s: s.rows if isinstance(s, Checked) else s
     return jax.tree.map(rows, support, is_leaf=is_support)
+
+
+def _stored_bits(pairs: Sequence[tuple[GatheredRows, Array]]) -> MaskBits:
+    return MaskBits.of([rows.of_stored(mask) for rows, mask in pairs])
 
 
 def _matrix(mask: Any) -> Any:

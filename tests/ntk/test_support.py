@@ -13,7 +13,7 @@ import ntt_eqx as ntt
 from ntt_eqx._ntk import mask_support, outputs_and_ntk, refresh_support
 from ntt_eqx._ntk._support import Whole
 from ntt_eqx._sparse import count_kept
-from ntt_eqx.kernels import GatheredRows, gather_rows
+from ntt_eqx.kernels import GatheredRows, MaskBits, gather_each, gather_rows, hold_each
 
 pytestmark = pytest.mark.usefixtures("gathers")
 
@@ -59,7 +59,7 @@ HELD = np.random.default_rng(5).random((3, 40)) < 0.3
 
 @jax.jit
 def holds(rows, columns, mask):
-    return GatheredRows(rows, columns, (3, 40)).holds(mask, jnp.sum(mask, dtype=jnp.int32))
+    return GatheredRows(rows, columns, (3, 40)).holds(mask)
 
 
 @given(st.data())
@@ -80,6 +80,34 @@ def test_no_other_places_pass_for_those_of_a_mask(data):
     flat = (rows[:, None].astype(np.int64) * 40 + columns)[used]
     right = sorted(flat) == list(np.flatnonzero(mask)) and (columns[used] >= 0).all()
     assert right or not holds(rows, columns, mask)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(3, 40), (5, 7), (1, 1)],
+        [(60, 784), (100, 30), (1, 5000)],  # several words, and running sums of running sums
+        [(0, 5), (4, 3), (2, 0)],
+        [(0, 5)],
+    ],
+)
+def test_masks_side_by_side_are_searched_as_each_alone(shapes):
+    """NumPy's own search says what is right; the places of another mask do not pass."""
+    rng = np.random.default_rng(7)
+    first = [rng.random(shape) < 0.2 for shape in shapes]
+    second = [rng.permutation(m.reshape(-1)).reshape(m.shape) for m in first]
+    supports = [gather_rows(m, int(m.sum())) for m in first]
+    gather = jax.jit(lambda supports, masks: gather_each(supports, MaskBits.of(masks)))
+    hold = jax.jit(lambda supports, masks: hold_each(supports, MaskBits.of(masks)))
+    found, room = gather(supports, second)
+    assert room.all()
+    for one, mask in zip(found, second, strict=True):
+        assert eqx.tree_equal(one, gather_rows(mask, int(mask.sum())))
+    assert hold(supports, first) and hold(found, second)
+    if any(m.any() for m in first):
+        assert not hold(supports, second) and not hold(found, first)
+        everything = [np.ones(shape, bool) for shape in shapes]
+        assert not gather(supports, everything)[1].all()
 
 
 def test_refreshed_support_is_that_of_the_new_mask_and_nothing_is_retraced():
