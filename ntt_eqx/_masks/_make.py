@@ -25,7 +25,7 @@ from ._allocation import (
 )
 from ._collapse import is_traced
 from ._pattern import AbstractPattern
-from ._select import select
+from ._select import select_each
 
 
 def build_mask(
@@ -188,14 +188,11 @@ def _select(
     most: bool = False,
     lenient: bool = False,
 ) -> list[tuple[Bool[Array, "..."], Bool[Array, ""]]]:
-    """`select` for each layer, by one program, which knows the counts when it runs."""
-    found = []
-    for leaf, count in zip(scores, counts, strict=True):
-        if most:
-            count = jnp.minimum(count, jnp.sum(leaf > -jnp.inf, dtype=jnp.int32))
-        marks, unranked = select(leaf.reshape(-1), count, lenient=lenient)
-        found.append((marks.reshape(leaf.shape), unranked))
-    return found
+    """`select_each` by one program, which knows the counts when it runs."""
+    if most:
+        alive = [jnp.sum(leaf > -jnp.inf, dtype=jnp.int32) for leaf in scores]
+        counts = [jnp.minimum(c, a) for c, a in zip(counts, alive, strict=True)]
+    return select_each(scores, counts, lenient=lenient)
 
 
 def _int32(counts: Sequence[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 
 import ntt_eqx as ntt
 from ntt_eqx import _masks as masks
-from ntt_eqx._masks._select import keep_highest
+from ntt_eqx._masks._select import keep_highest, select_each
 
 SIZES = (1, 2, 7, 33)
 
@@ -61,6 +61,24 @@ def test_keeps_exactly_the_highest_in_every_dtype(dtype, x64):
         for count in (0, 1, 250, 499, 500):
             kept = keep_highest(scores, jnp.asarray(count))
             np.testing.assert_array_equal(kept, highest(scores, count))
+
+
+def test_arrays_side_by_side_are_selected_as_each_alone():
+    """Of one entry, of whole blocks and of parts; with ties, NaN, infinities and two dtypes."""
+    rng = np.random.default_rng(3)
+    shapes = [(1,), (32, 32), (25, 41), (7,), (3, 1000)]
+    drawn = [rng.normal(size=shape) for shape in shapes]
+    drawn[2] = np.round(drawn[2])
+    drawn[3][:] = np.nan
+    drawn[4][0, :50] = -np.inf
+    scores = [jnp.asarray(draw, jnp.float32) for draw in drawn]
+    scores[1] = scores[1].astype(jnp.bfloat16)
+    select = jax.jit(select_each)
+    for counts in ([1, 100, 500, 3, 1500], [0, 1024, 0, 7, 3000], [1, 1, 1024, 0, 2970]):
+        found = select(scores, [jnp.int32(count) for count in counts])
+        for (kept, unranked), score, count in zip(found, scores, counts, strict=True):
+            np.testing.assert_array_equal(kept, highest(score, count))
+            assert bool(unranked) == (score.size == 7 and 0 < count < 7 or count == 2970)
 
 
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.5, 0.999, 1.0, 1])
