@@ -285,7 +285,10 @@ def gather_each(
         jnp.where(slot < last[:, None], place.reshape(slot.shape) - start[:, None], none)
         for slot, place, last, start, none in zip(slots, places, last, start, j, strict=True)
     ]
-    room = at(ends, edge[1:]) - at(ends, edge[:-1]) <= chunks
+    # The capacity holds however the entries are spread over rows, so that whether a mask fits is a
+    # matter of its count alone; some masks with more would fit, too.
+    capacity = np.asarray([support.room for support in supports], np.int32)
+    room = at(before, edge[1:]) - at(before, edge[:-1]) <= capacity
     return _filled(supports, list(zip(rows, columns, strict=True))), room
 
 
