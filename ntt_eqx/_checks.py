@@ -14,6 +14,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, PyTree
 
+from ._types import at_trace_time
+
 
 def is_count(value: Any, least: int = 1) -> bool:
     """Whether `value` is an integer of at least `least`."""
@@ -98,7 +100,7 @@ def is_finite(x: Any) -> bool:
 def are_finite(arrays: Sequence[Any]) -> list[bool]:
     """`is_finite` of each array, by one program for all that are JAX's."""
     on_device = [x for x in arrays if not isinstance(x, np.ndarray)]
-    with jax.ensure_compile_time_eval():  # constants, also inside `jit`
+    with at_trace_time():  # constants, also inside `jit`
         known = iter(jax.device_get(_finite(on_device)) if on_device else ())
     return [
         bool(np.isfinite(x).all() if isinstance(x, np.ndarray) else next(known)) for x in arrays

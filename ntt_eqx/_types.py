@@ -1,9 +1,12 @@
 """Shared aliases of arrays and PyTrees, and the dtype of sums."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
+import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact, Int, PyTree
 
 Inputs: TypeAlias = Inexact[Array, "batch ..."]
@@ -35,6 +38,16 @@ Implementation: TypeAlias = Literal["factors", "jacobian", "ntk_vector_products"
 
 Where: TypeAlias = Callable[[str, Any, Array], bool]
 """Chooses prunable leaves: `(path, owner, leaf) -> bool`; see `prunable_weights`."""
+
+
+def at_trace_time() -> contextlib.AbstractContextManager[None]:
+    """Compute with constants of a traced function now, by which they have values there.
+
+    Outside of a trace this does nothing, because `jax.ensure_compile_time_eval` makes a program of
+    each operation on a constant inside the jitted functions that are called under it.
+    """
+    traced = isinstance(jnp.zeros(()), Tracer)
+    return jax.ensure_compile_time_eval() if traced else contextlib.nullcontext()
 
 
 def wide_dtype(dtype: Any) -> Any:

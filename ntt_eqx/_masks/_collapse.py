@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Shaped
 
 from .._checks import sample_of
 from .._sparse import SparseModel
-from .._types import MaskTree
+from .._types import MaskTree, at_trace_time
 from ._reach import cut_outputs
 
 
@@ -55,7 +55,7 @@ def check_collapse(
     if x is not None and sparse is None:
         raise ValueError("check_collapse: give a SparseModel to look at its outputs, not a mask.")
     named = check_mask_tree("check_collapse", mask)
-    with jax.ensure_compile_time_eval():  # the mask may be a constant of a traced function
+    with at_trace_time():  # the mask may be a constant of a traced function
         kept = jax.device_get(_keep_any(list(named.values())))
     empty = tuple(name for name, any_kept in zip(named, kept, strict=True) if not any_kept)
     stacklevel = 3 if caller != "check_collapse" else 2

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._batch import as_array
 from .._sparse import SparseModel
-from .._types import MaskTree, ScoreTree
+from .._types import MaskTree, ScoreTree, at_trace_time
 from ._allocation import (
     Allocation,
     Share,
@@ -251,7 +251,7 @@ def _checked(scores: ScoreTree, layers: Mapping[str, Any]) -> dict[str, Array]:
             raise ValueError(f"make_mask: scores{name} is empty, its shape is {leaf.shape}.")
         found[name] = leaf
     concrete = {name: leaf for name, leaf in found.items() if not is_traced(leaf)}
-    with jax.ensure_compile_time_eval():  # constants of a traced function are concrete, too
+    with at_trace_time():  # constants of a traced function are concrete, too
         broken = jax.device_get(_have_nan(list(concrete.values()))) if concrete else []
     for name, has_nan in zip(concrete, broken, strict=True):
         if has_nan:
@@ -274,7 +274,7 @@ def _is_float(dtype: Any) -> bool:
 def _known(*trees: Any) -> contextlib.AbstractContextManager[None]:
     """Constants of a traced function have values, by which scores are refused there, too."""
     traced = is_traced(trees)
-    return contextlib.nullcontext() if traced else jax.ensure_compile_time_eval()
+    return contextlib.nullcontext() if traced else at_trace_time()
 
 
 def _names(tree: Any) -> list[str]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, PyTree, UInt32
 
 from .._parameters import parameter_marks
 from .._sparse import SparseModel
-from .._types import wide_dtype
+from .._types import at_trace_time, wide_dtype
 
 _DRAWS = 4
 
@@ -31,7 +31,7 @@ def cut_outputs(sparse: SparseModel, sample: jax.ShapeDtypeStruct) -> tuple[int,
     masks = arrays.masks
     whole = jax.tree.map(jnp.ones_like, masks)
     try:
-        with jax.numpy_dtype_promotion("standard"), jax.ensure_compile_time_eval():
+        with jax.numpy_dtype_promotion("standard"), at_trace_time():
             # The draws are an argument: numbers made of a constant would be worked out here, each
             # operation by a program of its own.
             draws = jnp.asarray(np.arange(_DRAWS, dtype=np.uint32))

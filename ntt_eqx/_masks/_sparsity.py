@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from .._checks import is_count
 from .._sparse import count_kept
-from .._types import MaskTree, ScoreTree
+from .._types import MaskTree, ScoreTree, at_trace_time
 from ._allocation import Allocation, Density, check_density
 from ._collapse import check_collapse, is_traced
 from ._make import build_mask, lost, ranked
@@ -91,7 +91,7 @@ class Sparsity(eqx.Module):
         if isinstance(step, Tracer):
             with jax.numpy_dtype_promotion("standard"):  # as optax's own schedules need
                 return jnp.asarray(self.density(step), jnp.float32)
-        with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
+        with at_trace_time(), jax.numpy_dtype_promotion("standard"):
             return check_density(self.density(step), f"Sparsity: the schedule at step {step}")
 
     @property

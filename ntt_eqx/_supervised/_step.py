@@ -214,7 +214,8 @@ def _stepped(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics
     step, config, rewound = state.step + 1, state.config, state.rewound
     if config.dynamic is not None:
         value_of = lambda model: _loss(model, batch, key, config)[0].loss
-        view = TrainView(with_zeros(model), batch, _info(state, config.dynamic, step), value_of)
+        info = _info(state, config.dynamic, step)
+        view = TrainView(student=with_zeros(model), batch=batch, info=info, loss=value_of)  # pyright: ignore[reportCallIssue]
         model, opt_state, lost = refreshed(config.dynamic, view, model, opt_state, rewound)
         rewound = remembered(config.dynamic, rewound, (model, opt_state), step)
         if lost is not None:  # scores that cannot rank end the run

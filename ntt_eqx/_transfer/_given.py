@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 
 from .._masks._collapse import is_traced
 from .._masks._sparsity import looks_like
-from .._types import MaskTree
+from .._types import MaskTree, at_trace_time
 from ._method import NeuralTangentTransfer
 
 
@@ -37,7 +37,7 @@ def hold_mask(
             "refreshes must know its counts; call it outside of jit, or use NoRefresh()."
         )
         return method, eqx.error_if(mask, other, why)
-    with jax.ensure_compile_time_eval():  # the mask may be a constant of a traced function
+    with at_trace_time():  # the mask may be a constant of a traced function
         if sparsity.pattern is None and (seen := looks_like(mask)) is not None:
             warnings.warn(
                 f"{caller}: the given mask looks like {seen}; refreshes keep the number of weights "

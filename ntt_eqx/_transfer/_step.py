@@ -144,7 +144,13 @@ def _refreshed(
     def again() -> tuple[Any, Any]:
         density = sparsity.overall(student.mask, step)
         key = jax.random.fold_in(state.step_info().key, 1)
-        view = RefreshView(student, state.teacher, x, StepInfo(step, key, density), method.loss)
+        view = RefreshView(
+            student=student,
+            teacher=state.teacher,
+            x=x,
+            info=StepInfo(step, key, density),
+            loss=method.loss,
+        )
         mask = sparsity.quiet_mask(method.refresh.scores(view), step)
         return mask, sparsity.lost(mask)
 

@@ -103,6 +103,8 @@ class ResNet20(AbstractResNet):
     The CIFAR network of He et al. (2016) with 269,722 parameters.
     """
 
+    __init__ = AbstractResNet.__init__  # for type checkers, which would make one of the fields
+
     stages: ClassVar[int] = 3
     blocks_each: ClassVar[int] = 3
     channels: ClassVar[int] = 16
@@ -116,6 +118,8 @@ class ResNet32(AbstractResNet):
     channels, `width=32`, and other shortcuts.
     """
 
+    __init__ = AbstractResNet.__init__  # for type checkers, which would make one of the fields
+
     stages: ClassVar[int] = 3
     blocks_each: ClassVar[int] = 5
     channels: ClassVar[int] = 16
@@ -128,6 +132,8 @@ class ResNet18(AbstractResNet):
     The network of He et al. (2016) in its usual form for small images, with a 3 x 3 convolution of
     stride 1 and no pool at the start; 11,173,962 parameters with ten classes.
     """
+
+    __init__ = AbstractResNet.__init__  # for type checkers, which would make one of the fields
 
     stages: ClassVar[int] = 4
     blocks_each: ClassVar[int] = 2

@@ -90,11 +90,15 @@ class AbstractVGG(eqx.Module):
 class VGG11(AbstractVGG):
     """VGG-11: eight convolutions (64, 128, 256, 256, 512, 512, 512, 512), configuration A."""
 
+    __init__ = AbstractVGG.__init__  # for type checkers, which would make one of the fields
+
     stages: ClassVar[tuple[tuple[int, ...], ...]] = ((1,), (2,), (4,) * 2, (8,) * 2, (8,) * 2)
 
 
 class VGG16(AbstractVGG):
     """VGG-16: 13 convolutions, configuration D; 14,724,042 parameters with ten classes."""
+
+    __init__ = AbstractVGG.__init__  # for type checkers, which would make one of the fields
 
     stages: ClassVar[tuple[tuple[int, ...], ...]] = (
         *((1,) * 2, (2,) * 2),
@@ -108,6 +112,8 @@ class VGG19(AbstractVGG):
     With `norm="batch"` this is the VGG-19 of GraSP (Wang et al., ICLR 2020) and of Liu et al.
     (Rethinking the value of network pruning, ICLR 2019).
     """
+
+    __init__ = AbstractVGG.__init__  # for type checkers, which would make one of the fields
 
     stages: ClassVar[tuple[tuple[int, ...], ...]] = (
         *((1,) * 2, (2,) * 2),
