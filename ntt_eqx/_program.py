@@ -180,9 +180,9 @@ def run(
     steps: Iterable[int],
     evaluate: Evaluate,
     perturbations: Mapping[Site, Array] | None = None,
-    tapped: Mapping[Site, int] | None = None,
+    tapped: Mapping[Site, tuple[int, ...]] | None = None,
     settle: Callable[[Array], Array] | None = None,
-) -> tuple[dict[int, Any], dict[Site, Array]]:
+) -> tuple[dict[int, Any], dict[Site, tuple[Array, ...]]]:
     """Evaluate steps of the program.
 
     **Arguments:**
@@ -191,7 +191,7 @@ def run(
     - `steps`: indices of the steps, in their order.
     - `evaluate`: `(equation, inputs) -> outputs`.
     - `perturbations`: site -> array added to that step's output; in a loop, one row an iteration.
-    - `tapped`: site -> operand number whose value is handed out; in a loop, one row an iteration.
+    - `tapped`: site -> numbers of operands to hand out; in a loop, one row an iteration.
       A site in a loop that is tapped is perturbed, too.
     - `settle`: what becomes of outputs that are perturbed, and of those that are tapped later.
 
@@ -214,7 +214,7 @@ def run(
         else:
             outputs = evaluate(step.eqn, inputs)
         if site in tapped:
-            operands[site] = inputs[tapped[site]]
+            operands[site] = tuple(inputs[n] for n in tapped[site])
         if site in perturbations:
             outputs = [outputs[0] + perturbations[site].astype(outputs[0].dtype)]
         if settle is not None:
@@ -224,9 +224,14 @@ def run(
     return values, operands
 
 
-def tapped_slots(program: Program, tapped: Mapping[Site, int]) -> list[int]:
+def tapped_slots(program: Program, tapped: Mapping[Site, tuple[int, ...]]) -> list[int]:
     """The slots of the operands at these sites, loops left out."""
-    return slots_of(program.steps[site[0]].inputs[n] for site, n in tapped.items() if not site[1:])
+    return slots_of(
+        program.steps[site[0]].inputs[n]
+        for site, numbers in tapped.items()
+        if not site[1:]
+        for n in numbers
+    )
 
 
 def is_branched(program: Program, sites: Iterable[Site]) -> bool:
@@ -260,9 +265,9 @@ def _run_loop(
     inputs: Sequence[Any],
     evaluate: Evaluate,
     perturbations: Mapping[Site, Array],
-    tapped: Mapping[Site, int],
+    tapped: Mapping[Site, tuple[int, ...]],
     settle: Callable[[Array], Array] | None,
-) -> tuple[list[Any], dict[Site, Array]]:
+) -> tuple[list[Any], dict[Site, tuple[Array, ...]]]:
     """A scan with perturbations as further inputs, and tapped operands as further outputs."""
     loop = step.loop
     assert loop is not None

@@ -159,7 +159,7 @@ def _pull(
     for n in part.layers:
         form = plan.layers[n]
         site = form.layer.site
-        found[n] = form.keep(operands.metrics[n], (tapped[site],), d[site])
+        found[n] = form.keep(operands.metrics[n], tapped[site], d[site])
     return found, back, written
 
 
@@ -177,18 +177,18 @@ def _pull_once(
     for n in part.layers:
         form = plan.layers[n]
         site = form.layer.site
-        keep = functools.partial(form.keep, operands.metrics[n], (tapped[site],))
+        keep = functools.partial(form.keep, operands.metrics[n], tapped[site])
         found[n] = jax.vmap(keep)(d[site])
     return found, back
 
 
 def _linearise(
     plan: Plan, part: Part, values: Mapping[int, Any], wanted: tuple[int, ...]
-) -> tuple[dict[int, Any], Callable[..., Any], dict[Site, Array], dict[int, Array]]:
+) -> tuple[dict[int, Any], Callable[..., Any], dict[Site, tuple[Array, ...]], dict[int, Array]]:
     """The values that a segment writes, and its VJP to its layers' outputs and to its inputs."""
     program = plan.traced.program
     layers = [plan.layers[n].layer for n in part.layers]
-    taps = {layer.site: layer.use.operand for layer in layers}
+    taps = {layer.site: layer.use.operands for layer in layers}
     zeros = {}
     for layer in layers:
         aval = program.step_at(layer.site).avals[0]

@@ -82,7 +82,7 @@ class Layer:
 
     def metric(self, c: Any) -> Any:
         """The metric of the weight, `[G, I, J]`, from one of the parameter's shape."""
-        found = _each(self.use.weight, self.view.apply(c), len(self.view.walks))
+        found = _each(self.use.weight, len(self.view.walks), self.view.apply(c))
         return found.reshape(self.groups, self.features, self.inputs)
 
     def bias_metric(self, c: Array) -> Array:
@@ -90,17 +90,17 @@ class Layer:
         assert self.bias_order is not None
         return c.reshape(-1)[self.bias_order].reshape(self.groups, self.features)
 
-    def activations(self, operand: Array) -> Array:
-        """The layer's input `[G, J, S]`, from the operand of its step.
+    def activations(self, *operands: Array) -> Array:
+        """The layer's input `[G, J, S]`, from the operands of its step.
 
         A bias is one more input feature that is always 1.
         """
-        a = self._joined(_each(self.use.activations, operand, len(self.loops)))
+        a = self._joined(_each(self.use.activations, len(self.loops), *operands))
         return a if self.bias is None else jnp.concatenate([a, jnp.ones_like(a[:, :1])], axis=1)
 
     def cotangents(self, d: Array) -> Array:
         """The cotangent of the layer's output, `[G, I, S]`, from that of its step's output."""
-        return self._joined(_each(self.use.cotangents, d, len(self.loops)))
+        return self._joined(_each(self.use.cotangents, len(self.loops), d))
 
     @property
     def _shared(self) -> list[int]:
@@ -147,13 +147,14 @@ class View:
         return _apply(self.chain, array)
 
 
-def _each(function: Callable[[Any], Any], array: Any, axes: int) -> Any:
-    """`function` of every row along some leading axes."""
+def _each(function: Callable[..., Any], axes: int, *arrays: Any) -> Any:
+    """`function` of every row of some arrays along leading axes."""
     if axes == 0:
-        return function(array)
-    if isinstance(array, np.ndarray):
-        return np.stack([_each(function, row, axes - 1) for row in array])
-    return jax.vmap(lambda row: _each(function, row, axes - 1))(array)
+        return function(*arrays)
+    row = lambda *rows: _each(function, axes - 1, *rows)
+    if all(isinstance(array, np.ndarray) for array in arrays):
+        return np.stack([row(*rows) for rows in zip(*arrays, strict=True)])
+    return jax.vmap(row)(*arrays)
 
 
 def find_layers(
@@ -245,7 +246,7 @@ def _rearranges(step: Step) -> bool:
 def _apply(chain: tuple[Step | None, ...], array: Any) -> Any:
     for n, step in enumerate(chain):
         if step is None:
-            return _each(lambda row, rest=chain[n + 1 :]: _apply(rest, row), array, 1)
+            return _each(lambda row, rest=chain[n + 1 :]: _apply(rest, row), 1, array)
         array = _rearrange(step, array)
     return array
 

@@ -25,7 +25,7 @@ class AbstractLinearUse(eqx.Module):
 
     Attributes:
         kind: the name that `explain` prints.
-        operand: index of the equation's operand that is the layer's input.
+        operands: indices of the equation's operands that the layer's input depends on.
         groups: G.
         features: I, output features of a group.
         inputs: J, input features of a group.
@@ -33,7 +33,7 @@ class AbstractLinearUse(eqx.Module):
     """
 
     kind: eqx.AbstractClassVar[str]
-    operand: eqx.AbstractVar[int]
+    operands: eqx.AbstractVar[tuple[int, ...]]
     groups: eqx.AbstractVar[int]
     features: eqx.AbstractVar[int]
     inputs: eqx.AbstractVar[int]
@@ -44,8 +44,8 @@ class AbstractLinearUse(eqx.Module):
         """`[G, I, J]` from an array of the weight operand's shape; jax or NumPy, no arithmetic."""
 
     @abc.abstractmethod
-    def activations(self, operand: Array) -> Array:
-        """`[G, J, S]` from the layer's input operand."""
+    def activations(self, *operands: Array) -> Array:
+        """`[G, J, S]` from the values of `operands`, in their order."""
 
     @abc.abstractmethod
     def cotangents(self, d: Any) -> Any:
@@ -124,7 +124,7 @@ class Dense(AbstractLinearUse):
     """A `dot_general`; its batch axes are groups, its free axes positions and features."""
 
     kind: ClassVar[str] = "dense"
-    operand: int
+    operands: tuple[int, ...]
     groups: int
     features: int
     inputs: int
@@ -136,14 +136,15 @@ class Dense(AbstractLinearUse):
         """See `AbstractLinearUse`."""
         return w.transpose(*self.weight_axes).reshape(self.groups, self.features, self.inputs)
 
-    def activations(self, operand: Array) -> Array:
+    def activations(self, *operands: Array) -> Array:
         """See `AbstractLinearUse`."""
-        a = operand.transpose(*self.operand_axes)
+        (a,) = operands
+        a = a.transpose(*self.operand_axes)
         return a.reshape(self.groups, self.inputs, self.positions)
 
     def cotangents(self, d: Any) -> Any:
         """See `AbstractLinearUse`; the left operand's free axes come before the right's."""
-        if self.operand == 1:
+        if self.operands == (1,):
             return d.reshape(self.groups, self.features, self.positions)
         return d.reshape(self.groups, self.positions, self.features).swapaxes(1, 2)
 
@@ -157,7 +158,7 @@ def _dense(eqn: Any, weight: int) -> Dense | None:
     ]
     size = lambda n, axes: math.prod(shapes[n][ax] for ax in axes)
     return Dense(
-        operand=other,
+        operands=(other,),
         groups=size(weight, batch[weight]),
         features=size(weight, free[weight]),
         inputs=size(weight, contract[weight]),
@@ -171,7 +172,7 @@ class Convolution(AbstractLinearUse):
     """A `conv_general_dilated`; its patches are the input features."""
 
     kind: ClassVar[str] = "convolution"
-    operand: int
+    operands: tuple[int, ...]
     groups: int
     features: int
     inputs: int
@@ -183,9 +184,9 @@ class Convolution(AbstractLinearUse):
         w = w.transpose(self._numbers.rhs_spec)  # (O, C / G, *spatial)
         return w.reshape(self.groups, self.features, self.inputs)
 
-    def activations(self, operand: Array) -> Array:
+    def activations(self, *operands: Array) -> Array:
         """See `AbstractLinearUse`."""
-        seen = patches(self.eqn, operand)  # [B, *out, taps, C]
+        seen = patches(self.eqn, *operands)  # [B, *out, taps, C]
         taps, channels = seen.shape[-2:]
         seen = seen.reshape(self.positions, taps, self.groups, channels // self.groups)
         return seen.transpose(2, 3, 1, 0).reshape(self.groups, self.inputs, self.positions)
@@ -209,7 +210,7 @@ def _convolution(eqn: Any, weight: int) -> Convolution | None:
     features, *inputs = (shape[axis] for axis in p["dimension_numbers"].rhs_spec)
     groups = p["feature_group_count"]
     return Convolution(
-        operand=0,
+        operands=(0,),
         groups=groups,
         features=features // groups,
         inputs=math.prod(inputs),
@@ -219,14 +220,23 @@ def _convolution(eqn: Any, weight: int) -> Convolution | None:
 
 
 class LookUp(AbstractLinearUse):
-    """A look-up of rows in a table: a dense layer with one-hot input."""
+    """A look-up of rows in a table: a dense layer with one-hot input.
+
+    Attributes:
+        table: sizes of the axes that are looked up; one operand has the places along each.
+        column: which column of an operand has the places.
+        clips: whether a place outside of the table means the nearest row, instead of none.
+        offsets: axes of the output that hold a row.
+        dtype: the dtype of the output.
+    """
 
     kind: ClassVar[str] = "embedding"
-    operand: int
+    operands: tuple[int, ...]
     groups: int
     features: int
     inputs: int
     positions: int
+    table: tuple[int, ...]
     column: int
     clips: bool
     offsets: tuple[int, ...]
@@ -236,13 +246,14 @@ class LookUp(AbstractLinearUse):
         """See `AbstractLinearUse`."""
         return w.reshape(1, self.inputs, self.features).swapaxes(1, 2)
 
-    def activations(self, operand: Array) -> Array:
+    def activations(self, *operands: Array) -> Array:
         """See `AbstractLinearUse`."""
-        places = jnp.reshape(operand, (self.positions, -1))[:, self.column]
-        places = _row_numbers(places, self.inputs)
-        if self.clips:  # else a place outside is no row at all
-            places = jnp.clip(places, 0, self.inputs - 1)
-        return jax.nn.one_hot(places, self.inputs, dtype=self.dtype).T[None]
+        row = 0  # number of the row in the flattened table
+        for operand, size in zip(operands, self.table, strict=True):
+            places = jnp.reshape(operand, (self.positions, -1))[:, self.column]
+            places = _row_numbers(places, size)
+            row = row * size + (jnp.clip(places, 0, size - 1) if self.clips else places)
+        return jax.nn.one_hot(row, self.inputs, dtype=self.dtype).T[None]
 
     def cotangents(self, d: Any) -> Any:
         """See `AbstractLinearUse`."""
@@ -254,10 +265,11 @@ def _look_up(eqn: Any, weight: int) -> LookUp | None:
     p, (table, *places) = eqn.params, [v.aval.shape for v in eqn.invars]
     if weight != 0:
         return None
-    count, *row = table
-    if tuple(p["slice_sizes"]) != (1, *row):
+    sizes, out = tuple(p["slice_sizes"]), eqn.outvars[0].aval
+    # The leading axes up to the last one that is not taken whole are looked up.
+    count = max([1, *(axis + 1 for axis in range(len(table)) if sizes[axis] != table[axis])])
+    if sizes[:count] != (1,) * count:
         return None
-    out = eqn.outvars[0].aval
     column, clips, offsets, positions = 0, True, tuple(range(len(out.shape))), 1
     if eqn.primitive.name == "gather":
         numbers, offsets = p["dimension_numbers"], tuple(p["dimension_numbers"].offset_dims)
@@ -266,13 +278,16 @@ def _look_up(eqn: Any, weight: int) -> LookUp | None:
         # A slice has full length along all other axes, so clipping sets their starts to 0.
         if starts != (0,) and not (clips and 0 in starts) or numbers.operand_batching_dims:
             return None
+        if count > 1:  # several columns of one operand: no rule yet
+            return None
         column, positions = starts.index(0), math.prod(places[0][:-1])
     return LookUp(
-        operand=1,
+        operands=tuple(range(1, count + 1)),
         groups=1,
-        features=math.prod(row),
-        inputs=count,
+        features=math.prod(table[count:]),
+        inputs=math.prod(table[:count]),
         positions=positions,
+        table=tuple(table[:count]),
         column=column,
         clips=clips,
         offsets=offsets,
