@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from ._checks import check_count, check_weight, is_count
 from ._prunable import marks_of
-from ._supervised import CrossEntropy, TrainConfig, TrainState, train_init
+from ._supervised import CrossEntropy, DynamicSparsity, TrainConfig, TrainState, train_init
 from .data import BatchIterator, Split, batches
 from .data._pipeline import Moment
 
@@ -115,13 +115,22 @@ class Recipe:
         """
         return _transformation(self, num_steps)
 
-    def config(self) -> TrainConfig:
-        """The loss of the training."""
-        return TrainConfig(self.l2, CrossEntropy(self.label_smoothing), ema=self.ema)
+    def config(self, dynamic: DynamicSparsity | None = None) -> TrainConfig:
+        """The loss of the training; `dynamic` changes the mask."""
+        objective = CrossEntropy(self.label_smoothing)
+        return TrainConfig(self.l2, objective, ema=self.ema, dynamic=dynamic)
 
-    def init(self, model: PyTree, num_steps: int, *, key: PRNGKeyArray | None = None) -> TrainState:
+    def init(
+        self,
+        model: PyTree,
+        num_steps: int,
+        *,
+        key: PRNGKeyArray | None = None,
+        dynamic: DynamicSparsity | None = None,
+    ) -> TrainState:
         """The state before the first of `num_steps` steps, for `train_steps`; see `train_init`."""
-        return train_init(model, self.config(), self.transformation(num_steps), key=key)
+        optimizer = self.transformation(num_steps)
+        return train_init(model, self.config(dynamic), optimizer, key=key)
 
     def batches(
         self,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -9,7 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
-from .. import NTTConfig, SparseModel, ntt_loss, scores
+from .. import (
+    DynamicSparsity,
+    GradualDensity,
+    MagnitudeRefresh,
+    NTTConfig,
+    RigLRefresh,
+    RoundDensity,
+    RoundRefresh,
+    SETRefresh,
+    SparseModel,
+    Sparsity,
+    ntt_loss,
+    scores,
+)
 from ._errors import ExperimentError
 
 Scope = Literal["published", "layer", "global", "erk"]
@@ -44,6 +58,8 @@ class Method:
     # finds the sparse network itself, from the dense one, training examples `(x, y)`, the share of
     # weights to keep and a random key
     find: Callable[[Any, Any, float, PRNGKeyArray], SparseModel] | None = None
+    # changes the mask in training: from what its last mask keeps, the steps of one training, a seed
+    dynamic: Callable[[Sparsity, int, int], DynamicSparsity] | None = None
 
 
 def _ntt_gradient(key: PRNGKeyArray, teacher: Any, density: float) -> Any:
@@ -59,11 +75,45 @@ def _drawn(kind: Any) -> Callable[[PRNGKeyArray, Any, float], Any]:
     return lambda key, teacher, density: kind(key)
 
 
+def _every(steps: int) -> int:
+    """Steps between two refreshes: the 100 of the papers, in short runs fewer."""
+    return max(1, min(100, steps // 50))
+
+
+def _gradual(sparsity: Sparsity, steps: int, seed: int) -> DynamicSparsity:
+    """Zhu & Gupta (2017): from dense to sparse by a cubic within three quarters of the training."""
+    end = max(1, 3 * steps // 4)
+    falling = GradualDensity(sparsity.density, end)
+    falling = Sparsity(falling, sparsity.scope, sparsity.allocation, sparsity.pattern)
+    return DynamicSparsity(falling, MagnitudeRefresh(_every(steps), end))
+
+
+def _rigl(sparsity: Sparsity, steps: int, seed: int) -> DynamicSparsity:
+    """Evci et al. (2020): alpha = 0.3, until three quarters of the training."""
+    return DynamicSparsity(sparsity, RigLRefresh(_every(steps), max(1, 3 * steps // 4), 0.3))
+
+
+def _set(sparsity: Sparsity, steps: int, seed: int) -> DynamicSparsity:
+    """Mocanu et al. (2018): zeta = 0.3; the last interval has no refresh."""
+    every = _every(steps)
+    return DynamicSparsity(sparsity, SETRefresh(every, steps - every + 1, 0.3, seed))
+
+
+def _lottery(sparsity: Sparsity, steps: int, seed: int) -> DynamicSparsity:
+    """Frankle et al. (2020): rounds that prune a fifth, rewound to a fiftieth of the training."""
+    rounds = max(1, round(math.log(sparsity.density) / math.log(0.8)))
+    refresh = RoundRefresh(steps, rounds, steps // 50)
+    density = RoundDensity(sparsity.density, refresh)
+    falling = Sparsity(density, sparsity.scope, sparsity.allocation, sparsity.pattern)
+    return DynamicSparsity(falling, refresh, refresh.rewind)
+
+
 # Scopes as published. NTT and its baseline logit-SNIP rank per layer (Liu & Zenke, 2020); SNIP (Lee
 # et al., 2019), GraSP (Wang et al., 2020), SynFlow (Tanaka et al., 2020), NTK-SAP (Wang et al.,
 # 2023) and PX over all layers, and so does magnitude where it is a baseline at initialisation
 # (Tanaka et al., 2020; Frankle et al., 2021). A random mask has the same share in every layer, or
-# ERK shares in strong baselines (Evci et al., 2020; Liu et al., 2022): `random@erk`.
+# ERK shares in strong baselines (Evci et al., 2020; Liu et al., 2022): `random@erk`. So do RigL and
+# SET: `rigl@erk` is the published one.
 #
 # Okabe and Ito's palette, which readers with any colour vision can tell apart, and three more from
 # Tol's muted palette; markers and dashes repeat what the colours say.
@@ -117,12 +167,30 @@ METHODS: dict[str, Method] = {
         rounds=100,
     ),
     "ntt-gradient": Method("NTT gradient", "#332288", "p", (0, (3, 2)), score=_ntt_gradient),
+    "gmp": Method("GMP", "#1B9E77", "+", (0, (1, 2)), dynamic=_gradual),
+    "lottery-ticket": Method(
+        *("lottery ticket", "#A6761D", "|", (0, (8, 2)), "global"), dynamic=_lottery
+    ),
+    "rigl": Method(
+        *("RigL", "#E7298A", "x", (0, (3, 1))),
+        score=_drawn(scores.Random),
+        examples=False,
+        dynamic=_rigl,
+    ),
+    "set": Method(
+        *("SET", "#666666", ".", (0, (2, 2))),
+        score=_drawn(scores.Random),
+        examples=False,
+        dynamic=_set,
+    ),
 }
 
 if TYPE_CHECKING:
     FirstMask = TransferName = str
 else:
-    FirstMask = Literal[tuple(name for name, method in METHODS.items() if method.score)]
+    FirstMask = Literal[
+        tuple(name for name, method in METHODS.items() if method.score and not method.dynamic)
+    ]
     TransferName = Literal[tuple(name for name, method in METHODS.items() if method.kernel)]
 
 

@@ -7,7 +7,9 @@ import optax
 
 from .. import (
     NTTConfig,
+    RoundRefresh,
     SparseModel,
+    Sparsity,
     ntt_init,
     rescale_by_density,
     train_steps,
@@ -18,7 +20,7 @@ from .cells import Cell
 from .images import Part, Shelf, check_labelled, parts
 from .loop import Phase
 from .own import find_method
-from .pruning import pruned_at_start, sparsity_of
+from .pruning import dynamic_of, pruned_at_start, sparsity_of
 
 _CURVE_IMAGES = 10_000
 _VALIDATION_IMAGES = 128
@@ -82,12 +84,13 @@ def training_phase(cell: Cell, start: SparseModel, images: Dataset, title: str) 
     each = settings.evaluate_every or max(1, used.size // settings.batch_size)
     key = cell.key(2) if cell.model.endswith("-dropout") else None
     model = rescale_by_density(start) if settings.rescale else start
+    dynamic = dynamic_of(cell, start.model, steps)
     return Phase(
         name="train",
         title=f"{title}, training",
-        num_steps=steps,
+        num_steps=_all_trainings(cell, steps),
         log_every=min(each, steps),
-        state=recipe.init(model, steps, key=key),
+        state=recipe.init(model, steps, key=key, dynamic=dynamic),
         batches=used.training_batches(recipe, seed=cell.seed),
         run=functools.partial(train_steps, test_set=Part(images, images.test).first(_CURVE_IMAGES)),
         shown=lambda row: {
@@ -105,8 +108,18 @@ def planned_steps(cell: Cell, shelf: Shelf) -> dict[str, int]:
         if settings is not None:
             source = getattr(settings, "dataset", None) or cell.dataset
             used, _ = parts(shelf(source), settings.held_out, cell.seed)
-            found[name] = steps_in(settings.epochs, used.size, settings.batch_size)
+            steps = steps_in(settings.epochs, used.size, settings.batch_size)
+            found[name] = steps if name == "transfer" else _all_trainings(cell, steps)
     return found
+
+
+def _all_trainings(cell: Cell, steps: int) -> int:
+    """The steps of all trainings of `steps` steps; a lottery ticket is trained after each round."""
+    record = find_method(cell.method)
+    if record.dynamic is None or cell.start is not None:
+        return steps
+    refresh = record.dynamic(Sparsity(cell.density), steps, cell.seed).refresh
+    return refresh.num_steps if isinstance(refresh, RoundRefresh) else steps
 
 
 def steps_in(epochs: float, samples: int, batch_size: int) -> int:

@@ -12,6 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import (
     NM,
+    DynamicSparsity,
     LayerCollapseWarning,
     SparseModel,
     Sparsity,
@@ -105,6 +106,20 @@ def sparsity_of(cell: Cell, teacher: Any) -> Sparsity:
     return Sparsity(density, cell.scope or "layer", allocation, pattern)
 
 
+def dynamic_of(cell: Cell, teacher: Any, steps: int) -> DynamicSparsity | None:
+    """How the cell's mask changes in its training of `steps` steps; `None` if it does not.
+
+    Raises `ValueError` for a pattern whose density no schedule can change.
+    """
+    record = find_method(cell.method)
+    if record.dynamic is None or cell.start is not None:  # a mask from a file stays
+        return None
+    sparsity = sparsity_of(cell, teacher)
+    if record.score is None and isinstance(sparsity.pattern, NM):
+        raise ValueError(f"{record.label} lowers the density, which {cell.mask} fixes.")
+    return record.dynamic(sparsity, steps, cell.seed)
+
+
 def ablated(cell: Cell, sparse: SparseModel, key: PRNGKeyArray) -> SparseModel:
     """`sparse` with its mask shuffled or its weights drawn again, if the cell asks for it."""
     ablation = cell.mask.ablation if cell.mask is not None else None
@@ -125,6 +140,9 @@ def check_fits(cell: Cell, teacher: Any) -> None:
     sparsity = sparsity_of(cell, teacher)
     try:
         jax.eval_shape(lambda scores: make_mask(scores, sparsity), shapes)
+        dynamic = dynamic_of(cell, teacher, steps=100)
+        if dynamic is not None and cell.training is not None:
+            cell.training.recipe().config(dynamic)
     except ValueError as error:
         raise ExperimentError(f"{cell.name}, {cell.model}: {_plain(error)}") from error
 

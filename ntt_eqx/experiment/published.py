@@ -5,9 +5,9 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .cells import Cell, plan
+from .cells import Cell
 from .methods import method
-from .settings import PRESETS
+from .settings import PRESETS, MaskSettings
 from .table import Row, as_markdown, make_rows
 
 
@@ -79,21 +79,15 @@ PUBLISHED: Mapping[str, tuple[Published, ...]] = types.MappingProxyType(
 def protocol_of(cell: Cell) -> str | None:
     """The preset whose protocol trains `cell` to the letter, `None` if there is none.
 
-    The method, the seed and the scope are free; images, network, mask and recipe are not.
+    The method, the seed and the shares of the layers are free; network, pattern and recipe are not.
     """
+    mask = dataclasses.replace(cell.mask or MaskSettings(), allocation="uniform")
     for name in PUBLISHED:
         preset = PRESETS[name]
-        if cell.model not in preset.models or cell.training != preset.training:
-            continue
-        masks = (None, preset.mask) if cell.method == "dense" else (_mask_of(name),)
-        if cell.start is None and cell.mask in masks:
+        same = cell.model in preset.models and cell.training == preset.training
+        if same and cell.start is None and (cell.method == "dense" or mask == preset.mask):
             return name
     return None
-
-
-def _mask_of(preset: str) -> Any:
-    """The mask settings of the preset's cells, as `plan` writes them."""
-    return next(cell.mask for cell in plan(PRESETS[preset]) if cell.method != "dense")
 
 
 def published_beside(results: Sequence[dict[str, Any]]) -> str:

@@ -210,6 +210,7 @@ PRESETS: Mapping[str, CompareSettings] = types.MappingProxyType(
             datasets=("cifar-10",),
             models=("conv-4",),
             methods=("ntt", "random", "snip", "logit-snip", "dense"),
+            scopes=("layer",),
             densities=(0.01, 0.03, 0.05, 0.1, 0.3),
             seeds=(0, 1, 2, 3, 4),
         ),
@@ -238,7 +239,10 @@ PRESETS: Mapping[str, CompareSettings] = types.MappingProxyType(
         "ultra-sparse": CompareSettings(
             datasets=("mnist", "fashion-mnist"),
             models=("mlp-1568",),
-            methods=("random", "snip", "synflow", "ntk-sap", "dense"),
+            methods=(
+                *("random@erk", "snip", "synflow", "ntk-sap", "gmp"),
+                *("rigl@erk", "set@erk", "dense"),
+            ),
             densities=(0.01,),
             seeds=(0, 1, 2),
             mask=MaskSettings(pattern="block:1x1"),
@@ -392,7 +396,11 @@ def _check_mask(settings: CompareSettings) -> None:
                 f"{share:g} and no other allocation."
             )
     found = {name: find_method(name) for name, _ in lines}
-    unscored = [name for name, record in found.items() if record.kernel or record.find]
+    unscored = [
+        name
+        for name, record in found.items()
+        if record.kernel or record.find or (record.dynamic and not record.score)
+    ]
     if mask.ablation == "invert" and unscored:
         raise ExperimentError(f"mask.ablation: {unscored[0]} has no scores to invert.")
     free = [name for name, record in found.items() if record.find]

@@ -18,7 +18,7 @@ from ntt_eqx.models import MODELS
 from .conftest import tiny
 from .test_cli import read, stable
 
-METHODS = ("ntt", "snip", "ntk-sap", "dense")
+METHODS = ("ntt", "snip", "ntk-sap", "gmp", "rigl", "dense")
 RECIPE = [
     *("--training.optimizer", "sgd", "--training.momentum", "0.9", "--training.nesterov"),
     *("--training.schedule", "steps", "--training.milestones", "0.4", "0.8"),

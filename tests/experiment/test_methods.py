@@ -13,7 +13,7 @@ from ntt_eqx.data import Split, make_dataset
 from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.cells import plan
 from ntt_eqx.experiment.methods import METHODS, FirstMask
-from ntt_eqx.experiment.phases import transfer_phase
+from ntt_eqx.experiment.phases import planned_steps, training_phase, transfer_phase
 from ntt_eqx.experiment.pruning import (
     ablated,
     check_fits,
@@ -26,6 +26,7 @@ from ntt_eqx.experiment.settings import (
     CompareSettings,
     MaskSettings,
     ScoringSettings,
+    TrainingSettings,
     TransferSettings,
     check,
     parse_pattern,
@@ -33,7 +34,7 @@ from ntt_eqx.experiment.settings import (
 
 from .conftest import TwoLayers
 
-SCORED = [name for name in METHODS if name not in ("dense", "ntt", "ntt-ambient", "ntt-sketch")]
+SCORED = [name for name, method in METHODS.items() if method.score and not method.dynamic]
 
 
 def cell_of(method, scope="layer", density=0.1, **fields):
@@ -229,3 +230,35 @@ def test_published_rounds_are_filled_in():
         for method in ("synflow", "px", "ntk-sap", "snip", "grasp")
     }
     assert rounds == {"synflow": 100, "px": 100, "ntk-sap": 20, "snip": 1, "grasp": 1}
+
+
+@pytest.mark.parametrize(
+    ("method", "trainings"), [("gmp", 1), ("rigl", 1), ("set", 1), ("lottery-ticket", 6)]
+)
+def test_a_mask_that_changes_in_training_ends_at_the_share_asked_for(method, trainings, teacher):
+    settings = TrainingSettings(4.0, 8, learning_rate=0.01, held_out=0.0)
+    cell = cell_of(method, density=0.25, training=settings)
+    begun = start(cell, teacher)
+    sizes = lambda sparse: [int(m.sum()) for m in jax.tree.leaves(sparse.mask)]
+    assert sizes(begun) == ([24, 6] if METHODS[method].score else [96, 24])
+    phase = training_phase(cell, begun, numbers(), "")
+    assert phase.num_steps == 16 * (trainings if trainings == 1 else 1 + trainings)
+    assert planned_steps(cell, lambda name: numbers()) == {"train": phase.num_steps}
+    state, _ = phase.run(phase.state, phase.batches, num_steps=phase.num_steps, log_every=None)
+    assert sizes(state.trained) == [24, 6]
+    if METHODS[method].score:
+        pairs = zip(*(jax.tree.leaves(n.mask) for n in (begun, state.model)), strict=True)
+        assert any((old != new).any() for old, new in pairs)
+
+
+def test_what_cannot_change_in_training_is_refused(teacher):
+    pattern = cell_of("gmp", density=0.5, mask=MaskSettings(pattern="2:4"))
+    with pytest.raises(ExperimentError, match="GMP lowers the density"):
+        check_fits(pattern, teacher)
+    averaged = TrainingSettings(ema=0.9)
+    with pytest.raises(ExperimentError, match="average of weights that are rewound"):
+        check_fits(cell_of("lottery-ticket", training=averaged), teacher)
+    for method in ("gmp", "lottery-ticket"):
+        settings = CompareSettings(methods=(method,), mask=MaskSettings(ablation="invert"))
+        with pytest.raises(ExperimentError, match=f"{method} has no scores to invert"):
+            check(settings)

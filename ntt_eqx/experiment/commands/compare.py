@@ -26,8 +26,10 @@ from ..launch import launch
 from ..loop import Phase, RunContext, StopRequest
 from ..manifest import CHECKPOINTS, RunFolder, check_folder, create, holds, read_manifest
 from ..methods import method as look_of
+from ..own import find_method
 from ..phases import planned_steps, training_phase, transfer_phase
 from ..progress import Display, duration
+from ..pruning import pruned_at_start
 from ..report import REPORT_FILES, write_page, write_tables
 from ..results import CELLS, FAILURE, RESULT, Run, read_result
 from ..running import check_cells, finished, run_cell, started
@@ -171,7 +173,10 @@ def _build(cell: Cell, name: str, context: RunContext) -> Phase:
     images = context.shelf(cell.dataset)
     teacher = started(cell, images)
     if name == "train" or cell.transfer is None:
-        return training_phase(cell, sparsify(teacher), images, "")
+        start = sparsify(teacher)
+        if find_method(cell.method).dynamic is not None:  # its mask decides what it may become
+            start = pruned_at_start(cell, teacher, None, cell.key(1))
+        return training_phase(cell, start, images, "")
     return transfer_phase(cell, teacher, context.shelf(cell.transfer.dataset or cell.dataset), "")
 
 
