@@ -229,13 +229,6 @@ def test_scores_that_cannot_rank_end_the_run(getkey):
         ntt.train_steps(ntt.train_init(sparse, config, SGD), stream(3), num_steps=3)
 
 
-def test_a_label_free_score_can_refresh_a_training(getkey):
-    sparse, sparsity = random_start(getkey(), 0.5)
-    dynamic = ntt.DynamicSparsity(sparsity, ntt.ScoreRefresh(ntt.scores.LogitSnip(), every=2))
-    *_, end = run(sparse, dynamic, stream(2))
-    assert [m.sum() for m in masks(end)] == [m.sum() for m in jax.tree.leaves(sparse.mask)]
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
