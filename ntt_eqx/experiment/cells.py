@@ -62,9 +62,14 @@ class Cell:
         method = label_of(self.method)
         if self.method == "dense":
             return f"{method} seed {self.seed}"
-        _, scope, mask = Line.of({**vars(self), "mask": self.mask and self.mask.label})
+        _, scope, mask = self.line
         words = (method, scope, f"{self.density:g}", f"({mask})" if mask else "")
         return " ".join([*filter(None, words), f"seed {self.seed}"])
+
+    @property
+    def line(self) -> Line:
+        """The line of tables and figures to which it belongs."""
+        return Line.of({**vars(self), "mask": self.mask and self.mask.label})
 
     def key(self, purpose: int) -> PRNGKeyArray:
         """A random key: 0 for the dense network, 1 for its mask, 2 for dropout, 3 for ablation."""

@@ -382,8 +382,8 @@ def _check_mask(settings: CompareSettings) -> None:
         if scope == "global" and (mask.allocation != "uniform" or isinstance(pattern, NM)):
             what = "mask.pattern" if pattern is not None else "mask.allocation"
             raise ExperimentError(
-                f"{what}: sets the densities of layers, which {name} with scope global does not "
-                "keep; add --scopes layer."
+                f"{what}: sets the densities of layers, which only scope layer keeps; {name} has "
+                "scope global here."
             )
     if isinstance(pattern, NM):
         share, erk = (

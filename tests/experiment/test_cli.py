@@ -67,7 +67,7 @@ def test_compare_writes_results_tables_and_figures(finished):
         assert abs(result["kept_density"] - result["density"]) < 0.01
     assert (finished / "table.md").read_text().count("\n") == len(results) + 2
     names = {path.name for path in (finished / "figures").iterdir()}
-    stems = ("accuracy", "distances", "masks")  # all layers keep the same share: no densities
+    stems = ("accuracy", "densities", "distances", "masks")
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
     page = (finished / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(stems) and "http" not in page
@@ -247,7 +247,7 @@ def test_presets_and_config_files_set_the_defaults(capsys, tmp_path):
     path.write_text(json.dumps({"datasets": ["fashion-mnist-mini"], "seeds": [7]}))
     assert main(["compare", "--config", str(path), "--plan-only", "--seeds", "8"]) == 0
     said = capsys.readouterr().out
-    assert "seed:     8" in said and "4 networks" in said
+    assert "seed:     8" in said and "6 networks" in said
     path.write_text('{"seed": 3}')
     assert main(["compare", "--config", str(path), "--plan-only"]) == 2
     assert "unknown field 'seed'. Did you mean 'seeds'" in capsys.readouterr().err

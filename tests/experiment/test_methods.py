@@ -170,7 +170,7 @@ def test_unknown_patterns_are_explained(text):
             "mask.allocation: .* only scope layer",
         ),
         (
-            {"mask": MaskSettings(pattern="2:4"), "methods": ("snip",)},
+            {"mask": MaskSettings(pattern="2:4"), "methods": ("snip",), "scopes": ("layer",)},
             "2:4 keeps 0.5 of each layer; use --densities 0.5",
         ),
         ({"mask": MaskSettings(ablation="invert")}, "ntt has no scores to invert"),

@@ -118,7 +118,7 @@ def checked(settings: CompareSettings) -> CompareSettings:
     }
     methods = [split_scope(text) for text in settings.methods]
     named["methods"] = tuple(
-        "@".join(filter(None, (enter("method", name), scope))) for name, scope in methods
+        enter("method", name) + ("" if scope is None else f"@{scope}") for name, scope in methods
     )
     other = settings.transfer.dataset
     transfer = dataclasses.replace(

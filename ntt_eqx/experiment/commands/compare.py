@@ -126,9 +126,14 @@ def _show_plan(cells: Sequence[Cell], out: Path, context: RunContext, *, timed: 
     rest = f", {sum(done)} of them done already" if any(done) else ""
     say(f"Plan: {len(cells)} networks{rest}; results in {out}")
     for name in ("dataset", "model", "method", "scope", "density", "seed"):
-        dense = name not in ("scope", "density")  # of which a dense network has none
-        values = [getattr(cell, name) for cell in cells if dense or cell.scope]
+        pruned = name in ("scope", "density")  # of which a dense network has none
+        values = [
+            cell.line.scope if name == "scope" else getattr(cell, name)
+            for cell in cells
+            if not pruned or cell.method != "dense"
+        ]
         words = dict.fromkeys(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+        words.pop("", None)  # of a method that has no scope
         if words:
             say(f"  {name + ':':10}{', '.join(words)}")
     counts = Counter(part for cell in todo for part in planned_steps(cell, context.shelf).items())

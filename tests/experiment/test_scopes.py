@@ -1,0 +1,144 @@
+"""Scopes: each method's own by default, one by METHOD@SCOPE; how tables and figures name them."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from ntt_eqx import allocate
+from ntt_eqx.experiment._errors import ExperimentError
+from ntt_eqx.experiment.cells import plan
+from ntt_eqx.experiment.commands._options import accuracies, checked
+from ntt_eqx.experiment.figures import sparsity_figure
+from ntt_eqx.experiment.figures._style import arrange
+from ntt_eqx.experiment.methods import METHODS, Line, split_scope
+from ntt_eqx.experiment.pruning import pruned_at_start
+from ntt_eqx.experiment.results import find_runs, standard_error
+from ntt_eqx.experiment.settings import PRESETS, CompareSettings, MaskSettings, check
+from ntt_eqx.experiment.table import make_rows, markdown
+
+from .conftest import TwoLayers
+from .fabricated import fabricate
+
+
+def lines(**fields):
+    cells = plan(dataclasses.replace(CompareSettings(), **fields))
+    return [cell.line for cell in cells]
+
+
+def test_each_method_has_its_published_scope():
+    found = {line.method: line.scope for line in lines(methods=tuple(METHODS))}
+    layer = {"ntt", "ntt-ambient", "ntt-sketch", "random", "logit-snip", "ntt-gradient"}
+    assert {name for name, scope in found.items() if scope == "layer"} == layer
+    assert {name for name, scope in found.items() if scope == ""} == {"dense"}
+    assert set(found.values()) == {"layer", "global", ""}
+
+
+def test_the_default_comparison_is_of_published_baselines():
+    found = lines()
+    assert ("random", "erk", "") in found and ("snip", "global", "") in found
+    assert ("ntt", "layer", "") in found and ("dense", "", "") in found
+
+
+def test_one_method_can_have_a_scope_of_its_own():
+    asked = lines(methods=("random@erk", "random", "snip@layer", "snip"), scopes=("global",))
+    assert [line[:2] for line in asked] == [
+        *(("random", "erk"), ("random", "global"), ("snip", "layer"), ("snip", "global")),
+    ]
+    both = lines(methods=("random", "random@layer", "dense"), scopes=("layer", "erk"))
+    assert [line.scope for line in both] == ["layer", "erk", ""]  # each network once
+
+
+def test_erk_is_the_network_of_the_older_spelling():
+    make = lambda **fields: [c.fingerprint for c in plan(CompareSettings(**fields))]
+    old = make(methods=("random",), scopes=("layer",), mask=MaskSettings(allocation="erk"))
+    assert make(methods=("random@erk",)) == make(methods=("random",), scopes=("erk",)) == old
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("random@rek", "@rek is none of @layer, @global, @erk"),
+        ("dense@global", "dense has no scope to choose"),
+        ("snap@erk", "unknown method 'snap'"),
+        ("@erk", "unknown method ''"),
+    ],
+)
+def test_scopes_that_there_are_not(method, message):
+    with pytest.raises(ExperimentError, match=message):
+        checked(dataclasses.replace(PRESETS["quick"], methods=(method,)))
+
+
+def test_a_reference_may_have_a_sign_in_its_path():
+    assert split_scope("./a@b/mine.py:Mine") == ("./a@b/mine.py:Mine", None)
+    assert split_scope("./a@b/mine.py:Mine@erk") == ("./a@b/mine.py:Mine", "erk")
+
+
+def test_patterns_that_fix_shares_take_no_erk():
+    mask = MaskSettings(pattern="2:4")
+    with pytest.raises(ExperimentError, match="no other allocation"):
+        check(CompareSettings(methods=("random@erk",), densities=(0.5,), mask=mask))
+
+
+def test_masks_have_the_shares_of_erk():
+    settings = CompareSettings(("mnist",), ("tiny",), ("random@erk",), densities=(0.3,))
+    teacher = TwoLayers((1, 4, 4), 4, key=jax.random.key(0))
+    (cell,) = plan(settings)
+    sparse = pruned_at_start(cell, teacher, None, jax.random.key(1))
+    shares = {name: float(share) for name, share in sparse.densities().items()}
+    wanted = allocate(sparse.mask, 0.3, "erk")
+    assert shares == pytest.approx({name: float(share) for name, share in wanted.items()}, abs=0.05)
+    assert shares[".hidden.weight"] < 0.3 < shares[".output.weight"]
+    assert cell.name == "random erk 0.3 seed 0"
+
+
+def test_methods_at_scopes_of_their_own_share_a_panel():
+    ours = [Line("ntt", "layer", ""), Line("snip", "global", ""), Line("dense", "", "")]
+    two = [Line("random", "layer", ""), Line("random", "erk", "")]
+    panels, looks = arrange([*ours, *two])
+    assert panels == [None]
+    labels = [look["label"] for look in looks.values()]
+    assert labels == [
+        *("NTT (active), per layer", "SNIP, global", "dense"),
+        *("random, per layer", "random, ERK"),
+    ]
+    assert [line for line, look in looks.items() if look.get("fillstyle") == "none"] == [two[1]]
+    panels, looks = arrange([Line(m, s, "") for m in ("ntt", "snip") for s in ("layer", "global")])
+    assert panels == ["layer", "global"]
+    assert {look["label"] for look in looks.values()} == {"NTT (active)", "SNIP"}
+
+
+def test_tables_have_the_standard_error_of_the_test_images():
+    place = {"dataset": "d", "model": "m", "density": 0.1, "settings_id": "0"}
+    result = {**place, "method": "random", "scope": "layer", "mask": "erk", "seed": 0}
+    result |= {"test_accuracy": 0.84, "train_accuracy": 0.9, "test_images": 1000}
+    error = math.sqrt(0.84 * 0.16 / 1000)
+    assert standard_error(result) == pytest.approx(error)
+    assert accuracies(result) == "test accuracy 84.00 ± 1.16 %, train accuracy 90.00 %"
+    (row,) = make_rows([result])
+    assert (row.scope, row.mask, row.test_error) == ("erk", "", pytest.approx(100 * error))
+    header, _, line = markdown([row]).splitlines()
+    assert "Standard error" in header and " 1.16 |" in line and "| erk " in line
+    older = {key: value for key, value in result.items() if key != "test_images"}
+    assert "Standard error" not in markdown(make_rows([older]))
+    assert accuracies(older) == "test accuracy 84.00 %, train accuracy 90.00 %"
+
+
+def test_errors_are_on_a_logarithmic_axis(tmp_path):
+    fabricate(tmp_path, densities=(0.01, 0.1), methods=("ntt", "random", "dense"))
+    runs = find_runs(tmp_path)
+    (axes,) = sparsity_figure(runs).axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert axes.get_ylabel() == "Test error (%)"
+    rows = {(r.method, r.density): r for r in make_rows([run.result for run in runs])}
+    drawn = {bars.get_label(): bars.lines[0].get_ydata() for bars in axes.containers}
+    wanted = [100 - rows["ntt", density].test for density in (0.01, 0.1)]
+    assert list(drawn["NTT (active)"]) == pytest.approx(wanted)
+
+
+def test_no_error_at_all_is_drawn_above_zero(tmp_path):
+    fabricate(tmp_path, densities=(0.01, 0.1), methods=("random",), test_accuracy=1.0)
+    (axes,) = sparsity_figure(find_runs(tmp_path)).axes
+    (bars,) = axes.containers
+    assert all(0 < value < 0.01 for value in bars.lines[0].get_ydata())
