@@ -26,7 +26,7 @@ SKETCH_MARKS = {1: ("v", ":"), 2: ("*", "--"), 8: ("D", "-")}  # by number of di
 
 
 def sparsity(results: list[dict], figure: Path) -> None:
-    """The figure of test error against sparsity, as `ntt-eqx report` draws it of a run, as a PNG."""
+    """The figure of test error against sparsity, as `ntt-eqx report` draws it, as a PNG."""
     drawn = sparsity_figure([Run(Path(), "done", result, result) for result in results])
     figure.write_bytes(render_figure(drawn, "sparsity")["sparsity.png"])
 

@@ -29,7 +29,7 @@ def test_code_runs(page, tmp_path, monkeypatch):
 
 
 OF_ONES_OWN = ["your-own-method", "your-own-data", "training", "sparse-networks",
-               "kernel-regression"]  # fmt: skip
+               "kernel-regression", "your-own-in-compare"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OF_ONES_OWN)

@@ -1,10 +1,12 @@
 """A method, a model and data of one's own in `compare`: found, checked, told from older ones."""
 
 import json
+import re
 import types
 
 import jax
 import pytest
+from helpers.pages import ROOT, blocks
 
 from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.cli import main
@@ -244,6 +246,18 @@ def test_no_file_runs_code(code, tmp_path, capsys):
     assert main(["evaluate", str(network), "--model", f"{code}:Net"]) == 2
     assert "dataset 'mine.py:few' is code of your own" in capsys.readouterr().err
     assert not marker.exists()
+
+
+def test_the_command_of_the_guide(tmp_path, monkeypatch):
+    """With the code of its page as `mine.py`, as it says."""
+    page = ROOT / "docs" / "guides" / "your-own-in-compare.md"
+    *parts, _trial = (code for code, _ in blocks(page))
+    (tmp_path / "mine.py").write_text("\n".join(parts))
+    monkeypatch.chdir(tmp_path)
+    command = re.search(r"^ntt-eqx (compare .*)$", page.read_text(), re.MULTILINE)[1].split()
+    assert main([*command, "--training.epochs", "1", "--training.batch-size", "8"]) == 0
+    results = json.loads((tmp_path / "runs" / "compare" / "results.json").read_text())
+    assert {r["method"] for r in results} == {"mine.py:most_moved", "random", "dense"}
 
 
 def test_own_methods_have_looks_of_their_own():
