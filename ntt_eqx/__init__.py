@@ -84,6 +84,12 @@ from ._sparse import (
     describe_prunable as describe_prunable,
     sparsify as sparsify,
 )
+from ._sparse_layers import (
+    SparseConv as SparseConv,
+    SparseLinear as SparseLinear,
+    masked_layers as masked_layers,
+    sparse_layers as sparse_layers,
+)
 from ._stateful import (
     StatefulModel as StatefulModel,
     forward as forward,

@@ -1,5 +1,6 @@
 """`SparseModel`: an Equinox model together with the boolean mask of its prunable weights."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._distribute import left_to_xla
+from ._kept import check_masked_form, is_kept_layer, kept_layers
 from ._prunable import (
     _NORMALISATIONS as _NORMALISATIONS,
     Prunable,
@@ -72,14 +74,25 @@ class SparseModel(eqx.Module):
 
     def density(self) -> Float[Array, ""]:
         """Share of prunable weights that are kept, in `[0, 1]`."""
-        masks = jax.tree.leaves(self.masks)
-        kept = jnp.stack([count_kept(m) for m in masks])
-        return jnp.sum(kept).astype(jnp.float32) / sum(m.size for m in masks)
+        masks, layers = jax.tree.leaves(self.masks), kept_layers(self.model)
+        counts = [count_kept(m) for m in masks]
+        counts += [jnp.asarray(layer.values.size, jnp.int32) for layer in layers]
+        sizes = [m.size for m in masks] + [math.prod(layer.weight_shape) for layer in layers]
+        return jnp.sum(jnp.stack(counts)).astype(jnp.float32) / sum(sizes)
 
     def densities(self) -> dict[str, Float[Array, ""]]:
         """Share of weights kept, for every prunable leaf, keyed by its path."""
-        named = jtu.tree_leaves_with_path(self.mask)
-        return {jtu.keystr(path): jnp.mean(m, dtype=jnp.float32) for path, m in named}
+        found: dict[str, Float[Array, ""]] = {}
+        masks = iter(self.masks)
+        none_or_layer = lambda node: node is None or is_kept_layer(node)
+        for path, node in jtu.tree_leaves_with_path(self.model, is_leaf=none_or_layer):
+            here = [next(masks) for _ in jax.tree.leaves(node, is_leaf=_is_none)]
+            if is_kept_layer(node):
+                share = node.values.size / math.prod(node.weight_shape)
+                found[f"{jtu.keystr(path)}.values"] = jnp.asarray(share, jnp.float32)
+            elif here[0] is not None:
+                found[jtu.keystr(path)] = jnp.mean(here[0], dtype=jnp.float32)
+        return found
 
 
 def count_kept(mask: Bool[Array, "..."]) -> Int[Array, ""]:
@@ -113,6 +126,7 @@ def sparsify(model: PyTree, where: Where | None = None) -> SparseModel:
     `LeftOutWarning`, once for each type of model, if the default rule leaves out arrays that look
     like weights: see `describe_prunable`.
     """
+    check_masked_form("sparsify", model)
     if isinstance(model, SparseModel):
         return model
     marks = prunable_weights(model, where)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .._batch import as_arrays
 from .._checks import check_key, check_weight, check_weights
 from .._distribute import left_to_xla, replicate, spread
+from .._kept import kept_layers
 from .._optimise import copied, init_optimizer, optimise
 from .._parameters import parameters, partition_parameters
 from .._primitives import with_equivalents
@@ -261,7 +262,9 @@ def _averageable(model: PyTree) -> PyTree:
 
 
 def _penalised(model: PyTree) -> list[Array]:
-    return masked_weights(model) if isinstance(model, SparseModel) else prunable_leaves(model)
+    masked = isinstance(model, SparseModel)
+    weights = masked_weights(model) if masked else prunable_leaves(model)
+    return weights + [layer.values for layer in kept_layers(model)]
 
 
 def with_zeros(model: PyTree) -> PyTree:

@@ -1,0 +1,53 @@
+"""`AbstractKeptLayer`: what layers that store kept weights alone have in common."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Bool, Float, PyTree
+
+
+class AbstractKeptLayer(eqx.Module):
+    """A layer that stores the kept entries of its weight and nothing of the others.
+
+    Attributes:
+        values: the kept entries, row by row, as `weight[mask]` has them.
+        bias: as in the layer that this one stands for.
+    """
+
+    values: eqx.AbstractVar[Float[Array, " kept"]]
+    bias: eqx.AbstractVar[Array | None]
+
+    @property
+    @abc.abstractmethod
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the whole weight."""
+
+    @abc.abstractmethod
+    def mask(self) -> Bool[Array, "..."]:
+        """The mask of the weight."""
+
+    @abc.abstractmethod
+    def dense(self) -> Any:
+        """The layer of Equinox with the whole weight, zeros included."""
+
+
+def is_kept_layer(node: Any) -> bool:
+    """Whether a node of a model is such a layer."""
+    return isinstance(node, AbstractKeptLayer)
+
+
+def kept_layers(model: PyTree) -> list[AbstractKeptLayer]:
+    """All layers of a model that store kept weights alone."""
+    return [node for node in jax.tree.leaves(model, is_leaf=is_kept_layer) if is_kept_layer(node)]
+
+
+def check_masked_form(caller: str, model: PyTree) -> None:
+    """Raise `ValueError` if a model has layers without the weights that are not kept."""
+    layers = kept_layers(model)
+    if layers:
+        raise ValueError(
+            f"{caller}: {type(layers[0]).__name__} stores kept weights alone, and this needs all "
+            "of them; ntt.masked_layers(sparse) brings them back."
+        )

@@ -1,0 +1,4 @@
+"""Layers that store kept weights alone: their products, and the way to and from masked layers."""
+
+from ._convert import masked_layers as masked_layers, sparse_layers as sparse_layers
+from ._layers import SparseConv as SparseConv, SparseLinear as SparseLinear

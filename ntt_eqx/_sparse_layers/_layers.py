@@ -1,0 +1,188 @@
+"""`SparseLinear` and `SparseConv`: layers that store kept weights alone."""
+
+import itertools
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from .._kept import AbstractKeptLayer
+from ._index import KeptIndex
+from ._products import product
+
+
+class SparseLinear(AbstractKeptLayer):
+    """An `eqx.nn.Linear` that stores the kept entries of its weight alone.
+
+    Attributes:
+        values: the kept entries, row by row.
+        bias: `[out_features]`, or `None`.
+        index: where the entries are.
+        settings: the layer that this one stands for, without its arrays.
+    """
+
+    values: Float[Array, " kept"]
+    bias: Array | None
+    index: KeptIndex
+    settings: eqx.nn.Linear
+
+    def __init__(self, layer: eqx.nn.Linear, mask: Bool[np.ndarray, "out in"]):
+        """Keep the entries of `layer.weight` where `mask` is `True`."""
+        self.values = layer.weight[mask]
+        self.bias = layer.bias
+        self.index = KeptIndex(mask)
+        self.settings = _without_arrays(layer)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """`(out_features, in_features)`."""
+        return self.index.shape
+
+    def mask(self) -> Bool[Array, "out in"]:
+        """The mask of the weight."""
+        return self.index.mask()
+
+    def dense(self) -> eqx.nn.Linear:
+        """The `eqx.nn.Linear` with zeros where no entry is kept."""
+        return _with_arrays(self.settings, self.index.scatter(self.values), self.bias)
+
+    def __call__(self, x: Float[Array, "*in"], *, key: PRNGKeyArray | None = None) -> Array:
+        """What the `eqx.nn.Linear` returns for `x` of shape `[in_features]`; `key` is ignored."""
+        del key
+        scalar = self.settings.in_features == "scalar"
+        if jnp.shape(x) != (() if scalar else self.index.shape[1:]):
+            raise ValueError(
+                f"SparseLinear: the input must have shape {self.index.shape[1:]}, got "
+                f"{jnp.shape(x)}; use jax.vmap for several."
+            )
+        y = _apply(self.values, jnp.reshape(x, (1,)) if scalar else x, self.index)
+        y = y if self.bias is None else y + self.bias
+        return jnp.squeeze(y, 0) if self.settings.out_features == "scalar" else y
+
+
+class SparseConv(AbstractKeptLayer):
+    """An `eqx.nn.Conv` that stores the kept entries of its weight alone.
+
+    It multiplies them by the windows of its input, which are stored for a moment: one number for
+    each position, channel and entry of a filter.
+
+    Attributes:
+        values: the kept entries, filter by filter.
+        bias: `[out_channels, 1, ...]`, or `None`.
+        index: where the entries are, in a matrix from the windows of all groups to the filters.
+        settings: the layer that this one stands for, without its arrays.
+    """
+
+    values: Float[Array, " kept"]
+    bias: Array | None
+    index: KeptIndex
+    settings: eqx.nn.Conv
+
+    def __init__(self, layer: eqx.nn.Conv, mask: Bool[np.ndarray, "out in *window"]):
+        """Keep the entries of `layer.weight` where `mask` is `True`."""
+        self.values = layer.weight[mask]
+        self.bias = layer.bias
+        self.index = KeptIndex(_by_groups(mask, layer.groups))
+        self.settings = _without_arrays(layer)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """`(out_channels, in_channels / groups, *kernel_size)`."""
+        conv = self.settings
+        return (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+
+    def mask(self) -> Bool[Array, "out in *window"]:
+        """The mask of the weight."""
+        return self._of_groups(self.index.mask())
+
+    def dense(self) -> eqx.nn.Conv:
+        """The `eqx.nn.Conv` with zeros where no entry is kept."""
+        weight = self._of_groups(self.index.scatter(self.values))
+        return _with_arrays(self.settings, weight, self.bias)
+
+    def __call__(self, x: Float[Array, "in *space"], *, key: PRNGKeyArray | None = None) -> Array:
+        """What the `eqx.nn.Conv` returns for `x` of one sample; `key` is ignored."""
+        del key
+        conv = self.settings
+        if x.ndim != conv.num_spatial_dims + 1 or x.shape[0] != conv.in_channels:
+            raise ValueError(
+                f"SparseConv: the input must have {conv.in_channels} channels and "
+                f"{conv.num_spatial_dims} axes of space, got shape {x.shape}; use jax.vmap for "
+                "several."
+            )
+        windows = _windows(_padded(x, conv), conv)
+        y = _apply(self.values, windows, self.index)
+        return y if self.bias is None else y + self.bias
+
+    def _of_groups(self, matrix: Array) -> Array:
+        """The weight in a matrix that has zeros for the windows of all other groups."""
+        groups = self.settings.groups
+        out, inner = self.index.shape
+        parts = matrix.reshape(groups, out // groups, groups, inner // groups)
+        each = jnp.arange(groups)
+        return parts[each, :, each].reshape(self.weight_shape)
+
+
+def _apply(values: Array, x: Array, index: KeptIndex) -> Array:
+    dtype = jnp.result_type(values, x)
+    return product(values.astype(dtype), x.astype(dtype), index)
+
+
+def _without_arrays(layer: Any) -> Any:
+    return jax.tree.map(lambda _: None, layer)
+
+
+def _with_arrays(settings: Any, weight: Array, bias: Array | None) -> Any:
+    where = lambda layer: (layer.weight, layer.bias)
+    return eqx.tree_at(where, settings, (weight, bias), is_leaf=lambda leaf: leaf is None)
+
+
+def _by_groups(mask: np.ndarray, groups: int) -> np.ndarray:
+    """The mask `[O, C / G, *window]` as a matrix `[O, C * window]`, block diagonal by groups."""
+    rows = mask.reshape(groups, mask.shape[0] // groups, math.prod(mask.shape[1:]))
+    matrix = np.zeros((groups, rows.shape[1], groups, rows.shape[2]), bool)
+    each = np.arange(groups)
+    matrix[each, :, each] = rows
+    return matrix.reshape(mask.shape[0], groups * rows.shape[2])
+
+
+def _padded(x: Array, conv: eqx.nn.Conv) -> Array:
+    """`x` with the padding of a convolution, as `eqx.nn.Conv` adds it."""
+    spread = [(k - 1) * d + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    if isinstance(conv.padding, str):
+        space = lax.padtype_to_pads(x.shape[1:], spread, conv.stride, conv.padding)
+    else:
+        space = conv.padding
+    modes = {"REFLECT": "reflect", "REPLICATE": "edge", "CIRCULAR": "wrap"}
+    if conv.padding_mode in modes:
+        return jnp.pad(x, [(0, 0), *space], modes[conv.padding_mode])
+    # not `jnp.pad`: a negative padding cuts
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((a, b, 0) for a, b in space)])
+
+
+def _windows(x: Array, conv: eqx.nn.Conv) -> Array:
+    """What each entry of a filter sees: `[C * window, *out]`, one strided slice an entry."""
+    sizes = [
+        max(0, (n - (k - 1) * d - 1) // s + 1)
+        for n, k, d, s in zip(
+            x.shape[1:], conv.kernel_size, conv.dilation, conv.stride, strict=True
+        )
+    ]
+    steps = [range(0, k * d, d) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    if not all(sizes):
+        return jnp.zeros((x.shape[0] * math.prod(conv.kernel_size), *sizes), x.dtype)
+    taps = [
+        lax.slice(
+            x,
+            (0, *first),
+            (x.shape[0], *(f + (n - 1) * s + 1 for f, n, s in zip(first, sizes, conv.stride))),
+            (1, *conv.stride),
+        )
+        for first in itertools.product(*steps)
+    ]
+    return jnp.stack(taps, axis=1).reshape(x.shape[0] * len(taps), *sizes)
