@@ -11,6 +11,7 @@ from jaxtyping import Array, Shaped
 
 from .._batch import as_array
 from .._checks import check_batch
+from .._kept import check_masked_form
 from .._sparse import SparseModel
 from ._axes import Units
 from ._constants import Constants
@@ -163,6 +164,7 @@ def _given(caller: str, sparse: Any, x: Any) -> Array:
             f"{caller}: needs a SparseModel, got {type(sparse).__name__}; "
             "ntt.SparseModel(model, mask) pairs a model with its mask."
         )
+    check_masked_form(caller, sparse)
     check_batch(f"{caller}: x", x := as_array(caller, "x", x))
     return x
 

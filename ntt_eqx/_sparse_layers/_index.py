@@ -1,4 +1,4 @@
-"""`KeptIndex`: where the kept entries of a matrix are, in arrays of static shape for both products."""
+"""`KeptIndex`: where the kept entries of a matrix are, in arrays of static shape."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -112,6 +112,15 @@ def _side(row: np.ndarray, other: np.ndarray, size: int) -> Side:
         place[rows] = np.arange(done, done + count)
         done += count
     return Side(tuple(groups), _int(place), bool(done < size))
+
+
+def padded_slots(lengths: Int[np.ndarray, " n"]) -> int:
+    """The slots of rows of these lengths in groups, padding included."""
+    ranked, done, slots = np.sort(lengths)[::-1], 0, 0
+    for count in group_sizes(lengths[lengths > 0]):
+        slots += int(ranked[done]) * count
+        done += count
+    return slots
 
 
 def group_sizes(lengths: Int[np.ndarray, " n"]) -> list[int]:

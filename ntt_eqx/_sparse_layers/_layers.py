@@ -176,13 +176,9 @@ def _windows(x: Array, conv: eqx.nn.Conv) -> Array:
     steps = [range(0, k * d, d) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
     if not all(sizes):
         return jnp.zeros((x.shape[0] * math.prod(conv.kernel_size), *sizes), x.dtype)
-    taps = [
-        lax.slice(
-            x,
-            (0, *first),
-            (x.shape[0], *(f + (n - 1) * s + 1 for f, n, s in zip(first, sizes, conv.stride))),
-            (1, *conv.stride),
-        )
-        for first in itertools.product(*steps)
-    ]
+    spans = [(n - 1) * s + 1 for n, s in zip(sizes, conv.stride, strict=True)]
+    taps = []
+    for first in itertools.product(*steps):
+        stops = [start + span for start, span in zip(first, spans, strict=True)]
+        taps.append(lax.slice(x, (0, *first), (x.shape[0], *stops), (1, *conv.stride)))
     return jnp.stack(taps, axis=1).reshape(x.shape[0] * len(taps), *sizes)

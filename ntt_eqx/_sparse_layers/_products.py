@@ -1,6 +1,6 @@
 """Products with a matrix of which only the kept entries exist.
 
-`W` is a matrix `[I, J]` whose entries `v[e]` stand at `(i[e], j[e])`, and `x [J, B]`, `y [I, B]` are
+`W` is a matrix `[I, J]` whose entries `v[e]` stand at `(i[e], j[e])`; `x [J, B]` and `y [I, B]` are
 features first, batch last:
 
     product             y[i, b] = sum over e with i[e] = i of v[e] x[j[e], b]
@@ -36,6 +36,8 @@ from ._index import SLOTS, Group, KeptIndex
 _LANES = 16
 # Samples that are taken together: what is gathered from stays in cache.
 _BLOCK = 128
+# Bytes of intermediates that stay in a core's cache.
+_CACHE = 2**19
 
 
 def product(
@@ -61,7 +63,7 @@ def _computed_product(
             _rows_of(v, x.astype(wide), group) for v, group in zip(slots, side.groups, strict=True)
         ]
         if side.empty or not parts:
-            parts.append(like_varying(jnp.zeros((1, x.shape[1]), wide), x))
+            parts.append(like_varying(jnp.zeros((1, x.shape[1]), wide), [x]))
         return _at(jnp.concatenate(parts), side.place).astype(x.dtype)
 
     whole, rest = _blocks(x)
@@ -73,7 +75,7 @@ def _computed_product(
 
 
 def _rows_of(values: Array, x: Array, group: Group) -> Array:
-    """The rows of a group, some slots at a time, so that a sum is loaded and stored once for all."""
+    """The rows of a group, several slots at a time, for which sums are stored once."""
     slots, rows = values.shape
 
     def step(y: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
@@ -81,7 +83,7 @@ def _rows_of(values: Array, x: Array, group: Group) -> Array:
             y = y + v[:, None] * _at(x, other)
         return y, None
 
-    y = like_varying(jnp.zeros((rows, x.shape[1]), x.dtype), x)
+    y = like_varying(jnp.zeros((rows, x.shape[1]), x.dtype), [x])
     whole = slots // SLOTS * SLOTS
     if whole:
         parts = [a[:whole].reshape(-1, SLOTS, rows) for a in (values, group.others)]
@@ -107,7 +109,7 @@ def _computed_sampled(y: Array, x: Array, *leaves: Array, structure: Any) -> Arr
 
 
 def _sums_of_few(y: Array, x: Array, others: Array) -> Array:
-    total = like_varying(jnp.zeros(others.shape, x.dtype), x)
+    total = like_varying(jnp.zeros(others.shape, x.dtype), [x])
     for b in range(x.shape[1]):
         total = total + y[None, :, b] * _at(x[:, b], others)
     return total
@@ -118,11 +120,15 @@ def _sums_in_lanes(y: Array, x: Array, others: Array) -> Array:
     y, x = (jnp.pad(a, pad).reshape(a.shape[0], -1, _LANES).swapaxes(0, 1) for a in (y, x))
     ones = jnp.ones(_LANES, x.dtype)
 
-    def slot(other: Array) -> Array:
-        lanes = sum(yy * _at(xx, other) for yy, xx in zip(y, x, strict=True))
+    def of(others: Array) -> Array:
+        lanes = sum(yy[None] * _at(xx, others) for yy, xx in zip(y, x, strict=True))
         return jnp.dot(lanes, ones, precision=lax.Precision.HIGHEST)
 
-    return lax.map(slot, others)
+    slots, rows = others.shape
+    together = max(1, min(slots, _CACHE // (rows * _LANES * x.dtype.itemsize)))
+    whole = slots // together * together
+    parts = lax.map(of, others[:whole].reshape(-1, together, rows)).reshape(whole, rows)
+    return parts if whole == slots else jnp.concatenate([parts, of(others[whole:])])
 
 
 def _blocks(x: Array) -> tuple[Array | None, Array]:
@@ -136,11 +142,11 @@ def _blocks(x: Array) -> tuple[Array | None, Array]:
 
 
 def _at(x: Array, rows: Array) -> Array:
-    return x.at[rows].get(mode="promise_in_bounds")
+    return x.at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def _filled(values: Array, entries: Array) -> Array:
-    return values.at[entries].get(mode="fill", fill_value=0)
+    return values.at[entries].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
 
 def _wide(dtype: Any) -> Any:

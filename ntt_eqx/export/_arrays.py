@@ -8,6 +8,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
+from .._kept import check_masked_form
 from .._sparse import SparseModel
 
 
@@ -25,6 +26,7 @@ def named_masks(caller: str, sparse: Any) -> list[tuple[str, np.ndarray, np.ndar
     """Name, weight and mask of every masked array, as NumPy arrays."""
     if not isinstance(sparse, SparseModel):
         raise ValueError(f"{caller}: needs a SparseModel, got {type(sparse).__name__}.")
+    check_masked_form(caller, sparse)
     leaves = jtu.tree_leaves_with_path(sparse.model, is_leaf=_is_none)
     return [
         (_name(path), as_numpy(leaf), np.asarray(mask))
