@@ -9,6 +9,7 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
+from ._kept import is_kept_layer
 from ._parameters import parameter_marks
 from ._types import Where
 
@@ -56,7 +57,8 @@ def prunable_weights(model: PyTree, where: Where | None = None) -> PyTree[bool]:
 
     By default these are the floating-point leaves called `weight` or `weight_*` of every layer
     but the normalisations (`LayerNorm`, `GroupNorm`, `RMSNorm`, `BatchNorm`): the weights of dense,
-    convolutional, embedding and recurrent layers, never a bias.
+    convolutional, embedding and recurrent layers, never a bias. The `values` of sparse layers, which
+    are weights that were kept, count as well.
 
     **Arguments:**
 
@@ -140,6 +142,8 @@ def _may_be_meant(model: PyTree, path: jtu.KeyPath, leaf: Array) -> bool:
 
 def _is_layer_weight(path: str, owner: Any, leaf: Array) -> bool:
     name = path.rsplit(".", 1)[-1]
+    if is_kept_layer(owner):
+        return name == "values"
     named = name == "weight" or name.startswith("weight_")
     return named and leaf.ndim >= 2 and not isinstance(owner, _NORMALISATIONS)
 

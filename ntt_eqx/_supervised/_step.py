@@ -262,9 +262,9 @@ def _averageable(model: PyTree) -> PyTree:
 
 
 def _penalised(model: PyTree) -> list[Array]:
-    masked = isinstance(model, SparseModel)
-    weights = masked_weights(model) if masked else prunable_leaves(model)
-    return weights + [layer.values for layer in kept_layers(model)]
+    if not isinstance(model, SparseModel):
+        return prunable_leaves(model)
+    return masked_weights(model) + [layer.values for layer in kept_layers(model.model)]
 
 
 def with_zeros(model: PyTree) -> PyTree:

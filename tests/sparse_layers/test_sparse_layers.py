@@ -242,6 +242,22 @@ def test_training_is_that_of_the_masked_model(net, optimizer, getkey):
     assert found["loss"] == pytest.approx(ntt.evaluate(masked.model, (x, y))["loss"], abs=1e-12)
 
 
+def test_decay_of_a_recipe(net, getkey):
+    """Values are weights, wherever weights are told from biases."""
+    layers = ntt.sparse_layers(net, everything)
+    marks = jax.tree.leaves(ntt.prunable_weights(layers.model))
+    leaves = jax.tree.leaves(layers.model)
+    marked = [leaf.shape for leaf, mark in zip(leaves, marks, strict=True) if mark]
+    values = [layers.model.conv.values, layers.model.hidden.values, layers.model.weight_mixed]
+    assert marked == [v.shape for v in values]
+    recipe = ntt.Recipe(weight_decay=0.5, optimizer="sgd", momentum=0.9)
+    batch = (jax.random.normal(getkey(), (20, 1, 4, 4)), jnp.arange(20) % 5)
+    steps = [ntt.train_step(recipe.init(m, 3), batch)[0].model for m in (net, layers)]
+    one, two = steps[0], ntt.masked_layers(steps[1])
+    close(two.to_dense().hidden.weight, one.to_dense().hidden.weight)
+    close(two.to_dense().hidden.bias, one.to_dense().hidden.bias)
+
+
 def test_leaves_and_counts(net):
     """Kept weights, and no array of the size of a weight, in the model and in the optimiser."""
     layers = ntt.sparse_layers(net, everything)
