@@ -57,8 +57,8 @@ def prunable_weights(model: PyTree, where: Where | None = None) -> PyTree[bool]:
 
     By default these are the floating-point leaves called `weight` or `weight_*` of every layer
     but the normalisations (`LayerNorm`, `GroupNorm`, `RMSNorm`, `BatchNorm`): the weights of dense,
-    convolutional, embedding and recurrent layers, never a bias. The `values` of sparse layers, which
-    are weights that were kept, count as well.
+    convolutional, embedding and recurrent layers, never a bias. The `values` of sparse layers are
+    such weights, too.
 
     **Arguments:**
 
