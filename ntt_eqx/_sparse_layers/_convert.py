@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from .._checks import check_count
-from .._kept import is_kept_layer
+from .._kept import AbstractKeptLayer, is_kept_layer
 from .._sparse import SparseModel
 from ._costs import pays
 from ._layers import SparseConv, SparseLinear
@@ -64,7 +64,7 @@ def sparse_layers(
             mask = _concrete(mask)
             asked = pays(node, mask, batch_size) if where is None else where(jtu.keystr(path), node)
             if asked:
-                node = (SparseLinear if isinstance(node, eqx.nn.Linear) else SparseConv)(node, mask)
+                node = _kept_only(node, mask)
         nodes.append(node)
     return _paired(treedef.unflatten(nodes), masks)
 
@@ -112,6 +112,12 @@ def _is_layer(node: Any) -> bool:
 def _bare(layer: Any) -> bool:
     """Whether a layer does what Equinox's does; a subclass may do something else."""
     return type(layer) in (eqx.nn.Linear, *_CONVOLUTIONS)
+
+
+def _kept_only(layer: Any, mask: np.ndarray) -> AbstractKeptLayer:
+    if isinstance(layer, eqx.nn.Linear):
+        return SparseLinear(layer, mask)
+    return SparseConv(layer, mask)
 
 
 def _concrete(mask: Any) -> np.ndarray:

@@ -23,6 +23,7 @@ import jax
 import jax.extend.core as jex_core
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
@@ -86,8 +87,8 @@ def _rows_of(values: Array, x: Array, group: Group) -> Array:
     y = like_varying(jnp.zeros((rows, x.shape[1]), x.dtype), [x])
     whole = slots // SLOTS * SLOTS
     if whole:
-        parts = [a[:whole].reshape(-1, SLOTS, rows) for a in (values, group.others)]
-        y, _ = lax.scan(step, y, tuple(parts))
+        chunks = lambda a: a[:whole].reshape(-1, SLOTS, rows)
+        y, _ = lax.scan(step, y, (chunks(values), chunks(group.others)))
     return step(y, (values[whole:], group.others[whole:]))[0]
 
 
@@ -103,7 +104,7 @@ def _computed_sampled(y: Array, x: Array, *leaves: Array, structure: Any) -> Arr
 
     (ys, y), (xs, x) = _blocks(y), _blocks(x)
     total = of(y, x)
-    if ys is not None:
+    if ys is not None and xs is not None:
         total, _ = lax.scan(lambda total, block: (total + of(*block), None), total, (ys, xs))
     return _at(total, index.order)
 
@@ -156,15 +157,15 @@ def _wide(dtype: Any) -> Any:
 
 def _shape_of_product(
     values: Any, x: Any, *leaves: Any, structure: Any, transposed: bool
-) -> jax.core.ShapedArray:
+) -> ShapedArray:
     rows, columns = jax.tree.unflatten(structure, leaves).shape
     shape = (columns if transposed else rows, x.shape[1])
-    return jax.core.ShapedArray(shape, x.dtype, manual_axis_type=x.manual_axis_type)
+    return ShapedArray(shape, x.dtype, manual_axis_type=x.manual_axis_type)
 
 
-def _shape_of_sampled(y: Any, x: Any, *leaves: Any, structure: Any) -> jax.core.ShapedArray:
+def _shape_of_sampled(y: Any, x: Any, *leaves: Any, structure: Any) -> ShapedArray:
     kept = jax.tree.unflatten(structure, leaves).kept
-    return jax.core.ShapedArray((kept,), x.dtype, manual_axis_type=x.manual_axis_type)
+    return ShapedArray((kept,), x.dtype, manual_axis_type=x.manual_axis_type)
 
 
 def _tangent(primitive: Any) -> Callable[..., Any]:
