@@ -44,7 +44,7 @@ class Costs:
 #     4,096 x 4,096  10 %      1,789,024   120     73
 #
 # A dense weight takes 7 ns, a slot 26 to 70. Convolutions did not pay by their windows.
-_CPU = Costs(slot=5, feature=36, launches=15_000)
+_CPU = Costs(slot=5.0, feature=36.0, launches=15_000.0)
 
 
 def pays(layer: Any, mask: Bool[np.ndarray, "..."], batch_size: int) -> bool:
