@@ -103,7 +103,7 @@ def measure(
 ) -> dict[str, Any]:
     """Times and bytes of a network: dense, masked, with layers that store kept weights alone."""
     dense = case.make(jax.random.key(0))
-    copied = lambda tree: jax.tree.map(lambda a: a + 0 if eqx.is_array(a) else a, tree)
+    copied = lambda tree: jax.tree.map(lambda a: jnp.copy(a) if eqx.is_array(a) else a, tree)
     scores = ntt.scores.Random(jax.random.key(1))(dense)
     masked = ntt.SparseModel(dense, ntt.make_mask(scores, density))
     where = (lambda path, layer: True) if replace_all else None
