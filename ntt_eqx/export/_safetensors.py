@@ -1,8 +1,9 @@
 """Files of the `safetensors` library: every array dense, or indices and values of masked ones."""
 
+import fnmatch
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from ._arrays import as_numpy, is_array, is_key, named_leaves, named_masks
 from ._errors import require
 
 Layout = Literal["sparse", "dense"]
+Names = Mapping[str, str] | Callable[[str], str]
 
 _DTYPES = {
     "BOOL": np.bool_,
@@ -93,30 +95,51 @@ def save_safetensors(
     write_whole(Path(path), library.save(tensors, metadata=about))
 
 
-def load_safetensors(path: str | os.PathLike[str], like: PyTree) -> PyTree:
-    """Read a file that `save_safetensors` wrote.
+def load_safetensors(
+    path: str | os.PathLike[str],
+    like: PyTree,
+    *,
+    names: Names | None = None,
+    ignore: Sequence[str] = (),
+) -> PyTree:
+    """Read a file that `save_safetensors` wrote, or with `names` one of another program.
 
     **Arguments:**
 
     - `path`: the file.
     - `like`: a plain model of the same structure, with arrays of any values, or with
       `jax.ShapeDtypeStruct` in place of arrays (`eqx.filter_eval_shape`).
+    - `names`: for a file of another program, such as a PyTorch `state_dict`: what it calls each
+      array of `like`, as a mapping such as `{"hidden1.weight": "fc1.weight"}` or a function; arrays
+      that a mapping leaves out have the same name in both (`{}` if all have). Arrays may differ in
+      axes of length 1 (a convolution's bias is `[O, 1, 1]` in Equinox), and in a dtype that the
+      model's holds exactly (float16 or bfloat16 for float32).
+    - `ignore`: arrays of such a file that the model has no place for, as patterns
+      (`"*.num_batches_tracked"`).
 
     **Returns:**
 
     For the layout `"sparse"` a `SparseModel` with the mask of the file, and zeros under it; for
-    `"dense"` a plain model. Leaves of `like` that are no arrays are kept.
+    `"dense"`, and with `names`, a plain model. Leaves of `like` that are no arrays are kept.
 
     **Raises:**
 
     `ValueError` that names the file if it is damaged, or if it does not hold exactly the arrays of
-    `like`, in their shapes and dtypes. `OSError` if it cannot be read.
+    `like`, in their shapes and dtypes; it lists what is missing and what is left over. `OSError` if
+    it cannot be read.
     """
     caller = "load_safetensors"
     require(caller, "safetensors")
     if isinstance(like, SparseModel):
         like = like.model
     tensors, about = _read(Path(path))
+    if names is not None:
+        return _from_foreign(path, like, tensors, names, ignore)
+    if about.get("layout") not in ("sparse", "dense"):
+        raise ValueError(
+            f"{caller}: {path} was not written by save_safetensors; give names={{...}} for a file "
+            "of another program."
+        )
     leaves, structure = jtu.tree_flatten(like)
     values, masks = list(leaves), [None] * len(leaves)
     for i, (name, leaf) in enumerate(named_leaves(caller, like)):
@@ -138,17 +161,68 @@ def load_safetensors(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     return SparseModel(model, structure.unflatten(masks))
 
 
+def _from_foreign(
+    path: Any,
+    like: PyTree,
+    tensors: dict[str, np.ndarray],
+    names: Names,
+    ignore: Sequence[str],
+) -> PyTree:
+    """`like` with the arrays of a file whose names are another program's."""
+    caller = "load_safetensors"
+    leaves, structure = jtu.tree_flatten(like)
+    named = [name for name, _ in named_leaves(caller, like)]
+    held = {name for name, leaf in zip(named, leaves, strict=True) if is_array(leaf)}
+    called = {name: names(name) if callable(names) else names.get(name, name) for name in held}
+    if not callable(names) and (unknown := set(names) - held):
+        raise ValueError(f"{caller}: names: the model has no array {min(unknown)!r}.")
+    said = []
+    if missing := sorted(f"{called[n]!r} (for {n})" for n in held if called[n] not in tensors):
+        said.append(f"it lacks {_some(missing)}")
+    rest = set(tensors) - set(called.values())
+    rest = {name for name in rest if not any(fnmatch.fnmatchcase(name, p) for p in ignore)}
+    if rest:
+        said.append(f"it holds {_some(sorted(map(repr, rest)))}, for which there is no place")
+    if twice := {name for name in called.values() if list(called.values()).count(name) > 1}:
+        said.append(f"several arrays of the model take {min(twice)!r}")
+    if said:
+        raise ValueError(
+            f"{caller}: {path}: {'; '.join(said)}. names maps the model's arrays to the file's, "
+            "ignore leaves out those of the file."
+        )
+    values = [
+        _converted(path, name, leaf, tensors[called[name]]) if name in held else leaf
+        for name, leaf in zip(named, leaves, strict=True)
+    ]
+    return structure.unflatten(values)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _converted(path: Any, name: str, leaf: Any, found: np.ndarray) -> Any:
+    """A foreign array in the model's shape and dtype, where neither changes a value."""
+    whole = lambda shape: [size for size in shape if size != 1]
+    if not is_key(leaf):
+        if whole(found.shape) == whole(leaf.shape):
+            found = found.reshape(leaf.shape)
+        kinds = {jnp.issubdtype(dtype, jnp.floating) for dtype in (found.dtype, leaf.dtype)}
+        if kinds == {True} and jnp.promote_types(found.dtype, leaf.dtype) == leaf.dtype:
+            found = found.astype(leaf.dtype)
+    return _fitted(path, name, leaf, found)
+
+
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     safetensors = require("load_safetensors", "safetensors")
     content = path.read_bytes()
     try:
         found = safetensors.deserialize(content)
         size = int.from_bytes(content[:8], "little")
-        about = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        about = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
     except Exception as error:  # the library's own, and what a damaged header may lead to
         raise ValueError(f"load_safetensors: {path} is damaged ({error}).") from error
-    if about.get("layout") not in ("sparse", "dense"):
-        raise ValueError(f"load_safetensors: {path} was not written by save_safetensors.")
     tensors = {}
     for name, spec in found:
         if spec["dtype"] not in _DTYPES:

@@ -53,12 +53,27 @@ def test_onnx(run, capsys, layout):
     folder, sparse = run
     out = folder / f"net{layout}.onnx"
     words = ["export", str(folder / "model.eqx"), "--format", f"onnx{layout}", "--out", str(out)]
-    assert main(words) == 0
-    assert "64 test images its logits differ by" in " ".join(capsys.readouterr().out.split())
+    assert main([*words, "--no-measure"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "compacted from 266,610 to" in said and "on 64 test images" in said
     data = images.shelf_of(None)("fashion-mnist-mini")
     x = images.Part(data, data.test).first(9).x
     (found,) = onnxruntime.InferenceSession(out).run(None, {"x": np.asarray(x)})
     np.testing.assert_allclose(found, jax.vmap(sparse)(x), atol=1e-5)
+
+
+def test_numpy(run, capsys):
+    folder, sparse = run
+    assert main(["export", str(folder), "--format", "numpy", "--no-compact"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "% of dense" in said and "64 samples in" in said and "compacted" not in said
+    data = images.shelf_of(None)("fashion-mnist-mini")
+    x = images.Part(data, data.test).first(9).x
+    found = ntt.export.load_numpy(folder / "model.npz")(np.asarray(x))
+    np.testing.assert_allclose(found, jax.vmap(sparse)(x), atol=1e-5)
+    assert (folder / "numpy_runner.py").is_file()
+    assert main(["export", str(folder), "--format", "numpy"]) == 2
+    assert "model.npz exists" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_does_not_fit_is_explained(run, capsys, monkeypatch):

@@ -21,8 +21,9 @@ def run(path, x):
 @pytest.mark.parametrize("layout", ["dense", "sparse"])
 def test_the_file_gives_the_same_logits(tmp_path, network, images, layout):
     path = tmp_path / "network.onnx"
-    difference = save_onnx(path, network, images, layout=layout)
-    assert 0 <= difference <= 1e-5
+    found = save_onnx(path, network, images, layout=layout)
+    assert 0 <= found.difference <= 1e-5 and found.bytes == path.stat().st_size
+    assert found.compacted.compact_parameters < found.compacted.parameters
     onnx.checker.check_model(onnx.load(path))
     more = jnp.concatenate([images, -images[:7]])  # another number of samples
     np.testing.assert_allclose(run(path, more), jax.vmap(network)(more), atol=1e-5)
@@ -31,13 +32,23 @@ def test_the_file_gives_the_same_logits(tmp_path, network, images, layout):
 
 def test_weights_of_a_sparse_file_are_sparse(tmp_path, sparse_networks, images):
     sparse = sparse_networks["lenet-300-100"]
-    save_onnx(tmp_path / "a.onnx", sparse, images, layout="sparse")
+    save_onnx(tmp_path / "a.onnx", sparse, images, layout="sparse", compact=False)
     graph = onnx.load(tmp_path / "a.onnx").graph
     kept = sorted(tensor.values.dims[0] for tensor in graph.sparse_initializer)
     assert kept == sorted(int(mask.sum()) for mask in jax.tree.leaves(sparse.mask))
-    save_onnx(tmp_path / "b.onnx", sparse, images)
+    save_onnx(tmp_path / "b.onnx", sparse, images, compact=False)
     sizes = [(tmp_path / name).stat().st_size for name in ("a.onnx", "b.onnx")]
     assert sizes[0] < 0.12 * sizes[1]
+
+
+@pytest.mark.parametrize("how", ["dynamic", "static"])
+def test_weights_of_8_bits(tmp_path, sparse_networks, images, how):
+    sparse = sparse_networks["lenet-300-100"]
+    found = save_onnx(tmp_path / "a.onnx", sparse, images, quantise=how, compact=False)
+    assert 1e-5 < found.difference < 0.5 and found.agreement > 0.8
+    assert found.bytes < 0.3 * 4 * sum(m.size for m in jax.tree.leaves(sparse.mask))
+    expected = jax.vmap(sparse)(images)
+    assert abs(run(tmp_path / "a.onnx", images) - expected).max() <= found.difference + 1e-6
 
 
 def test_dropout_is_off_and_plain_models_and_integers_go(tmp_path, getkey):

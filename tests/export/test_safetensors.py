@@ -161,3 +161,77 @@ def test_a_missing_package_is_named(tmp_path, small, monkeypatch):
     ):
         save_safetensors(tmp_path / "a", sparse)
     assert not (tmp_path / "a").exists()
+
+
+def state_dict(model, **changes):
+    """The arrays of a small convolutional network as PyTorch calls and shapes them."""
+    found = {
+        "features.0.weight": model.conv1.weight,
+        "features.0.bias": model.conv1.bias.reshape(-1),
+        "features.3.weight": model.conv2.weight,
+        "features.3.bias": model.conv2.bias.reshape(-1),
+        "fc.weight": model.hidden.weight,
+        "fc.bias": model.hidden.bias,
+        "output.weight": model.output.weight,
+        "output.bias": model.output.bias,
+    }
+    found = {name: np.asarray(array) for name, array in found.items()} | changes
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def torch_names(model):
+    names = {"conv1": "features.0", "conv2": "features.3", "hidden": "fc"}
+    parts = ("weight", "bias")
+    return {f"{ours}.{p}": f"{theirs}.{p}" for ours, theirs in names.items() for p in parts}
+
+
+@pytest.fixture
+def foreign(tmp_path, sparse_networks):
+    model = sparse_networks["lenet-5"].model
+    return tmp_path / "torch.safetensors", model, torch_names(model)
+
+
+def test_a_state_dict_of_another_program_comes_by_its_names(foreign, images):
+    path, model, names = foreign
+    save_file(state_dict(model), path)
+    again = load_safetensors(path, eqx.filter_eval_shape(lambda m: m, model), names=names)
+    assert same(again, model)
+    by_function = lambda name: names.get(name, name)
+    assert same(load_safetensors(path, model, names=by_function), model)
+    np.testing.assert_array_equal(jax.vmap(again)(images), jax.vmap(model)(images))
+
+
+def test_halves_become_whole_and_counters_are_ignored(foreign):
+    path, model, names = foreign
+    half = np.asarray(model.output.weight).astype(np.float16)
+    more = {"output.weight": half, "norm.num_batches_tracked": np.array(3)}
+    save_file(state_dict(model, **more), path)
+    again = load_safetensors(path, model, names=names, ignore=["*.num_batches_tracked"])
+    assert again.output.weight.dtype == jnp.float32
+    np.testing.assert_array_equal(again.output.weight, half.astype(np.float32))
+
+
+def test_a_state_dict_that_does_not_fit_is_explained(foreign):
+    path, model, names = foreign
+    wide = np.zeros((500, 800))
+    for changes, message in [
+        ({"fc.weight": None}, r"it lacks 'fc.weight' \(for hidden.weight\)\. names maps"),
+        ({"fc.wait": wide}, "it holds 'fc.wait', for which there is no place"),
+        ({"fc.weight": wide.T}, r"hidden.weight is float64\[800, 500\], but the model needs"),
+        ({"fc.weight": wide}, r"is float64\[500, 800\], but the model needs float32"),
+        ({"output.bias": np.zeros(10, np.int32)}, r"output.bias is int32\[10\]"),
+    ]:
+        save_file(state_dict(model, **changes), path)
+        with pytest.raises(
+            ValueError, match=f"^load_safetensors: .*torch.safetensors: .*{message}"
+        ):
+            load_safetensors(path, model, names=names)
+    save_file(state_dict(model), path)
+    with pytest.raises(ValueError, match="lacks .*and 1 more; it holds .* and 1 more"):
+        load_safetensors(path, model, names={})
+    with pytest.raises(ValueError, match="names: the model has no array 'head.weight'"):
+        load_safetensors(path, model, names={"head.weight": "fc.weight"})
+    with pytest.raises(ValueError, match="several arrays of the model take 'fc.weight'"):
+        load_safetensors(path, model, names={**names, "output.weight": "fc.weight"})
+    with pytest.raises(ValueError, match="was not written by save_safetensors; give names="):
+        load_safetensors(path, model)
