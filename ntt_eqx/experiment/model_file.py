@@ -2,7 +2,8 @@
 
 A pruned weight is read back as zero. Whatever reads these files computes the same bits with zeros
 there: the network's outputs and kernels, and training, whose optimiser sees zeros at pruned weights
-and cannot move them. A mask made anew from such a network finds nothing to bring back.
+and cannot move them; a weight that grows in training starts at zero. A mask made anew from such a
+network finds nothing to bring back.
 """
 
 import hashlib
