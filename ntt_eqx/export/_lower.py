@@ -119,7 +119,9 @@ def lowered(
 def _folded(program: Program) -> Program:
     """The program without steps whose inputs are all known."""
     known: dict[int, Const] = {}
-    look = lambda slot: slot if isinstance(slot, Const) else known.get(slot, slot)
+    look: Callable[[Any], Any] = lambda slot: (
+        slot if isinstance(slot, Const) else known.get(slot, slot)
+    )
     steps = []
     for step in program.steps:
         inputs = tuple(map(look, step.inputs))

@@ -343,7 +343,7 @@ def _pad(params: Any, arrays: Arrays) -> Operation:
     return lambda batch, x, value: _padded(x, value, given)
 
 
-def _padded(x: Any, value: Any, padding: Sequence[tuple[int, int, int]]) -> Any:
+def _padded(x: Any, value: Any, padding: Sequence[Sequence[int]]) -> Any:
     """With entries before, after and between those along each axis; below zero, fewer."""
     if not any(any(edges) for edges in padding):
         return x
@@ -516,7 +516,7 @@ def _sparse_dot(params: Any, arrays: Arrays) -> Operation:
     return operation
 
 
-def _matrix(given: Any, arrays: Arrays) -> csr_array:
+def _matrix(given: Any, arrays: Arrays) -> Any:
     """The sparse matrix under a name; SciPy itself does not look whether its indices fit."""
     name, (rows, columns) = given["name"], _sizes(given["shape"])
     values, indices, ends = (arrays[f"{name}.{part}"] for part in ("values", "columns", "ends"))
@@ -624,13 +624,13 @@ def _sparse_convolve(params: Any, arrays: Arrays) -> Operation:
 
 
 def _image_matrix(
-    weight: csr_array,
+    weight: Any,
     kernel: Sequence[int],
     image: Sequence[int],
     channels: int,
     maps: Sequence[int],
     sizes: _Convolution,
-) -> csr_array:
+) -> Any:
     """`[O * positions, C * pixels]` with one entry for each kept weight and position."""
     entries = weight.tocoo()
     feature, column = entries.coords
