@@ -36,6 +36,7 @@ from ._masks import (
     Block as Block,
     Channels as Channels,
     GradualDensity as GradualDensity,
+    InLayout as InLayout,
     LayerCollapseWarning as LayerCollapseWarning,
     Sparsity as Sparsity,
     allocate as allocate,
@@ -58,6 +59,7 @@ from ._ntk import (
     ntk_to_zarr as ntk_to_zarr,
     register_linear_use as register_linear_use,
     sketch_directions as sketch_directions,
+    weight_layouts as weight_layouts,
 )
 from ._prunable import (
     LeftOutWarning as LeftOutWarning,

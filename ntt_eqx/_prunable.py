@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +11,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from ._kept import is_kept_layer
-from ._parameters import parameter_marks
+from ._parameters import is_nnx_variable, parameter_marks, parameters
 from ._types import Where
 
 _NORMALISATIONS = (
@@ -55,14 +56,19 @@ class Prunable:
 def prunable_weights(model: PyTree, where: Where | None = None) -> PyTree[bool]:
     """Mark the leaves of `model` that pruning may set to zero.
 
-    By default these are the floating-point leaves called `weight` or `weight_*` of every layer
-    but the normalisations (`LayerNorm`, `GroupNorm`, `RMSNorm`, `BatchNorm`): the weights of dense,
-    convolutional, embedding and recurrent layers, never a bias. The `values` of sparse layers are
-    such weights, too.
+    By default these are, in Equinox modules, the floating-point leaves called `weight` or
+    `weight_*` of every layer but the normalisations (`LayerNorm`, `GroupNorm`, `RMSNorm`,
+    `BatchNorm`): the weights of dense, convolutional, embedding and recurrent layers, never a bias.
+    The `values` of sparse layers are such weights, too.
+
+    A model that is no Equinox module (`eqx.Partial(f, params)` with dicts, lists and tuples of
+    arrays, a module of Flax NNX) says less. There, they are the arrays with two axes or more that
+    are longer than 1, a `kernel`, `w` or `embedding` among them, unless they are called `bias*`,
+    `scale*`, `offset*` or `pos*`.
 
     **Arguments:**
 
-    - `model`: any Equinox model.
+    - `model`: any Equinox model, or other callable PyTree.
     - `where`: another rule, `(path, owner, leaf) -> bool`, called for every parameter, that is,
       for every floating-point array that is not part of an `eqx.nn.State`;
       `path` is the key string of the leaf (`".layers[0].weight"`), `owner` the module that holds
@@ -78,19 +84,27 @@ def prunable_weights(model: PyTree, where: Where | None = None) -> PyTree[bool]:
     """
     marks = marks_of(model, where)
     if not any(jax.tree.leaves(marks)):
+        what = f"prunable_weights: no prunable weight in {type(model).__name__}; "
+        if jax.tree.leaves(parameters(model)):
+            raise ValueError(f"{what}pass `where=` to choose leaves.")
         raise ValueError(
-            f"prunable_weights: no prunable weight in {type(model).__name__}; "
-            "pass `where=` to choose leaves."
+            f"{what}it has no parameters at all. Of a function f(params, x) make a model by "
+            "eqx.Partial(f, params)."
         )
     return marks
 
 
 def marks_of(model: PyTree, where: Where | None) -> PyTree[bool]:
     """`prunable_weights` of a model that may have none."""
-    rule = _is_layer_weight if where is None else where
+
+    def rule(path: jtu.KeyPath, leaf: Array) -> bool:
+        if where is None:
+            return _is_weight(model, path, leaf)
+        return bool(where(jtu.keystr(path), _owner(model, path), leaf))
+
     leaves, treedef = jtu.tree_flatten_with_path(model)
     marks = [
-        is_parameter and bool(rule(jtu.keystr(path), _owner(model, path), leaf))
+        is_parameter and rule(path, leaf)
         for is_parameter, (path, leaf) in zip(
             jax.tree.leaves(parameter_marks(model)), leaves, strict=True
         )
@@ -134,29 +148,66 @@ _SEEN: set[Any] = set()
 
 
 def _may_be_meant(model: PyTree, path: jtu.KeyPath, leaf: Array) -> bool:
-    name = jtu.keystr(path).rsplit(".", 1)[-1]
-    if sum(size > 1 for size in leaf.shape) < 2 or name.startswith(("bias", "position")):
+    owner, name = _last(model, path)
+    if not _is_wide(leaf) or name.startswith(("bias", "position")):
         return False
-    return not isinstance(_owner(model, path), _NORMALISATIONS)
+    return not isinstance(owner, _NORMALISATIONS)
 
 
-def _is_layer_weight(path: str, owner: Any, leaf: Array) -> bool:
-    name = path.rsplit(".", 1)[-1]
+def _is_weight(model: PyTree, path: jtu.KeyPath, leaf: Array) -> bool:
+    """The default rule."""
+    owner, name = _last(model, path)
+    nodes = _along(model, path)
+    holder = next((node for node in reversed(nodes) if not _is_container(node)), None)
+    if isinstance(holder, eqx.Module) and not isinstance(holder, eqx.Partial):
+        return owner is holder and _is_layer_weight(name, owner, leaf)
+    return _is_bare_weight(name, leaf)
+
+
+def _is_layer_weight(name: str, owner: Any, leaf: Array) -> bool:
     if is_kept_layer(owner):
         return name == "values"
     named = name == "weight" or name.startswith("weight_")
     return named and leaf.ndim >= 2 and not isinstance(owner, _NORMALISATIONS)
 
 
+def _is_bare_weight(name: str, leaf: Array) -> bool:
+    # The keys of a state_dict have dots: "features.0.bias".
+    last = name.rsplit(".", 1)[-1]
+    return _is_wide(leaf) and not last.startswith(("bias", "scale", "offset", "pos"))
+
+
+def _is_wide(leaf: Array) -> bool:
+    return sum(size > 1 for size in leaf.shape) >= 2
+
+
+def _is_container(node: Any) -> bool:
+    return isinstance(node, Mapping | list | tuple)
+
+
+def _last(model: PyTree, path: jtu.KeyPath) -> tuple[Any, str]:
+    """Who holds a leaf, and by which name."""
+    nodes = _along(model, path)
+    if nodes and is_nnx_variable(nodes[-1]):  # whose one leaf is called `value`
+        nodes, path = nodes[:-1], path[:-1]
+    return (nodes[-1], jtu.keystr(path[-1:], simple=True)) if nodes else (model, "")
+
+
 def _owner(model: PyTree, path: jtu.KeyPath) -> Any:
-    node = model
+    return _along(model, path)[-1] if path else model
+
+
+def _along(model: PyTree, path: jtu.KeyPath) -> list[Any]:
+    """The nodes that a path leads through."""
+    nodes = [model][: len(path)]
     for key in path[:-1]:
-        if isinstance(key, jtu.GetAttrKey):
-            node = getattr(node, key.name)
-        elif isinstance(key, jtu.SequenceKey):
-            node = node[key.idx]
-        elif isinstance(key, jtu.DictKey):
-            node = node[key.key]
-        else:  # a node registered without keys: its children have no attribute names
-            return None
-    return node
+        nodes.append(_child(nodes[-1], key))
+    return nodes
+
+
+def _child(node: Any, key: Any) -> Any:
+    if isinstance(key, jtu.GetAttrKey):
+        return getattr(node, key.name, None)
+    if isinstance(key, jtu.SequenceKey | jtu.DictKey) and node is not None:
+        return node[key.idx if isinstance(key, jtu.SequenceKey) else key.key]
+    return None  # a node registered without keys: its children have no attribute names

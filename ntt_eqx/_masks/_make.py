@@ -24,7 +24,7 @@ from ._allocation import (
     whole_counts,
 )
 from ._collapse import is_traced
-from ._pattern import AbstractPattern
+from ._pattern import AbstractPattern, groups_of
 from ._select import select_each
 
 
@@ -202,7 +202,7 @@ def _int32(counts: Sequence[Any]) -> list[Any]:
 def _groups(
     name: str, scores: Float[Array, "..."], pattern: AbstractPattern | None, density: Share | None
 ) -> Array:
-    return scores if pattern is None else pattern.groups(scores, name, density)
+    return scores if pattern is None else groups_of(pattern, scores, name, density)
 
 
 def _ungroup(

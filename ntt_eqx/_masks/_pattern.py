@@ -3,6 +3,7 @@
 import abc
 import functools
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,32 @@ class AbstractPattern(eqx.Module):
         """Number of consecutive output rows that always share one mask row (1 if none)."""
         del shape
         return 1
+
+
+def groups_of(
+    pattern: AbstractPattern, scores: Float[Array, "..."], name: str, density: float | Array | None
+) -> Float[Array, "..."]:
+    """`pattern.groups`, unless the order of the weight's axes is not known.
+
+    **Raises:**
+
+    `ValueError` when the library's own pattern, which reads `[outputs, inputs, *window]` and takes
+    the first and the last layer for the network's ends, is given a parameter of a function, or one
+    called as Flax and Haiku call theirs. These have another order, in which it would group the
+    wrong weights in silence, and dicts are sorted by name.
+    """
+    if isinstance(pattern, NM | AbstractTiling) and _FOREIGN.search(name):
+        raise ValueError(
+            f"make_mask: the pattern {pattern} reads weights as [outputs, inputs, *window], as "
+            f"Equinox stores them, and nothing says that {name} has that order; a `kernel` of "
+            "Flax and a `w` of Haiku have another. Give the order of all layers: "
+            "InLayout(pattern, weight_layouts(model, x))."
+        )
+    return pattern.groups(scores, name, density)
+
+
+# A parameter of `eqx.Partial(f, params)`; a name of Flax Linen, Haiku, Flax NNX.
+_FOREIGN = re.compile(r"(^|\.)(args|keywords)\[|\['(kernel|w|embeddings?)'\]$|\.value$")
 
 
 class NM(AbstractPattern):

@@ -44,10 +44,8 @@ def cut_outputs(sparse: SparseModel, sample: jax.ShapeDtypeStruct) -> tuple[int,
 
 
 def _lost_a_unit(mask: np.ndarray) -> bool:
-    """Whether a slice along one of the first two axes keeps nothing."""
-    slices = (
-        np.moveaxis(mask, axis, 0).reshape(mask.shape[axis], -1) for axis in (0, 1)[: mask.ndim]
-    )
+    """Whether a slice along one of the axes keeps nothing, whichever the layer's units are."""
+    slices = (np.moveaxis(mask, axis, 0).reshape(mask.shape[axis], -1) for axis in range(mask.ndim))
     return any(not part.any(axis=1).all() for part in slices)
 
 

@@ -17,7 +17,7 @@ from .._types import MaskTree, ScoreTree, at_trace_time
 from ._allocation import Allocation, Density, check_density
 from ._collapse import check_collapse, is_traced
 from ._make import build_mask, lost, ranked
-from ._pattern import AbstractPattern
+from ._pattern import AbstractPattern, groups_of
 
 Schedule: TypeAlias = Callable[[Any], Any]
 """The density after a number of steps: `step -> density`, as optax writes schedules."""
@@ -168,7 +168,7 @@ class Sparsity(eqx.Module):
                 )
             chosen, share = leaf, int(leaf.sum()) / leaf.size
             if self.pattern is not None:
-                chosen = self.pattern.groups(leaf.astype(jnp.float32), name, share) > 0.5
+                chosen = groups_of(self.pattern, leaf.astype(jnp.float32), name, share) > 0.5
                 if not bool(jnp.all(self.pattern.spread(chosen, leaf.shape, name) == leaf)):
                     raise ValueError(
                         f"Sparsity: in layer {name} the given mask does not have the pattern "

@@ -6,6 +6,7 @@ from ._explain import (
     explain as explain,
 )
 from ._kernel import outputs_and_ntk as outputs_and_ntk
+from ._layouts import weight_layouts as weight_layouts
 from ._linear import (
     AbstractLinearUse as AbstractLinearUse,
     register_linear_use as register_linear_use,
