@@ -25,10 +25,19 @@ from ._distribute import distribute as distribute
 from ._errors import DivergenceError as DivergenceError
 from ._fit import Progress as Progress, fit as fit
 from ._kernel_regression import (
+    KernelGP as KernelGP,
     KernelRidge as KernelRidge,
+    fit_kernel_gp as fit_kernel_gp,
     fit_kernel_ridge as fit_kernel_ridge,
     kernel_eigenvalues as kernel_eigenvalues,
     kernel_matrix as kernel_matrix,
+)
+from ._linearize import (
+    LinearizedModel as LinearizedModel,
+    MSEPath as MSEPath,
+    linearize as linearize,
+    loss_path as loss_path,
+    mse_path as mse_path,
 )
 from ._masks import (
     NM as NM,

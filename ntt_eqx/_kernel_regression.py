@@ -70,7 +70,7 @@ def kernel_eigenvalues(
 
     `ValueError` if `theta` is not square or not symmetric, or `jitter` not a number `>= 0`.
     """
-    theta = _symmetric("kernel_eigenvalues", theta)
+    theta = symmetric_kernel("kernel_eigenvalues", theta)
     added = _jitter("kernel_eigenvalues", theta, jitter)
     return jnp.linalg.eigvalsh(kernel_matrix(theta))[::-1] + added
 
@@ -151,7 +151,7 @@ def fit_kernel_ridge(
         )
     check_weight(f"{caller}: ridge", ridge)
     check_finite(caller, "targets", targets)
-    theta = _symmetric(caller, theta)
+    theta = symmetric_kernel(caller, theta)
     added = ridge + _jitter(caller, theta, jitter)
     if theta.ndim == 3:  # one system for each output
         dual = jax.vmap(_solve, in_axes=(2, 1, None), out_axes=1)(theta, targets, added)
@@ -164,6 +164,98 @@ def fit_kernel_ridge(
             f"jitter={jitter}; raise the ridge, or compute the kernel in float64."
         )
     return KernelRidge(dual)
+
+
+class KernelGP(eqx.Module):
+    """A Gaussian process whose covariance is a kernel, given N samples; `fit_kernel_gp` makes it.
+
+    Attributes:
+        ridge: the regression whose predictions are the posterior mean.
+        factors: lower Cholesky factors of the training samples' covariance, `[problems, R, R]`:
+            one for all outputs together (R = N K, or N), or one for each output (R = N).
+    """
+
+    ridge: KernelRidge
+    factors: Float[Array, "problems r r"]
+
+    def __call__(
+        self,
+        cross: Float[Array | np.ndarray, "m n *outputs"],
+        prior: Float[Array | np.ndarray, "rows columns *others"],
+    ) -> tuple[Float[Array, "m k"], Float[Array, "m m *outputs"]]:
+        """Mean `[M, K]` and covariance, a kernel of the form of `prior`, at M new samples.
+
+        Args:
+            cross: the kernel of the new samples with the training samples.
+            prior: the kernel of the new samples with themselves.
+        """
+        cross, prior = _checked("KernelGP", cross), symmetric_kernel("KernelGP", prior)
+        mean = self.ridge(cross)
+        if cross.ndim != prior.ndim or len(cross) != len(prior):
+            raise ValueError(
+                f"KernelGP: cross and prior must be kernels of one form and of the same new "
+                f"samples, got shapes {cross.shape} and {prior.shape}."
+            )
+        columns = _by_problem(cross).swapaxes(1, 2)
+        solve = jax.vmap(lambda factor, b: jsl.solve_triangular(factor, b, lower=True))
+        half = solve(self.factors, columns)  # L^-1 Theta*^T
+        known = jnp.einsum("prm,prs->pms", half, half, precision=jax.lax.Precision.HIGHEST)
+        left = _by_problem(prior) - known
+        if prior.ndim == 3:
+            return mean, left.transpose(1, 2, 0)
+        if prior.ndim == 2:
+            return mean, left[0]
+        m, _, k, _ = prior.shape
+        return mean, left[0].reshape(m, k, m, k).transpose(0, 2, 1, 3)
+
+
+def fit_kernel_gp(
+    theta: Float[Array | np.ndarray, "n m *outputs"],
+    targets: Float[Array | np.ndarray, "samples *k"],
+    *,
+    noise: float | int = 0.0,
+    jitter: float | int | None = None,
+) -> KernelGP:
+    """The Gaussian process with a kernel as covariance, given noisy targets.
+
+        mean = Theta* (Theta + noise I)^-1 targets
+        covariance = Theta** - Theta* (Theta + noise I)^-1 Theta*^T
+
+    (Rasmussen & Williams 2006, equations 2.25 and 2.26.) With the tangent kernel it is the "NTKGP"
+    of He, Lakshminarayanan & Teh (NeurIPS 2020, arXiv 2007.05864), the posterior that an ensemble
+    of linearised networks samples if each starts at a draw of the prior of covariance Theta. It is
+    not the ensemble of standard training, which starts at the network's own outputs and has
+    another covariance.
+
+    **Arguments:**
+
+    - `theta`: the kernel of the training samples with themselves, `[N, N, K, K]`, `[N, N, K]` (each
+      output a process of its own) or `[N, N]` (all outputs with the same covariance).
+    - `targets`: `[N, K]`, of the dtype of `theta`, less the mean of the prior (such as the outputs
+      of the model).
+    - `noise`: variance of the targets' noise, `>= 0`.
+    - `jitter`: added to it so that the Cholesky factor exists; as in `fit_kernel_ridge`.
+
+    **Returns:**
+
+    A `KernelGP`; call it on the kernels of new samples.
+
+    **Raises:**
+
+    What `fit_kernel_ridge` raises.
+    """
+    check_weight("fit_kernel_gp: noise", noise)
+    ridge = fit_kernel_ridge(theta, targets, ridge=noise, jitter=jitter)
+    theta = symmetric_kernel("fit_kernel_gp", theta)
+    added = noise + _jitter("fit_kernel_gp", theta, jitter)
+    kernels = _by_problem(theta)
+    kernels = kernels + added * jnp.eye(kernels.shape[1], dtype=theta.dtype)[None]
+    return KernelGP(ridge, jnp.linalg.cholesky(kernels))
+
+
+def _by_problem(theta: Array) -> Float[Array, "problems rows columns"]:
+    """One matrix for all outputs together, or one for each output."""
+    return theta.transpose(2, 0, 1) if theta.ndim == 3 else kernel_matrix(theta)[None]
 
 
 def _solve(
@@ -182,7 +274,7 @@ def _jitter(caller: str, theta: Array, jitter: float | int | None) -> Array:
     return jnp.finfo(theta.dtype).eps * trace
 
 
-def _symmetric(caller: str, theta: Any) -> Array:
+def symmetric_kernel(caller: str, theta: Any) -> Array:
     """`theta` made symmetric to the last bit; an error unless it is so but for rounding."""
     theta = _checked(caller, theta)
     axes = (1, 0, *reversed(range(2, theta.ndim)))
