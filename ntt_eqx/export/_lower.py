@@ -129,7 +129,9 @@ def _folded(program: Program) -> Program:
         if symbolic or step.eqn.effects or not all(isinstance(slot, Const) for slot in inputs):
             steps.append(dataclasses.replace(step, inputs=inputs))
             continue
-        values = bind(step.eqn, [jnp.asarray(slot.value) for slot in inputs])
+        values = bind(
+            step.eqn, [jnp.asarray(slot.value) for slot in inputs if isinstance(slot, Const)]
+        )
         known.update(zip(step.outputs, map(Const, values), strict=True))
     outputs = tuple(map(look, program.outputs))
     return without_dead_steps(Program(tuple(steps), program.num_inputs, outputs))
