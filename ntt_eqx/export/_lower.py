@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._program import Const, Program, Step, bind, is_call, unfold, without_dead_steps
+from .._program import Const, Program, Step, bind, is_call, read, unfold, without_dead_steps
 from .numpy_runner import DTYPES, FORMAT, OPERATIONS
 
 _Lowering = tuple[str, dict[str, Any]]
@@ -129,9 +129,7 @@ def _folded(program: Program) -> Program:
         if symbolic or step.eqn.effects or not all(isinstance(slot, Const) for slot in inputs):
             steps.append(dataclasses.replace(step, inputs=inputs))
             continue
-        values = bind(
-            step.eqn, [jnp.asarray(slot.value) for slot in inputs if isinstance(slot, Const)]
-        )
+        values = bind(step.eqn, [jnp.asarray(read({}, slot)) for slot in inputs])
         known.update(zip(step.outputs, map(Const, values), strict=True))
     outputs = tuple(map(look, program.outputs))
     return without_dead_steps(Program(tuple(steps), program.num_inputs, outputs))

@@ -208,8 +208,8 @@ def _converted(path: Any, name: str, leaf: Any, found: np.ndarray) -> Any:
     if not is_key(leaf):
         if whole(found.shape) == whole(leaf.shape):
             found = found.reshape(leaf.shape)
-        kinds = {jnp.issubdtype(dtype, jnp.floating) for dtype in (found.dtype, leaf.dtype)}
-        if kinds == {True} and jnp.promote_types(found.dtype, leaf.dtype) == leaf.dtype:
+        floats = all(jnp.issubdtype(dtype, jnp.floating) for dtype in (found.dtype, leaf.dtype))
+        if floats and np.can_cast(found.dtype, leaf.dtype, "safe"):
             found = found.astype(leaf.dtype)
     return _fitted(path, name, leaf, found)
 
