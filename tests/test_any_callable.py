@@ -18,7 +18,7 @@ def images(params, x):
     """A convolution and two dense layers, with weights as in Flax: `[*window, in, out]`."""
     conv = params["stem"]
     h = jax.lax.conv_general_dilated(x[None], conv["kernel"], (1, 1), "VALID", None, None, WINDOW)
-    h = jax.nn.relu(h[0] + conv["bias"]).reshape(-1)
+    h = jax.nn.relu(h[0] + conv["bias"][None, None]).reshape(-1)
     h = jax.nn.relu(h @ params["body"]["kernel"] + params["body"]["bias"])
     return h @ params["a_head"]["kernel"]  # sorted before the others
 
