@@ -102,11 +102,12 @@ def _computed_sampled(y: Array, x: Array, *leaves: Array, structure: Any) -> Arr
         parts = [sums(_at(y, g.rows), x, g.others).reshape(-1) for g in index.rows.groups]
         return jnp.concatenate([*parts, jnp.zeros(0, wide)])
 
+    narrow = x.dtype
     (ys, y), (xs, x) = _blocks(y), _blocks(x)
     total = of(y, x)
     if ys is not None and xs is not None:
         total, _ = lax.scan(lambda total, block: (total + of(*block), None), total, (ys, xs))
-    return _at(total, index.order)
+    return _at(total, index.order).astype(narrow)
 
 
 def _sums_of_few(y: Array, x: Array, others: Array) -> Array:
