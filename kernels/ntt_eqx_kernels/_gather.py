@@ -207,6 +207,15 @@ def hold_each(supports: Sequence[GatheredRows], masks: MaskBits) -> Bool[Array, 
 
     True of nothing else, whatever the arrays hold: places ascend, strictly where they are in use,
     are of the mask, and as many.
+
+    **Arguments:**
+
+    - `supports`: what may be the entries of the masks.
+    - `masks`: their stored rows, in the same order.
+
+    **Returns:**
+
+    One boolean for all masks together.
     """
     places, orders, uses, first = [], [], [], 0
     for support, (i, j), start in zip(supports, masks.shapes, masks.starts, strict=False):

@@ -74,13 +74,15 @@ def _select_alike(
     blocks = [-(-size // math.prod(_BLOCK)) for size in sizes]
     keys = _in_blocks([order_keys(leaf.reshape(-1)) for leaf in scores], blocks)
     owner = np.repeat(np.arange(len(sizes), dtype=np.int32), blocks)
-    share = (np.arange(len(sizes))[:, None] == owner).astype(np.int32)
+    owns = np.arange(len(sizes))[:, None] == owner
     # the index of each entry in its array
     first = np.concatenate([np.arange(many, dtype=np.int32) for many in blocks])
     within = lax.iota(jnp.int32, math.prod(_BLOCK)).reshape(1, *_BLOCK)
     index = (np.int32(math.prod(_BLOCK)) * first)[:, None, None] + within
     of_block = lambda values: values.at[owner].get(mode="promise_in_bounds")[:, None, None]
-    how_many = lambda marks: share @ jnp.sum(marks, axis=(1, 2), dtype=jnp.int32)
+    how_many = lambda marks: jnp.sum(
+        jnp.where(owns, jnp.sum(marks, axis=(1, 2), dtype=jnp.int32)[None], 0), axis=1
+    )
     width = jnp.iinfo(keys.dtype).bits
 
     # the largest threshold t with #{keys >= t} >= count, found from its highest bit down; what

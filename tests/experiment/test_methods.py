@@ -235,6 +235,7 @@ def test_published_rounds_are_filled_in():
 @pytest.mark.parametrize(
     ("method", "trainings"), [("gmp", 1), ("rigl", 1), ("set", 1), ("lottery-ticket", 6)]
 )
+@pytest.mark.filterwarnings("ignore:train. no path:ntt_eqx.LayerCollapseWarning")
 def test_a_mask_that_changes_in_training_ends_at_the_share_asked_for(method, trainings, teacher):
     settings = TrainingSettings(4.0, 8, learning_rate=0.01, held_out=0.0)
     cell = cell_of(method, density=0.25, training=settings)

@@ -182,7 +182,7 @@ def test_an_error_in_the_search_for_weights_is_no_missing_penalty():
     model = Odd(eqx.nn.Linear(6, 3, key=jax.random.key(0)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "ntt_eqx._prunable._owner", lambda *_: (_ for _ in ()).throw(ValueError("odd"))
+            "ntt_eqx._prunable._along", lambda *_: (_ for _ in ()).throw(ValueError("odd"))
         )
         with pytest.raises(ValueError, match="odd"):
             train(model, stream(1), optax.sgd(0.1), num_steps=1, l2_weight=1.0)

@@ -190,7 +190,10 @@ test_refusals = refusals(
             lambda: start(eqx.nn.Lambda(jnp.tanh)),
             "no prunable weight in Lambda",
         ),
-        "init: no model": (lambda: start(3), "no prunable weight in int; pass `where=`"),
+        "init: no model": (
+            lambda: start(3),
+            "no prunable weight in int; it has no parameters at all",
+        ),
         "init: features": (
             lambda: ntt.ntt_init(
                 linear(), ntt.NTTConfig(0.5, initial_mask="logit_snip"), SGD, x=X[:, :2]
