@@ -81,7 +81,9 @@ def _select_alike(
     index = (np.int32(math.prod(_BLOCK)) * first)[:, None, None] + within
     of_block = lambda values: values.at[owner].get(mode="promise_in_bounds")[:, None, None]
     how_many = lambda marks: jnp.sum(
-        jnp.where(owns, jnp.sum(marks, axis=(1, 2), dtype=jnp.int32)[None], 0), axis=1
+        jnp.where(owns, jnp.sum(marks, axis=(1, 2), dtype=jnp.int32)[None], 0),
+        axis=1,
+        dtype=jnp.int32,
     )
     width = jnp.iinfo(keys.dtype).bits
 

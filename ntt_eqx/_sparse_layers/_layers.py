@@ -32,7 +32,13 @@ class SparseLinear(AbstractKeptLayer):
     settings: eqx.nn.Linear
 
     def __init__(self, layer: eqx.nn.Linear, mask: Bool[np.ndarray, "out in"]):
-        """Keep the entries of `layer.weight` where `mask` is `True`."""
+        """Keep the entries of `layer.weight` where `mask` is `True`.
+
+        **Arguments:**
+
+        - `layer`: the layer whose entries are kept.
+        - `mask`: a NumPy array of the weight's shape, because shapes depend on it.
+        """
         self.values = layer.weight[mask]
         self.bias = layer.bias
         self.index = KeptIndex(mask)
@@ -84,7 +90,13 @@ class SparseConv(AbstractKeptLayer):
     settings: eqx.nn.Conv
 
     def __init__(self, layer: eqx.nn.Conv, mask: Bool[np.ndarray, "out in *window"]):
-        """Keep the entries of `layer.weight` where `mask` is `True`."""
+        """Keep the entries of `layer.weight` where `mask` is `True`.
+
+        **Arguments:**
+
+        - `layer`: the layer whose entries are kept.
+        - `mask`: a NumPy array of the weight's shape, because shapes depend on it.
+        """
         self.values = layer.weight[mask]
         self.bias = layer.bias
         self.index = KeptIndex(_by_groups(mask, layer.groups))

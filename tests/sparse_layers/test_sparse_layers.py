@@ -262,7 +262,7 @@ def test_leaves_and_counts(net):
     assert layers.model.conv.values.shape == (kept["c"],)
     assert layers.model.hidden.values.shape == (kept["h"],)
     assert [m.shape for m in jax.tree.leaves(layers.masks)] == [(5, 12)]
-    assert layers.density() == pytest.approx(net.density(), rel=1e-6)
+    assert float(layers.density()) == pytest.approx(float(net.density()), rel=1e-6)
     assert list(layers.densities()) == [".conv.values", ".hidden.values", ".weight_mixed"]
     shares = [list(m.densities().values()) for m in (layers, net)]
     np.testing.assert_allclose(*shares, rtol=1e-6)
