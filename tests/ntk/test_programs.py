@@ -14,7 +14,7 @@ from helpers.pieces import PIECES
 from helpers.programs import NARROW, NUMBERED, Case, Program, Sample, cases, check, step, tolerance
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-MANY = int(os.environ.get("NTT_EQX_PROGRAMS", "100"))
+MANY = int(os.environ.get("NTT_EQX_PROGRAMS", "60"))
 
 pytestmark = pytest.mark.usefixtures("gathers", "x64")
 
