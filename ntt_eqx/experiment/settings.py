@@ -124,7 +124,7 @@ class TrainingSettings:
             return Recipe(**fields)
         except ValueError as error:
             said = str(error).removeprefix("Recipe: ")
-            raise ExperimentError(f"training.{said}") from None
+            raise ExperimentError(f"training: {said}") from None
 
 
 @dataclasses.dataclass(frozen=True)
