@@ -1,4 +1,4 @@
-"""What each export format costs: bytes, gzip, milliseconds of 1 and 64 samples, exactness.
+"""Measure each export format: bytes, gzip, milliseconds of 1 and 64 samples, exactness.
 
     taskset -c 0 python benchmarks/export_formats.py
 

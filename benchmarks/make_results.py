@@ -119,15 +119,24 @@ def fair_values(row: tuple[str, str, str, str | None, str], density: float) -> l
     return values(found, method=method, scope=scope, density=density if scope else 1.0)
 
 
+def fair_cells(
+    row: tuple[str, str, str, str | None, str], densities: Iterable[float], between: str
+) -> tuple[list[str], int]:
+    """Mean and standard error of a row at each density, and the number of its seeds."""
+    of_each = [fair_values(row, density) for density in densities]
+    errors = [statistics.stdev(found) / len(found) ** 0.5 for found in of_each]
+    pairs = zip(of_each, errors, strict=True)
+    return [f"{mean(v):.1f}{between}{error:.1f}" for v, error in pairs], len(of_each[0])
+
+
 def fair_table(*densities: float) -> str:
     """Each method with the shares of its authors, and random masks with ERK's; standard errors."""
     rows = []
     for row in FAIR:
         method, name, _, scope, mask = row
-        of_each = [fair_values(row, density) for density in densities]
-        cells = [f"{mean(v):.1f} ± {statistics.stdev(v) / len(v) ** 0.5:.1f}" for v in of_each]
+        cells, seeds = fair_cells(row, densities, " ± ")
         shares = SHARES[mask or scope]
-        rows.append([name, shares, LABELS.get(method, "no"), *cells, str(len(of_each[0]))])
+        rows.append([name, shares, LABELS.get(method, "no"), *cells, str(seeds)])
     header = ["method", "shares of the layers", "labels"]
     header += [f"{100 * density:g} %" for density in densities] + ["seeds"]
     return table(header, [False] * 3 + [True] * (len(densities) + 1), rows)
@@ -138,8 +147,7 @@ def readme_table(*densities: float) -> str:
     rows = []
     for row in FAIR:
         _, name, _, scope, mask = row
-        of_each = [fair_values(row, density) for density in densities]
-        cells = [f"{mean(v):.1f}±{statistics.stdev(v) / len(v) ** 0.5:.1f}" for v in of_each]
+        cells, _ = fair_cells(row, densities, "±")
         shares = {"global": "global", "layer": "uniform", None: "–", "erk": "ERK"}[mask or scope]
         rows.append([f"{name.split(',')[0]}, {shares}" if scope else name, *cells])
     header = ["method, shares", *(f"{100 * density:g} %" for density in densities)]

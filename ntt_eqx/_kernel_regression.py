@@ -196,11 +196,11 @@ class KernelGP(eqx.Module):
                 f"KernelGP: cross and prior must be kernels of one form and of the same new "
                 f"samples, got shapes {cross.shape} and {prior.shape}."
             )
-        columns = _by_problem(cross).swapaxes(1, 2)
+        columns = by_problem(cross).swapaxes(1, 2)
         solve = jax.vmap(lambda factor, b: jsl.solve_triangular(factor, b, lower=True))
         half = solve(self.factors, columns)  # L^-1 Theta*^T
         known = jnp.einsum("prm,prs->pms", half, half, precision=jax.lax.Precision.HIGHEST)
-        left = _by_problem(prior) - known
+        left = by_problem(prior) - known
         if prior.ndim == 3:
             return mean, left.transpose(1, 2, 0)
         if prior.ndim == 2:
@@ -248,12 +248,12 @@ def fit_kernel_gp(
     ridge = fit_kernel_ridge(theta, targets, ridge=noise, jitter=jitter)
     theta = symmetric_kernel("fit_kernel_gp", theta)
     added = noise + _jitter("fit_kernel_gp", theta, jitter)
-    kernels = _by_problem(theta)
+    kernels = by_problem(theta)
     kernels = kernels + added * jnp.eye(kernels.shape[1], dtype=theta.dtype)[None]
     return KernelGP(ridge, jnp.linalg.cholesky(kernels))
 
 
-def _by_problem(theta: Array) -> Float[Array, "problems rows columns"]:
+def by_problem(theta: Array) -> Float[Array, "problems rows columns"]:
     """One matrix for all outputs together, or one for each output."""
     return theta.transpose(2, 0, 1) if theta.ndim == 3 else kernel_matrix(theta)[None]
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from ._batch import as_array
 from ._checks import check_count, check_finite
-from ._kernel_regression import KernelRidge, kernel_matrix, symmetric_kernel
+from ._kernel_regression import KernelRidge, by_problem, symmetric_kernel
 from ._ntk import NTKOperator
 from ._parameters import Fixed, partition_parameters
 from ._sparse import SparseModel
@@ -107,7 +107,7 @@ class MSEPath(eqx.Module):
     learning_rate: float | None = eqx.field(static=True)
 
     def __call__(self, time: Any) -> KernelRidge:
-        """What training has changed after some time, as a function of a kernel.
+        """The change that training has made after some time, as a function of a kernel.
 
         Args:
             time: `>= 0`; of gradient flow the time, otherwise the number of steps, an integer. It
@@ -173,10 +173,10 @@ def mse_path(
         _check_positive(caller, "learning_rate", learning_rate)
         learning_rate = float(learning_rate)
     n, k = residuals.shape
+    kernels = by_problem(theta)
     if theta.ndim == 3:
-        kernels, columns = theta.transpose(2, 0, 1), residuals.T[..., None]
+        columns = residuals.T[..., None]
     else:
-        kernels = kernel_matrix(theta)[None]
         columns = residuals.reshape(1, kernels.shape[1], -1)
     eigenvalues, vectors = jnp.linalg.eigh(kernels)
     columns = jnp.einsum("prs,prc->psc", vectors, columns, precision="highest")

@@ -222,7 +222,7 @@ def hold_each(supports: Sequence[GatheredRows], masks: MaskBits) -> Bool[Array, 
         rows, columns = support.rows[:, None], support.columns
         used = (0 <= rows) & (rows < i) & (0 <= columns) & (columns < j)
         inside = (0 <= rows) & (rows <= i) & (0 <= columns) & (columns <= j)
-        # What lies outside is before all others, and so not in order.
+        # Places outside come before all others, so they are not in order.
         order = jnp.where(inside, first + rows * (j + 1) + columns, -2)
         places.append(jnp.where(used, start + rows * j + columns, 0).reshape(-1))
         orders.append(order.reshape(-1))

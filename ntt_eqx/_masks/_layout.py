@@ -70,7 +70,7 @@ class InLayout(AbstractPattern):
         return mask.reshape([shape[axis] for axis in order]).transpose(inverse)
 
     def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-        """Those that the pattern spares, in the order of the layouts."""
+        """The weights that the pattern spares, in the order of the layouts."""
         known = [name for name, _ in self.layouts if name in shapes]
         names = known + [name for name in shapes if name not in known]
         return self.pattern.spared({name: self._order(shapes[name], name)[1] for name in names})

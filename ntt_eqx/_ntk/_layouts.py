@@ -62,7 +62,7 @@ def _layout(layer: Layer) -> str | None:
 
 
 def _letter(layer: Layer, axis: int) -> str:
-    """What changes with the place along an axis: the output, the input or the tap of a window."""
+    """The quantity that an axis counts: outputs, inputs, or taps of a window."""
     shape = layer.view.shape
     if shape[axis] == 1:
         return "1"

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from .._parameters import parameter_marks
 from .._program import bind, is_call, read, run, unfold
 from .._sparse import _NORMALISATIONS
+from .._types import at_trace_time
 
 _CONTROL = ("scan", "while", "cond")
 _COMPARISONS = ("gt", "ge", "lt", "le")
@@ -139,7 +140,7 @@ def _run(model: PyTree, x: Array, decide: Callable[[Array], Array]) -> Array:
 def _evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
     if any(isinstance(value, Tracer) for value in values):
         return bind(eqn, values)
-    with jax.ensure_compile_time_eval():  # a constant stays one: a maximum with it is recognised
+    with at_trace_time():  # a constant stays one: a maximum with it is recognised
         return bind(eqn, values)
 
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 from helpers.comparison import every_array, random_mask, relative_error, weighted_sum
 from helpers.interpreter import interpreted
+from helpers.tiers import default_only
 from helpers.zoo_today import ZOO
 
 import ntt_eqx as ntt
@@ -22,7 +23,7 @@ LONG = ("mobilenet, squeeze-excitation", "u-net", "perceiver", "mamba, scan", "m
 
 # Of these 20 steps are taken, not of all: a step is compiled, for seconds.
 every_model = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in ZOO]
+    "name", default_only(ZOO, *(name for name in ZOO if name not in LONG))
 )
 
 

@@ -27,14 +27,14 @@ class StreamedTangentForm(AbstractWholeForm[LayerFactors]):
     def cost(self, sizes: Sizes, kept: int = 0) -> Cost:
         """The tangents of all samples, and their products for all pairs."""
         layer, n, m, r = self.layer, sizes.n, sizes.m, sizes.directions
-        rows, width, s = layer.groups * layer.features, layer.inputs, layer.positions
+        rows, width, s = layer.features, layer.inputs, layer.positions
         # The cotangents in another order, and tangents of one feature with their weighted copy.
         per_sample = r * rows * s + 2 * r * width
         return cost_of_numbers(
             sizes,
             flops=2 * (n + m) * r * rows * width * s + 2 * n * m * sizes.entries * rows * width,
             layer_flops=2 * rows * width * s,
-            stored=s * (r * rows + layer.groups * (width + (layer.bias is not None))),
+            stored=s * (r * rows + width + (layer.bias is not None)),
             per_row=per_sample,
             per_column=per_sample,
             # The metric as numbers. Features are taken in blocks of BLOCK_BYTES of tangents.
@@ -57,9 +57,6 @@ class StreamedTangentForm(AbstractWholeForm[LayerFactors]):
         precision: Precision,
     ) -> Array:
         """See `AbstractForm`."""
-        assert outputs == "full"  # otherwise `plan_layer` keeps tangents
-        total = 0.0
-        for g in range(self.layer.groups):
-            c = None if metric is None else metric.values[g]
-            total = total + masked_tangent_ntk(*one.group(g), *two.group(g), c, precision=precision)
-        return total  # pyright: ignore[reportReturnType]
+        assert outputs == "full" and self.layer.groups == 1  # `plan_layer` keeps tangents otherwise
+        c = None if metric is None else metric.values[0]
+        return masked_tangent_ntk(*one.group(0), *two.group(0), c, precision=precision)
