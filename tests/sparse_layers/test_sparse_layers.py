@@ -16,6 +16,7 @@ from ntt_eqx._sparse_layers._index import KeptIndex, group_sizes
 pytestmark = pytest.mark.usefixtures("x64")
 
 everything = lambda path, layer: True
+slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
 
 
 def with_masks(model, draw):
@@ -85,7 +86,14 @@ def assert_same(sparse, x):
 
 @pytest.mark.parametrize(
     "shape, density",
-    [((1, 1), 1.0), ((1, 7), 0.5), ((9, 1), 0.5), ((5, 4), 0.0), ((5, 4), 1.0), ((30, 40), 0.1)],
+    [
+        ((1, 1), 1.0),
+        slow((1, 7), 0.5),
+        slow((9, 1), 0.5),
+        ((5, 4), 0.0),
+        slow((5, 4), 1.0),
+        ((30, 40), 0.1),
+    ],
 )
 def test_a_dense_layer(shape, density, getkey):
     layer = eqx.nn.Linear(shape[1], shape[0], use_bias=density != 0.5, key=getkey())
@@ -147,18 +155,23 @@ CONVOLUTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("conv, shape", CONVOLUTIONS)
 @pytest.mark.parametrize(
-    "density",
-    [0.3, *(pytest.param(d, marks=pytest.mark.slow) for d in (0.0, 1.0))],
+    "number, density",
+    [
+        (1, 0.3),
+        (2, 0.3),
+        *(slow(n, 0.3) for n in (0, 3, 4, 5)),
+        *(slow(n, density) for n in range(6) for density in (0.0, 1.0)),
+    ],
 )
-def test_a_convolution(conv, shape, density, getkey):
+def test_a_convolution(number, density, getkey):
+    conv, shape = CONVOLUTIONS[number]
     widen = lambda leaf: leaf.astype(jnp.float64) if eqx.is_inexact_array(leaf) else leaf
     conv = jax.tree.map(widen, conv)
     assert_same(with_masks(conv, scattered(density)), jax.random.normal(getkey(), (2, *shape)))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.data())
 def test_an_index_of_any_mask(data):
     rows, columns = data.draw(st.integers(0, 40)), data.draw(st.integers(0, 40))
@@ -211,7 +224,7 @@ def net(getkey):
 @pytest.mark.parametrize(
     "optimizer",
     [
-        optax.sgd(0.1, momentum=0.9),
+        slow(optax.sgd(0.1, momentum=0.9)),
         optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2, weight_decay=1e-2)),
     ],
     ids=["sgd", "adamw"],
@@ -249,7 +262,8 @@ def test_decay_of_a_recipe(net, getkey):
     assert marked == [v.shape for v in values]
     recipe = ntt.Recipe(weight_decay=0.5, optimizer="sgd", momentum=0.9)
     batch = (jax.random.normal(getkey(), (20, 1, 4, 4)), jnp.arange(20) % 5)
-    steps = [ntt.train_step(recipe.init(m, 3), batch)[0].model for m in (net, layers)]
+    step = eqx.filter_jit(ntt.train_step)
+    steps = [step(recipe.init(m, 3), batch)[0].model for m in (net, layers)]
     one, two = steps[0], ntt.masked_layers(steps[1])
     close(two.to_dense().hidden.weight, one.to_dense().hidden.weight)
     close(two.to_dense().hidden.bias, one.to_dense().hidden.bias)
@@ -288,16 +302,21 @@ def test_transformations_in_every_order(net, getkey):
     loss = lambda model, x: jnp.sum(jnp.sin(model(x)))
     hessian = lambda model: jax.jit(jax.vmap(jax.hessian(lambda x: loss(model, x))))(x)
     close(hessian(layers), hessian(net))
-    carried = lambda model: jax.lax.scan(lambda c, x: (c + loss(model, x), model(x)), 0.0, x)
+    carried = eqx.filter_jit(
+        lambda model: jax.lax.scan(lambda c, x: (c + loss(model, x), None), 0.0, x)
+    )
     close(carried(layers)[0], carried(net)[0])
     remat = jax.grad(lambda x: jnp.sum(jax.vmap(jax.checkpoint(lambda x: loss(layers, x)))(x)))
-    close(remat(x), jax.grad(lambda x: jnp.sum(jax.vmap(lambda x: loss(net, x))(x)))(x))
+    plain = jax.grad(lambda x: jnp.sum(jax.vmap(lambda x: loss(net, x))(x)))
+    close(jax.jit(remat)(x), jax.jit(plain)(x))
     times = lambda model, t: jax.tree.map(lambda a: a * t if eqx.is_inexact_array(a) else a, model)
-    twice = lambda model: jax.vmap(lambda t: jax.vmap(times(model, t))(x))(jnp.array([1.0, 2.0]))
+    twice = eqx.filter_jit(
+        lambda model: jax.vmap(lambda t: jax.vmap(times(model, t))(x))(jnp.array([1.0, 2.0]))
+    )
     close(twice(layers), twice(net))
     by_values = lambda model, t: loss(times(model, t), x[0])
     for derivative in (jax.grad, jax.jacfwd, lambda f: jax.grad(jax.grad(f))):
-        one, two = (derivative(lambda t, m=m: by_values(m, t))(1.5) for m in (layers, net))
+        one, two = (jax.jit(derivative(lambda t, m=m: by_values(m, t)))(1.5) for m in (layers, net))
         close(one, two)
 
 
@@ -323,7 +342,7 @@ def test_the_kernel(net, getkey):
     assert ".hidden.values" in str(ntt.explain(layers, x))
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+@pytest.mark.parametrize("dtype, tolerance", [slow(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
 def test_narrow_models(dtype, tolerance, getkey):
     """In their own dtype, with sums in float32."""
     layer = eqx.nn.Linear(40, 30, dtype=dtype, key=getkey())
@@ -338,6 +357,7 @@ def test_narrow_models(dtype, tolerance, getkey):
     close(got.model.values.astype(jnp.float32), wanted.astype(jnp.float32), tolerance)
 
 
+@pytest.mark.slow
 def test_after_compaction(getkey):
     model = ntt.models.LeNet300100((1, 4, 4), key=getkey())
     sparse = with_masks(model, scattered(0.1))
