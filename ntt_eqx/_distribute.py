@@ -249,6 +249,21 @@ def left_to_xla(function: Callable[..., Out], *arguments: Any, like: PyTree = No
     return eqx.combine(call(arrays), others[-1])
 
 
+def is_sharded(x: Array) -> bool:
+    """Whether an array may be sharded over several devices, as far as can be known here.
+
+    The type of an array on Explicit axes tells, and a concrete array does. A traced array on Auto
+    axes may be sharded where the current layout leaves axes to XLA.
+    """
+    if isinstance(x, Tracer):
+        spec = getattr(jax.typeof(x).sharding, "spec", ())
+        layout = layout_in_use()
+        left = layout is not None and set(layout.mesh.axis_names) > set(layout.axes)
+        return left or any(axis is not None for axis in spec)
+    sharding = getattr(x, "sharding", None)
+    return sharding is not None and not sharding.is_fully_replicated
+
+
 def _explicit_mesh(arrays: PyTree) -> Any | None:
     """The current mesh if it has Explicit axes; without a mesh, the one that the arrays name."""
     current = jax.sharding.get_abstract_mesh()

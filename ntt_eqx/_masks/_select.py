@@ -2,14 +2,16 @@
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
+
+from .._distribute import is_sharded
 
 # XLA on CPU sums over an axis of more than 32 entries in several passes, each a function of its
 # own to compile.
@@ -31,7 +33,6 @@ def select(
     return select_each([scores], [count], lenient=lenient)[0]
 
 
-@functools.partial(jax.jit, static_argnames="lenient")
 def select_each(
     scores: Sequence[Float[Array, "..."]], counts: Sequence[Any], *, lenient: bool = False
 ) -> list[tuple[Bool[Array, "..."], Bool[Array, ""]]]:
@@ -43,7 +44,8 @@ def select_each(
     many may be settled so.
 
     One pair of loops serves all arrays, because XLA takes half a second to compile a pair: the
-    arrays lie side by side in blocks, and each block has the threshold of its array.
+    arrays lie side by side in blocks, and each block has the threshold of its array. An array that
+    is sharded stays where it is, beside the blocks.
 
     **Arguments:**
 
@@ -54,64 +56,99 @@ def select_each(
     **Returns:**
 
     For each array a boolean one with `count` entries `True`, and whether its scores cannot rank the
-    entries.
+    entries. A mask is sharded like its scores.
     """
+    sharded = tuple(is_sharded(leaf) for leaf in scores)
+    return _select_each(list(scores), list(counts), lenient, sharded)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _select_each(
+    scores: list[Float[Array, "..."]], counts: list[Any], lenient: bool, sharded: tuple[bool, ...]
+) -> list[tuple[Bool[Array, "..."], Bool[Array, ""]]]:
     found: list[Any] = [None] * len(scores)
     for dtype in dict.fromkeys(leaf.dtype for leaf in scores):
         chosen = [n for n, leaf in enumerate(scores) if leaf.dtype == dtype]
         wanted = jnp.stack([jnp.asarray(counts[n], jnp.int32) for n in chosen])
-        alike = _select_alike([scores[n] for n in chosen], wanted, lenient)
-        for n, marked in zip(chosen, alike, strict=True):
-            found[n] = marked
+        alike = [scores[n] for n in chosen]
+        marked = _select_alike(alike, wanted, lenient, [sharded[n] for n in chosen])
+        for n, one in zip(chosen, marked, strict=True):
+            found[n] = one
     return found
 
 
+class _Entries(NamedTuple):
+    """Entries of one or several arrays, and whose they are.
+
+    Attributes:
+        keys: the order of their scores: an array as it is, or blocks of several arrays. What fills
+            a block has the key 0, which is below each threshold that is tried.
+        index: the index of each in its array.
+        owner: the array of each block; of an array as it is, its own number.
+    """
+
+    keys: Array
+    index: Array
+    owner: np.ndarray
+
+    def of_owner(self, values: Array) -> Array:
+        """To each entry the value of its array."""
+        if self.owner.ndim == 0:
+            return values[int(self.owner)]
+        return values.at[self.owner].get(mode="promise_in_bounds")[:, None, None]
+
+    def how_many(self, marks: Array, arrays: int) -> Int[Array, " arrays"]:
+        """Marks of the entries of each of the `arrays` arrays."""
+        owns = np.arange(arrays)[:, None] == np.atleast_1d(self.owner)
+        axes = (1, 2) if self.owner.ndim else None
+        sums = jnp.sum(marks, axis=axes, dtype=jnp.int32)
+        return jnp.sum(jnp.where(owns, sums, 0), axis=1, dtype=jnp.int32)
+
+
 def _select_alike(
-    scores: list[Float[Array, "..."]], count: Int[Array, " arrays"], lenient: bool
+    scores: list[Float[Array, "..."]],
+    count: Int[Array, " arrays"],
+    lenient: bool,
+    sharded: list[bool],
 ) -> list[tuple[Bool[Array, "..."], Bool[Array, ""]]]:
     """`select_each` for arrays of one dtype."""
-    sizes = [leaf.size for leaf in scores]
-    blocks = [-(-size // math.prod(_BLOCK)) for size in sizes]
-    keys = _in_blocks([order_keys(leaf.reshape(-1)) for leaf in scores], blocks)
-    owner = np.repeat(np.arange(len(sizes), dtype=np.int32), blocks)
-    owns = np.arange(len(sizes))[:, None] == owner
-    # the index of each entry in its array
-    first = np.concatenate([np.arange(many, dtype=np.int32) for many in blocks])
-    within = lax.iota(jnp.int32, math.prod(_BLOCK)).reshape(1, *_BLOCK)
-    index = (np.int32(math.prod(_BLOCK)) * first)[:, None, None] + within
-    of_block = lambda values: values.at[owner].get(mode="promise_in_bounds")[:, None, None]
-    how_many = lambda marks: jnp.sum(
-        jnp.where(owns, jnp.sum(marks, axis=(1, 2), dtype=jnp.int32)[None], 0),
-        axis=1,
-        dtype=jnp.int32,
-    )
-    width = jnp.iinfo(keys.dtype).bits
+    together = [n for n, apart in enumerate(sharded) if not apart]
+    groups = [_in_blocks(scores, together)] if together else []
+    groups += [_as_it_is(scores[n], n) for n, apart in enumerate(sharded) if apart]
+    sizes = jnp.asarray([leaf.size for leaf in scores], jnp.int32)
+    key_of, width = groups[0].keys.dtype, jnp.iinfo(groups[0].keys.dtype).bits
 
-    # the largest threshold t with #{keys >= t} >= count, found from its highest bit down; what
-    # fills a block has the key 0, which is below each threshold that is tried
+    def how_many(marks: Callable[[_Entries], Array]) -> Int[Array, " arrays"]:
+        return jnp.sum(jnp.stack([g.how_many(marks(g), len(scores)) for g in groups]), axis=0)
+
+    # the largest threshold t with #{keys >= t} >= count, found from its highest bit down
     def set_value_bit(i: Array, threshold: Array) -> Array:
-        tried = threshold | lax.shift_left(keys.dtype.type(1), (width - 1 - i).astype(keys.dtype))
-        return jnp.where(how_many(keys >= of_block(tried)) >= count, tried, threshold)
+        tried = threshold | lax.shift_left(key_of.type(1), (width - 1 - i).astype(key_of))
+        enough = how_many(lambda group: group.keys >= group.of_owner(tried)) >= count
+        return jnp.where(enough, tried, threshold)
 
-    threshold = lax.fori_loop(0, width, set_value_bit, jnp.zeros(len(sizes), keys.dtype))
-    above = keys > of_block(threshold)
-    ties = (keys == of_block(threshold)) & (index < of_block(jnp.asarray(sizes, jnp.int32)))
+    threshold = lax.fori_loop(0, width, set_value_bit, jnp.zeros(len(scores), key_of))
+    is_above = lambda group: group.keys > group.of_owner(threshold)
+    is_tied = lambda group: (
+        (group.keys == group.of_owner(threshold)) & (group.index < group.of_owner(sizes))
+    )
     lowest, highest = _infinities(scores[0].dtype)
-    wanted, tied, finite = count - how_many(above), how_many(ties), how_many(keys > lowest)
+    wanted, tied = count - how_many(is_above), how_many(is_tied)
+    finite = how_many(lambda group: group.keys > lowest)
 
     # the largest bound b with #{ties at an index < b} <= wanted
-    index_width = max(sizes).bit_length()
+    index_width = max(leaf.size for leaf in scores).bit_length()
 
     def set_index_bit(i: Array, bound: Array) -> Array:
         tried = bound | lax.shift_left(jnp.int32(1), (index_width - 1 - i).astype(jnp.int32))
-        return jnp.where(how_many(ties & (index < of_block(tried))) <= wanted, tried, bound)
+        within = how_many(lambda group: is_tied(group) & (group.index < group.of_owner(tried)))
+        return jnp.where(within <= wanted, tried, bound)
 
     bound = lax.cond(
         jnp.any(tied > wanted),
-        lambda: lax.fori_loop(0, index_width, set_index_bit, jnp.zeros(len(sizes), jnp.int32)),
-        lambda: jnp.asarray(sizes, jnp.int32),
+        lambda: lax.fori_loop(0, index_width, set_index_bit, jnp.zeros(len(scores), jnp.int32)),
+        lambda: sizes,
     )
-    marks = (above | (ties & (index < of_block(bound)))).reshape(-1)
     left = tied - wanted
     is_open = (wanted > 0) & (left > 0)
     decided = jnp.minimum(wanted, left) if lenient else tied
@@ -119,20 +156,46 @@ def _select_alike(
     separated = finite - jnp.where(threshold > lowest, tied, 0)
     endless = (threshold <= lowest) | (threshold >= highest)
     unranked = is_open & ((decided > separated) | endless)
-    starts = np.cumsum([0, *blocks]) * math.prod(_BLOCK)
-    return [
-        (marks[start : start + leaf.size].reshape(leaf.shape), unranked[n])
-        for n, (start, leaf) in enumerate(zip(starts, scores, strict=False))
-    ]
+
+    found: list[Any] = [None] * len(scores)
+    for group in groups:
+        marks = is_above(group) | (is_tied(group) & (group.index < group.of_owner(bound)))
+        if group.owner.ndim == 0:
+            found[int(group.owner)] = marks
+            continue
+        start, marks = 0, marks.reshape(-1)
+        for n in together:
+            found[n] = marks[start : start + scores[n].size].reshape(scores[n].shape)
+            start += _blocks(scores[n]) * math.prod(_BLOCK)
+    return [(marks, unranked[n]) for n, marks in enumerate(found)]
 
 
-def _in_blocks(arrays: list[Array], blocks: list[int]) -> Array:
-    """The arrays one behind the other in a `[blocks, *_BLOCK]`, each filled up with zeros."""
-    parts = []
-    for array, count in zip(arrays, blocks, strict=True):
-        missing = count * math.prod(_BLOCK) - array.size
-        parts += [array, jnp.zeros(missing, array.dtype)] if missing else [array]
-    return jnp.concatenate(parts).reshape(sum(blocks), *_BLOCK)
+def _as_it_is(scores: Float[Array, "..."], owner: int) -> _Entries:
+    index = jnp.zeros(scores.shape, jnp.int32)
+    for axis in range(scores.ndim):
+        step = np.int32(math.prod(scores.shape[axis + 1 :]))
+        index += step * lax.broadcasted_iota(jnp.int32, scores.shape, axis)
+    return _Entries(order_keys(scores), index, np.asarray(owner))
+
+
+def _in_blocks(scores: list[Float[Array, "..."]], chosen: list[int]) -> _Entries:
+    """The chosen arrays in a `[blocks, *_BLOCK]`, each filled up with zeros."""
+    parts, blocks = [], [_blocks(scores[n]) for n in chosen]
+    for n, many in zip(chosen, blocks, strict=True):
+        keys = order_keys(scores[n].reshape(-1))
+        missing = many * math.prod(_BLOCK) - keys.size
+        parts += [keys, jnp.zeros(missing, keys.dtype)] if missing else [keys]
+    first = np.concatenate([np.arange(many, dtype=np.int32) for many in blocks])
+    within = lax.iota(jnp.int32, math.prod(_BLOCK)).reshape(1, *_BLOCK)
+    return _Entries(
+        jnp.concatenate(parts).reshape(sum(blocks), *_BLOCK),
+        (np.int32(math.prod(_BLOCK)) * first)[:, None, None] + within,
+        np.repeat(np.asarray(chosen, np.int32), blocks),
+    )
+
+
+def _blocks(scores: Float[Array, "..."]) -> int:
+    return -(-scores.size // math.prod(_BLOCK))
 
 
 def by_index(
