@@ -119,7 +119,8 @@ def _select_alike(
     key_of, width = groups[0].keys.dtype, jnp.iinfo(groups[0].keys.dtype).bits
 
     def how_many(marks: Callable[[_Entries], Array]) -> Int[Array, " arrays"]:
-        return jnp.sum(jnp.stack([g.how_many(marks(g), len(scores)) for g in groups]), axis=0)
+        counted = jnp.stack([g.how_many(marks(g), len(scores)) for g in groups])
+        return jnp.sum(counted, axis=0, dtype=jnp.int32)
 
     # the largest threshold t with #{keys >= t} >= count, found from its highest bit down
     def set_value_bit(i: Array, threshold: Array) -> Array:
@@ -189,7 +190,7 @@ def _in_blocks(scores: list[Float[Array, "..."]], chosen: list[int]) -> _Entries
     within = lax.iota(jnp.int32, math.prod(_BLOCK)).reshape(1, *_BLOCK)
     return _Entries(
         jnp.concatenate(parts).reshape(sum(blocks), *_BLOCK),
-        (np.int32(math.prod(_BLOCK)) * first)[:, None, None] + within,
+        jnp.asarray(np.int32(math.prod(_BLOCK)) * first)[:, None, None] + within,
         np.repeat(np.asarray(chosen, np.int32), blocks),
     )
 
