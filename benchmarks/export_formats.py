@@ -8,6 +8,7 @@ on one core; the ratios are to it.
 
 import argparse
 import gzip
+import json
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from make_speed import formats_table
 
 import ntt_eqx as ntt
 from ntt_eqx.export._format import BATCHES, AbstractFormat, timed
@@ -62,6 +64,7 @@ FORMATS: dict[str, AbstractFormat] = {
 
 
 def measure(title):
+    """One row a format; the last one is the file of the masked network itself."""
     build, shape, prune, density = CASES[title]
     sparse = prune(build(key=jax.random.key(0)), density)
     x = jax.random.normal(jax.random.key(1), (64, *shape))
@@ -69,38 +72,47 @@ def measure(title):
     outputs = jax.jit(jax.vmap(plain))(x)
     found = ntt.compact(sparse, x[:8])
     small = eqx.nn.inference_mode(found.model.to_dense())
-    print(f"\n{title}: {found.parameters:,} parameters, compacted {found.compact_parameters:,}\n")
-    print("| format | bytes | gzip | 1 (ms) | 64 (ms) | 1 (times) | 64 (times) | difference |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     contents = {"onnx, dense": Onnx().encode("benchmark", plain, x)}
     forms = {"onnx, dense": FORMATS["onnx"], **FORMATS}
     for name, form in FORMATS.items():
         contents[name] = form.encode("benchmark", small, x)
     runs = {name: forms[name].load("benchmark", content) for name, content in contents.items()}
     times = dict(zip(runs, timed(list(runs.values()), np.asarray(x)), strict=True))
-    dense = times["onnx, dense"]
-    for name, content in contents.items():
-        ms = [f"{times[name][n]:.3g}" for n in BATCHES]
-        ratios = [f"{dense[n] / times[name][n]:.2f}" for n in BATCHES]
-        difference = float(jnp.abs(runs[name](np.asarray(x)) - outputs).max())
-        sizes = f"{len(content):,} | {len(gzip.compress(content)):,}"
-        print(f"| {name} | {sizes} | {' | '.join([*ms, *ratios])} | {difference:.1g} |", flush=True)
-    dense_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(plain, eqx.is_array)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.safetensors"
         ntt.export.save_safetensors(path, sparse)
-        content = path.read_bytes()
-    share = f"{100 * len(content) / dense_bytes:.1f} %"
-    print(f"\nsafetensors: {len(content):,} bytes ({share}), gzip {len(gzip.compress(content)):,}")
+        contents["safetensors, masked"] = path.read_bytes()
+
+    def row(name):
+        size = {"bytes": len(contents[name]), "gzip": len(gzip.compress(contents[name]))}
+        if name not in runs:
+            return {"format": name, **size}
+        difference = float(jnp.abs(runs[name](np.asarray(x)) - outputs).max())
+        ms = {str(n): times[name][n] for n in BATCHES}
+        return {"format": name, **size, "ms": ms, "difference": difference}
+
+    return {
+        "case": title,
+        "parameters": found.parameters,
+        "compacted": found.compact_parameters,
+        "rows": [row(name) for name in contents],
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="part of a network's name")
-    only = parser.parse_args().only
+    parser.add_argument("--json", metavar="FILE", help="write all rows")
+    options = parser.parse_args()
+    cases = []
     for title in CASES:
-        if only is None or only in title:
-            measure(title)
+        if options.only is None or options.only in title:
+            cases.append(measure(title))
+            print(f"\n{formats_table(cases[-1])}", flush=True)
+    if options.json:
+        Path(options.json).write_text(
+            json.dumps({"jax": jax.__version__, "cases": cases}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -212,8 +212,9 @@ def jacobian_step(optimizer: Any, model: Any, x: Any) -> tuple[Callable[[Any], A
 
     sparse = ntt.prune(model, ntt.scores.Magnitude(), 0.03)
     weights, rest = eqx.partition(model, eqx.is_inexact_array)
+    unpruned = lambda w: None if w is None else jnp.ones(w.shape, bool)
     masks = jax.tree.map(
-        lambda w, m: jnp.ones(w.shape, bool) if m is None else m,
+        lambda w, m: unpruned(w) if m is None else m,
         weights,
         eqx.filter(sparse.mask, eqx.is_array),
         is_leaf=lambda leaf: leaf is None,

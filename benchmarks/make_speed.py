@@ -233,6 +233,37 @@ def many_table() -> str:
     return "\n".join(lines)
 
 
+def formats_table(case: dict[str, Any]) -> str:
+    """The exports of one network, as `export_formats.py` measured them."""
+    dense = case["rows"][0]["ms"]
+    names = ["format", "bytes", "gzip", *(f"{n} (ms)" for n in dense)]
+    names += [*(f"{n} (times)" for n in dense), "difference"]
+    lines = [line(names), line(["---"] + ["---:"] * (len(names) - 1))]
+    for row in case["rows"]:
+        cells = [row["format"], f"{row['bytes']:,}", f"{row['gzip']:,}"]
+        ms = row.get("ms", {})
+        cells += [f"{ms[n]:.3g}" if ms else "" for n in dense]
+        cells += [f"{dense[n] / ms[n]:.1f}" if ms else "" for n in dense]
+        cells += [f"{row['difference']:.0e}" if ms else ""]
+        lines.append(line(cells))
+    counts = f"{case['parameters']:,} parameters, {case['compacted']:,} after `compact`"
+    return "\n".join([f"{case['case']}: {counts}", "", *lines])
+
+
+def sparse_layers_table(rows: list[Row]) -> str:
+    """Training on kept weights beside the dense and the masked network."""
+    names = ["network", "density", "dense (ms)", "masked (ms)", "kept (ms)", "dense / kept"]
+    names += ["masked / kept", "state / dense weights"]
+    lines = [line(names), line(["---"] + ["---:"] * (len(names) - 1))]
+    for row in rows:
+        dense, masked, kept = (row["step"][side]["cpu_s"] for side in ("dense", "masked", "sparse"))
+        case = CASES.get(row["case"], f"784-{row['case']}-{row['case']}-10")
+        cells = [case, f"{row['density']:.0%}", *(f"{1000 * s:.1f}" for s in (dense, masked, kept))]
+        cells += [f"{dense / kept:.2f}", f"{masked / kept:.2f}"]
+        lines.append(line([*cells, f"{row['bytes']['sparse'] / row['weight_bytes']:.2f}"]))
+    return "\n".join(lines)
+
+
 def speedups() -> tuple[int, int]:
     """The smallest and the largest speed-up of all rows with the baseline, rounded."""
     rows = load("cpu")["rows"]
@@ -267,6 +298,9 @@ def facts() -> dict[str, str]:
         "h100_products_table": h100_products_table(),
         "h200_products_table": h200_products_table(),
         "compiled_jax": load("compiled_h100")["jax"],
+        "formats_tables": "\n\n".join(formats_table(case) for case in load("formats")["cases"]),
+        "sparse_layers_table": sparse_layers_table(load("sparse_layers")["rows"]),
+        "sparse_jax": load("sparse_layers")["versions"]["jax"],
         "sketch_table": sketch_table(sketch["rows"]),
         "sketch_matmul": " and ".join(
             f"{run['1024']:.0f}" for run in sketch["matmul_gflops_per_s"]
