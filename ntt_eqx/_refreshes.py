@@ -117,8 +117,31 @@ class ScoreRefresh(AbstractPeriodicRefresh):
     until: int | None = eqx.field(static=True, default=None)
 
     def scores(self, view: AbstractRefreshView) -> ScoreTree:
-        """The scores; a random score draws with a new key at each refresh."""
-        return fresh(self.score, view.info.step)(view.student, view.x)
+        """The scores; a random score draws with a new key at each refresh.
+
+        Most scores of a pruned weight are 0, and those of a kept weight whose unit is silent on
+        this batch are 0, too. Between the two the kept one stays.
+        """
+        scores = fresh(self.score, view.info.step)(view.student, view.x)
+        return jax.tree.map(_kept_before_pruned, scores, view.student.mask)
+
+
+def _kept_before_pruned(score: Array, kept: Bool[Array, "..."]) -> Array:
+    least = jnp.finfo(score.dtype).smallest_subnormal
+    return jnp.where(kept & (score == 0), jnp.asarray(least, score.dtype), score)
+
+
+def cannot_rank(caller: str, refresh: AbstractRefresh, step: int, keep: str) -> ValueError:
+    """The error where the refresh after `step` made no mask; `keep` says how to do without one.
+
+    NaN weights make no mask either, so that this is raised only where the weights before the step,
+    and its batch, are finite.
+    """
+    return ValueError(
+        f"{caller}: the scores of {type(refresh).__name__} cannot rank the weights after step "
+        f"{step} (most of a layer equal, zero, infinite or NaN), so that no mask can be taken from "
+        f"them; look at what they measure there, or keep the mask ({keep})."
+    )
 
 
 class RigLRefresh(AbstractPeriodicRefresh):

@@ -16,6 +16,7 @@ from .._examples import as_inference
 from .._fit import History, Progress, Row, drive
 from .._masks import check_collapse
 from .._optimise import copied
+from .._refreshes import cannot_rank, refresh_due
 from .._sparse import SparseModel
 from ._evaluate import evaluate
 from ._objective import CROSS_ENTROPY, Objective, check_start, readable
@@ -172,8 +173,18 @@ def train_steps(
             lambda state, batch: check_start("train", objective, state.model, batch),
             _outputs,
             begin,
+            _behind,
         ),
     )
+
+
+def _behind(state: TrainState, step: int) -> None:
+    dynamic = state.config.dynamic
+    if dynamic is None:
+        return
+    due = bool(refresh_due(dynamic.refresh, dynamic.sparsity, jnp.int32(step)))
+    if due and bool(dynamic.sparsity.lost(state.model.mask)):
+        raise cannot_rank("train", dynamic.refresh, step, "dynamic=None")
 
 
 @eqx.filter_jit(donate="all-except-first")

@@ -17,6 +17,7 @@ from .._distribute import replicate, spread
 from .._examples import as_inference, check_samples
 from .._fit import History, Progress, Row, drive, scalars
 from .._masks import check_collapse
+from .._refreshes import cannot_rank
 from ._given import with_optimizer
 from ._method import check_last_step
 from ._ntt_loss import NTTMetrics, check_halves
@@ -123,21 +124,10 @@ def transfer(
 
 
 def _behind(state: NTTState, step: int) -> None:
-    """Raise `ValueError` where the loss is NaN because the step's refresh made no mask.
-
-    NaN weights make none either, so this is asked only where the weights before the step, and its
-    batch, are finite.
-    """
     method = state.method
-    if not (method.refreshes and bool(method.due(jnp.int32(step)))):
-        return
-    if bool(method.sparsity.lost(state.student.mask)):
-        refresh = type(method.refresh).__name__
-        raise ValueError(
-            f"transfer: the scores of {refresh} cannot rank the weights after step {step} (most of "
-            "a layer equal, zero, infinite or NaN), so that no mask can be taken from them; look "
-            "at what they measure there, or keep the mask (NoRefresh(), mask_every=None)."
-        )
+    due = method.refreshes and bool(method.due(jnp.int32(step)))
+    if due and bool(method.sparsity.lost(state.student.mask)):
+        raise cannot_rank("transfer", method.refresh, step, "NoRefresh(), mask_every=None")
 
 
 def _step(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics, Array]:

@@ -215,6 +215,21 @@ def test_batch_norm_resumes_to_the_bit_and_nothing_is_compiled_again(getkey):
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("score", [ntt.scores.LogitSnip(), ntt.scores.SynFlow()])
+def test_a_silent_unit_keeps_its_weights(score, getkey):
+    """Its weights have the score of pruned ones, 0, and are kept at a constant density."""
+    sparse, sparsity = random_start(getkey(), 0.5)
+    silent = eqx.tree_at(
+        lambda m: m.first.bias, sparse.model, replace_fn=lambda b: b.at[:3].set(-9)
+    )
+    sparse = ntt.SparseModel(silent, sparse.mask)
+    dynamic = ntt.DynamicSparsity(sparsity, ntt.ScoreRefresh(score, every=1))
+    states = run(sparse, dynamic, stream(3))
+    for state in states[1:]:
+        for now, first in zip(masks(state), masks(states[0]), strict=True):
+            np.testing.assert_array_equal(now, first)
+
+
 def test_scores_that_cannot_rank_end_the_run(getkey):
     class Blind(ntt.AbstractRefresh):
         def due(self, step):
@@ -225,7 +240,7 @@ def test_scores_that_cannot_rank_end_the_run(getkey):
 
     sparse, sparsity = random_start(getkey(), 0.5)
     config = ntt.TrainConfig(dynamic=ntt.DynamicSparsity(sparsity, Blind()))
-    with pytest.raises(ntt.DivergenceError, match="step 2"):
+    with pytest.raises(ValueError, match=r"train: the scores of Blind cannot rank .* step 2"):
         ntt.train_steps(ntt.train_init(sparse, config, SGD), stream(3), num_steps=3)
 
 
