@@ -24,6 +24,7 @@ from ._diagnostics import (
 from ._distribute import distribute as distribute
 from ._errors import DivergenceError as DivergenceError
 from ._fit import Progress as Progress, fit as fit
+from ._kernel_alignment import kernel_alignment as kernel_alignment
 from ._kernel_regression import (
     KernelGP as KernelGP,
     KernelRidge as KernelRidge,
@@ -31,6 +32,10 @@ from ._kernel_regression import (
     fit_kernel_ridge as fit_kernel_ridge,
     kernel_eigenvalues as kernel_eigenvalues,
     kernel_matrix as kernel_matrix,
+)
+from ._kernel_solve import (
+    fit_kernel_ridge_cg as fit_kernel_ridge_cg,
+    fit_kernel_ridge_nystrom as fit_kernel_ridge_nystrom,
 )
 from ._linearize import (
     LinearizedModel as LinearizedModel,
@@ -57,9 +62,11 @@ from ._masks import (
 )
 from ._ntk import (
     AbstractLinearUse as AbstractLinearUse,
+    AbstractNTKOperator as AbstractNTKOperator,
     Explanation as Explanation,
     NTKOperator as NTKOperator,
     ParameterCost as ParameterCost,
+    StreamedNTKOperator as StreamedNTKOperator,
     explain as explain,
     ntk as ntk,
     ntk_and_outputs as ntk_and_outputs,
@@ -68,6 +75,7 @@ from ._ntk import (
     ntk_to_zarr as ntk_to_zarr,
     register_linear_use as register_linear_use,
     sketch_directions as sketch_directions,
+    streamed_ntk_operator as streamed_ntk_operator,
     weight_layouts as weight_layouts,
 )
 from ._prunable import (
@@ -100,6 +108,12 @@ from ._sparse_layers import (
     SparseLinear as SparseLinear,
     masked_layers as masked_layers,
     sparse_layers as sparse_layers,
+)
+from ._spectrum import (
+    Eigenpairs as Eigenpairs,
+    SpectralDensity as SpectralDensity,
+    spectral_density as spectral_density,
+    top_eigenpairs as top_eigenpairs,
 )
 from ._stateful import (
     StatefulModel as StatefulModel,

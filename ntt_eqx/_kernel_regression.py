@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from ._batch import as_array
 from ._checks import check_finite, check_weight
+from ._ntk import AbstractNTKOperator
 
 
 def kernel_matrix(theta: Float[Array | np.ndarray, "n m *outputs"]) -> Float[Array, "rows columns"]:
@@ -84,13 +85,17 @@ class KernelRidge(eqx.Module):
 
     dual: Float[Array, "n k"]
 
-    def __call__(self, theta: Float[Array | np.ndarray, "m n *outputs"]) -> Float[Array, "m k"]:
+    def __call__(
+        self, theta: Float[Array | np.ndarray, "m n *outputs"] | AbstractNTKOperator
+    ) -> Float[Array, "m k"]:
         """Predict at M new samples: `sum_nl theta[m, n, k, l] dual[n, l]`.
 
         Args:
             theta: the kernel of the new samples with the training samples, in this order, of the
-                same kind as the one that was fitted.
+                same kind as the one that was fitted; or `ntk_operator(model, new, x)`.
         """
+        if isinstance(theta, AbstractNTKOperator):
+            return theta.mv(self.dual)
         theta = _checked("KernelRidge", theta)
         n, k = self.dual.shape
         if theta.shape[1] != n or any(size != k for size in theta.shape[2:]):

@@ -12,9 +12,17 @@ from ._linear import (
     register_linear_use as register_linear_use,
 )
 from ._ntk import ntk as ntk, ntk_and_outputs as ntk_and_outputs
-from ._operator import NTKOperator as NTKOperator, ntk_operator as ntk_operator
+from ._operator import (
+    AbstractNTKOperator as AbstractNTKOperator,
+    NTKOperator as NTKOperator,
+    ntk_operator as ntk_operator,
+)
 from ._sketch import sketch_directions as sketch_directions
 from ._store import ntk_to_zarr as ntk_to_zarr
+from ._streamed import (
+    StreamedNTKOperator as StreamedNTKOperator,
+    streamed_ntk_operator as streamed_ntk_operator,
+)
 from ._support import (
     check_support as check_support,
     fits_support as fits_support,

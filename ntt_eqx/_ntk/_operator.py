@@ -5,6 +5,7 @@ up over its samples, and one forward for that of the rows. A product takes what 
 on the same samples takes, and memory for one block of samples.
 """
 
+import abc
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +13,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._checks import check_count, sample_of, sample_output
-from .._distribute import left_to_xla, replicate
+from .._distribute import Layout, layout_in_use, left_to_xla, replicate
 from .._errors import require
 from .._stateful import check_warm
 from .._types import KernelKind, wide_dtype, widen
@@ -24,10 +26,51 @@ from ._given import given_batches, given_leaves, given_model
 from ._ntk import ntk
 from ._pairs import default_budget
 from ._plan import dense_and_metric
+from ._tiled import padded
 from ._trace import real_parameters
 
 
-class NTKOperator(eqx.Module):
+class AbstractNTKOperator(eqx.Module):
+    """A kernel between two batches as a linear map, `[M, K] -> [N, K]`, that is never formed."""
+
+    @abc.abstractmethod
+    def mv(self, v: Float[Array | np.ndarray, "m k *r"]) -> Float[Array, "n k *r"]:
+        """The product with a vector `[M, K]`, or with R of them at once, `[M, K, R]`."""
+
+    @abc.abstractmethod
+    def transpose(self) -> "AbstractNTKOperator":
+        """The operator with rows and columns exchanged, `[N, K] -> [M, K]`."""
+
+    @abc.abstractmethod
+    def in_structure(self) -> jax.ShapeDtypeStruct:
+        """Shape `[M, K]` and dtype of the vectors that it takes."""
+
+    @abc.abstractmethod
+    def out_structure(self) -> jax.ShapeDtypeStruct:
+        """Shape `[N, K]` and dtype of the vectors that it gives."""
+
+    @property
+    @abc.abstractmethod
+    def is_symmetric(self) -> bool:
+        """Whether it is the kernel of a batch with itself."""
+
+    def __matmul__(self, v: Float[Array | np.ndarray, "m k *r"]) -> Float[Array, "n k *r"]:
+        """`operator @ v` is `operator.mv(v)`."""
+        return self.mv(v)
+
+    @property
+    def T(self) -> "AbstractNTKOperator":  # noqa: N802
+        """`transpose()`."""
+        return self.transpose()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(N K, M K)`, that of the matrix."""
+        (n, k), (m, _) = self.out_structure().shape, self.in_structure().shape
+        return n * k, m * k
+
+
+class NTKOperator(AbstractNTKOperator):
     """The kernel between two batches as a linear map, `[M, K] -> [N, K]`; `ntk_operator` makes it.
 
     Attributes:
@@ -53,18 +96,7 @@ class NTKOperator(eqx.Module):
 
         It takes and gives the kernel's dtype. `ValueError` for another shape or dtype.
         """
-        like, v = self.in_structure(), jnp.asarray(v)
-        if v.ndim not in (2, 3) or v.shape[:2] != like.shape or v.dtype != like.dtype:
-            m, k = like.shape
-            raise ValueError(
-                f"ntk_operator: mv takes {like.dtype} [{m}, {k}] or [{m}, {k}, R], got "
-                f"{v.dtype}{list(v.shape)}."
-            )
-        return _product(self, v)
-
-    def __matmul__(self, v: Float[Array | np.ndarray, "m k *r"]) -> Float[Array, "n k *r"]:
-        """`operator @ v` is `operator.mv(v)`."""
-        return self.mv(v)
+        return _product(self, given_vectors("ntk_operator", self.in_structure(), v))
 
     def transpose(self) -> "NTKOperator":
         """The operator with rows and columns exchanged, `[N, K] -> [M, K]`."""
@@ -75,15 +107,9 @@ class NTKOperator(eqx.Module):
         return NTKOperator(self.model, one, two, *how)
 
     @property
-    def T(self) -> "NTKOperator":  # noqa: N802
-        """`transpose()`."""
-        return self.transpose()
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(N K, M K)`, that of the matrix."""
-        (n, k), (m, _) = self.out_structure().shape, self.in_structure().shape
-        return n * k, m * k
+    def is_symmetric(self) -> bool:
+        """Whether it is the kernel of a batch with itself."""
+        return self.x2 is None
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
         """Shape `[M, K]` and dtype of the vectors that it takes."""
@@ -104,6 +130,18 @@ class NTKOperator(eqx.Module):
             precision=self.precision,
         )
         return theta.transpose(0, 2, 1, 3).reshape(self.shape)
+
+    def diagonal(self) -> Float[Array, "n k"]:
+        """The diagonal `Theta[n, n, k, k]`, whose sum is the trace.
+
+        It takes the passes of one sample's kernel for each sample. `ValueError` between two
+        batches.
+        """
+        if self.x2 is not None:
+            raise ValueError(
+                "ntk_operator: the diagonal is that of a batch with itself, without x2."
+            )
+        return _diagonal(self)
 
     def lineax(self) -> Any:
         """This as a `lineax.FunctionLinearOperator`, positive semidefinite without an `x2`.
@@ -167,57 +205,131 @@ def ntk_operator(
     return NTKOperator(model, one, two, metric, kernel, batch_size, precision)
 
 
+def given_vectors(caller: str, like: jax.ShapeDtypeStruct, v: Any) -> Array:
+    """A vector `[M, K]` or a block `[M, K, R]`; `ValueError` for another shape or dtype."""
+    v = jnp.asarray(v)
+    if v.ndim not in (2, 3) or v.shape[:2] != like.shape or v.dtype != like.dtype:
+        m, k = like.shape
+        raise ValueError(
+            f"{caller}: mv takes {like.dtype} [{m}, {k}] or [{m}, {k}, R], got "
+            f"{v.dtype}{list(v.shape)}."
+        )
+    return v
+
+
 @eqx.filter_jit
 def _product(operator: NTKOperator, v: Array) -> Array:
-    return left_to_xla(_products, operator, v)
+    layout = layout_in_use()
+    if layout is None:
+        return left_to_xla(_products, operator, v)
+    return left_to_xla(lambda operator, v: _on_many(operator, v, layout), operator, v)
 
 
 def _products(operator: NTKOperator, v: Array) -> Array:
-    """The product with one vector, or with all of a block, which share the passes forward."""
-    with at_precision(operator.precision):
-        one = lambda v: _of_vector(operator, v)
-        return one(v) if v.ndim == 2 else jax.vmap(one, in_axes=2, out_axes=2)(v)
+    return push(operator, pull(operator, v))
 
 
-def _of_vector(operator: NTKOperator, v: Array) -> Array:
-    dense, weights = dense_and_metric(operator.model, operator.kernel, operator.metric)
-    arrays, named, rebuild = real_parameters(dense)
-    weights = [p.spread(c) for p, c in zip(named, weights, strict=True)]
-    call = lambda p, x: jnp.reshape(rebuild(p)(x), (-1,))
+def _on_many(operator: NTKOperator, v: Array, layout: Layout) -> Array:
+    """Each device has a share of the samples of both sides; only tangents are summed over them."""
+    spread, whole = PartitionSpec(layout.axes), PartitionSpec()
     x1, x2 = operator.x1, operator.x1 if operator.x2 is None else operator.x2
-    closed = jax.make_jaxpr(call)(arrays, jax.ShapeDtypeStruct(x1.shape[1:], x1.dtype))
-    equations = list(_equations(closed.jaxpr))
-    size = operator.batch_size
-    if size is None:
-        made = (out.aval for eqn in equations for out in eqn.outvars)
-        budget = default_budget(target_device()) // 4
-        bytes_of = lambda a: (
-            getattr(a, "size", 0) * getattr(getattr(a, "dtype", None), "itemsize", 0)
+    rest = eqx.tree_at(lambda o: (o.x1, o.x2), operator, (None, None), is_leaf=lambda l: l is None)
+    arrays, static = eqx.partition(rest, eqx.is_array)
+
+    def share(arrays: Any, x1: Array, x2: Array, v: Array) -> Array:
+        mine = eqx.combine(arrays, static)
+        of = lambda x: NTKOperator(
+            mine.model, x, None, mine.metric, mine.kernel, mine.batch_size, mine.precision
         )
-        size = block_size(max(len(x1), len(x2)), sum(map(bytes_of, made)), budget)
-    # A function with a rule for the way back alone has no forward derivative but its transpose.
-    back_alone = any("custom_vjp" in eqn.primitive.name for eqn in equations)
-    dtype = closed.out_avals[0].dtype  # pyright: ignore[reportAttributeAccessIssue]
+        return push(of(x1), jax.lax.psum(pull(of(x2), v), layout.axes))
 
-    def outputs(x: Array) -> Any:
-        return lambda p: jax.vmap(call, (None, 0))(p, x)
+    found = jax.shard_map(
+        share,
+        mesh=layout.here,
+        in_specs=(whole, spread, spread, spread),
+        out_specs=spread,
+        axis_names=set(layout.axes),
+        check_vma=False,
+    )(arrays, padded(x1, layout), padded(x2, layout), padded(v, layout, zeros=True))
+    return found[: len(x1)]
 
-    def pull(x: Array, v: Array) -> list[Array]:
-        (found,) = jax.vjp(outputs(x), arrays)[1](v.astype(dtype))
+
+@eqx.filter_jit
+def _diagonal(operator: NTKOperator) -> Array:
+    def one(x: Array) -> Array:
+        theta = ntk(
+            operator.model,
+            x[None],
+            outputs="diagonal",
+            kernel=operator.kernel,
+            metric=operator.metric,
+            precision=operator.precision,
+        )
+        return theta[0, 0]
+
+    size = min(len(operator.x1), operator.batch_size or 32)
+    return jax.lax.map(one, operator.x1, batch_size=size)
+
+
+def pull(operator: NTKOperator, v: Array) -> list[Array]:
+    """`diag(c) J2^T v`, an array like each real parameter, or with R vectors `[R, ...]`."""
+    if v.ndim == 3:
+        return jax.vmap(lambda v: pull(operator, v), in_axes=2)(v)
+    passes, x = _Passes(operator), operator.x1 if operator.x2 is None else operator.x2
+    with at_precision(operator.precision):
+        total = _summed(passes.pull, x, v, passes.size)
+    return [
+        t if c is None else t * c.astype(t.dtype)
+        for t, c in zip(total, passes.weights, strict=True)
+    ]
+
+
+def push(operator: NTKOperator, tangent: list[Array]) -> Array:
+    """`J1 t`, `[N, K]`, or `[N, K, R]` for tangents `[R, ...]`."""
+    passes = _Passes(operator)
+    if tangent and tangent[0].ndim > passes.arrays[0].ndim:
+        return jax.vmap(lambda t: push(operator, t), out_axes=2)(tangent)
+    tangent = [t.astype(a.dtype) for t, a in zip(tangent, passes.arrays, strict=True)]
+    with at_precision(operator.precision):
+        return _of_each(lambda x: passes.push(x, tangent), operator.x1, passes.size)
+
+
+class _Passes:
+    """One block of samples back through the model, and forward."""
+
+    def __init__(self, operator: NTKOperator):
+        dense, weights = dense_and_metric(operator.model, operator.kernel, operator.metric)
+        self.arrays, named, rebuild = real_parameters(dense)
+        self.weights = [p.spread(c) for p, c in zip(named, weights, strict=True)]
+        self._call = lambda p, x: jnp.reshape(rebuild(p)(x), (-1,))
+        x1, x2 = operator.x1, operator.x1 if operator.x2 is None else operator.x2
+        sample = jax.ShapeDtypeStruct(x1.shape[1:], x1.dtype)
+        closed = jax.make_jaxpr(self._call)(self.arrays, sample)
+        equations = list(_equations(closed.jaxpr))
+        # A function with a rule for the way back alone has no forward derivative but its transpose.
+        self._back_alone = any("custom_vjp" in eqn.primitive.name for eqn in equations)
+        self._dtype: Any = closed.out_avals[0].dtype  # pyright: ignore[reportAttributeAccessIssue]
+        self.size = operator.batch_size or _block(equations, max(len(x1), len(x2)))
+
+    def pull(self, x: Array, v: Array) -> list[Array]:
+        (found,) = jax.vjp(self._outputs(x), self.arrays)[1](v.astype(self._dtype))
         return [widen(t) for t in found]
 
-    def push(x: Array, tangent: list[Array]) -> Array:
-        if not back_alone:
-            return widen(jax.jvp(outputs(x), (arrays,), (tangent,))[1])
-        f, back = jax.vjp(outputs(x), arrays)
+    def push(self, x: Array, tangent: list[Array]) -> Array:
+        if not self._back_alone:
+            return widen(jax.jvp(self._outputs(x), (self.arrays,), (tangent,))[1])
+        f, back = jax.vjp(self._outputs(x), self.arrays)
         return widen(jax.linear_transpose(lambda v: back(v)[0], f)(tangent)[0])
 
-    total = _summed(pull, x2, v, size)
-    scaled = [
-        t if c is None else t * c.astype(t.dtype) for t, c in zip(total, weights, strict=True)
-    ]
-    tangent = [t.astype(a.dtype) for t, a in zip(scaled, arrays, strict=True)]
-    return _of_each(lambda x: push(x, tangent), x1, size)
+    def _outputs(self, x: Array) -> Any:
+        return lambda p: jax.vmap(self._call, (None, 0))(p, x)
+
+
+def _block(equations: list[Any], most: int) -> int:
+    """Samples whose intermediates fit into a quarter of what `ntk` takes for its own."""
+    made = (out.aval for eqn in equations for out in eqn.outvars)
+    size_of = lambda a: getattr(a, "size", 0) * getattr(getattr(a, "dtype", None), "itemsize", 0)
+    return block_size(most, sum(map(size_of, made)), default_budget(target_device()) // 4)
 
 
 def _summed(function: Any, x: Array, v: Array, size: int) -> Any:

@@ -82,7 +82,7 @@ def _on_many(
         out_specs=(PartitionSpec(rows, columns), spec1, spec2),
         axis_names=set(layout.axes),
         check_vma=False,
-    )(plan.constants, operands, _padded(x1, layout), _padded(x2, layout), sides)
+    )(plan.constants, operands, padded(x1, layout), padded(x2, layout), sides)
     theta = jax.tree.map(lambda term: term[: len(x1), : len(x2)], theta)
     return theta, f1[: len(x1)], f2[: len(x2)]
 
@@ -165,11 +165,12 @@ def _gathered(factors: Factors, axes: tuple[str, ...]) -> Factors:
     return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, axes, tiled=True), factors)
 
 
-def _padded(x: Array, layout: Layout) -> Array:
-    """Repeat the last sample until the number of devices divides the number of samples."""
+def padded(x: Array, layout: Layout, *, zeros: bool = False) -> Array:
+    """Repeat the last sample, or zeros, until the number of devices divides that of samples."""
     missing = -len(x) % layout.devices
     if not missing:
         return x
     x = everywhere(x, layout)  # few bytes; XLA cuts no padding that is spread
-    filled = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (missing, *x.shape[1:]))])
+    last = jnp.zeros_like(x[-1:]) if zeros else x[-1:]
+    filled = jnp.concatenate([x, jnp.broadcast_to(last, (missing, *x.shape[1:]))])
     return everywhere(filled, layout)
