@@ -21,6 +21,8 @@ WITH_CODE = [page for page in PAGES if blocks(page)]
 )
 def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if page.stem == "from-pytorch":
+        pytest.importorskip("torch")  # several GB, so in no extra
     if importlib.util.find_spec("torch") is None:
         monkeypatch.setitem(sys.modules, "torch", torch_stand_in)
     names = {"__name__": "__main__"}
