@@ -7,6 +7,12 @@ from . import (
     kernels as kernels,
     models as models,
 )
+from ._attribution import (
+    LossModel as LossModel,
+    gradient_products as gradient_products,
+    loss_model as loss_model,
+    projected_gradients as projected_gradients,
+)
 from ._compact import (
     Compacted as Compacted,
     CompactedArray as CompactedArray,
@@ -25,6 +31,7 @@ from ._distribute import distribute as distribute
 from ._errors import DivergenceError as DivergenceError
 from ._fit import Progress as Progress, fit as fit
 from ._kernel_alignment import kernel_alignment as kernel_alignment
+from ._kernel_observer import KernelObserver as KernelObserver
 from ._kernel_regression import (
     KernelGP as KernelGP,
     KernelRidge as KernelRidge,

@@ -107,8 +107,8 @@ def compare_kernels(
         kernel_distance=float(np.mean(np.square(one - two))),
         kernel_alignment=_alignment(over_outputs(one), over_outputs(two)),
         trace_ratio=float(spectrum.sum() / dense_spectrum.sum()),
-        effective_rank=_effective_rank(spectrum),
-        dense_effective_rank=_effective_rank(dense_spectrum),
+        effective_rank=effective_rank(spectrum),
+        dense_effective_rank=effective_rank(dense_spectrum),
         spectrum=spectrum,
         dense_spectrum=dense_spectrum,
     )
@@ -150,7 +150,8 @@ def _alignment(one: np.ndarray, two: np.ndarray) -> float:
     return float(np.sum(one * two)) / norms if norms > 0 else 0.0
 
 
-def _effective_rank(spectrum: np.ndarray) -> float:
+def effective_rank(spectrum: np.ndarray) -> float:
+    """The exponential of the entropy of a spectrum's shares; 0 for a kernel of zeros."""
     shares = spectrum[spectrum > 0] / max(float(spectrum.sum()), 1e-300)
     return float(np.exp(-np.sum(shares * np.log(shares)))) if shares.size else 0.0
 

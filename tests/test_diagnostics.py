@@ -9,7 +9,7 @@ from helpers.refusals import linear, refusals
 
 import ntt_eqx as ntt
 from ntt_eqx import compare_kernels, layer_costs, make_mask, scores, sparsify
-from ntt_eqx._diagnostics import _alignment, _effective_rank
+from ntt_eqx._diagnostics import _alignment, effective_rank
 
 
 def test_the_kernel_of_a_masked_linear_layer():
@@ -57,10 +57,10 @@ def test_alignment_does_not_see_scale_or_shift():
     assert _alignment(k, np.ones((6, 6))) == 0
 
 
-def test_effective_rank():
-    assert _effective_rank(np.ones(7)) == pytest.approx(7)
-    assert _effective_rank(np.array([5.0, 0.0])) == pytest.approx(1)
-    assert _effective_rank(np.zeros(3)) <= 1
+def testeffective_rank():
+    assert effective_rank(np.ones(7)) == pytest.approx(7)
+    assert effective_rank(np.array([5.0, 0.0])) == pytest.approx(1)
+    assert effective_rank(np.zeros(3)) <= 1
 
 
 def test_what_scale_and_rank_do():

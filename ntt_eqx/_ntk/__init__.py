@@ -16,6 +16,7 @@ from ._operator import (
     AbstractNTKOperator as AbstractNTKOperator,
     NTKOperator as NTKOperator,
     ntk_operator as ntk_operator,
+    projected as projected,
 )
 from ._sketch import sketch_directions as sketch_directions
 from ._store import ntk_to_zarr as ntk_to_zarr

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from .._checks import check_count, sample_of, sample_output
 from .._distribute import Layout, layout_in_use, left_to_xla, replicate
@@ -292,6 +292,23 @@ def push(operator: NTKOperator, tangent: list[Array]) -> Array:
     tangent = [t.astype(a.dtype) for t, a in zip(tangent, passes.arrays, strict=True)]
     with at_precision(operator.precision):
         return _of_each(lambda x: passes.push(x, tangent), operator.x1, passes.size)
+
+
+def projected(operator: NTKOperator, keys: Array) -> Array:
+    """`J1 diag(sqrt(c)) t` for one normal tangent `t` a key, `[N, K, R]`."""
+
+    def one(key: PRNGKeyArray) -> list[Array]:
+        passes = _Passes(operator)
+        keys = jax.random.split(key, len(passes.arrays))
+        drawn = [
+            jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, passes.arrays, strict=True)
+        ]
+        return [
+            t if c is None else t * jnp.sqrt(c.astype(t.dtype))
+            for t, c in zip(drawn, passes.weights, strict=True)
+        ]
+
+    return push(operator, jax.vmap(one)(keys))
 
 
 class _Passes:
