@@ -37,7 +37,8 @@ class LossModel(eqx.Module):
     Attributes:
         model: the model with the parameters.
         loss: `(outputs, target) -> loss` of one sample.
-        sample, target: shape and dtype of one sample and of its target.
+        sample: shape and dtype of one sample.
+        target: shape and dtype of its target.
     """
 
     model: PyTree
