@@ -43,9 +43,9 @@ def path_of(model, train, test, targets):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--density", type=float, default=0.03)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--density", type=float, default=0.1)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=2)
     args = parser.parse_args()
     data = ntt.data.load_dataset("fashion-mnist-mini:0,1:250")
     read = lambda split: ntt.data.as_batch(split, mean=data.mean, std=data.std)
