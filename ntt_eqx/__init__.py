@@ -1,5 +1,7 @@
 """Neural Tangent Transfer and exact masked neural tangent kernels for Equinox models."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
+
 from . import (
     _scores as scores,
     data as data,
@@ -172,4 +174,16 @@ from ._transfer import (
     transfer as transfer,
 )
 
+if _TYPE_CHECKING:
+    from . import experiment as experiment
+
 __version__ = "0.2.0"
+
+
+def __getattr__(name: str) -> _Any:
+    """`experiment` is a client of all that is above, so it is imported when it is first used."""
+    if name == "experiment":
+        from importlib import import_module
+
+        return import_module(f"{__name__}.experiment")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,10 +18,11 @@ ROOMS = [
     ntt_eqx.models,
     ntt_eqx.kernels,
     ntt_eqx.export,
+    ntt_eqx.experiment,
 ]
 # What only the extra `cli` brings, and what is too slow to import for everybody.
 OPTIONAL = ["tyro", "rich", "matplotlib", "pooch", "orbax", "grain", "IPython", "mkdocs"]
-OPTIONAL += ["safetensors", "jax2onnx", "onnx", "onnxruntime", "lineax"]
+OPTIONAL += ["pandas", "jinja2", "safetensors", "jax2onnx", "onnx", "onnxruntime", "lineax"]
 
 
 def public(room):

@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ._errors import ExperimentError, Interrupted, MissingExtra, check_choice, require
+from .environment import as_command
 from .terminal import every_character_shown, plain
 
 _ABOUT = "Neural Tangent Transfer: sparse networks found before training, without labels."
@@ -34,7 +35,8 @@ def _run(words: list[str]) -> int:
         if "--version" in words:
             print(f"ntt-eqx {__version__}")
             return 0
-        return parse(words).run()
+        with as_command(shlex.join(["ntt-eqx", *words])):
+            return parse(words).run()
     except SystemExit as stop:  # help was shown, or a wrong option was explained
         return stop.code if isinstance(stop.code, int) else 2
     except (Interrupted, KeyboardInterrupt) as error:

@@ -9,10 +9,11 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from ..data import Dataset
+from ..data import DATASETS, Dataset
 from ..models import MODELS, make_model
 from ._errors import ExperimentError, check_choice
 from .methods import METHODS, Method, own_method
+from .object_digest import object_digest
 from .references import Found, find, is_reference
 
 _HOW = "Your own is package.module:Object or ./file.py:Object"
@@ -38,6 +39,23 @@ def enter(kind: str, text: str) -> str:
     Raises `ExperimentError` for what cannot be found, or is nothing of this kind.
     """
     return _enter(kind, find(text), text) if is_reference(text) else text
+
+
+def enter_object(kind: str, thing: Any, name: str | None = None) -> str:
+    """Make an object of a user's known by `name`, and return it; left out, by the object's own.
+
+    Raises `ExperimentError` for a name that the package has, or that is a reference, and for what
+    is nothing of this kind.
+    """
+    if name is None:
+        name = thing.name if isinstance(thing, Dataset) else getattr(thing, "__name__", None)
+        name = str(name or type(thing).__name__)
+    if name in _PACKAGED[kind] or is_reference(name):
+        raise ExperimentError(
+            f"{kind} {name!r}: {'a file' if is_reference(name) else 'the package'} has one of this "
+            f'name; give yours another: {kind}s={{"mine": ...}}.'
+        )
+    return _enter(kind, Found(name, thing, object_digest(thing)), name)
 
 
 def _enter(kind: str, found: Found, text: str) -> str:
@@ -159,6 +177,7 @@ def _a(thing: Any) -> str:
     return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
 
 
+_PACKAGED: dict[str, Any] = {"method": METHODS, "model": MODELS, "dataset": DATASETS}
 _KINDS: dict[str, Callable[[str, Any], Any]] = {
     "method": own_method,
     "model": _as_model,

@@ -8,7 +8,7 @@ from typing import Any
 from .cells import Cell
 from .methods import method
 from .settings import PRESETS, MaskSettings
-from .table import Row, as_markdown, make_rows
+from .table import markdown, rows_of, summarise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,17 +98,17 @@ def published_beside(results: Sequence[dict[str, Any]]) -> str:
     lines = []
     for preset, numbers in PUBLISHED.items():
         mine = [result for result in results if result.get("protocol") == preset]
-        rows = make_rows(mine)
+        rows = rows_of(summarise(mine))
         seen = {row.dataset for row in rows}
         lines += [line for n in numbers if n.dataset in seen for line in _lines(n, rows)]
     if not lines:
         return ""
     header = ["Dataset", "Model", "Method", "Density", "Published (%)", "Ours (%)", "Source"]
     numeric = [name in ("Density", "Published (%)", "Ours (%)") for name in header]
-    return as_markdown(header, lines, numeric)
+    return markdown((header, lines, numeric))
 
 
-def _lines(number: Published, rows: Sequence[Row]) -> list[list[str]]:
+def _lines(number: Published, rows: Sequence[Any]) -> list[list[str]]:
     """A line for each scope in which the method of `number` was run here; one if it was not."""
     place = (number.dataset, number.model, number.method, number.density)
     ours = [r for r in rows if (r.dataset, r.model, r.method, r.density) == place]
@@ -121,7 +121,7 @@ def _lines(number: Published, rows: Sequence[Row]) -> list[list[str]]:
     return [[*begin, label + scope(r), *end, _accuracy(r), number.source] for r in ours]
 
 
-def _accuracy(row: Row) -> str:
-    if row.test is None:
+def _accuracy(row: Any) -> str:
+    if row.test != row.test:  # NaN: it was not trained
         return "–"
-    return f"{row.test:.2f}" + ("" if row.test_spread is None else f" ± {row.test_spread:.2f}")
+    return f"{row.test:.2f}" + (f" ± {row.test_spread:.2f}" if row.seeds > 1 else "")

@@ -78,6 +78,15 @@ def source_digest(module: ModuleType) -> str:
     return digest.hexdigest()
 
 
+def is_installed(module: str) -> bool:
+    """Whether a module came with Python, by an installation or with this package."""
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or top in ("ntt_eqx", "ntt_eqx_kernels"):
+        return True
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is not None and not set(_INSTALLED).isdisjoint(Path(file).parts)
+
+
 def _check_imported(module: ModuleType, source: Path, place: Path) -> None:
     """Raise `ExperimentError` where Python took another module of the same name for a file."""
     parts = place.with_suffix("").parts

@@ -1,7 +1,8 @@
 """Tables, figures and one page of both, from what is on disk."""
 
 import base64
-import html
+import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from ._errors import ExperimentError, require
 from ._files import encode_json
 from .cells import slug
+from .environment import command, environment
 from .figures import (
     accuracy_figure,
     densities_figure,
@@ -23,22 +25,14 @@ from .figures import (
 from .manifest import RunFolder, read_file
 from .methods import Line
 from .model_file import decode_model
-from .progress import Display
+from .progress import Display, duration
 from .published import published_beside
 from .results import MODEL, Run
-from .table import Cells, Row, latex, make_rows, markdown, table_cells, to_csv
+from .table import Cells, latex, markdown, shown, summarise, to_csv
 
-_TABLES = {"table.md": markdown, "table.csv": to_csv, "table.tex": latex}
-REPORT_FILES = ("results.json", *_TABLES, "report.html")
+REPORT_FILES = ("results.json", "table.md", "table.csv", "table.tex", "report.html")
 """The content of a report, without its figures."""
 
-_STYLE = """\
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; border-top: 2px solid; border-bottom: 2px solid; }
-th, td { padding: 0.2rem 0.8rem; text-align: left; } th { border-bottom: 1px solid; }
-.n { text-align: right; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; }
-figure { margin: 2rem 0; } img { max-width: 100%; } figcaption { color: #555; }"""
 _NOTE = """\
 Test accuracy: mean ± sample standard deviation over seeds. Standard error: sqrt(p (1 - p) / n) of \
 an accuracy p on the n test images, which all networks share. Scope: how the kept weights are \
@@ -56,20 +50,29 @@ _CAPTIONS = {
 }
 
 
-def write_tables(results: Sequence[dict[str, Any]], run: RunFolder) -> list[Row]:
+def write_tables(results: Sequence[dict[str, Any]], run: RunFolder) -> Cells:
     """Write `results.json`, `table.md`, `table.csv` and `table.tex` into the folder `run`.
 
     Below the table in `table.md` stand the published numbers of the protocol that was followed.
+    Returns the table.
     """
-    rows = make_rows(results)
-    tables = {name: as_text(render(rows)) for name, render in _TABLES.items()}
+    table = summarise(results)
+    cells = shown(table)
+    tables = {"md": markdown(cells), "csv": to_csv(table), "tex": latex(cells)}
     if beside := published_beside(results):
-        tables["table.md"] += as_text(f"\n{beside}")
-    run.write({"results.json": encode_json(sorted(results, key=_place)), **tables})
-    return rows
+        tables["md"] += f"\n{beside}"
+    texts = {f"table.{kind}": as_text(text) for kind, text in tables.items()}
+    run.write({"results.json": encode_json(sorted(results, key=_place)), **texts})
+    return cells
 
 
-def write_page(runs: Sequence[Run], run: RunFolder, title: str, display: Display) -> list[str]:
+def write_page(
+    runs: Sequence[Run],
+    run: RunFolder,
+    title: str,
+    display: Display,
+    settings: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Draw the figures of `runs` into `figures/` of `run`, and put them with the table on a page.
 
     Returns the names of the figures.
@@ -78,40 +81,75 @@ def write_page(runs: Sequence[Run], run: RunFolder, title: str, display: Display
         figures = draw_figures(runs, display.say)
     results = [found.result for found in runs if found.result is not None]
     trained = any(result.get("test_accuracy") is not None for result in results)
-    note = _NOTE if trained else ""
-    save_page(run, title, table_cells(make_rows(results)), figures, note)
+    page = Page(title, shown(summarise(results)), _NOTE if trained else "", _facts(results))
+    save_page(run, dataclasses.replace(page, settings=settings), figures)
     return sorted({name.rpartition(".")[0] for name in figures})
 
 
-def save_page(
-    run: RunFolder, title: str, table: Cells, figures: Mapping[str, bytes], note: str = ""
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What stands in a `report.html` beside its figures."""
+
+    title: str
+    table: Cells
+    note: str = ""  # below the table
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # seeds, times and the like
+    settings: Mapping[str, Any] | None = None  # all of them, as JSON values
+
+
+def save_page(run: RunFolder, page: Page, figures: Mapping[str, bytes]) -> None:
     """Write figures, and `report.html`: a table and the PNG ones in one page without links."""
-    header, body, right = table
-    line = lambda cells, tag: "".join(
-        f'<{tag} class="n">{html.escape(c)}</{tag}>' if r else f"<{tag}>{html.escape(c)}</{tag}>"
-        for c, r in zip(cells, right, strict=True)
+    jinja2 = require("jinja2")
+    loader = jinja2.PackageLoader(__package__)
+    template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
+    header, body, right = page.table
+    made = environment()
+    versions = {**{n: v for n, v in made["versions"].items() if v}, "Python": made["python"]}
+    text = template.render(
+        title=page.title,
+        header=header,
+        body=body,
+        right=right,
+        note=page.note,
+        figures=[_figure(name, png) for name, png in figures.items() if name.endswith(".png")],
+        facts={
+            **({"Command": command()} if command() else {}),
+            **page.facts,
+            "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+            "Machine": ", ".join([made["platform"], *dict.fromkeys(made["devices"])]),
+        },
+        settings=json.dumps(page.settings, indent=2) if page.settings else "",
     )
-    rows = "\n".join(f"<tr>{line(cells, 'td')}</tr>" for cells in body)
-    head = html.escape(title)
-    parts = [
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>{head}</title>\n<style>{_STYLE}</style></head><body>\n<h1>{head}</h1>",
-        f'<div class="wide"><table>\n<tr>{line(header, "th")}</tr>\n{rows}\n</table></div>',
-        f"<p>{html.escape(note)}</p>",
-    ]
-    for name, content in figures.items():
-        if name.endswith(".png"):
-            kind, _, place = name.removesuffix(".png").partition("-")
-            caption = html.escape(f"{_CAPTIONS.get(kind, kind)} {place}".strip())
-            width = int.from_bytes(content[16:20], "big") // 2  # of the PNG's header
-            parts.append(
-                f'<figure><img src="data:image/png;base64,{base64.b64encode(content).decode()}" '
-                f'width="{width}" alt="{kind}"><figcaption>{caption}</figcaption></figure>'
-            )
-    page = {"report.html": as_text("\n".join([*parts, "</body></html>\n"]))}
-    run.write({f"figures/{name}": content for name, content in figures.items()} | page)
+    contents = {f"figures/{name}": content for name, content in figures.items()}
+    run.write({**contents, "report.html": as_text(text)})
+
+
+def _figure(name: str, content: bytes) -> dict[str, Any]:
+    kind, _, place = name.removesuffix(".png").partition("-")
+    return {
+        "kind": kind,
+        "caption": f"{_CAPTIONS.get(kind, kind)} {place}".strip(),
+        "content": base64.b64encode(content).decode(),
+        "width": int.from_bytes(content[16:20], "big") // 2,  # of the PNG's header
+    }
+
+
+def _facts(results: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Numbers of networks and seeds, and the time that they took."""
+    spent = {
+        name: duration(sum(result.get(field) or 0.0 for result in results))
+        for name, field in (
+            ("in all", "seconds"),
+            ("transfer", "transfer_seconds"),
+            ("training", "train_seconds"),
+        )
+        if any(result.get(field) for result in results)
+    }
+    return {
+        "Networks": str(len(results)),
+        "Seeds": ", ".join(map(str, sorted({result["seed"] for result in results}))),
+        **({"Time": ", ".join(f"{name} {text}" for name, text in spent.items())} if spent else {}),
+    }
 
 
 def draw_figures(runs: Sequence[Run], on_problem: Callable[[str], None]) -> dict[str, bytes]:

@@ -46,12 +46,13 @@ RANGES: dict[str, Any] = {
     "density": 1,
     "seed": (0, 2**31 - 1),
     **dict.fromkeys(("test_accuracy", "train_accuracy", "held_out_accuracy"), _SHARE),
-    "kept_density": _SHARE,
+    **dict.fromkeys(("kept_density", "effective_density"), _SHARE),
     **dict.fromkeys(("seconds", "transfer_seconds", "train_seconds"), _POSITIVE),
     **dict.fromkeys(("test_loss", "train_loss"), _POSITIVE),
     **dict.fromkeys(("kernel_distance", "target_distance"), _POSITIVE),
     **dict.fromkeys(("transfer_steps", "train_steps"), (0, 2**62)),
     "test_images": (1, 2**62),
+    **dict.fromkeys(("units", "live_units"), (0, 2**62)),
 }
 """The possible numbers of a result."""
 
@@ -107,6 +108,11 @@ def find_runs(root: Path, *, verify: bool = False) -> list[Run]:
         raise ExperimentError(f"{root}: no such directory.")
     found = {path.parent for name in (MANIFEST, CONFIG) for path in root.glob(f"**/{name}")}
     return [run for folder in sorted(found) if (run := _inspect(folder, verify)) is not None]
+
+
+def read_run(directory: Path) -> Run:
+    """The cell in `directory`; `broken` where there is none."""
+    return _inspect(directory, verify=False) or Run(directory, "broken", {}, note="no run is here")
 
 
 def model_path(path: Path, names: tuple[str, ...] = (MODEL, TRANSFERRED)) -> Path:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .. import SparseModel, warm_up
+from .. import SparseModel, effective_sparsity, warm_up
 from .._stateful import has_state
 from ..data import Dataset
 from ._errors import Diverged, ExperimentError
@@ -178,10 +178,21 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
         "kernel_distance": distances.get("kernel_distance"),
         "target_distance": distances.get("target_distance"),
         "kept_density": float(student.density()),
+        **_live(student, images),
         "densities": {name.strip("."): float(share) for name, share in kept.items()},
         "protocol": protocol_of(cell),
         "settings_id": cell.settings_id,
         "fingerprint": cell.fingerprint,
+    }
+
+
+def _live(student: SparseModel, images: Dataset) -> dict[str, Any]:
+    """How much of a network lies on a path from its inputs to its outputs."""
+    found = effective_sparsity(student, Part(images, images.train).first(1).x)
+    return {
+        "effective_density": found.density,
+        "units": sum(layer.units for layer in found.layers),
+        "live_units": sum(layer.live_units for layer in found.layers),
     }
 
 

@@ -1,142 +1,149 @@
-"""Tables of results: mean and spread over seeds, as Markdown, CSV and LaTeX."""
+"""Tables of results: one row a network, or its mean over seeds; as Markdown, CSV and LaTeX."""
 
-import csv
-import dataclasses
-import io
-import statistics
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ._errors import require
 from .methods import Line, method
-from .results import standard_error
+from .results import Run, standard_error
+
+if TYPE_CHECKING:
+    import pandas
 
 Cells = tuple[list[str], list[list[str]], list[bool]]
 """Header, body, and which columns hold numbers."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of a table: a method at a density, over its seeds."""
-
-    dataset: str  # images trained and tested on
-    model: str  # architecture
-    method: str  # how the mask was chosen, as the command line calls it
-    kernel: str  # `active` or `ambient` for NTT, else empty
-    scope: str  # `layer`, `global`, `erk`, or empty for dense networks
-    density: float  # share of weights kept
-    mask: str  # how its weights are kept together or ablated, empty for plain masks
-    settings: str  # tells apart rows got under different settings; empty where there is one only
-    seeds: int  # number of seeds
-    test: float | None  # mean test accuracy in percent, `None` when not trained
-    test_spread: float | None  # sample standard deviation over seeds, `None` for one seed
-    train: float | None  # mean accuracy on the images trained on, in percent
-    # standard error of `test` by the number of test images, in percent; `None` where not known
-    test_error: float | None = None
-
-    @property
-    def line(self) -> Line:
-        """The line of figures to which it belongs."""
-        return Line(self.method, self.scope, self.mask)
+_PLACE = ("dataset", "model", "method", "scope", "density", "mask")
+_MEASURED = (
+    *("test_accuracy", "train_accuracy", "held_out_accuracy", "test_loss", "train_loss"),
+    *("transfer_steps", "train_steps", "transfer_seconds", "train_seconds", "seconds"),
+    *("kept_density", "effective_density", "units", "live_units"),
+    *("kernel_distance", "target_distance", "test_images"),
+)
 
 
-def make_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
-    """Group `results` by all but the seed: dense first, then by density, NTT before the others."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for result in results:
-        place = [result[name] for name in ("dataset", "model", "density")]
-        key = (*place, Line.of(result), result.get("settings_id") or "")
-        groups.setdefault(key, []).append(result)
-    alike = Counter(key[:-1] for key in groups)
-    percent = lambda members, name: [100.0 * m[name] for m in members if m.get(name) is not None]
+def runs_frame(runs: Sequence[Run]) -> "pandas.DataFrame":
+    """One row for each network, those that failed included; accuracies are shares of 1."""
+    frame = results_frame([{**run.config, **(run.result or {})} for run in runs])
+    return frame.assign(
+        state=[run.state for run in runs], folder=[str(run.directory) for run in runs]
+    )
+
+
+def results_frame(results: Sequence[dict[str, Any]]) -> "pandas.DataFrame":
+    """One row for each result, with what no network can lack first; NaN for what is not known."""
     rows = []
-    for (*place, settings), members in groups.items():
-        dataset, model, density, (name, scope, mask) = place
-        test, train = (percent(members, f"{part}_accuracy") for part in ("test", "train"))
-        settings = settings if alike[tuple(place)] > 1 else ""
-        first = dataset, model, name, method(name).kernel, scope, density, mask, settings
-        spread = statistics.stdev(test) if len(test) > 1 else None
-        means = [statistics.fmean(values) if values else None for values in (test, train)]
-        errors = [error for one in members if (error := standard_error(one)) is not None]
-        error = 100 * statistics.fmean(errors) if len(errors) == len(test) > 0 else None
-        rows.append(Row(*first, len(members), means[0], spread, means[1], error))
-    return sorted(rows, key=_order)
+    for result in results:
+        line = Line.of(result)
+        place = {**{name: result[name] for name in ("dataset", "model")}, **line._asdict()}
+        place |= {"density": float(result["density"]), "seed": result["seed"]}
+        rows.append(
+            {
+                **{name: place[name] for name in (*_PLACE, "seed")},
+                **{name: result.get(name) for name in _MEASURED},
+                "settings": result.get("settings_id") or "",
+            }
+        )
+    frame = require("pandas").DataFrame(rows, columns=[*_PLACE, "seed", *_MEASURED, "settings"])
+    return frame.astype({name: float for name in _MEASURED})
 
 
-def table_cells(rows: Sequence[Row]) -> Cells:
-    """The rows as text, columns that say nothing left out."""
-    empty = "–"
-    spread = lambda row: "" if row.test_spread is None else f" ± {row.test_spread:.2f}"
-    percent = lambda value: empty if value is None else f"{value:.2f}"
-    words = {
-        "Dataset": [row.dataset for row in rows],
-        "Model": [row.model for row in rows],
-        "Method": [method(row.method).label for row in rows],
-        "Scope": [row.scope or empty for row in rows],
-        "Density": [f"{row.density:g}" for row in rows],
-        "Mask": [row.mask or empty for row in rows],
-        "Settings": [row.settings or empty for row in rows],
-    }
-    numbers = {
-        "Test accuracy (%)": [percent(row.test) + spread(row) for row in rows],
-        "Standard error": [percent(row.test_error) for row in rows],
-        "Train accuracy (%)": [percent(row.train) for row in rows],
-        "Seeds": [str(row.seeds) for row in rows],
-    }
-    for name in ("Dataset", "Model"):
-        if len(set(words[name])) == 1:
-            del words[name]
-    for name in ("Mask", "Settings"):
-        if set(words[name]) == {empty}:
-            del words[name]
-    if set(numbers["Standard error"]) == {empty}:
-        del numbers["Standard error"]
-    columns = words | numbers
-    body = [list(line) for line in zip(*columns.values(), strict=True)]
-    return list(columns), body, [name in numbers or name == "Density" for name in columns]
+def summarise(results: Sequence[dict[str, Any]]) -> "pandas.DataFrame":
+    """Mean and spread over seeds, in percent: dense first, then by density, NTT before the others.
+
+    Its columns are `dataset`, `model`, `method`, `kernel` (of a transfer, else empty), `scope`,
+    `density`, `mask` (empty for plain ones), `settings` (empty where there is one only), `seeds`
+    (how many), `test` and `train` (mean accuracies), `test_spread` (sample standard deviation over
+    seeds) and `test_error` (standard error by the number of test images). NaN stands for what is
+    not known: an accuracy of a network that was not trained, the spread of one seed.
+    """
+    frame = results_frame(results)
+    frame["error"] = [standard_error(result) for result in results]
+    for name in ("test_accuracy", "train_accuracy", "error"):
+        frame[name] = 100.0 * frame[name].astype(float)
+    table = (
+        frame.groupby([*_PLACE, "settings"], sort=False)
+        .agg(
+            seeds=("seed", "size"),
+            test=("test_accuracy", "mean"),
+            test_spread=("test_accuracy", "std"),
+            train=("train_accuracy", "mean"),
+            test_error=("error", lambda errors: errors.mean(skipna=False)),
+        )
+        .reset_index()
+    )
+    several = table.groupby([*_PLACE]).settings.transform("size") > 1
+    table["settings"] = table.settings.where(several, "")
+    table.insert(3, "kernel", [method(name).kernel for name in table.method])
+    order = [row.Index for row in sorted(rows_of(table), key=_order)]
+    return table.loc[order].reset_index(drop=True)
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def rows_of(table: "pandas.DataFrame") -> list[Any]:
+    """The rows of a table, its columns as their attributes."""
+    return list(table.itertuples())
+
+
+def line_in(row: Any) -> Line:
+    """The line of figures to which a row of a table belongs."""
+    return Line(row.method, row.scope, row.mask)
+
+
+def shown(table: "pandas.DataFrame") -> Cells:
+    """The rows of `summarise` as text, columns that say nothing left out."""
+    number = lambda column: [_EMPTY if value != value else f"{value:.2f}" for value in column]
+    spread = ["" if value != value else f" ± {value:.2f}" for value in table.test_spread]
+    text = require("pandas").DataFrame(
+        {
+            "Dataset": table.dataset,
+            "Model": table.model,
+            "Method": [method(name).label for name in table.method],
+            "Scope": table.scope,
+            "Density": [f"{density:g}" for density in table.density],
+            "Mask": table["mask"],
+            "Settings": table.settings,
+            "Test accuracy (%)": map("".join, zip(number(table.test), spread, strict=True)),
+            "Standard error": number(table.test_error),
+            "Train accuracy (%)": number(table.train),
+            "Seeds": table.seeds.astype(str),
+        }
+    )
+    text = text.replace("", _EMPTY)
+    alike = [name for name in ("Dataset", "Model") if text[name].nunique() == 1]
+    empty = [n for n in ("Mask", "Settings", "Standard error") if set(text[n]) == {_EMPTY}]
+    text = text.drop(columns=alike + empty)
+    return list(text), text.to_numpy().tolist(), [name in _NUMBERS for name in text]
+
+
+def markdown(cells: Cells) -> str:
     """A Markdown table, columns aligned to be read as text too."""
-    return as_markdown(*table_cells(rows))
-
-
-def as_markdown(header: list[str], body: list[list[str]], right: list[bool]) -> str:
-    """A Markdown table of these cells; the columns `right` are aligned to the right."""
+    header, body, right = cells
     body = [[_one_line(cell).translate(_IN_MARKDOWN) for cell in line] for line in body]
-    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    rule = ["-" * (width - r) + ":" * r for width, r in zip(widths, right, strict=True)]
-    lines = [
-        [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
-        for line in (header, rule, *body)
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    sides = ["right" if numeric else "left" for numeric in right]
+    frame = require("pandas").DataFrame(body, columns=header)
+    return frame.to_markdown(index=False, colalign=sides, disable_numparse=True) + "\n"
 
 
-def latex(rows: Sequence[Row]) -> str:
+def latex(cells: Cells) -> str:
     """A LaTeX `tabular` with booktabs rules."""
-    header, body, right = table_cells(rows)
-    escape = lambda text: _one_line(text).translate(_IN_LATEX)
-    columns = "".join("r" if numeric else "l" for numeric in right)
-    first, *rest = (" & ".join(map(escape, line)) + r" \\" for line in (header, *body))
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", first, r"\midrule", *rest]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    header, body, right = cells
+    lines = [[_one_line(cell).translate(_IN_LATEX) for cell in line] for line in (header, *body)]
+    style = require("pandas").DataFrame(lines[1:], columns=lines[0]).style.hide(axis="index")
+    return style.to_latex(hrules=True, column_format="".join("r" if r else "l" for r in right))
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """The rows with every field and full precision.
+def to_csv(table: "pandas.DataFrame") -> str:
+    """The rows of `summarise` with every field and full precision.
 
     A text that a spreadsheet would take for a formula begins with an apostrophe.
     """
-    text = lambda value: f"'{value}" if value.lstrip()[:1] in _FORMULA else value
-    cell = lambda value: text(value) if isinstance(value, str) and value else value
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(field.name for field in dataclasses.fields(Row))
-    for row in rows:
-        writer.writerow("" if v is None else cell(v) for v in dataclasses.astuple(row))
-    return buffer.getvalue()
+    safe = lambda value: f"'{value}" if value.lstrip()[:1] in _FORMULA else value
+    cell = lambda value: safe(value) if isinstance(value, str) and value else value
+    return table.map(cell).to_csv(index=False, lineterminator="\n")
 
+
+_EMPTY = "–"
+_NUMBERS = ("Density", "Test accuracy (%)", "Standard error", "Train accuracy (%)", "Seeds")
 
 # What a name may hold that the language of a table reads as its own.
 _FORMULA = ("=", "+", "-", "@", "")  # the last: nothing but spaces, tabs or line ends
@@ -168,5 +175,5 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def _order(row: Row) -> tuple[Any, ...]:
-    return (row.dataset, row.model, -row.density, row.line.order, row.settings)
+def _order(row: Any) -> tuple[Any, ...]:
+    return (row.dataset, row.model, -row.density, line_in(row).order, row.settings)

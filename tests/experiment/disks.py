@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ntt_eqx.experiment import claims, report
+from ntt_eqx.experiment import claims, comparison, report
 from ntt_eqx.experiment.cli import main
-from ntt_eqx.experiment.commands import compare
 
 _BY_PATH = ("open", "replace", "rename", "link", "unlink", "mkdir", "rmdir")
 _BY_HANDLE = ("write", "read", "fsync")
@@ -162,7 +161,7 @@ def watched(disk):
     """The commands that the body gives work on `disk`; nothing is drawn or timed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "draw_figures", lambda runs, say: {"accuracy.png": b"P" * 40})
-        patch.setattr(compare, "_estimate", lambda cells, context: (0.0, {}))
+        patch.setattr(comparison, "_estimate", lambda cells, context: (0.0, {}))
         patch.setattr(claims, "BEAT", 1e9)
         patch.setattr(claims, "_is_alive", disk.alive)
         patch.setattr(os, "getpid", disk.pid)

@@ -9,14 +9,14 @@ import pytest
 from ntt_eqx import allocate
 from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.cells import plan
-from ntt_eqx.experiment.commands._options import accuracies, checked
+from ntt_eqx.experiment.comparison import accuracies, checked
 from ntt_eqx.experiment.figures import sparsity_figure
 from ntt_eqx.experiment.figures._style import arrange
 from ntt_eqx.experiment.methods import METHODS, Line, split_scope
 from ntt_eqx.experiment.pruning import pruned_at_start
 from ntt_eqx.experiment.results import find_runs, standard_error
 from ntt_eqx.experiment.settings import PRESETS, CompareSettings, MaskSettings, check
-from ntt_eqx.experiment.table import make_rows, markdown
+from ntt_eqx.experiment.table import markdown, shown, summarise
 
 from .conftest import TwoLayers
 from .fabricated import fabricate
@@ -117,12 +117,13 @@ def test_tables_have_the_standard_error_of_the_test_images():
     error = math.sqrt(0.84 * 0.16 / 1000)
     assert standard_error(result) == pytest.approx(error)
     assert accuracies(result) == "test accuracy 84.00 ± 1.16 %, train accuracy 90.00 %"
-    (row,) = make_rows([result])
+    table = summarise([result])
+    (row,) = table.itertuples()
     assert (row.scope, row.mask, row.test_error) == ("erk", "", pytest.approx(100 * error))
-    header, _, line = markdown([row]).splitlines()
+    header, _, line = markdown(shown(table)).splitlines()
     assert "Standard error" in header and " 1.16 |" in line and "| erk " in line
     older = {key: value for key, value in result.items() if key != "test_images"}
-    assert "Standard error" not in markdown(make_rows([older]))
+    assert "Standard error" not in markdown(shown(summarise([older])))
     assert accuracies(older) == "test accuracy 84.00 %, train accuracy 90.00 %"
 
 
@@ -132,7 +133,7 @@ def test_errors_are_on_a_logarithmic_axis(tmp_path):
     (axes,) = sparsity_figure(runs).axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert axes.get_ylabel() == "Test error (%)"
-    rows = {(r.method, r.density): r for r in make_rows([run.result for run in runs])}
+    rows = {(r.method, r.density): r for r in summarise([run.result for run in runs]).itertuples()}
     drawn = {bars.get_label(): bars.lines[0].get_ydata() for bars in axes.containers}
     wanted = [100 - rows["ntt", density].test for density in (0.01, 0.1)]
     assert list(drawn["NTT (active)"]) == pytest.approx(wanted)

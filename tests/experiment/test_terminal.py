@@ -16,7 +16,7 @@ import ntt_eqx
 from ntt_eqx.experiment import terminal
 from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.progress import Display
-from ntt_eqx.experiment.table import latex, make_rows, markdown, to_csv
+from ntt_eqx.experiment.table import latex, markdown, shown, summarise, to_csv
 
 from .conftest import DATASET
 from .fabricated import fabricate
@@ -126,12 +126,12 @@ def rows_of(name):
     common = {"dataset": name, "model": "m", "method": "random", "scope": "layer", "density": 0.1}
     other = {**common, "dataset": "plain"}
     numbers = {"seed": 0, "test_accuracy": 0.5, "train_accuracy": 0.5}
-    return make_rows([{**common, **numbers}, {**other, **numbers}])
+    return summarise([{**common, **numbers}, {**other, **numbers}])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_no_markdown(name):
-    lines = markdown(rows_of(name)).splitlines()
+    lines = markdown(shown(rows_of(name))).splitlines()
     assert len(lines) == 4
     cells = [re.split(r"(?<!\\)(?:\\\\)*\|", line)[1:-1] for line in lines]
     assert {len(line) for line in cells} == {len(cells[0])}
@@ -140,7 +140,7 @@ def test_names_are_no_markdown(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_no_latex(name):
-    text = latex(rows_of(name))
+    text = latex(shown(rows_of(name)))
     assert text.count("\n") == 8 and r"\input" not in text
     body = text.split("\\midrule\n")[1].split("\\bottomrule")[0]
     for line in body.splitlines():
@@ -192,7 +192,7 @@ def test_no_cell_of_a_table_is_cut(stream):
 
 def test_the_screen_does_not_stand_still(stream, monkeypatch, tmp_path):
     """What takes longer than a moment after the plan says what it is, and a wheel turns."""
-    from ntt_eqx.experiment.commands import compare
+    from ntt_eqx.experiment import comparison
 
     shown, said = [], stream("utf-8", live=True)
 
@@ -203,7 +203,7 @@ def test_the_screen_does_not_stand_still(stream, monkeypatch, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
         return 1.0, 1.0, 0.0
 
-    monkeypatch.setattr(compare, "_measure", measured)
+    monkeypatch.setattr(comparison, "_measure", measured)
     words = ["--datasets", DATASET, "--models", "tiny", "--densities", "0.2", "--methods", "random"]
     assert main(["compare", *words, "--out", str(tmp_path / "out")]) == 128 + signal.SIGINT
     lines = [line for line in re.split(r"\r|\n", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown[0]))]

@@ -10,22 +10,21 @@ from ... import distribute
 from .._errors import Diverged
 from ..cells import Cell, plan
 from ..claims import claimed
+from ..comparison import accuracies, checked
 from ..compilation import keep_compiled
-from ..images import check_dataset, shelf_of
+from ..images import shelf_of
 from ..loop import RunContext, StopRequest
 from ..manifest import check_folder
-from ..methods import Scope, split_scope
-from ..own import check_model, enter
+from ..methods import Scope
 from ..progress import Display
 from ..report import REPORT_FILES, write_page, write_tables
-from ..results import MODEL, RESULT, find_runs, standard_error
+from ..results import MODEL, RESULT, find_runs
 from ..running import check_cells, run_cell
 from ..settings import (
     PRESETS,
     CompareSettings,
     ScoringSettings,
     TransferSettings,
-    check,
 )
 from ..together import by_first, join, wait
 
@@ -107,32 +106,6 @@ class NetworkOptions(RunOptions):
         return plan(checked(settings))[0]
 
 
-def checked(settings: CompareSettings) -> CompareSettings:
-    """`settings` with each value checked, and code of a user's own found and called by its name.
-
-    Raises `ExperimentError` for what cannot be used, or is not there.
-    """
-    named = {
-        f"{kind}s": tuple(enter(kind, name) for name in getattr(settings, f"{kind}s"))
-        for kind in ("dataset", "model")
-    }
-    methods = [split_scope(text) for text in settings.methods]
-    named["methods"] = tuple(
-        enter("method", name) + ("" if scope is None else f"@{scope}") for name, scope in methods
-    )
-    other = settings.transfer.dataset
-    transfer = dataclasses.replace(
-        settings.transfer, dataset=None if other is None else enter("dataset", other)
-    )
-    settings = check(dataclasses.replace(settings, transfer=transfer, **named))
-    for name in (*settings.datasets, settings.transfer.dataset):
-        if name is not None:
-            check_dataset(name)
-    for name in settings.models:
-        check_model(name)
-    return settings
-
-
 def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
     """Make the network `cell` in `options.out`; returns the exit status."""
     shelf, out = shelf_of(options.data_dir), options.out
@@ -159,15 +132,5 @@ def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
             display.say("kernel distance {:.4g}, target distance {:.4g}".format(*distances))
         display.say(f"density {result['kept_density']:.4g}; network: {out / MODEL}")
         title = f"{cell.dataset}, {cell.model}: {cell.name}"
-        by_first(lambda: write_page(find_runs(out), run, title, display))
+        by_first(lambda: write_page(find_runs(out), run, title, display, cell.to_json()))
     return 0
-
-
-def accuracies(result: dict[str, Any]) -> str:
-    """The accuracy of a trained network, in words; of the tested one, with its standard error."""
-    error = standard_error(result)
-    beside = "" if error is None else f" ± {100 * error:.2f}"
-    return (
-        f"test accuracy {100 * result['test_accuracy']:.2f}{beside} %, "
-        f"train accuracy {100 * result['train_accuracy']:.2f} %"
-    )

@@ -27,7 +27,7 @@ from ..metrics import METRICS, MetricsFile
 from ..model_file import decode_model, encode_model
 from ..progress import Display
 from ..pruning import pruned_at_start
-from ..report import save_page
+from ..report import Page, save_page
 from ..results import TRANSFERRED
 from ..running import check_cells, run_cell, started
 from ..settings import EvolutionSettings, TransferSettings, check, to_json
@@ -97,7 +97,8 @@ class Evolution(NetworkOptions):
                 figures = render_figure(evolution_figure(found, what), "evolution")
                 figures |= render_figure(spectrum_figure(kernels, what), "spectrum")
             table, note = _table(report, cell.method)
-            save_page(run, f"Output evolution: {what}", table, figures, note)
+            facts = {"Seeds": str(self.seed)}
+            save_page(run, Page(f"Output evolution: {what}", table, note, facts, asked), figures)
             display.say(
                 "distance to the dense network's outputs (root mean square), and kernel at start:"
             )

@@ -12,7 +12,6 @@ from ..own import enter
 from ..progress import Display
 from ..report import REPORT_FILES, write_page, write_tables
 from ..results import find_runs
-from ..table import table_cells
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +45,9 @@ class Report:
             for run in found.values():
                 if run.state != "done":
                     display.say(f"left out: {run.directory} is {run.state}. {run.note}".rstrip())
-            rows = write_tables([run.result for run in done if run.result], page)
+            table = write_tables([run.result for run in done if run.result], page)
             if self.figures:
                 write_page(done, page, places, display)
-            display.table(table_cells(rows))
+            display.table(table)
             display.say(f"written: {out}")
         return 0

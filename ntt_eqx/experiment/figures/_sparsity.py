@@ -5,7 +5,7 @@ from typing import Any
 
 from ..methods import Line, method
 from ..results import Run
-from ..table import Row, make_rows
+from ..table import line_in, rows_of, summarise
 from ._style import arrange, describe, in_panel, minor_ticks, new_figure, plain_decades
 
 _DODGE = 1.012  # from one method to the next, so that error bars do not hide one another
@@ -19,13 +19,15 @@ def sparsity_figure(runs: Sequence[Run]) -> Any | None:
     tenths, and both can be read.
     """
     results = [run.result for run in runs if run.result is not None]
-    rows = [row for row in make_rows(results) if row.test is not None]
-    densities = sorted({row.density for row in rows if row.method != "dense"})
+    table = summarise(results).dropna(subset="test").fillna({"test_spread": 0.0})
+    densities = sorted(set(table.density[table.method != "dense"]))
     if len(densities) < 2:
         return None
-    lines: dict[Line, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (row.line.order, row.settings, row.density)):
-        shown = row.line._replace(mask=row.mask or row.settings)
+    lines: dict[Line, list[Any]] = {}
+    for row in sorted(
+        rows_of(table), key=lambda row: (line_in(row).order, row.settings, row.density)
+    ):
+        shown = line_in(row)._replace(mask=row.mask or row.settings)
         lines.setdefault(shown, []).append(row)
     panels, looks = arrange(lines)
     caption = describe(runs, "bars and grey band")
@@ -43,12 +45,12 @@ def sparsity_figure(runs: Sequence[Run]) -> Any | None:
     return figure
 
 
-def _draw_line(axes: Any, own: Mapping[str, Any], members: Sequence[Row], shift: float) -> None:
-    line = members[0].line
+def _draw_line(axes: Any, own: Mapping[str, Any], members: Sequence[Any], shift: float) -> None:
+    line = line_in(members[0])
     style = method(line.method)
-    error = [max(100.0 - (row.test or 0.0), _SMALLEST) for row in members]
+    error = [max(100.0 - row.test, _SMALLEST) for row in members]
     # a bar that reached 0 would have no end on this axis
-    spread = [(min(row.test_spread or 0.0, 0.9 * e), row.test_spread or 0.0)
+    spread = [(min(row.test_spread, 0.9 * e), row.test_spread)
               for row, e in zip(members, error, strict=True)]  # fmt: skip
     look: Any = {"color": style.colour, "ls": style.dashes, "lw": 1.0}
     if line.method == "dense":
