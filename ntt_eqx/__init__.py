@@ -87,6 +87,7 @@ from ._ntk import (
     streamed_ntk_operator as streamed_ntk_operator,
     weight_layouts as weight_layouts,
 )
+from ._observe import AbstractObserver as AbstractObserver, JSONLines as JSONLines
 from ._prunable import (
     LeftOutWarning as LeftOutWarning,
     Prunable as Prunable,

@@ -31,7 +31,8 @@ def test_code_runs(page, tmp_path, monkeypatch):
 
 
 OF_ONES_OWN = ["your-own-method", "your-own-data", "training", "sparse-networks",
-               "kernel-regression", "your-own-in-compare"]  # fmt: skip
+               "kernel-regression", "your-own-in-compare", "compare-in-python",
+               "observers"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OF_ONES_OWN)

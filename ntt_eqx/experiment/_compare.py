@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .. import Recipe
+from .. import AbstractObserver, Recipe
 from ._errors import ExperimentError, Interrupted, check_choice, require
 from .comparison import prepare, run_comparison, runs_of
 from .environment import as_command
@@ -51,6 +51,7 @@ def compare(
     data_dir: str | Path | None = None,
     checkpoint_every: float = 60.0,
     progress: bool = True,
+    observers: Iterable[AbstractObserver] = (),
 ) -> "pandas.DataFrame":
     """Make and train sparse networks by several methods, as `ntt-eqx compare` does.
 
@@ -83,6 +84,8 @@ def compare(
     - `data_dir`: folder with datasets.
     - `checkpoint_every`: seconds between two checkpoints.
     - `progress`: whether to print the plan, the progress and the table.
+    - `observers`: get the rows of each network's `metrics.jsonl`; rows after the last checkpoint of
+      an interrupted network come again. A run is named like the network's folder.
 
     **Returns:**
 
@@ -132,7 +135,7 @@ def compare(
         StopRequest() as stop,
         as_command("ntt_eqx.experiment.compare"),
     ):
-        context = RunContext(shelf, display, stop, checkpoint_every)
+        context = RunContext(shelf, display, stop, checkpoint_every, observers=tuple(observers))
         try:
             run_comparison(cells, settings, out, context)
         except Interrupted:

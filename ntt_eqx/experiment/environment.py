@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 
-_PACKAGES = ("ntt-eqx", "jax", "jaxlib", "equinox", "optax", "grain", "numpy")
+from .. import __version__
+
+_PACKAGES = ("jax", "jaxlib", "equinox", "optax", "grain", "numpy")
 _command: contextvars.ContextVar[str] = contextvars.ContextVar("command", default="")
 
 
@@ -31,7 +33,7 @@ def command() -> str:
 def environment() -> dict[str, Any]:
     """The versions of what computes, and the machine, as JSON values."""
     return {
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {"ntt-eqx": __version__, **{name: _version(name) for name in _PACKAGES}},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "devices": [device.device_kind for device in jax.devices()],

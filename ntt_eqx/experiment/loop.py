@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
 
-from .. import DivergenceError, Progress
+from .. import AbstractObserver, DivergenceError, Progress
 from ._errors import Diverged, Interrupted
 from .checkpoint import Checkpoint, CheckpointStore
 from .images import Shelf
 from .manifest import RunFolder
 from .metrics import MetricsFile, Written
 from .progress import Display
-from .together import anybody, meets
+from .together import anybody, is_first, meets
 
 
 @dataclasses.dataclass
@@ -88,6 +88,7 @@ class RunContext:
     stop: StopRequest  # says whether to stop
     checkpoint_every: float = 60.0  # seconds between two checkpoints
     start: Path | None = None  # the model file to train from, for a cell with a `start`
+    observers: tuple[AbstractObserver, ...] = ()  # are told the rows of metrics
 
 
 def run_phase(phase: Phase, run: RunFolder, metrics: MetricsFile, context: RunContext) -> Outcome:
@@ -116,6 +117,7 @@ def _run(
 ) -> Outcome:
     found = store.latest(like=phase.state) or Checkpoint(0, phase.state, {})
     record, display, stop = found.record, context.display, context.stop
+    observers = context.observers if is_first() else ()
     if record:
         phase.batches.set_state(record["batches"])
     # After a finished phase stand rows of the next; else those that were written after the
@@ -131,6 +133,8 @@ def _run(
         nonlocal row, shown
         row = {"phase": phase.name, **found}
         metrics.append(row)
+        for observer in observers:
+            observer(state, row)
         shown = phase.shown(row) if "train" in row else None
 
     def on_step(at: Progress) -> None:

@@ -1,6 +1,7 @@
 """From a cell's configuration to its result: find the sparse network, train it, store it."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .phases import training_phase, transfer_phase
 from .pruning import ablated, check_fits, collapse_told, pruned_at_start
 from .published import protocol_of
 from .results import FAILURE, MODEL, RESULT, TRANSFERRED, read_result
-from .together import by_first, wait
+from .together import by_first, is_first, wait
 
 _SPARSE = f"{CHECKPOINTS}sparse.eqx"  # the network before its training
 
@@ -70,7 +71,7 @@ def run_cell(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dic
     if result is None:
         context.stop.check()
         try:
-            with collapse_told(context.display.say, title):
+            with collapse_told(context.display.say, title), _watched(cell, context):
                 result = _make(cell, run, context, title)
         except Diverged as error:
             said = {"stage": error.stage, "step": error.step, "message": str(error)}
@@ -80,6 +81,15 @@ def run_cell(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dic
     run.remove([FAILURE, *run.names(CHECKPOINTS, there=False)])
     wait()
     return result
+
+
+@contextlib.contextmanager
+def _watched(cell: Cell, context: RunContext) -> Iterator[None]:
+    """While the body runs, the observers take its rows for those of `cell`."""
+    with contextlib.ExitStack() as stack:
+        for observer in context.observers if is_first() else ():
+            stack.enter_context(observer.watch(cell.folder, cell.to_json()))
+        yield
 
 
 def finished(cell: Cell, directory: Path) -> dict[str, Any] | None:

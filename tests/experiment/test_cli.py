@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -74,6 +76,11 @@ def test_compare_writes_results_tables_and_figures(finished):
     assert (
         "<td>NTT (ambient)</td>" in page and "NTT (ambient)" in (finished / "table.md").read_text()
     )
+    facts = dict(re.findall(r"<dt>(\w+)</dt><dd>(?:<code>)?(.*?)(?:</code>)?</dd>", page))
+    assert facts["Command"].startswith(f"ntt-eqx compare --out {finished} --datasets")
+    assert (facts["Seeds"], facts["Networks"]) == ("0", str(len(METHODS)))
+    assert f"jax {jax.__version__}" in facts["Versions"] and "transfer" in facts["Time"]
+    assert "prefers-color-scheme: dark" in page and "mask_every" in page
     cell = next((finished / "cells").glob("*-ntt-layer-0.1-*"))
     assert {path.name for path in cell.iterdir()} == {
         *("manifest.json", "config.json", "metrics.jsonl", "model.eqx", "transferred.eqx"),

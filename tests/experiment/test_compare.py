@@ -1,9 +1,11 @@
 """`compare` in Python: the command's networks, one's own objects, one row each."""
 
 import functools
+import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -13,6 +15,7 @@ import pytest
 import ntt_eqx as ntt
 from ntt_eqx.experiment import ExperimentError, compare, report
 from ntt_eqx.experiment.cli import main
+from ntt_eqx.experiment.metrics import read_metrics
 from ntt_eqx.experiment.object_digest import object_digest
 from ntt_eqx.experiment.settings import PRESETS, TrainingSettings
 
@@ -92,6 +95,18 @@ def test_the_command_makes_the_same_networks(tmp_path, capsys):
         for given in (recipe, preset)
     ]
     assert again[0].equals(again[1])
+
+
+def test_observers_get_the_rows_of_each_network(tmp_path):
+    lines = ntt.JSONLines(tmp_path / "rows.jsonl")
+    found = compare(["random", "dense"], out=tmp_path / "out", observers=[lines], **QUICK)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    for folder in map(Path, found.folder):
+        mine = [row for row in rows if row["run"] == folder.name]
+        assert mine[0]["settings"]["training"]["epochs"] == 1.0
+        kept = read_metrics(folder)
+        assert [row["step"] for row in mine[1:]] == [row["step"] for row in kept]
+        assert mine[-1]["train/test/loss"] == kept[-1]["test"]["loss"]
 
 
 def test_a_loss_that_diverges_is_a_row(tmp_path):

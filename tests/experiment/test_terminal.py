@@ -1,6 +1,7 @@
 """Terminals and names of any kind: every command ends, and what it prints can be used."""
 
 import csv
+import html
 import io
 import os
 import re
@@ -16,10 +17,11 @@ import ntt_eqx
 from ntt_eqx.experiment import terminal
 from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.progress import Display
+from ntt_eqx.experiment.report import Page, save_page
 from ntt_eqx.experiment.table import latex, markdown, shown, summarise, to_csv
 
 from .conftest import DATASET
-from .fabricated import fabricate
+from .fabricated import fabricate, held
 
 ENCODINGS = ["ascii", "cp1252", "latin-1", "cp437", "utf-8"]
 
@@ -158,6 +160,17 @@ def test_names_are_no_formulas(name):
     assert found == {name, "plain"}
     for line in lines:
         assert all(cell.lstrip()[:1] not in ("=", "+", "-", "@") for cell in line)
+
+
+def test_names_are_no_html(tmp_path):
+    names = [*NAMES, "</table><script>", "{{ 1 + 1 }}", '"onload="']
+    page = Page("</title>", (names, [names], [False] * len(names)), "<i>", {"<b>": "<i>"})
+    save_page(held(tmp_path / "page"), page, {})
+    text = (tmp_path / "page" / "report.html").read_text()
+    cells = re.findall(r"<td>(.*?)</td>", text, re.DOTALL)
+    assert [html.unescape(cell) for cell in cells] == names
+    tags = set(re.findall(r"</?([a-z0-9]+)", text))
+    assert not tags & {"script", "i", "b"} and text.count("</title>") == 1
 
 
 def test_names_are_no_mathematics_in_figures(tmp_path):
