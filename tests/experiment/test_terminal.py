@@ -166,7 +166,7 @@ def test_names_are_no_html(tmp_path):
     names = [*NAMES, "</table><script>", "{{ 1 + 1 }}", '"onload="']
     page = Page("</title>", (names, [names], [False] * len(names)), "<i>", {"<b>": "<i>"})
     save_page(held(tmp_path / "page"), page, {})
-    text = (tmp_path / "page" / "report.html").read_text()
+    text = (tmp_path / "page" / "report.html").read_bytes().decode()
     cells = re.findall(r"<td>(.*?)</td>", text, re.DOTALL)
     assert [html.unescape(cell) for cell in cells] == names
     tags = set(re.findall(r"</?([a-z0-9]+)", text))
