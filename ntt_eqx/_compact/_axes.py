@@ -13,7 +13,7 @@ import numpy as np
 
 from .._program import Const, Step
 from ._flow import ELEMENTWISE, REDUCTIONS, touched_axes
-from ._traced import Traced
+from ._traced import TracedModel
 
 Labels = list[np.ndarray]
 
@@ -41,7 +41,7 @@ class Units:
         meetings: where sums over them are taken.
     """
 
-    def __init__(self, traced: Traced, fragile: bool):
+    def __init__(self, traced: TracedModel, fragile: bool):
         """Find them; `fragile` pins what depends on lengths that a model may hold itself."""
         self.parent = np.zeros(0, np.int64)
         self.reasons: dict[int, str] = {}

@@ -15,9 +15,9 @@ from .._kept import check_masked_form
 from .._sparse import SparseModel
 from ._axes import Units
 from ._constants import Constants
-from ._flow import Flow, flow_backwards, flow_forwards
+from ._flow import UnitFlow, flow_backwards, flow_forwards
 from ._layers import with_sizes
-from ._traced import Traced, flat, trace
+from ._traced import TracedModel, flat, trace
 
 _TOLERANCE = {8: 1e-12, 4: 1e-5, 2: 3e-2}  # by the bytes of an output, times its largest entry
 
@@ -174,7 +174,9 @@ def _outputs(sparse: SparseModel, x: Array) -> Array:
     return jax.vmap(eqx.nn.inference_mode(sparse))(x)
 
 
-def _removed(traced: Traced, flow: Flow, units: Units) -> tuple[np.ndarray, dict[int, str]]:
+def _removed(
+    traced: TracedModel, flow: UnitFlow, units: Units
+) -> tuple[np.ndarray, dict[int, str]]:
     """Which units can go, by their root, and for constants that cannot, why."""
     constants = Constants(traced, flow)
     obstacles: dict[int, str] = {}
@@ -199,8 +201,8 @@ def _removed(traced: Traced, flow: Flow, units: Units) -> tuple[np.ndarray, dict
 
 
 def _matters(
-    traced: Traced,
-    flow: Flow,
+    traced: TracedModel,
+    flow: UnitFlow,
     units: Units,
     constants: Constants,
     roots: dict[int, list[np.ndarray]],
@@ -249,7 +251,7 @@ def _any_along(array: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _without(
-    sparse: SparseModel, traced: Traced, flow: Flow, units: Units, removed: np.ndarray
+    sparse: SparseModel, traced: TracedModel, flow: UnitFlow, units: Units, removed: np.ndarray
 ) -> SparseModel:
     """The model without these units."""
     deltas = _folded(traced, flow, units, removed)
@@ -271,7 +273,9 @@ def _without(
     return SparseModel(model, flat(model)[1].unflatten(masks))
 
 
-def _folded(traced: Traced, flow: Flow, units: Units, removed: np.ndarray) -> dict[int, np.ndarray]:
+def _folded(
+    traced: TracedModel, flow: UnitFlow, units: Units, removed: np.ndarray
+) -> dict[int, np.ndarray]:
     """The sums that removed constants add to biases, by the slot of the bias."""
     constants = Constants(traced, flow)
     deltas: dict[int, np.ndarray] = {}
@@ -293,7 +297,7 @@ def _folded(traced: Traced, flow: Flow, units: Units, removed: np.ndarray) -> di
 
 
 def _compared(
-    sparse: SparseModel, model: SparseModel, traced: Traced
+    sparse: SparseModel, model: SparseModel, traced: TracedModel
 ) -> tuple[CompactedArray, ...]:
     before, after = (
         [
@@ -312,7 +316,7 @@ def _compared(
 
 
 def _stayed(
-    traced: Traced, units: Units, removed: np.ndarray, obstacles: dict[int, str]
+    traced: TracedModel, units: Units, removed: np.ndarray, obstacles: dict[int, str]
 ) -> tuple[str, ...]:
     """A sentence for the empty rows and columns of each weight that stayed, by reason."""
     counts: dict[tuple[str, str, str], int] = {}

@@ -6,9 +6,9 @@ import numpy as np
 
 from .._program import Const, Step
 from ._axes import Meeting
-from ._flow import Flow, dot_letters
+from ._flow import UnitFlow, dot_letters
 from ._moves import is_move, move
-from ._traced import Traced
+from ._traced import TracedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Constants:
     positions, no zeros are padded beside it, and the bias is read there alone and has no mask.
     """
 
-    def __init__(self, traced: Traced, flow: Flow):
+    def __init__(self, traced: TracedModel, flow: UnitFlow):
         """Look at the readers of each value once."""
         self._traced, self._flow = traced, flow
         self._readers: dict[int, list[Step]] = {}

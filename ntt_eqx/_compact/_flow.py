@@ -12,7 +12,7 @@ import numpy as np
 
 from .._program import Const, Step
 from ._moves import is_move, move, sources
-from ._traced import Traced
+from ._traced import TracedModel
 
 # Entry by entry, of operands of one shape or of none.
 ELEMENTWISE = frozenset(
@@ -30,7 +30,7 @@ SCANS = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 
 
 @dataclasses.dataclass(frozen=True)
-class Flow:
+class UnitFlow:
     """The entries that depend on the input.
 
     Attributes:
@@ -55,9 +55,9 @@ class Flow:
         return np.asarray(np.asarray(slot.value) != 0)  # of a scalar, too
 
 
-def flow_forwards(traced: Traced) -> Flow:
+def flow_forwards(traced: TracedModel) -> UnitFlow:
     """Follow the input to the outputs."""
-    flow = Flow({}, {})
+    flow = UnitFlow({}, {})
 
     def settle(slot: int, varies: np.ndarray, shape: tuple[int, ...]) -> None:
         flow.varies[slot] = varies = np.broadcast_to(varies, shape)
@@ -92,8 +92,8 @@ class Needs:
 
 
 def flow_backwards(
-    traced: Traced,
-    flow: Flow,
+    traced: TracedModel,
+    flow: UnitFlow,
     cut: Callable[[int, np.ndarray], np.ndarray] | None = None,
     paths: bool = False,
 ) -> Needs:

@@ -18,7 +18,7 @@ from .._sparse import SparseModel
 
 
 @dataclasses.dataclass(frozen=True)
-class Traced:
+class TracedModel:
     """A sparse model, opened.
 
     Attributes:
@@ -47,7 +47,7 @@ class Traced:
         return len(self.names)
 
 
-def trace(caller: str, sparse: SparseModel, x: Array) -> Traced:
+def trace(caller: str, sparse: SparseModel, x: Array) -> TracedModel:
     """Open `sparse`, in inference mode, on the first sample of `x`.
 
     **Raises:**
@@ -83,7 +83,7 @@ def trace(caller: str, sparse: SparseModel, x: Array) -> Traced:
     ]
     same = all(a is b for a, b in zip(arrays, shown, strict=True))
     probed = values if same else on_host(evaluate([*shown, x[0]]))
-    return Traced(program, names, masks, tuple(parameters), values, probed)
+    return TracedModel(program, names, masks, tuple(parameters), values, probed)
 
 
 def flat(model: Any) -> tuple[list[tuple[Any, Any]], Any]:

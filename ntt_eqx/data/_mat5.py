@@ -1,7 +1,7 @@
 """The part of MATLAB's MAT-file format (level 5) that the files of SVHN use.
 
-`scipy.io.loadmat` reads more, but a few changed bytes in a file end its process (SciPy 1.17, segmentation
-fault), and here any file gives arrays or an error.
+`scipy.io.loadmat` reads more, but a few changed bytes in a file end its process (SciPy 1.17,
+segmentation fault), and here any file gives arrays or an error.
 """
 
 import math

@@ -193,7 +193,7 @@ def _code(cell: Cell) -> tuple[tuple[str, str], ...]:
     return tuple((place, digest) for place, digest in found.items() if digest is not None)
 
 
-def settle(run: RunFolder, asked: dict[str, Any]) -> None:
+def write_or_check_config(run: RunFolder, asked: dict[str, Any]) -> None:
     """Write down in a run's folder what it is for, or check that what is there is the same."""
     if not run.has(CONFIG):
         run.write_json(CONFIG, asked)

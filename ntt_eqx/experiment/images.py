@@ -39,7 +39,7 @@ def shelf_of(data_dir: Path | None) -> Shelf:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class StandardisedSplit:
     """Some images of a set, standardised by the set's own mean and deviation."""
 
     images: Dataset
@@ -105,12 +105,14 @@ def _fits_device(split: Split) -> bool:
     return split.x.nbytes <= room / 8
 
 
-def parts(images: Dataset, held_out: float, seed: int) -> tuple[Part, Part]:
+def parts(
+    images: Dataset, held_out: float, seed: int
+) -> tuple[StandardisedSplit, StandardisedSplit]:
     """The training images to use and those to hold out: a random share, the same per seed."""
     used, kept = images.train, images.train[:0]
     if held_out > 0:
         used, kept = hold_out(images.train, held_out, seed=seed)
-    return Part(images, used), Part(images, kept)
+    return StandardisedSplit(images, used), StandardisedSplit(images, kept)
 
 
 def check_dataset(name: str) -> None:

@@ -14,7 +14,7 @@ from ..models import MODELS, make_model
 from ._errors import ExperimentError, check_choice
 from .methods import METHODS, Method, own_method
 from .object_digest import object_digest
-from .references import Found, find, is_reference
+from .references import ImportedObject, find, is_reference
 
 _HOW = "Your own is package.module:Object or ./file.py:Object"
 
@@ -55,10 +55,10 @@ def enter_object(kind: str, thing: Any, name: str | None = None) -> str:
             f"{kind} {name!r}: {'a file' if is_reference(name) else 'the package'} has one of this "
             f'name; give yours another: {kind}s={{"mine": ...}}.'
         )
-    return _enter(kind, Found(name, thing, object_digest(thing)), name)
+    return _enter(kind, ImportedObject(name, thing, object_digest(thing)), name)
 
 
-def _enter(kind: str, found: Found, text: str) -> str:
+def _enter(kind: str, found: ImportedObject, text: str) -> str:
     thing, digest = _KINDS[kind](text, found.thing), found.digest
     if isinstance(thing, Dataset):
         digest = _content(thing)  # whatever code has read it

@@ -17,7 +17,7 @@ from .. import (
 )
 from ..data import Dataset
 from .cells import Cell
-from .images import Part, Shelf, check_labelled, parts
+from .images import Shelf, StandardisedSplit, check_labelled, parts
 from .loop import Phase
 from .own import find_method
 from .pruning import dynamic_of, pruned_at_start, sparsity_of
@@ -92,7 +92,9 @@ def training_phase(cell: Cell, start: SparseModel, images: Dataset, title: str) 
         log_every=min(each, steps),
         state=recipe.init(model, steps, key=key, dynamic=dynamic),
         batches=used.training_batches(recipe, seed=cell.seed),
-        run=functools.partial(train_steps, test_set=Part(images, images.test).first(_CURVE_IMAGES)),
+        run=functools.partial(
+            train_steps, test_set=StandardisedSplit(images, images.test).first(_CURVE_IMAGES)
+        ),
         shown=lambda row: {
             "test accuracy": row["test"]["accuracy"],
             "loss": row["train"]["loss"],

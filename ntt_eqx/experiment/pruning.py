@@ -148,7 +148,7 @@ def check_fits(cell: Cell, teacher: Any) -> None:
 
 
 @contextmanager
-def collapse_told(say: Callable[[str], None], title: str) -> Iterator[None]:
+def collapse_shown(say: Callable[[str], None], title: str) -> Iterator[None]:
     """Tell `LayerCollapseWarning`s of the body as one plain line each; leave others as they are."""
     told, usual = set(), warnings.showwarning
 

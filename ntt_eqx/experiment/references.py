@@ -18,7 +18,7 @@ _INSTALLED = ("site-packages", "dist-packages")
 _REFERENCE = re.compile(rf"(?P<place>.+\.py|{_OBJECT}):(?P<object>{_OBJECT})")
 
 
-class Found(NamedTuple):
+class ImportedObject(NamedTuple):
     """An object, and what its results depend on."""
 
     name: str  # what files and tables call it: the file's name, or the module, and the object
@@ -31,7 +31,7 @@ def is_reference(text: str) -> bool:
     return not text.startswith("npy:") and _REFERENCE.fullmatch(text) is not None
 
 
-def find(text: str) -> Found:
+def find(text: str) -> ImportedObject:
     """Import the object that a reference names. This runs the code of its module.
 
     Modules are looked for where Python looks, then in the working directory.
@@ -50,7 +50,7 @@ def find(text: str) -> Found:
             raise ExperimentError(f"{text}: {place} has no {path!r}.{near}")
         thing = getattr(thing, name)
     is_file = place.endswith(".py")
-    return Found(f"{Path(place).name if is_file else place}:{path}", thing, digest)
+    return ImportedObject(f"{Path(place).name if is_file else place}:{path}", thing, digest)
 
 
 def source_digest(module: ModuleType) -> str:

@@ -14,15 +14,15 @@ from .. import SparseModel, effective_sparsity, warm_up
 from .._stateful import has_state
 from ..data import Dataset
 from ._errors import Diverged, ExperimentError
-from .cells import CONFIG, Cell, settle
-from .images import Part, Shelf, check_labelled, check_network, parts
+from .cells import CONFIG, Cell, write_or_check_config
+from .images import Shelf, StandardisedSplit, check_labelled, check_network, parts
 from .loop import RunContext, run_phase
 from .manifest import CHECKPOINTS, RunFolder
 from .metrics import METRICS, MetricsFile, Written
 from .model_file import decode_model, encode_model, load_model
 from .own import build_model
 from .phases import training_phase, transfer_phase
-from .pruning import ablated, check_fits, collapse_told, pruned_at_start
+from .pruning import ablated, check_fits, collapse_shown, pruned_at_start
 from .published import protocol_of
 from .results import FAILURE, MODEL, RESULT, TRANSFERRED, read_result
 from .together import by_first, is_first, wait
@@ -66,12 +66,12 @@ def run_cell(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dic
     file in it is not what the run wrote.
     """
     run.check_unchanged((CONFIG, METRICS, TRANSFERRED, MODEL, RESULT, FAILURE))
-    settle(run, cell.to_json())
+    write_or_check_config(run, cell.to_json())
     result = finished(cell, run.path)
     if result is None:
         context.stop.check()
         try:
-            with collapse_told(context.display.say, title), _watched(cell, context):
+            with collapse_shown(context.display.say, title), _watched(cell, context):
                 result = _make(cell, run, context, title)
         except Diverged as error:
             said = {"stage": error.stage, "step": error.step, "message": str(error)}
@@ -116,7 +116,9 @@ def started(cell: Cell, images: Dataset) -> Any:
     dense = dense_initialisation(cell, images)
     if not has_state(dense):
         return dense
-    return warm_up(dense, Part(images, images.train).examples(_WARM_UP, seed=cell.seed).x)
+    return warm_up(
+        dense, StandardisedSplit(images, images.train).examples(_WARM_UP, seed=cell.seed).x
+    )
 
 
 def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[str, Any]:
@@ -166,7 +168,11 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
         student = outcome.state.trained
         seconds["train"], rows["train"] = outcome.seconds, outcome.row
         used, held_out = parts(images, cell.training.held_out, cell.seed)
-        looked_at = {"test": Part(images, images.test), "train": used, "held_out": held_out}
+        looked_at = {
+            "test": StandardisedSplit(images, images.test),
+            "train": used,
+            "held_out": held_out,
+        }
         with display.busy(f"{title}, testing"):
             for name, part in looked_at.items():
                 scores = part.evaluate(student) if part.size else {}
@@ -198,7 +204,7 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
 
 def _live(student: SparseModel, images: Dataset) -> dict[str, Any]:
     """How much of a network lies on a path from its inputs to its outputs."""
-    found = effective_sparsity(student, Part(images, images.train).first(1).x)
+    found = effective_sparsity(student, StandardisedSplit(images, images.train).first(1).x)
     return {
         "effective_density": found.density,
         "units": sum(layer.units for layer in found.layers),

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from .. import SparseModel, TrainConfig, TrainState, fit, train_init, train_step
 from .._optimise import copied
 from ..data import Dataset
-from .images import Part, parts
+from .images import StandardisedSplit, parts
 from .loop import Phase
 from .settings import EvolutionSettings
 
@@ -62,7 +62,7 @@ def side_by_side(
     The phase's state ends in an array `[networks, T, inputs, classes]`: see `Trajectories.of`.
     """
     part, _ = parts(images, 0.0, seed)
-    inputs = jnp.asarray(Part(images, images.test).first(settings.inputs).x)
+    inputs = jnp.asarray(StandardisedSplit(images, images.test).first(settings.inputs).x)
     optimizer = _optimizer(settings.optimizer, settings.learning_rate)
     states = [
         train_init(copied(network), TrainConfig(l2_weight=0.0), optimizer)

@@ -57,7 +57,7 @@ def test_onnx(run, capsys, layout):
     said = " ".join(capsys.readouterr().out.split())
     assert "compacted from 266,610 to" in said and "on 64 test images" in said
     data = images.shelf_of(None)("fashion-mnist-mini")
-    x = images.Part(data, data.test).first(9).x
+    x = images.StandardisedSplit(data, data.test).first(9).x
     (found,) = onnxruntime.InferenceSession(out).run(None, {"x": np.asarray(x)})
     np.testing.assert_allclose(found, jax.vmap(sparse)(x), atol=1e-5)
 
@@ -68,7 +68,7 @@ def test_numpy(run, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "% of dense" in said and "64 samples in" in said and "compacted" not in said
     data = images.shelf_of(None)("fashion-mnist-mini")
-    x = images.Part(data, data.test).first(9).x
+    x = images.StandardisedSplit(data, data.test).first(9).x
     found = ntt.export.load_numpy(folder / "model.npz")(np.asarray(x))
     np.testing.assert_allclose(found, jax.vmap(sparse)(x), atol=1e-5)
     assert (folder / "numpy_runner.py").is_file()

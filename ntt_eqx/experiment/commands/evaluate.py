@@ -8,7 +8,7 @@ from tyro.conf import Positional
 
 from ...data import Dataset
 from .._errors import ExperimentError
-from ..images import Part, check_dataset, check_labelled, check_network, shelf_of
+from ..images import StandardisedSplit, check_dataset, check_labelled, check_network, shelf_of
 from ..model_file import LoadedModel, load_model
 from ..own import enter
 from ..results import model_path
@@ -30,7 +30,7 @@ class Evaluate:
         loaded = load_own(path, self.model)
         images = images_of(path, loaded, self.dataset, self.data_dir)
         check_labelled(images)
-        scores = Part(images, images.test).evaluate(loaded.model)
+        scores = StandardisedSplit(images, images.test).evaluate(loaded.model)
         found = {
             "network": str(path),
             "dataset": images.name,

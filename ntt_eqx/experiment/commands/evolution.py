@@ -16,10 +16,10 @@ from ... import KernelComparison, SparseModel, compare_kernels, sparsify
 from ...data import Dataset
 from .._errors import Diverged
 from .._files import encode_json
-from ..cells import Cell, settle
+from ..cells import Cell, write_or_check_config
 from ..claims import claimed
 from ..figures import evolution_figure, render_figure, spectrum_figure
-from ..images import Part, check_labelled, shelf_of
+from ..images import StandardisedSplit, check_labelled, shelf_of
 from ..loop import RunContext, StopRequest, run_phase
 from ..manifest import RunFolder, check_folder, read_file
 from ..methods import TransferName, method
@@ -71,7 +71,7 @@ class Evolution(NetworkOptions):
         asked = {"transfer": cell.to_json(), "evolution": to_json(self.evolution)}
         with Display() as display, StopRequest() as stop, claimed(out, "evolution") as run:
             run.check_unchanged(("config.json", METRICS, _ARRAYS, _REPORT, "report.html"))
-            settle(run, {"command": "evolution", **asked})
+            write_or_check_config(run, {"command": "evolution", **asked})
             display.say(f"{cell.dataset}, {cell.model}, {cell.name}; results in {out}")
             context = RunContext(shelf, display, stop, self.checkpoint_every)
             rows = MetricsFile(run)
@@ -87,7 +87,9 @@ class Evolution(NetworkOptions):
                 return 1
             found = Trajectories.of(outcome.state, networks, self.evolution)
             rows.seal()
-            x = jnp.asarray(Part(images, images.test).first(self.evolution.kernel_inputs).x)
+            x = jnp.asarray(
+                StandardisedSplit(images, images.test).first(self.evolution.kernel_inputs).x
+            )
             teacher = networks.pop("dense").model
             kernels = {name: compare_kernels(one, teacher, x) for name, one in networks.items()}
             report = _report(found, kernels, cell.method)

@@ -18,7 +18,7 @@ from ...export import (
     save_stablehlo,
 )
 from .._errors import ExperimentError
-from ..images import Part
+from ..images import StandardisedSplit
 from ..model_file import LoadedModel
 from ..progress import Display
 from ..results import model_path
@@ -88,7 +88,7 @@ class Export:
 
     def _write(self, out: Path, path: Path, loaded: LoadedModel, kind: str, layout: str) -> str:
         images = images_of(path, loaded, self.dataset, self.data_dir, labels=False)
-        x = Part(images, images.test).first(_IMAGES).x
+        x = StandardisedSplit(images, images.test).first(_IMAGES).x
         options: dict[str, Any] = {"compact": self.compact, "measure": self.measure}
         if kind == "onnx":
             options |= {"layout": "sparse"} if layout == "sparse" else {}

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from ... import LayerCost, compare_kernels, layer_costs
 from .._errors import ExperimentError
-from ..images import Part
+from ..images import StandardisedSplit
 from ..methods import method
 from ..own import build_model
 from ..progress import Display
@@ -48,7 +48,7 @@ class Inspect:
         key = jax.random.fold_in(jax.random.key(seed), 0)
         dense = build_model(header["model"], shape, classes, key=key)
         costs = layer_costs(loaded.model, shape)
-        x = jnp.asarray(Part(images, images.test).first(self.inputs).x)
+        x = jnp.asarray(StandardisedSplit(images, images.test).first(self.inputs).x)
         kernel = compare_kernels(loaded.model, dense, x).numbers
         if self.json:
             layers = [dataclasses.asdict(cost) for cost in costs]
