@@ -17,11 +17,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Most programs here are tiny and run once or twice: what counts is how long they take to compile,
 # so LLVM does the least it can, and what another test of the process compiled is taken from disk.
-# A chip's compiler does what it would for a user. The emitters of fusions take most of the time to
-# compile on a CPU (a file of kernels takes 17 s without them and 40 s with them); JAX 0.10 can go
-# without, and later versions, which CI runs as well, test with them. XLA reads the flag, which ends
-# the process where it is not known, when the first backend starts.
-if jax.__version_info__ < (0, 11):
+# A chip's compiler does what it would for a user.
+#
+# On a CPU the emitters of fusions take most of that time (a file of kernels: 17 s without them and
+# 40 s with them). JAX 0.10 can go without, and does by default. Long tests (`-m slow`) and later
+# versions have them, as users do. XLA reads the flag when the first backend starts, and a later
+# version, which does not know it, would end the process.
+if any("slow" in word for word in sys.argv):
+    os.environ["NTT_EQX_EMITTERS"] = "1"  # for the workers of this run, too
+if jax.__version_info__ < (0, 11) and "NTT_EQX_EMITTERS" not in os.environ:
     FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 COMPILED = tempfile.mkdtemp(prefix="ntt-eqx-compiled-")
