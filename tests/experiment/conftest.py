@@ -1,6 +1,8 @@
 """A model that compiles in no time, on two classes of the images that the package carries."""
 
+import itertools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ import equinox as eqx
 import jax
 import pytest
 
+from ntt_eqx.experiment.cli import main
+from ntt_eqx.experiment.progress import Display
 from ntt_eqx.models import MODELS
 
 DATASET = "fashion-mnist-mini:0,1:40"
@@ -52,6 +56,23 @@ def tiny(*more):
         *("--training.evaluate-every", "3"),
         *more,
     ]
+
+
+def run_in_pieces(words, monkeypatch, *, every):
+    """Give a command again and again, and Ctrl-C after so many steps, until it comes to its end."""
+    advance, steps, codes = Display.advance, itertools.count(1), []
+
+    def advancing(*arguments):
+        if next(steps) % every == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return advance(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "advance", advancing)
+        while not codes or codes[-1] != 0:
+            codes.append(main(words))
+            assert len(codes) < 30
+    assert codes[0] == 128 + signal.SIGINT
 
 
 def own_process(*words):

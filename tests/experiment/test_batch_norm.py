@@ -1,8 +1,5 @@
 """Networks with batch norm from the command: every method, by a recipe, resumed, evaluated."""
 
-import os
-import signal
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,10 +9,9 @@ import pytest
 import ntt_eqx as ntt
 from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.model_file import load_model
-from ntt_eqx.experiment.progress import Display
 from ntt_eqx.models import MODELS
 
-from .conftest import tiny
+from .conftest import run_in_pieces, tiny
 from .test_cli import read, stable
 
 METHODS = ("ntt", "snip", "ntk-sap", "gmp", "rigl", "dense")
@@ -58,20 +54,7 @@ def command(out):
 @pytest.mark.slow
 def test_a_comparison_cut_anywhere_ends_with_the_same_bits(tmp_path, monkeypatch):
     assert main(command(tmp_path / "whole")) == 0
-    advance, steps = Display.advance, []
-
-    def advancing(*arguments):
-        steps.append(1)
-        if len(steps) % 25 == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-        return advance(*arguments)
-
-    monkeypatch.setattr(Display, "advance", advancing)
-    codes = []
-    while not codes or codes[-1] != 0:
-        codes.append(main(command(tmp_path / "cut")))
-        assert len(codes) < 20
-    assert codes[0] == 130
+    run_in_pieces(command(tmp_path / "cut"), monkeypatch, every=25)
     whole, cut = (stable(read(tmp_path / name / "results.json")) for name in ("whole", "cut"))
     assert cut == whole and len(whole) == len(METHODS)
     files = sorted((tmp_path / "whole").glob("cells/*/model.eqx"))
