@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
+from .._kept import is_kept_layer
 from .._parameters import parameter_marks
 from .._sparse import SparseModel, prunable_weights
 from .._types import KernelKind, Outputs
@@ -24,7 +27,8 @@ class ParameterCost:
     Attributes:
         name: its path in the model; a bias that is folded into its layer is named after it.
         shape: its shape.
-        prunable: whether it has a mask; for a model without masks, whether `sparsify` adds one.
+        prunable: whether it has a mask or stores kept weights alone; for a model without masks,
+            whether `sparsify` adds one.
         kept: number of entries in the sum: those that the mask keeps, or all.
         path: `"factors"` (activations and cotangents of a dense layer), `"tangents"` (per-sample
             derivatives of a layer at many positions), either of them `gathered` at the mask's
@@ -167,15 +171,28 @@ def explain(
 
 
 def _prunable(model: PyTree) -> list[bool]:
-    """For each parameter whether it has a mask, or would get one."""
+    """For each parameter whether it has a mask, stores kept weights alone, or would get a mask."""
     if isinstance(model, SparseModel):
-        return [m is not None for m in aligned(model, model.mask)]
+        masks = [m is not None for m in aligned(model, model.mask)]
+        return [a or b for a, b in zip(masks, _kept_alone(model.model), strict=True)]
     try:
         marks = prunable_weights(model)
     except ValueError:  # none of them
         marks = jax.tree.map(lambda leaf: False, model)
     pairs = zip(jax.tree.leaves(marks), jax.tree.leaves(parameter_marks(model)), strict=True)
     return [bool(mark) for mark, is_parameter in pairs if is_parameter]
+
+
+def _kept_alone(model: PyTree) -> list[bool]:
+    """For each parameter whether it is the values of a layer that stores kept weights alone."""
+
+    def one(node: Any) -> PyTree:
+        marks = jax.tree.map(lambda _: False, node)
+        return eqx.tree_at(lambda n: n.values, marks, True) if is_kept_layer(node) else marks
+
+    marks = jax.tree.leaves(jax.tree.map(one, model, is_leaf=is_kept_layer))
+    meant = jax.tree.leaves(parameter_marks(model))
+    return [mark for mark, is_parameter in zip(marks, meant, strict=True) if is_parameter]
 
 
 def _is_matrix(shape: tuple[int, ...]) -> bool:

@@ -17,7 +17,14 @@ import numpy as np
 from jaxtyping import Array
 
 from .._program import Const, Loop, Program, Site, Step, bind, slots_of
-from ._linear import AbstractLinearUse, RegisteredRule, linear_use
+from ._linear import (
+    AbstractEntryUse,
+    AbstractLinearUse,
+    AbstractUse,
+    Places,
+    RegisteredRule,
+    linear_use,
+)
 
 _REARRANGING = (
     "reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p", "broadcast_in_dim",
@@ -35,14 +42,16 @@ class Layer:
         loops: lengths of the loops around the site.
         bias: number of the parameter that is its bias, if there is one.
         bias_order: the entry of the bias that each output feature gets, `[G I]`.
+        places: where the entries of a weight are that does not store all of them.
     """
 
     view: "View"
-    use: AbstractLinearUse
+    use: AbstractUse
     site: Site
     loops: tuple[int, ...]
     bias: int | None = None
     bias_order: np.ndarray | None = None
+    places: Places | None = None
 
     @property
     def weight(self) -> int:
@@ -77,11 +86,17 @@ class Layer:
     @property
     def keeps_order(self) -> bool:
         """Whether `[G, I, J]` holds the parameter's entries in the parameter's own order."""
+        if not isinstance(self.use, AbstractLinearUse):
+            return False
         places = np.arange(math.prod(self.view.shape)).reshape(self.view.shape)
         return np.array_equal(self.metric(places).ravel(), np.arange(places.size))
 
     def metric(self, c: Any) -> Any:
-        """The metric of the weight, `[G, I, J]`, from one of the parameter's shape."""
+        """The metric of the weight, `[G, I, J]`, from one of the parameter's shape.
+
+        For a weight that stores all entries, which alone has one.
+        """
+        assert isinstance(self.use, AbstractLinearUse)
         found = _each(self.use.weight, len(self.view.walks), self.view.apply(c))
         return found.reshape(self.groups, self.features, self.inputs)
 
@@ -276,7 +291,15 @@ def _layer(use: _Use, rules: tuple[RegisteredRule, ...]) -> Layer | None:
     if use.site is None or use.view.repeats:
         return None
     linear = linear_use(use.step.eqn, use.operand, rules)
-    return None if linear is None else Layer(use.view, linear, use.site, use.loops)
+    if linear is None:
+        return None
+    if not isinstance(linear, AbstractEntryUse):
+        return Layer(use.view, linear, use.site, use.loops)
+    index = [use.step.inputs[n] for n in linear.index]
+    if not all(isinstance(operand, Const) for operand in index):
+        return None  # known to each run of the program alone, or to an iteration of a loop
+    places = linear.places(*(jnp.asarray(operand.value) for operand in index))
+    return Layer(use.view, linear, use.site, use.loops, places=places)
 
 
 def _with_bias(layer: Layer, once: dict[int, _Use]) -> Layer:
@@ -354,9 +377,7 @@ def _bias_order(layer: Layer, bias: _Use, chain: list[Step], step: Step) -> np.n
     return order if np.array_equal(np.sort(order), np.arange(total)) else None
 
 
-def _transpose_of(
-    use: AbstractLinearUse, numbers: np.ndarray, shape: tuple[int, ...]
-) -> np.ndarray:
+def _transpose_of(use: AbstractUse, numbers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Send `[G, I, S]` back to the shape of the step's output: the inverse of `cotangents`."""
     places: Any = np.arange(math.prod(shape)).reshape(shape)
     order = np.asarray(use.cotangents(places)).ravel()

@@ -10,7 +10,7 @@ from .._checks import sample_of
 from .._sparse import SparseModel
 from ._given import given_batches, given_model
 from ._layers import Layer, find_layers
-from ._linear import AbstractLinearUse, Convolution, rules_in_use
+from ._linear import AbstractLinearUse, AbstractUse, Convolution, rules_in_use
 from ._trace import trace
 
 
@@ -43,7 +43,8 @@ def weight_layouts(model: PyTree, x: Shaped[Array | np.ndarray, "n ..."]) -> dic
     dense = eqx.nn.inference_mode(model.model if isinstance(model, SparseModel) else model)
     traced, arrays = trace(dense, sample_of(x))
     layers, _ = find_layers(traced.program, [a.shape for a in arrays], rules_in_use())
-    named = ((traced.parameters[layer.weight], layer) for layer in layers)
+    whole = [layer for layer in layers if isinstance(layer.use, AbstractLinearUse)]
+    named = ((traced.parameters[layer.weight], layer) for layer in whole)
     found = {parameter.path: _layout(layer) for parameter, layer in named}
     return {path: letters for path, letters in found.items() if letters is not None}
 
@@ -74,7 +75,7 @@ def _letter(layer: Layer, axis: int) -> str:
     return kinds[0] if len(kinds) == 1 else "?"
 
 
-def _taps(use: AbstractLinearUse) -> int:
+def _taps(use: AbstractUse) -> int:
     if not isinstance(use, Convolution):
         return 1
     shape, numbers = use.eqn.invars[1].aval.shape, use.eqn.params["dimension_numbers"]

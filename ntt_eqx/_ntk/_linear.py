@@ -4,6 +4,9 @@ A linear use of a weight W computes `y[g,i,s] = sum_j W[g,i,j] a[g,j,s]`: groups
 i, input features j, positions s. A dense layer has one group and one position; `vmap` along a
 sequence gives it many positions. The input features of a convolution are its patches, and those of
 an embedding are a one-hot vector.
+
+A weight that stores some entries of W alone is a linear use, too (`AbstractEntryUse`); in place of
+the order of all entries it says where those are that it has.
 """
 
 import abc
@@ -15,13 +18,13 @@ from typing import Any, ClassVar, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from .._primitives import patches
 
 
-class AbstractLinearUse(eqx.Module):
-    """One equation of a jaxpr that is linear in a weight, in the form of this module.
+class AbstractUse(eqx.Module):
+    """One equation of a jaxpr that is linear in a weight, whatever of the weight is stored.
 
     Attributes:
         kind: the name that `explain` prints.
@@ -40,10 +43,6 @@ class AbstractLinearUse(eqx.Module):
     positions: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def weight(self, w: Any) -> Any:
-        """`[G, I, J]` from an array of the weight operand's shape; jax or NumPy, no arithmetic."""
-
-    @abc.abstractmethod
     def activations(self, *operands: Array) -> Array:
         """`[G, J, S]` from the values of `operands`, in their order."""
 
@@ -52,7 +51,59 @@ class AbstractLinearUse(eqx.Module):
         """`[G, I, S]` from an array of the output's shape; jax or NumPy, no arithmetic."""
 
 
-Rule: TypeAlias = Callable[[Any, int], AbstractLinearUse | None]
+class AbstractLinearUse(AbstractUse):
+    """One equation of a jaxpr that is linear in a weight, in the form of this module.
+
+    Attributes:
+        kind: the name that `explain` prints.
+        operands: indices of the equation's operands that the layer's input depends on.
+        groups: G.
+        features: I, output features of a group.
+        inputs: J, input features of a group.
+        positions: S.
+    """
+
+    @abc.abstractmethod
+    def weight(self, w: Any) -> Any:
+        """`[G, I, J]` from an array of the weight operand's shape; jax or NumPy, no arithmetic."""
+
+
+class Places(eqx.Module):
+    """Where the stored entries of a weight `[I, J]` are, in chunks of one row each.
+
+    Attributes:
+        rows: the row of each chunk, ascending.
+        columns: the columns of its entries; any column where one is not in use.
+        entries: their numbers in the stored array; its length where one is not in use.
+    """
+
+    rows: Int[Array, " chunks"]
+    columns: Int[Array, "chunks width"]
+    entries: Int[Array, "chunks width"]
+
+
+class AbstractEntryUse(AbstractUse):
+    """A linear use of one group whose weight operand `[E]` has some entries of W alone.
+
+    Attributes:
+        kind: the name that `explain` prints.
+        operands: indices of the equation's operands that the layer's input depends on.
+        groups: 1.
+        features: I.
+        inputs: J.
+        positions: S.
+        index: indices of the operands that say where the entries are; they must be constants of
+            the program.
+    """
+
+    index: eqx.AbstractVar[tuple[int, ...]]
+
+    @abc.abstractmethod
+    def places(self, *index: Array) -> Places:
+        """Where the entries are, from the values of the operands `index`."""
+
+
+Rule: TypeAlias = Callable[[Any, int], AbstractUse | None]
 """`(equation, index of the weight operand) -> linear use`, or `None` if the equation is not linear
 in that operand or does not have this form."""
 
@@ -100,7 +151,7 @@ def rules_in_use() -> tuple[RegisteredRule, ...]:
     return _RULES.value
 
 
-def linear_use(eqn: Any, weight: int, rules: Iterable[RegisteredRule]) -> AbstractLinearUse | None:
+def linear_use(eqn: Any, weight: int, rules: Iterable[RegisteredRule]) -> AbstractUse | None:
     """The linear use of operand `weight`, or `None` if there is no rule or it is not real.
 
     An equation with an empty array gives `None`, because reshapes cannot infer axes from size 0;

@@ -1,6 +1,7 @@
 """Convert the metric `c_p` of the kernel's sum over parameters to the forms of a layer."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from jaxtyping import Array
 
 from ..kernels import GatheredMetric, gather_rows
 from ._layers import Layer
+from ._linear import Places
 from ._support import Checked
 
 
@@ -53,12 +55,14 @@ def gathered_metric(
     - `support`: for each parameter the indices of its non-zero `c` (`GatheredRows` or `Checked`).
     - `shares_rows`: whether equal rows of a mask may be stored once.
     """
-    weight, known = weights[layer.weight], support[layer.weight]
-    assert weight is not None and known is not None
     offset = jnp.zeros(layer.groups * layer.features, dtype)
     if layer.bias is not None:
         bias, ones = weights[layer.bias], jnp.ones_like(offset)
         offset = ones if bias is None else layer.bias_metric(bias).reshape(-1).astype(dtype)
+    if layer.places is not None:
+        return _metric_of_places(layer, layer.places, weights[layer.weight], offset)
+    weight, known = weights[layer.weight], support[layer.weight]
+    assert weight is not None and known is not None
     rows = known.rows if isinstance(known, Checked) else known
     values = layer.metric(weight).reshape(-1, layer.inputs)
     shares_rows = shares_rows and values.dtype == bool  # rows of numbers may differ
@@ -69,3 +73,16 @@ def gathered_metric(
         return found
     values = jnp.where(known.fits, found.values, jnp.nan)
     return dataclasses.replace(found, values=values.astype(found.values.dtype))
+
+
+def _metric_of_places(
+    layer: Layer, places: Places, weight: Array | None, offset: Array
+) -> GatheredMetric:
+    """The metric of a weight that stores some entries alone, from `c` for each of these."""
+    dtype, shape = offset.dtype, (layer.features, layer.inputs)
+    if weight is None:
+        values = places.entries < math.prod(layer.view.shape)
+    else:
+        stored = layer.view.apply(weight).reshape(-1)
+        values = stored.at[places.entries].get(mode="fill", fill_value=0)
+    return GatheredMetric(places.rows, places.columns, values.astype(dtype), offset, shape)

@@ -24,7 +24,11 @@ def plan_layer(
     - `masked`: whether its weight or its bias has a metric.
     - `nonzeros`: capacity for non-zeros of the weight's metric; `None` if they are unknown.
     """
-    chunks = None if nonzeros is None else _worth_gathering(layer, nonzeros, sizes, costs)
+    if layer.places is not None:  # there is nothing else of this weight
+        chunks = layer.places.columns.shape
+        chunks = (chunks[0], chunks[1])
+    else:
+        chunks = None if nonzeros is None else _worth_gathering(layer, nonzeros, sizes, costs)
     if layer.positions == 1:
         if chunks is None:
             return DenseForm(layer, masked)
