@@ -58,6 +58,7 @@ from ._masks import (
     AbstractPattern as AbstractPattern,
     Block as Block,
     Channels as Channels,
+    ConstantFanIn as ConstantFanIn,
     GradualDensity as GradualDensity,
     InLayout as InLayout,
     LayerCollapseWarning as LayerCollapseWarning,

@@ -37,9 +37,9 @@ def make_mask(
     - `allocation`: with `scope="layer"`, how the density is shared out over the layers:
       `"uniform"` (the default) or `"erk"`, see `allocate`. The counts of `"erk"` add up to
       `round(density * size)` of the whole network.
-    - `pattern`: keep or drop weights together: `NM`, `Block`, `Channels` or an `AbstractPattern` of
-      your own. A density counts groups instead of weights. `NM` fixes the density: it must be
-      `n / m`, or 1 in layers that are to stay dense.
+    - `pattern`: keep or drop weights together: `NM`, `Block`, `Channels`, `ConstantFanIn` or an
+      `AbstractPattern` of your own. A density counts groups instead of weights. `NM` fixes the
+      density: it must be `n / m`, or 1 in layers that are to stay dense.
 
     **Returns:**
 

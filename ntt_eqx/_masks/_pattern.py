@@ -65,6 +65,10 @@ class AbstractPattern(eqx.Module):
         return 1
 
 
+class AbstractOrdered(AbstractPattern):
+    """A pattern of the library's own, which reads a weight as `[outputs, inputs, *window]`."""
+
+
 def groups_of(
     pattern: AbstractPattern, scores: Float[Array, "..."], name: str, density: float | Array | None
 ) -> Float[Array, "..."]:
@@ -77,7 +81,7 @@ def groups_of(
     called as Flax and Haiku call theirs. These have another order, in which it would group the
     wrong weights in silence, and dicts are sorted by name.
     """
-    if isinstance(pattern, NM | AbstractTiling) and _FOREIGN.search(name):
+    if isinstance(pattern, AbstractOrdered) and _FOREIGN.search(name):
         raise ValueError(
             f"make_mask: the pattern {pattern} reads weights as [outputs, inputs, *window], as "
             f"Equinox stores them, and nothing says that {name} has that order; a `kernel` of "
@@ -91,7 +95,7 @@ def groups_of(
 _FOREIGN = re.compile(r"(^|\.)(args|keywords)\[|\['(kernel|w|embeddings?)'\]$|\.value$")
 
 
-class NM(AbstractPattern):
+class NM(AbstractOrdered):
     """N of every M consecutive inputs of an output are kept (2:4 is what sparse tensor cores take).
 
     Groups run along a weight's second axis, the one that the layer's sum runs over, which M must
@@ -149,7 +153,7 @@ class NM(AbstractPattern):
         return True
 
 
-class AbstractTiling(AbstractPattern):
+class AbstractTiling(AbstractOrdered):
     """Tiles of a weight that are kept or dropped as a whole, by the mean of their scores."""
 
     @abc.abstractmethod

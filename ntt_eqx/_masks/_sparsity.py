@@ -36,8 +36,8 @@ class Sparsity(eqx.Module):
         scope: `"layer"` keeps the density in every layer, `"global"` in all of them together.
         allocation: with `scope="layer"`, how one density is distributed: `"uniform"` (the default)
             or `"erk"`; see `allocate`.
-        pattern: which weights are kept or dropped together: `NM`, `Block`, `Channels`, or an
-            `AbstractPattern` of your own.
+        pattern: which weights are kept or dropped together: `NM`, `Block`, `Channels`,
+            `ConstantFanIn`, or an `AbstractPattern` of your own.
     """
 
     density: Any = eqx.field(static=True)

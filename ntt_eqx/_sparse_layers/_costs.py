@@ -9,6 +9,7 @@ from jaxtyping import Bool
 
 from ..kernels import target_device
 from ._index import padded_slots
+from ._shared_index import shared_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +18,13 @@ class Costs:
 
     Attributes:
         slot: a slot of the index, padding included.
+        shared: an entry of a small dense matrix, where groups of rows keep the same columns.
         feature: a feature of input or output, which is transposed for all samples.
         launches: the launches of a layer, at 64 samples.
     """
 
     slot: float
+    shared: float
     feature: float
     launches: float
 
@@ -46,13 +49,17 @@ class Costs:
 # A dense weight takes 7 ns, a slot 26 to 70. Within a network a feature costs twice what it does
 # alone: LeNet-300-100's step at 10 % was 1.3 times slower with its first layer sparse. Convolutions
 # do not pay: with all layers sparse, LeNet-5's step took 2.4 times as long as masked at 1 and 3 %.
-_CPU = Costs(slot=5.0, feature=72.0, launches=15_000.0)
+_CPU = Costs(slot=5.0, shared=1.0, feature=72.0, launches=15_000.0)
 
 
 def pays(layer: Any, mask: Bool[np.ndarray, "..."], batch_size: int) -> bool:
     """Whether a training step is faster with kept weights alone, on a device that was measured."""
     if target_device().platform != "cpu" or not isinstance(layer, eqx.nn.Linear):
         return False
-    slots = padded_slots(mask.sum(1)) + padded_slots(mask.sum(0))
-    cost = _CPU.slot * slots / 2 + _CPU.feature * sum(mask.shape)
+    height = shared_rows(mask)
+    if height > 1:  # a tile is gathered and added like a slot, its entries are multiplied densely
+        cost = _CPU.slot * mask.sum() / height + _CPU.shared * mask.sum()
+    else:
+        cost = _CPU.slot * (padded_slots(mask.sum(1)) + padded_slots(mask.sum(0))) / 2
+    cost += _CPU.feature * sum(mask.shape)
     return cost + _CPU.launches * 64 / batch_size < mask.size

@@ -1,5 +1,7 @@
 """`KeptIndex`: where the kept entries of a matrix are, in arrays of static shape."""
 
+import abc
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -42,8 +44,43 @@ class Side(eqx.Module):
     empty: bool = eqx.field(static=True)
 
 
-class KeptIndex(eqx.Module):
+class AbstractIndex(eqx.Module):
     """Where the kept entries of a matrix `[I, J]` are; they are numbered row by row.
+
+    Attributes:
+        order: for each entry its position in the slots of all `row_groups`, or in others of the
+            index's own.
+        shape: `(I, J)`.
+    """
+
+    order: eqx.AbstractVar[Int[Array, " kept"]]
+    shape: eqx.AbstractVar[tuple[int, int]]
+
+    @property
+    @abc.abstractmethod
+    def row_groups(self) -> tuple[Group, ...]:
+        """All rows with entries."""
+
+    @property
+    def kept(self) -> int:
+        """The number of entries."""
+        return self.order.shape[0]
+
+    def mask(self) -> Bool[Array, "i j"]:
+        """The mask that this is the index of."""
+        return self.scatter(jnp.ones(self.kept, jnp.int32)).astype(bool)
+
+    def scatter(self, values: Array) -> Array:
+        """The matrix `[I, J]` with these entries and zeros elsewhere."""
+        matrix = jnp.zeros(self.shape, values.dtype)
+        for group in self.row_groups:
+            slots = values.at[group.entries].get(mode="fill", fill_value=0)
+            matrix = matrix.at[group.rows, group.others].add(slots)
+        return matrix
+
+
+class KeptIndex(AbstractIndex):
+    """The entries by rows and by columns, for masks of any kind.
 
     Attributes:
         rows: the entries by rows, for products with the matrix.
@@ -61,41 +98,26 @@ class KeptIndex(eqx.Module):
         """Index the entries where `mask` is `True`."""
         row, column = np.nonzero(mask)
         self.shape = (mask.shape[0], mask.shape[1])
-        self.rows = _side(row, column, mask.shape[0])
-        self.columns = _side(column, row, mask.shape[1])
+        self.rows = side_of(row, column, mask.shape[0])
+        self.columns = side_of(column, row, mask.shape[1])
         slots = [np.asarray(group.entries).ravel() for group in self.rows.groups]
         entries = np.concatenate([*slots, np.zeros(0, np.int32)])
         order = np.zeros(len(row), np.int32)
         real = np.flatnonzero(entries < len(row))
         order[entries[real]] = real
-        self.order = _int(order)
+        self.order = as_int(order)
 
     @property
-    def kept(self) -> int:
-        """The number of entries."""
-        return self.order.shape[0]
-
-    def mask(self) -> Bool[Array, "i j"]:
-        """The mask that this is the index of."""
-        mask = jnp.zeros(self.shape, bool)
-        for group in self.rows.groups:
-            mask = mask.at[group.rows, group.others].set(True)
-        return mask
-
-    def scatter(self, values: Array) -> Array:
-        """The matrix `[I, J]` with these entries and zeros elsewhere."""
-        matrix = jnp.zeros(self.shape, values.dtype)
-        for group in self.rows.groups:
-            slots = values.at[group.entries].get(mode="fill", fill_value=0)
-            matrix = matrix.at[group.rows, group.others].add(slots)
-        return matrix
+    def row_groups(self) -> tuple[Group, ...]:
+        """See `AbstractIndex`."""
+        return self.rows.groups
 
 
-def _int(array: np.ndarray) -> Int[Array, "*s"]:
+def as_int(array: np.ndarray) -> Int[Array, "*s"]:
     return jnp.asarray(np.ascontiguousarray(array, np.int32))
 
 
-def _side(row: np.ndarray, other: np.ndarray, size: int) -> Side:
+def side_of(row: np.ndarray, other: np.ndarray, size: int) -> Side:
     """Entries with these two coordinates by the first, of which there are `size`."""
     by_row = np.argsort(row, kind="stable")
     lengths = np.bincount(row, minlength=size)
@@ -108,10 +130,10 @@ def _side(row: np.ndarray, other: np.ndarray, size: int) -> Side:
         real = slot < lengths[rows]
         number = by_row[starts[rows] + np.where(real, slot, 0)]
         entries = np.where(real, number, len(row))
-        groups.append(Group(_int(rows), _int(other[number]), _int(entries)))
+        groups.append(Group(as_int(rows), as_int(other[number]), as_int(entries)))
         place[rows] = np.arange(done, done + count)
         done += count
-    return Side(tuple(groups), _int(place), bool(done < size))
+    return Side(tuple(groups), as_int(place), bool(done < size))
 
 
 def padded_slots(lengths: Int[np.ndarray, " n"]) -> int:

@@ -12,8 +12,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .._kept import AbstractKeptLayer
-from ._index import KeptIndex
+from ._index import AbstractIndex
 from ._products import product
+from ._shared_index import index_of
 
 
 class SparseLinear(AbstractKeptLayer):
@@ -28,7 +29,7 @@ class SparseLinear(AbstractKeptLayer):
 
     values: Float[Array, " kept"]
     bias: Array | None
-    index: KeptIndex
+    index: AbstractIndex
     settings: eqx.nn.Linear
 
     def __init__(self, layer: eqx.nn.Linear, mask: Bool[np.ndarray, "out in"]):
@@ -41,7 +42,7 @@ class SparseLinear(AbstractKeptLayer):
         """
         self.values = layer.weight[mask]
         self.bias = layer.bias
-        self.index = KeptIndex(mask)
+        self.index = index_of(mask)
         self.settings = _without_arrays(layer)
 
     @property
@@ -86,7 +87,7 @@ class SparseConv(AbstractKeptLayer):
 
     values: Float[Array, " kept"]
     bias: Array | None
-    index: KeptIndex
+    index: AbstractIndex
     settings: eqx.nn.Conv
 
     def __init__(self, layer: eqx.nn.Conv, mask: Bool[np.ndarray, "out in *window"]):
@@ -99,7 +100,7 @@ class SparseConv(AbstractKeptLayer):
         """
         self.values = layer.weight[mask]
         self.bias = layer.bias
-        self.index = KeptIndex(_by_groups(mask, layer.groups))
+        self.index = index_of(_by_groups(mask, layer.groups))
         self.settings = _without_arrays(layer)
 
     @property
@@ -140,7 +141,7 @@ class SparseConv(AbstractKeptLayer):
         return parts[each, :, each].reshape(self.weight_shape)
 
 
-def _apply(values: Array, x: Array, index: KeptIndex) -> Array:
+def _apply(values: Array, x: Array, index: AbstractIndex) -> Array:
     dtype = jnp.result_type(values, x)
     return product(values.astype(dtype), x.astype(dtype), index)
 

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from .._ntk import register_linear_use
 from .._ntk._linear import AbstractEntryUse, Places
 from ..kernels import gathered_shape
-from ._index import Group, KeptIndex
+from ._index import AbstractIndex, Group
 
 
 class KeptProduct(AbstractEntryUse):
@@ -24,7 +24,7 @@ class KeptProduct(AbstractEntryUse):
         inputs: J.
         positions: S.
         index: the operands behind values and input.
-        structure: of the `KeptIndex` whose arrays these are.
+        structure: of the index whose arrays these are.
     """
 
     kind: ClassVar[str] = "kept entries"
@@ -47,9 +47,9 @@ class KeptProduct(AbstractEntryUse):
 
     def places(self, *index: Array) -> Places:
         """See `AbstractEntryUse`; the slots of a row, cut into chunks."""
-        kept: KeptIndex = jax.tree.unflatten(self.structure, index)
+        kept: AbstractIndex = jax.tree.unflatten(self.structure, index)
         _, width = gathered_shape(kept.kept, self.features)
-        parts = [_chunks(group, width, kept.kept) for group in kept.rows.groups]
+        parts = [_chunks(group, width, kept.kept) for group in kept.row_groups]
         rows, columns, entries = (jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
         order = jnp.argsort(rows)
         return Places(rows[order], columns[order], entries[order])

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .. import NM, Block, Channels, Recipe
+from .. import NM, Block, Channels, ConstantFanIn, Recipe
 from ._errors import ExperimentError, did_you_mean
 from ._files import read_json
 from .methods import FirstMask, Scope, split_scope
@@ -68,8 +68,9 @@ class MaskSettings:
 
     # `erk` is the scope `erk` for every method
     allocation: Literal["uniform", "erk"] = "uniform"
-    # keep weights together: N:M, as 2:4, along inputs; blocks, as block:4x4; filters; inputs (whole
-    # input channels). Left out, single weights
+    # keep weights together: N:M, as 2:4, along inputs; blocks, as block:4x4; fan-in (as many inputs
+    # for each output), fan-in:16 (the same ones for 16 outputs); filters; inputs (whole input
+    # channels). Left out, single weights
     pattern: str | None = None
     # a check of the method: `shuffle` the mask within each layer, `reinitialise` the weights under
     # it, or `invert` the scores
@@ -295,7 +296,7 @@ def check(settings: _T, place: str = "") -> _T:
     return settings
 
 
-def parse_pattern(text: str | None) -> NM | Block | Channels | None:
+def parse_pattern(text: str | None) -> NM | Block | Channels | ConstantFanIn | None:
     """The pattern that `text` names; `ExperimentError` for any other text, with those there are."""
     if text is None:
         return None
@@ -304,13 +305,15 @@ def parse_pattern(text: str | None) -> NM | Block | Channels | None:
     try:
         if found := re.fullmatch(r"(\d{1,4}):(\d{1,4})", text):
             return NM(int(found[1]), int(found[2]))
+        if found := re.fullmatch(r"fan-in(?::(\d{1,6}))?", text):
+            return ConstantFanIn(int(found[1] or 1))
         if found := re.fullmatch(r"block:(\d{1,6})x(\d{1,6})", text):
             return Block(shape=(int(found[1]), int(found[2])))
     except ValueError as error:
         raise ExperimentError(f"mask.pattern: {text!r}: {error}") from None
     raise ExperimentError(
         f"mask.pattern: {_show(text)} is none; there are N:M (2:4), block:ROWSxCOLUMNS "
-        "(block:4x4), filters and inputs."
+        "(block:4x4), fan-in, fan-in:OUTPUTS (fan-in:16), filters and inputs."
     )
 
 
