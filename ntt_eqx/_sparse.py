@@ -193,6 +193,11 @@ def masked_weights(sparse: SparseModel) -> list[Array]:
     return jax.tree.leaves(only)
 
 
+def kept_weights(sparse: SparseModel) -> list[Array]:
+    """All prunable weights, zeros under the mask; of layers that store kept ones alone, these."""
+    return masked_weights(sparse) + [layer.values for layer in kept_layers(sparse.model)]
+
+
 def _with_zeros(weight: Array, mask: Bool[Array, "..."]) -> Array:
     return jnp.where(mask, weight, jnp.zeros_like(weight))
 

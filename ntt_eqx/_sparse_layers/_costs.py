@@ -62,4 +62,4 @@ def pays(layer: Any, mask: Bool[np.ndarray, "..."], batch_size: int) -> bool:
     else:
         cost = _CPU.slot * (padded_slots(mask.sum(1)) + padded_slots(mask.sum(0))) / 2
     cost += _CPU.feature * sum(mask.shape)
-    return cost + _CPU.launches * 64 / batch_size < mask.size
+    return bool(cost + _CPU.launches * 64 / batch_size < mask.size)

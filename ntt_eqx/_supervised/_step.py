@@ -11,11 +11,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .._batch import as_arrays
 from .._checks import check_key, check_weight, check_weights
 from .._distribute import left_to_xla, replicate, spread
-from .._kept import kept_layers
 from .._optimise import copied, init_optimizer, optimise
 from .._parameters import parameters, partition_parameters
 from .._primitives import with_equivalents
-from .._sparse import SparseModel, masked_weights, prunable_leaves
+from .._sparse import SparseModel, kept_weights, prunable_leaves
 from .._stateful import with_state
 from .._step_info import StepInfo
 from .._types import squared_norm
@@ -264,7 +263,7 @@ def _averageable(model: PyTree) -> PyTree:
 def _penalised(model: PyTree) -> list[Array]:
     if not isinstance(model, SparseModel):
         return prunable_leaves(model)
-    return masked_weights(model) + [layer.values for layer in kept_layers(model.model)]
+    return kept_weights(model)
 
 
 def with_zeros(model: PyTree) -> PyTree:

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from .._sparse import SparseModel, masked_weights
+from .._sparse import SparseModel, kept_weights
 from .._step_info import StepInfo
 from .._types import squared_norm
 
@@ -53,7 +53,7 @@ def l2_penalty(
 
     The term and the sum of squares, both scalars.
     """
-    norm = jnp.asarray(sum(squared_norm(w) for w in masked_weights(student)))
+    norm = jnp.asarray(sum(squared_norm(w) for w in kept_weights(student)))
     scale = weight / info.density
     if not isinstance(scale, float):  # the density of a schedule
         scale = scale.astype(norm.dtype)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from .._checks import check_batch, check_key, sample_of, sample_output
 from .._examples import check_kind
-from .._sparse import SparseModel, masked_weights
+from .._sparse import SparseModel, kept_weights
 from .._step_info import StepInfo
 from .._types import squared_norm
 from ._config import NTTConfig
@@ -92,7 +92,7 @@ def loss_at(
         )
     value, terms = loss(student, teacher, x, info)
     if "weight_norm" not in terms:
-        squares = [squared_norm(w) for w in masked_weights(student)]
+        squares = [squared_norm(w) for w in kept_weights(student)]
         terms = {**terms, "weight_norm": sum(squares)}
     known = ("kernel_distance", "target_distance", "weight_norm")
     scalar = lambda v: jnp.asarray(v, jnp.float32)

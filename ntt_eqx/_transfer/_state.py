@@ -1,15 +1,20 @@
 """`NTTState`: everything that a step needs and returns."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
+from .._kept import is_kept_layer
 from .._masks._collapse import is_traced
 from .._ntk import fits_support, is_support, mask_support, refresh_support
+from .._parameters import parameters, partition_parameters
 from .._sparse import SparseModel
+from .._sparse_layers import sparse_layers
 from .._step_info import StepInfo
 from .._types import MaskTree
 from ._given import hold_mask
@@ -61,10 +66,57 @@ class NTTState(eqx.Module):
             support = refresh_support(mask, self.support)
         return NTTState(self.teacher, student, self.opt_state, self.step, self.key, support, method)
 
+    def on_kept_weights(self, where: Callable[[str, eqx.Module], bool] | None = None) -> "NTTState":
+        """The state with a student that stores kept weights alone, for a transfer under one mask.
+
+        Steps give what they give without, to rounding, and neither weights nor moments under the
+        mask are stored any more. `ntt.masked_layers(state.student)` brings the masked form back.
+
+        **Arguments:**
+
+        - `where`: which layers; see `sparse_layers`.
+
+        **Returns:**
+
+        The state whose student is `sparse_layers(student, where)`, and whose optimiser has the
+        moments of kept weights.
+
+        **Raises:**
+
+        `ValueError` if the method refreshes the mask, for which it needs all weights, and inside
+        `jit`.
+        """
+        if self.method.refreshes:
+            raise ValueError(
+                "on_kept_weights: the method refreshes the mask, for which it needs all weights; "
+                "a transfer under one mask has NoRefresh(), or mask_every=None."
+            )
+        student = sparse_layers(self.student, where)
+        chosen = {
+            jtu.keystr(path)
+            for path, node in jtu.tree_leaves_with_path(student.model, is_leaf=is_kept_layer)
+            if is_kept_layer(node)
+        }
+        params, static = partition_parameters(self.student)
+        like_params = lambda node: jax.tree.structure(node) == jax.tree.structure(params)
+
+        def one(node: Any) -> Any:  # moments, in a tree like that of the parameters
+            if not like_params(node):
+                return node
+            moments = sparse_layers(eqx.combine(node, static), lambda path, _: path in chosen)
+            return parameters(moments)
+
+        opt_state = jax.tree.map(one, self.opt_state, is_leaf=like_params)
+        support = support_for(self.method, student.mask)
+        state = (self.teacher, student, opt_state, self.step, self.key, support, self.method)
+        return NTTState(*state)
+
     def step_info(self, support: Any = None) -> StepInfo:
         """Number, key and density of the next step, for its loss; `support` if it was checked."""
         key = jax.random.fold_in(jax.random.wrap_key_data(self.key, impl="threefry2x32"), self.step)
-        density = self.method.sparsity.overall(self.student.mask, self.step)
+        density = self.method.sparsity.at(self.step)
+        if isinstance(density, Mapping):  # by layer
+            density = self.student.density()
         return StepInfo(self.step, key, density, self.support if support is None else support)
 
 
