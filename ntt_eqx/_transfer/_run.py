@@ -18,6 +18,7 @@ from .._examples import as_inference, check_samples
 from .._fit import History, Progress, Row, drive, scalars
 from .._masks import check_collapse
 from .._refreshes import cannot_rank
+from .._sparse_layers import masked_layers
 from ._given import with_optimizer
 from ._method import check_last_step
 from ._ntt_loss import NTTMetrics, check_halves
@@ -119,7 +120,7 @@ def transfer(
         ),
     )
     if known is not None:
-        check_collapse(state.student, known, caller="transfer")
+        check_collapse(masked_layers(state.student), known, caller="transfer")
     return state, history
 
 

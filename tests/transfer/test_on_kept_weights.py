@@ -42,17 +42,21 @@ def run(state, xs, convert_at=None):
     return state, found
 
 
-CASES = {
-    "adam": (0.3, optax.adam(0.01), "free"),
-    "by layer, momentum, decay": (
-        {".layers[0].weight": 0.2, ".layers[1].weight": 0.5},
-        optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.05, momentum=0.9)),
-        "zero",
+CASES = [
+    pytest.param((0.3, optax.adam(0.01), "free"), id="adam"),
+    pytest.param(
+        (
+            {".layers[0].weight": 0.2, ".layers[1].weight": 0.5},
+            optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.05, momentum=0.9)),
+            "zero",
+        ),
+        id="by layer, momentum, decay",
+        marks=pytest.mark.slow,
     ),
-}
+]
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_steps_are_those_of_the_masked_student(case):
     """Converted in the middle, so that moments are carried."""
     density, optimizer, pruned = case
@@ -67,6 +71,7 @@ def test_steps_are_those_of_the_masked_student(case):
     assert max(sizes) == max(int(np.sum(m)) for m in jax.tree.leaves(back.mask))
 
 
+@pytest.mark.slow
 def test_a_whole_run():
     state = started(0.3, optax.adam(0.01), probe=ntt.Sketch(2)).on_kept_weights(every)
     state, history = ntt.transfer(state, batches(), validation=batches()[0])
