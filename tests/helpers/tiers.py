@@ -4,6 +4,7 @@ A default case takes a few seconds at most. Where each case compiles programs of
 stand for their kind by default, and `-m slow` runs the rest.
 """
 
+import jax
 import pytest
 
 
@@ -16,3 +17,11 @@ def default_only(values, *chosen):
 def slow(*values):
     """One slow case of a parametrised test."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def as_users_compile(test):
+    """A test with narrow unsigned indices, which XLA takes for signed ones without its emitters.
+
+    Where `conftest.py` leaves the emitters of fusions out by default, it is a slow one.
+    """
+    return pytest.mark.slow(test) if jax.__version_info__ < (0, 11) else test

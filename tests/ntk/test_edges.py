@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers.comparison import every_array, random_mask, relative_error, weighted_sum
 from helpers.pieces import INSIDE, OUTSIDE
+from helpers.tiers import as_users_compile
 
 import ntt_eqx as ntt
 
@@ -46,13 +47,8 @@ CASES = [
 ]
 
 
-# Without its emitters of fusions XLA takes narrow unsigned indices for signed ones.
-AS_USERS_COMPILE = [pytest.mark.slow] if jax.__version_info__ < (0, 11) else []
-
-
-@pytest.mark.parametrize(
-    ("dtype", "rows", "idiom"), [pytest.param(*case, marks=AS_USERS_COMPILE) for case in CASES]
-)
+@as_users_compile
+@pytest.mark.parametrize(("dtype", "rows", "idiom"), CASES)
 def test_indices_of_every_dtype(dtype, rows, idiom):
     limits = np.iinfo(dtype)
     numbers = [0, 1, rows - 1, rows, 43, limits.max, limits.min, -1]

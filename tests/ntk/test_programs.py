@@ -12,6 +12,7 @@ import jax
 import pytest
 from helpers.pieces import PIECES
 from helpers.programs import NARROW, NUMBERED, Case, Program, Sample, cases, check, step, tolerance
+from helpers.tiers import as_users_compile
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 MANY = int(os.environ.get("NTT_EQX_PROGRAMS", "60"))
@@ -61,6 +62,7 @@ EDGES = ("embedding", "stack", "hollow", "dense", "learned", "count", "function"
 NOT_EDGES = tuple(sorted(set(PIECES) - set(EDGES)))
 
 
+@as_users_compile
 @settings(quiet, max_examples=4)
 @given(case=cases(without=NOT_EDGES, most=4, samples=NUMBERED))
 def test_any_dtype_and_size(case):
