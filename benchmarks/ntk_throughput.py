@@ -32,7 +32,7 @@ import optax
 from cases import CASES, Case
 
 import ntt_eqx as ntt
-from ntt_eqx._ntk import outputs_and_ntk, sketch_directions
+from ntt_eqx._ntk import kernel_spec, outputs_and_ntk, sketch_directions
 from ntt_eqx.kernels import PRECISIONS
 
 PASSES = ("forward", "gradient", "step")
@@ -249,19 +249,17 @@ def _program(job: Job, case: Case) -> tuple[Callable[..., Any], Callable[[int], 
     dynamic, static = eqx.partition(state, eqx.is_array)
     params, rest = eqx.partition(state.student, eqx.is_inexact_array)
 
-    how: dict[str, Any] = dict(
-        precision=job.precision, implementation=job.implementation, outputs=job.outputs
-    )
+    outputs, directions = ("full" if job.outputs == "sketch" else job.outputs), None
     shape = {"full": (job.classes, job.classes), "diagonal": (job.classes,), "trace": ()}
     if job.outputs == "sketch":
         directions = sketch_directions(jax.random.key(1), job.sketch_size, job.classes)
-        how.update(outputs="full", directions=directions)
         shape["sketch"] = (job.sketch_size, job.sketch_size)
 
     def kernel(params, x, support):
         # the support is an argument, as in a step: gathering the mask's non-zeros is timed, too
         student = eqx.combine(params, rest)
-        return outputs_and_ntk(student, x, job.kernel, support=support, **how)[1]
+        spec = kernel_spec(job.kernel, outputs, job.precision, job.implementation)  # pyright: ignore
+        return outputs_and_ntk(spec, student, x, index=support, directions=directions)[1]
 
     if job.what == "forward":
         return kernel, lambda seed: (params, samples(seed), state.support)

@@ -97,8 +97,18 @@ def is_finite(x: Any) -> bool:
     return are_finite([x])[0]
 
 
+def in_host_memory(x: Any) -> Any:
+    """A CPU's array as NumPy's, which copies and compiles nothing; others as they are."""
+    if not isinstance(x, jax.Array) or isinstance(x, Tracer):
+        return x
+    devices = list(x.devices())
+    here = len(devices) == 1 and devices[0].platform == "cpu" and x.is_fully_addressable
+    return np.asarray(x) if here else x
+
+
 def are_finite(arrays: Sequence[Any]) -> list[bool]:
-    """`is_finite` of each array, by one program for all that are JAX's."""
+    """`is_finite` of each array, by one program for all that are not in the host's memory."""
+    arrays = [in_host_memory(x) for x in arrays]
     on_device = [x for x in arrays if not isinstance(x, np.ndarray)]
     with at_trace_time():  # constants, also inside `jit`
         known = iter(jax.device_get(_finite(on_device)) if on_device else ())

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from ._checks import check_optimizer
+from ._distribute import is_sharded
 
 
 def init_optimizer(caller: str, optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
@@ -22,10 +23,14 @@ def init_optimizer(caller: str, optimizer: optax.GradientTransformation, params:
     """
     check_optimizer(caller, optimizer)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        opt_state = optimizer.init(params)
+        # One program; a sharded parameter's state is sharded like it only if it is made by itself.
+        whole = not any(map(is_sharded, jax.tree.leaves(params)))
+        init = eqx.filter_jit(optimizer.init) if whole else optimizer.init
+        opt_state = init(params)
     # No weak types: they would become strong in the first step, which would then compile twice.
     strong = lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype)
-    return jax.tree.map(lambda leaf: strong(leaf) if eqx.is_array(leaf) else leaf, opt_state)
+    weak = lambda leaf: eqx.is_array(leaf) and getattr(leaf, "weak_type", True)
+    return jax.tree.map(lambda leaf: strong(leaf) if weak(leaf) else leaf, opt_state)
 
 
 def optimise(

@@ -45,7 +45,8 @@ def with_equivalents(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """
 
     def call(*arguments: PyTree) -> PyTree:
-        if target_device().platform != "cpu":
+        platform = target_device().platform
+        if platform != "cpu":
             return function(*arguments)
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
         program = unfold(closed, lambda eqn: eqn.primitive.name in ("jit", "pjit"))
@@ -54,7 +55,7 @@ def with_equivalents(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
         def evaluate(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
             left = eqn.primitive.name == _CONVOLUTION and not _pays(eqn)
-            return bind(eqn, inputs) if left else apply_primitive(eqn, inputs)
+            return bind(eqn, inputs) if left else apply_primitive(eqn, inputs, platform)
 
         values, _ = run(
             program,
@@ -68,14 +69,13 @@ def with_equivalents(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return call
 
 
-def apply_primitive(eqn: Any, inputs: Sequence[Any], platform: str | None = None) -> list[Array]:
-    """The outputs of `eqn` for concrete or traced `inputs`; `None` is the device in use."""
-    platform = platform or target_device().platform
+def apply_primitive(eqn: Any, inputs: Sequence[Any], platform: str) -> list[Array]:
+    """The outputs of `eqn` for concrete or traced `inputs`, computed on a platform."""
     if eqn.primitive.name not in _EQUIVALENTS or _is_empty(eqn):
         return bind(eqn, inputs)
     if eqn.primitive.name == _CONVOLUTION and eqn.params["batch_group_count"] == 1:
         if platform == "cpu":
-            return [_convolution(eqn, *inputs)]
+            return [_convolution(eqn, inputs[0], inputs[1], platform)]
         if platform == "gpu" and eqn.params["precision"] == _FLOAT32:
             return [_exact_in_weight(eqn, *inputs)]
     if platform == "cpu" and eqn.primitive.name == _MAXIMUM and _tiles(eqn, inputs[0]):
@@ -83,19 +83,18 @@ def apply_primitive(eqn: Any, inputs: Sequence[Any], platform: str | None = None
     return bind(eqn, inputs)
 
 
-def in_memory(x: Array, platform: str | None = None) -> Array:
+def in_memory(x: Array, platform: str) -> Array:
     """Materialise `x`, and its derivatives, so that XLA on a CPU computes them once."""
     # XLA fuses element-wise producers into every consumer and so recomputes the chain once per
     # consumer: in a residual network, the cotangents and the masks of the rectifiers, from the
     # output down to each layer. It does not fuse through a branch.
-    platform = platform or target_device().platform
     if platform != "cpu" or not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
     true = lax.optimization_barrier(np.True_)  # a constant that XLA cannot fold
     return lax.cond(true, lambda x: x, lambda x: jnp.nan * x, x)
 
 
-def patches(eqn: Any, a: Array) -> Array:
+def patches(eqn: Any, a: Array, platform: str) -> Array:
     """All windows that a convolution sees: `[B, *out, taps, C]`, one strided slice a tap."""
     p = eqn.params
     numbers = p["dimension_numbers"]
@@ -116,7 +115,6 @@ def patches(eqn: Any, a: Array) -> Array:
     ):
         count = (size - (taps - 1) * dilation - 1) // stride + 1
         axes.append((range(0, taps * dilation, dilation), count, stride))
-    platform = target_device().platform
     if platform == "gpu" and math.prod(window) <= _MOST_TAPS:
         return _all_at_once(a, axes)
     # One spatial axis after the other, the last first: w + h slices instead of w h, and as many
@@ -174,7 +172,7 @@ def _windows_in_a_loop(a: Array, starts: np.ndarray, count: int, axis: int, plac
     return jnp.moveaxis(lax.map(one, jnp.asarray(starts, jnp.int32)), 0, place)
 
 
-def _convolution(eqn: Any, a: Array, weight: Array) -> Array:
+def _convolution(eqn: Any, a: Array, weight: Array, platform: str) -> Array:
     """A convolution as matrix products of its patches, in blocks of samples that fit the cache.
 
     The gradient recomputes the patches of a block, which is faster than to store and load them.
@@ -184,10 +182,12 @@ def _convolution(eqn: Any, a: Array, weight: Array) -> Array:
     count = a.shape[batch]
     size = block_size(count, _patch_bytes(eqn) // count) if count else 0
     if size >= count:
-        return _of_patches(eqn, a, weight)
+        return _of_patches(eqn, a, weight, platform)
     one = jax.checkpoint(
         lambda rows: jnp.moveaxis(
-            _of_patches(eqn, jnp.moveaxis(rows, 0, batch), weight), numbers.out_spec[0], 0
+            _of_patches(eqn, jnp.moveaxis(rows, 0, batch), weight, platform),
+            numbers.out_spec[0],
+            0,
         )
     )
     y = map_blocks(one, jnp.moveaxis(a, batch, 0), count, size)
@@ -199,7 +199,7 @@ def _exact_in_weight(eqn: Any, a: Array, weight: Array) -> Array:
     zeros = lambda shape: like_varying(jnp.zeros(shape, a.dtype), (a, weight))
 
     def for_weight(a, y):  # `eqn` is linear in the weight, so it may be differentiated at 0
-        convolved = partial(_convolution, eqn, a)
+        convolved = partial(_convolution, eqn, a, platform="gpu")
         return jax.vjp(convolved, zeros(eqn.invars[1].aval.shape))[1](y)[0]
 
     @jax.custom_vjp
@@ -222,11 +222,11 @@ def _exact_in_weight(eqn: Any, a: Array, weight: Array) -> Array:
     return forward(*varying_alike(a, weight))
 
 
-def _of_patches(eqn: Any, a: Array, weight: Array) -> Array:
+def _of_patches(eqn: Any, a: Array, weight: Array, platform: str) -> Array:
     """A convolution as one matrix product of all its patches."""
     dot = partial(lax.dot_general, precision=eqn.params["precision"])
     numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
-    seen = patches(eqn, a)
+    seen = patches(eqn, a, platform)
     batch, *out, taps, channels = seen.shape
     weight = weight.transpose(numbers.rhs_spec)  # (O, C / G, *window)
     features = weight.shape[0]

@@ -14,9 +14,8 @@ class StepInfo(eqx.Module):
         key: the step's own PRNG key, another one at every step.
         density: share of prunable weights asked for at this step, a number; where each layer has
             its own, the share that the mask keeps.
-        support: where the mask's kept weights are, as `NTTState.support`. The kernel checks it
-            against any mask but the very array that the step has checked; `None` where they are not
-            known.
+        support: where the mask's kept weights are, as `NTTState.support`. The kernel compares it
+            with any mask but the very array that it is of; `None` where they are not known.
         metric_mask: the mask that the active kernel counts by, where it is not the student's: see
             `RefreshView.dense_gradient`.
     """

@@ -44,7 +44,7 @@ def compiled():
 # What runs in milliseconds takes seconds to compile in a hundred pieces. The limits are a few above
 # what is needed now, which is less than one for each operation and shape.
 WORK = {
-    "ntt_init": (34, lambda: ntt.ntt_init(model(), CONFIG, ADAM)),
+    "ntt_init": (22, lambda: ntt.ntt_init(model(), CONFIG, ADAM)),
     "transfer": (60, lambda: ntt.transfer(ntt.ntt_init(model(), CONFIG, ADAM), [X] * 6)),
     "train": (54, lambda: ntt.train(ntt.sparsify(model()), [(X, Y)] * 6, ADAM, num_steps=6)),
     "evaluate": (16, lambda: ntt.evaluate(model(), (X, Y))),

@@ -1,5 +1,7 @@
 """The equivalents of primitives on CPU and GPU: XLA's own values and derivatives, of two orders."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,14 @@ pytestmark = [
     pytest.mark.usefixtures("x64"),
     pytest.mark.skipif(jax.default_backend() != "cpu", reason="the equivalents are for CPU"),
 ]
+
+
+in_memory_here = functools.partial(in_memory, platform="cpu")
+
+
+def applied(eqn, inputs):
+    """On the device in use."""
+    return apply_primitive(eqn, inputs, _primitives.target_device().platform)
 
 
 def equation(function, *arrays):
@@ -43,7 +53,7 @@ def derivatives(call, weights, *arrays, forwards=True):
 
 def both(eqn, *arrays, **options):
     xla = lambda *a: eqn.primitive.bind(*a, **eqn.params)
-    ours = lambda *a: apply_primitive(eqn, a)[0]
+    ours = lambda *a: applied(eqn, a)[0]
     weights = jnp.sin(1.0 + jnp.arange(eqn.outvars[0].aval.size, dtype=arrays[0].dtype))
     weights = weights.reshape(eqn.outvars[0].aval.shape)
     run = jax.jit(lambda *a: [derivatives(call, weights, *a, **options) for call in (ours, xla)])
@@ -90,7 +100,7 @@ def test_maximum_of_infinities_and_nan():
     rows = [[np.nan, 1, 2, 3], [-np.inf, -np.inf, np.inf, 1], [4, np.nan, 0, 0], [5, 6, -1, -2]]
     x = jnp.asarray(np.stack([rows])).astype(jnp.float64)
     eqn = tiled_max((1, 2, 2), x)
-    ours, pull = jax.vjp(lambda a: apply_primitive(eqn, [a])[0], x)
+    ours, pull = jax.vjp(lambda a: applied(eqn, [a])[0], x)
     xla = eqn.primitive.bind(x, **eqn.params)
     np.testing.assert_array_equal(ours, xla)
     assert np.isnan(ours[0, 0, 0]) and np.isnan(ours[0, 1, 0]) and ours[0, 0, 1] == np.inf
@@ -110,7 +120,7 @@ def test_other_windows_are_left_to_xla():
             x,
         )
         expected = eqn.primitive.bind(x, **eqn.params)
-        np.testing.assert_array_equal(apply_primitive(eqn, [x])[0], expected)
+        np.testing.assert_array_equal(applied(eqn, [x])[0], expected)
 
 
 CONVOLUTIONS = {
@@ -162,7 +172,7 @@ def test_convolution_on_a_gpu(name, at_once, on_a_gpu, monkeypatch):
     found, expected = both(eqn, x, w, forwards=False)
     for f, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert relative_error(f, e) < 1e-12
-    loss = lambda a, b: jnp.sum(jnp.sin(apply_primitive(eqn, [a, b])[0]))
+    loss = lambda a, b: jnp.sum(jnp.sin(applied(eqn, [a, b])[0]))
     slope = lambda a, b: sum(jnp.sum(d**3) for d in jax.grad(loss, (0, 1))(a, b))
     equations = equations_of(jax.grad(slope, (0, 1)), x, w)
     highest = (lax.Precision.HIGHEST,) * 2
@@ -184,7 +194,7 @@ def test_convolution_of_a_batch_in_blocks(name, rows, monkeypatch):
     eqn = equation(lambda x, w: lax.conv_general_dilated(x, w, **options), x, w)
 
     def made_again():
-        call = lambda x, w: apply_primitive(eqn, [x, w])  # a new one, traced anew
+        call = lambda x, w: applied(eqn, [x, w])  # a new one, traced anew
         return {"remat2", "checkpoint"} & primitives_of(call, x, w)
 
     assert not made_again()
@@ -237,9 +247,9 @@ def test_a_function_of_a_batch_by_the_equivalents(monkeypatch):
 def test_what_is_kept_in_memory_is_what_it_was():
     x = jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)
     for batched in (lambda call: call, jax.vmap):
-        call = jax.jit(batched(in_memory))
+        call = jax.jit(batched(in_memory_here))
         for found, expected in zip(
             derivatives(call, jnp.cos(x), x), derivatives(lambda x: x, jnp.cos(x), x), strict=True
         ):
             assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
-    assert in_memory(jnp.arange(3)).tolist() == [0, 1, 2]
+    assert in_memory_here(jnp.arange(3)).tolist() == [0, 1, 2]

@@ -19,11 +19,13 @@ from ._dispatch import (
 from ._gather import (
     GatheredMetric as GatheredMetric,
     GatheredRows as GatheredRows,
+    current_each as current_each,
     gather_each as gather_each,
     gather_rows as gather_rows,
     gathered_shape as gathered_shape,
     gathered_tangents as gathered_tangents,
     hold_each as hold_each,
+    metrics_side_by_side as metrics_side_by_side,
 )
 from ._precision import (
     PRECISIONS as PRECISIONS,

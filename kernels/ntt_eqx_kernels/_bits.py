@@ -14,7 +14,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Int, UInt32
 
 from ._dispatch import target_device
-from .manual_axes import like_varying
+from .manual_axes import like_varying, varying_alike
 
 
 class MaskBits(eqx.Module):
@@ -126,5 +126,36 @@ def first_above(values: Int[Array, " n"], wanted: Int[Array, " s"]) -> Int[Array
 
 
 def at(x: Any, places: Any) -> Any:
-    """`x` at places that are inside, which spares XLA a pass over the result."""
-    return x.at[places].get(mode="promise_in_bounds")
+    """`x[places]` along the first axis, at places that are inside.
+
+    `lax` itself: indexing by `jnp` adds a treatment of negative places and passes over the result,
+    which take longer to trace and to compile than the look-up.
+    """
+    x, places = varying_alike(x, jnp.asarray(places))
+    dims = lax.GatherDimensionNumbers(
+        offset_dims=tuple(range(places.ndim, places.ndim + x.ndim - 1)),
+        collapsed_slice_dims=(0,),
+        start_index_map=(0,),
+    )
+    mode = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    return lax.gather(x, lax.expand_dims(places, [places.ndim]), dims, (1, *x.shape[1:]), mode=mode)
+
+
+def sum_at(places: Int[Array, "*s"], entries: Any, length: int, *, ascending: bool = False) -> Any:
+    """The transpose of `at`: `y[length, ...]` with entry n of `entries` added at `places[n]`."""
+    places, entries = varying_alike(places, entries)
+    inner = entries.shape[places.ndim :]
+    dims = lax.ScatterDimensionNumbers(
+        update_window_dims=tuple(range(places.ndim, entries.ndim)),
+        inserted_window_dims=(0,),
+        scatter_dims_to_operand_dims=(0,),
+    )
+    zeros = like_varying(jnp.zeros((length, *inner), entries.dtype), [entries])
+    return lax.scatter_add(
+        zeros,
+        lax.expand_dims(places, [places.ndim]),
+        entries,
+        dims,
+        indices_are_sorted=ascending,
+        mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    )

@@ -7,17 +7,19 @@ with the density however unequal the rows are.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from ._bits import MaskBits, RankedBits, at, first_above, running
+from ._bits import MaskBits, RankedBits, at, first_above, running, sum_at
 from ._dispatch import target_device
+from .manual_axes import like_varying
 
 # The width of chunks, by the mean number of non-zeros in a row: the wider, the fewer and larger are
 # the products, and the more entries are not in use, half a chunk a row. Counted on an H100 with 246
@@ -52,6 +54,11 @@ class GatheredMetric(eqx.Module):
     def stored(self) -> int:
         """How many rows are stored."""
         return -(-self.shape[0] // self.height)
+
+    @property
+    def owners(self) -> Int[Array, " chunks"]:
+        """A stored row for each chunk: the last for one that is not in use, whose values are 0."""
+        return jnp.minimum(self.rows, max(self.stored - 1, 0))
 
     def spread(self, u: Float[Array, "n m stored"]) -> Float[Array, "n m i"]:
         """From the u of the stored rows that of all rows."""
@@ -114,17 +121,18 @@ class GatheredRows(eqx.Module):
         return gather_each([self], MaskBits.of([self.of_stored(mask)]))[0][0]
 
     def metric(
-        self, c: Bool[Array, "i j"] | Float[Array, "i j"], offset: Float[Array, " i"]
+        self, c: Bool[Array, "i j"] | Float[Array, "i j"] | None, offset: Float[Array, " i"]
     ) -> GatheredMetric:
         """A metric at the mask's entries; zero elsewhere.
 
         **Arguments:**
 
-        - `c`: the metric; its rows are alike where those of the mask are.
+        - `c`: the metric; its rows are alike where those of the mask are. `None` is 1 everywhere.
         - `offset`: see `GatheredMetric`; its dtype becomes that of the values.
         """
         used = self._used()
-        values = jnp.where(used, self._at(c).astype(offset.dtype), 0)
+        one = jnp.ones((), offset.dtype)
+        values = jnp.where(used, one if c is None else self._at(c).astype(offset.dtype), 0)
         columns = jnp.where(used, self.columns, 0)
         return GatheredMetric(self.rows, columns, values, offset, self.shape, self.height)
 
@@ -220,8 +228,9 @@ def hold_each(supports: Sequence[GatheredRows], masks: MaskBits) -> Bool[Array, 
     places, orders, uses, first = [], [], [], 0
     for support, (i, j), start in zip(supports, masks.shapes, masks.starts, strict=False):
         rows, columns = support.rows[:, None], support.columns
-        used = (0 <= rows) & (rows < i) & (0 <= columns) & (columns < j)
-        inside = (0 <= rows) & (rows <= i) & (0 <= columns) & (columns <= j)
+        row, column = rows.astype(jnp.uint32), columns.astype(jnp.uint32)  # -1 is a large number
+        used = (row < np.uint32(i)) & (column < np.uint32(j))
+        inside = (row <= np.uint32(i)) & (column <= np.uint32(j))
         # Places outside come before all others, so they are not in order.
         order = jnp.where(inside, first + rows * (j + 1) + columns, -2)
         places.append(jnp.where(used, start + rows * j + columns, 0).reshape(-1))
@@ -233,17 +242,19 @@ def hold_each(supports: Sequence[GatheredRows], masks: MaskBits) -> Bool[Array, 
     right = jnp.where(used, before < order, before <= order)
     if masks.words.size:
         right &= ~used | masks.at(jnp.concatenate(places))
-    wrong, count = jnp.sum(~right, dtype=jnp.int32), jnp.sum(used, dtype=jnp.int32)
-    return (wrong == 0) & (count == masks.count)
+    # XLA on a CPU makes several functions of each sum over a long axis: so one sum of two rows.
+    counts = lax.population_count(masks.words).astype(jnp.int32)
+    none = jnp.zeros_like(counts)
+    wrong = jnp.concatenate([(~right).astype(jnp.int32), none])
+    surplus = jnp.concatenate([used.astype(jnp.int32), -counts])
+    sums = jnp.sum(jnp.stack([wrong, surplus]), axis=1, dtype=jnp.int32)
+    return (sums[0] == 0) & (sums[1] == 0)
 
 
 def gather_each(
     supports: Sequence[GatheredRows], masks: MaskBits
 ) -> tuple[list[GatheredRows], Bool[Array, " masks"]]:
     """Where masks have the entries of their stored rows, and whether there is room for them.
-
-    Each chunk looks for its row in the running number of chunks, and each slot for its entry in the
-    running number of entries.
 
     **Arguments:**
 
@@ -252,15 +263,45 @@ def gather_each(
 
     **Returns:**
 
-    The entries, in arrays of the same shapes, and for each mask whether all of them are there.
+    The entries, in arrays of the same shapes, and for each mask whether there is room for them; of
+    one without, no entry is there.
+    """
+    rows, columns, room = _search(supports, masks)
+    return _split(supports, rows, columns), room
+
+
+def current_each(
+    supports: Sequence[GatheredRows], masks: MaskBits
+) -> tuple[list[GatheredRows], Bool[Array, " masks"]]:
+    """`gather_each`, which searches only where the supports are not those of the masks already."""
+    rows = jnp.concatenate([support.rows for support in supports])
+    columns = jnp.concatenate([support.columns.reshape(-1) for support in supports])
+    # The branches return the arrays of all masks one behind the other: XLA on a CPU would compile
+    # the whole search once for each array that is cut off in the branch.
+    rows, columns, room = lax.cond(
+        hold_each(supports, masks),
+        lambda: (rows, columns, like_varying(jnp.ones(len(supports), bool), [rows])),
+        lambda: _search(supports, masks),
+    )
+    return _split(supports, rows, columns), room
+
+
+def _search(
+    supports: Sequence[GatheredRows], masks: MaskBits
+) -> tuple[Int[Array, " chunks"], Int[Array, " slots"], Bool[Array, " masks"]]:
+    """Rows of all chunks, columns of all their slots, and whether there is room for each mask.
+
+    Each chunk looks for its row in the running number of chunks, and each slot for its entry in the
+    running number of entries.
     """
     i, j = (np.asarray(sizes, np.int32) for sizes in zip(*masks.shapes, strict=True))
     sizes = [support.columns.shape for support in supports]
     chunks, width = (np.asarray(size, np.int32) for size in zip(*sizes, strict=True))
+    of_chunk = lambda of_mask: np.repeat(np.asarray(of_mask, np.int32), chunks)
+    of_slot = functools.partial(_of_slots, chunks=chunks.tolist(), width=width.tolist())
     if not masks.words.size:
-        empty = lambda s, i, j: (jnp.full_like(s.rows, i), jnp.full_like(s.columns, j))
-        found = [empty(s, *shape) for s, shape in zip(supports, masks.shapes, strict=True)]
-        return _filled(supports, found), jnp.ones(len(supports), bool)
+        none = jnp.asarray(of_chunk(i)), of_slot(jnp.asarray(of_chunk(j))).reshape(-1)
+        return like_varying((*none, jnp.ones(len(supports), bool)), [masks.words])
     edge = np.cumsum([0, *i], dtype=np.int32)  # the first row of each mask, and one past the last
     row_starts = np.concatenate(
         [
@@ -275,35 +316,73 @@ def gather_each(
     ends = jnp.concatenate([jnp.zeros(1, jnp.int32), running(used_chunks)])
 
     number = np.concatenate([np.arange(count, dtype=np.int32) for count in chunks])
-    number = number + at(ends, np.repeat(edge[:-1], chunks))
-    row = first_above(ends[1:], number)
-    used = row < np.repeat(edge[1:], chunks)
-    row = jnp.where(used, row, 0)
-    first = at(before, row) + (number - at(ends, row)) * np.repeat(width, chunks)
-    last = jnp.where(used, at(before, row + 1), first)
-    start = at(jnp.asarray(row_starts), row)
-    row = jnp.where(used, row - np.repeat(edge[:-1], chunks), np.repeat(i, chunks))
-
-    cuts = np.cumsum(chunks)[:-1].tolist()
-    rows, first, last, start = (jnp.split(x, cuts) for x in (row, first, last, start))
-    slot_in = [np.arange(w, dtype=np.int32)[None] for w in width]
-    slots = [f[:, None] + w for f, w in zip(first, slot_in, strict=True)]
-    place = ranked.place_of(jnp.concatenate([slot.reshape(-1) for slot in slots]))
-    places = jnp.split(place, np.cumsum([slot.size for slot in slots])[:-1].tolist())
-    columns = [
-        jnp.where(slot < last[:, None], place.reshape(slot.shape) - start[:, None], none)
-        for slot, place, last, start, none in zip(slots, places, last, start, j, strict=True)
-    ]
-    # The capacity holds however the entries are spread over rows, so that whether a mask fits is a
-    # matter of its count alone; some masks with more would fit, too.
+    number = number + at(ends, of_chunk(edge[:-1]))
+    # The capacity holds however the entries are spread over rows. Of a mask with more, nothing is
+    # stored, even if they would fit by luck: so it never passes for one that fits.
     capacity = np.asarray([support.room for support in supports], np.int32)
     room = at(before, edge[1:]) - at(before, edge[:-1]) <= capacity
-    return _filled(supports, list(zip(rows, columns, strict=True))), room
+    past = at(jnp.where(room, edge[1:], edge[:-1]), of_chunk(np.arange(len(chunks))))
+    row = first_above(ends[1:], number)
+    used = row < past
+    row = jnp.where(used, row, 0)
+    table = jnp.stack([before[:-1], before[1:], ends[:-1], row_starts[:-1]], axis=1)
+    first, last, chunk, start = at(table, row).T
+    first = first + (number - chunk) * of_chunk(width)
+    last = jnp.where(used, last, first)
+    row = jnp.where(used, row - of_chunk(edge[:-1]), of_chunk(i))
+
+    slot = of_slot(first, counted=True)
+    column = ranked.place_of(slot) - of_slot(start)
+    return row, jnp.where(slot < of_slot(last), column, of_slot(of_chunk(j))), room
 
 
-def _filled(supports: Sequence[GatheredRows], found: list[Any]) -> list[GatheredRows]:
-    one = lambda s, rows, columns: dataclasses.replace(s, rows=rows, columns=columns)
-    return [one(s, *arrays) for s, arrays in zip(supports, found, strict=True)]
+def _of_slots(x: Any, chunks: list[int], width: list[int], *, counted: bool = False) -> Any:
+    """To each slot the value of its chunk; `counted` adds the number of the slot in its chunk."""
+    xp = np if isinstance(x, np.ndarray) else jnp
+    if len(set(width)) == 1:
+        chunks, width = [sum(chunks)], width[:1]
+    parts, start = [], 0
+    for count, wide in zip(chunks, width, strict=True):
+        part = xp.broadcast_to(x[start : start + count, None], (count, wide))
+        if counted:
+            part = part + np.arange(wide, dtype=np.int32)[None]
+        parts.append(part.reshape(-1))
+        start += count
+    return parts[0] if len(parts) == 1 else xp.concatenate(parts)
+
+
+def _split(
+    supports: Sequence[GatheredRows], rows: Int[Array, " chunks"], columns: Int[Array, " slots"]
+) -> list[GatheredRows]:
+    """The supports with other entries, which are those of all one behind the other."""
+    found, chunk, slot = [], 0, 0
+    for support in supports:
+        count, width = support.columns.shape
+        mine = columns[slot : slot + count * width].reshape(count, width)
+        found.append(dataclasses.replace(support, rows=rows[chunk : chunk + count], columns=mine))
+        chunk, slot = chunk + count, slot + count * width
+    return found
+
+
+def metrics_side_by_side(metrics: Sequence[GatheredMetric]) -> GatheredMetric:
+    """The metric of several layers as one layer, whose weight is block-diagonal.
+
+    **Arguments:**
+
+    - `metrics`: of layers that store every row, in chunks of one width.
+
+    **Returns:**
+
+    A metric `[sum I, sum J]`, for activations and cotangents side by side.
+    """
+    rows, columns, i, j = [], [], 0, 0
+    for c in metrics:
+        rows.append(c.owners + i)  # so that rows ascend
+        columns.append(c.columns + j)
+        i, j = i + c.shape[0], j + c.shape[1]
+    join = lambda arrays: jnp.concatenate(list(arrays))
+    values, offset = join(c.values for c in metrics), join(c.offset for c in metrics)
+    return GatheredMetric(join(rows), join(columns), values, offset, (i, j))
 
 
 def gathered_u(
@@ -315,7 +394,7 @@ def gathered_u(
     parts = jnp.einsum("cwn,cwm->cnm", left, right)
     # Told that rows ascend, XLA takes 45 s on a GPU to compile what takes 0.1 s otherwise.
     ascend = target_device().platform != "gpu"
-    u = jax.ops.segment_sum(parts, c.rows, c.stored, indices_are_sorted=ascend)
+    u = sum_at(c.owners, parts, c.stored, ascending=ascend)
     return c.spread(u.transpose(1, 2, 0)) + c.offset[None, None]
 
 
@@ -335,8 +414,7 @@ def gathered_tangents(
     `[k, chunks * width]`, in the order of `c.values.reshape(-1)`; where an entry is not in use, any
     number of the products' size.
     """
-    rows = jnp.minimum(c.rows, d.shape[1] - 1)
-    parts = jnp.einsum("cks,cws->ckw", at(d.swapaxes(0, 1), rows), at(a, c.columns))
+    parts = jnp.einsum("cks,cws->ckw", at(d.swapaxes(0, 1), c.owners), at(a, c.columns))
     return parts.swapaxes(0, 1).reshape(len(d), -1)
 
 
@@ -350,13 +428,11 @@ def gathered_u_backward(
 
     dL/da1[n,j] = sum_mi dL/du[n,m,i] c[i,j] a2[m,j], and the same with the sides exchanged.
     """
-    parts = (
-        c.pool(u_bar).transpose(2, 0, 1).at[c.rows].get(mode="fill", fill_value=0)
-    )  # [chunks, N, M]
+    parts = at(c.pool(u_bar).transpose(2, 0, 1), c.owners)  # [chunks, N, M]
 
     def one(spec, other, like):
         entries = jnp.einsum(spec, parts, at(other.T, c.columns) * c.values[:, :, None])
-        return jnp.zeros_like(like.T).at[c.columns].add(entries).T
+        return sum_at(c.columns, entries, like.shape[1]).T
 
     return one("cnm,cwm->cwn", a2, a1), one("cnm,cwn->cwm", a1, a2)
 
@@ -377,5 +453,4 @@ def sum_columns(
     entries: Float[Array, "chunks width n"], c: GatheredMetric, columns: int
 ) -> Float[Array, "n j"]:
     """The sums over all entries of one column."""
-    zeros = jnp.zeros((columns, entries.shape[2]), entries.dtype)
-    return zeros.at[c.columns].add(entries).T
+    return sum_at(c.columns, entries, columns).T

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from .._batch import as_array
+from .._checks import in_host_memory
 from .._sparse import SparseModel
 from .._types import MaskTree, ScoreTree, at_trace_time
 from ._allocation import (
@@ -250,11 +251,12 @@ def _checked(scores: ScoreTree, layers: Mapping[str, Any]) -> dict[str, Array]:
         if leaf.size == 0:
             raise ValueError(f"make_mask: scores{name} is empty, its shape is {leaf.shape}.")
         found[name] = leaf
-    concrete = {name: leaf for name, leaf in found.items() if not is_traced(leaf)}
+    concrete = {name: in_host_memory(leaf) for name, leaf in found.items() if not is_traced(leaf)}
+    far = [leaf for leaf in concrete.values() if not isinstance(leaf, np.ndarray)]
     with at_trace_time():  # constants of a traced function are concrete, too
-        broken = jax.device_get(_have_nan(list(concrete.values()))) if concrete else []
-    for name, has_nan in zip(concrete, broken, strict=True):
-        if has_nan:
+        known = iter(jax.device_get(_have_nan(far)) if far else ())
+    for name, leaf in concrete.items():
+        if np.isnan(leaf).any() if isinstance(leaf, np.ndarray) else next(known):
             raise ValueError(f"make_mask: scores{name} has NaN entries.")
     return found
 

@@ -11,6 +11,14 @@ from ._linear import (
     AbstractLinearUse as AbstractLinearUse,
     register_linear_use as register_linear_use,
 )
+from ._mask_index import (
+    MaskIndex as MaskIndex,
+    has_room as has_room,
+    index_concrete as index_concrete,
+    index_masks as index_masks,
+    is_index as is_index,
+    stored as stored,
+)
 from ._ntk import ntk as ntk, ntk_and_outputs as ntk_and_outputs
 from ._operator import (
     AbstractNTKOperator as AbstractNTKOperator,
@@ -19,17 +27,10 @@ from ._operator import (
     projected as projected,
 )
 from ._sketch import sketch_directions as sketch_directions
+from ._spec import KernelSpec as KernelSpec, kernel_spec as kernel_spec
 from ._store import ntk_to_zarr as ntk_to_zarr
 from ._streamed import (
     StreamedNTKOperator as StreamedNTKOperator,
     streamed_ntk_operator as streamed_ntk_operator,
-)
-from ._support import (
-    check_support as check_support,
-    fits_support as fits_support,
-    found_support as found_support,
-    is_support as is_support,
-    mask_support as mask_support,
-    refresh_support as refresh_support,
 )
 from ._tiles import ntk_tiles as ntk_tiles

@@ -19,6 +19,7 @@ from ..kernels import block_size, map_rows
 from ..kernels.manual_axes import like_varying
 from ._parts import Part
 from ._plan import Operands, Plan
+from .forms import side_by_side
 
 
 class Factors(eqx.Module):
@@ -26,7 +27,7 @@ class Factors(eqx.Module):
 
     Attributes:
         outputs: model outputs, `[N, K]`.
-        kept: what each form of the plan keeps.
+        kept: what the forms of each term of the plan keep.
         directions: R.
     """
 
@@ -104,7 +105,11 @@ def factorise(
     kept = [layers[n] for n in range(len(plan.layers))]
     for form in plan.jacobians:
         kept.append(jax.vmap(lambda d, form=form: form.keep(None, (), d))(bars[form.parameter]))
-    return Factors(jnp.reshape(outputs, (len(x), -1)), kept, len(rows))
+    joined = [
+        kept[n] if not more else side_by_side([kept[i] for i in (n, *more)])
+        for n, *more in plan.terms
+    ]
+    return Factors(jnp.reshape(outputs, (len(x), -1)), joined, len(rows))
 
 
 def evaluate(plan: Plan, operands: Operands, x: Array, budget: int | None = None) -> Array:

@@ -14,7 +14,7 @@ from .._parameters import parameter_marks
 from .._sparse import SparseModel, prunable_weights
 from .._types import KernelKind, Outputs
 from ._given import given_batches, given_model
-from ._kernel import known_support
+from ._kernel import known_index
 from ._plan import aligned, make_plan
 from ._spec import kernel_spec
 from .forms import Path
@@ -144,8 +144,8 @@ def explain(
     model = given_model("explain", model)
     x1, x2 = given_batches("explain", x1, x2)
     m = len(x1 if x2 is None else x2)
-    spec, support = kernel_spec(kernel, outputs), known_support(model, kernel)
-    plan, operands = make_plan(spec, model, x1, m, support=support)
+    spec = kernel_spec(kernel, outputs)
+    plan, operands = make_plan(spec, model, x1, m, index=known_index(spec, model))
     marks = _prunable(model)
     found = {}
     for form, metric in zip(plan.forms, operands.metrics, strict=True):

@@ -12,15 +12,15 @@ from .._checks import sample_of, sample_output
 from .._distribute import everywhere, layout_in_use
 from .._masks._collapse import is_traced
 from .._sparse import SparseModel
-from .._types import Implementation, KernelKind, Outputs, wide_dtype
-from ..kernels import Precision, at_precision
+from .._types import wide_dtype
+from ..kernels import at_precision
 from ..kernels.manual_axes import varying_alike
+from ._mask_index import MaskIndex, index_concrete, index_masks
 from ._oracles import jacobian_contraction, ntk_vector_products
 from ._pairs import Blocks, check_fits, plan_blocks
 from ._plan import Plan, aligned, dense_and_metric, make_plan
 from ._reverse_only import reverse_only
-from ._spec import KernelSpec, kernel_spec
-from ._support import mask_support, unchecked
+from ._spec import KernelSpec
 from ._tiled import carry_out, tile_lengths
 
 _ORACLES = {"jacobian": jacobian_contraction, "ntk_vector_products": ntk_vector_products}
@@ -40,7 +40,7 @@ def kernel_and_outputs(
     x2: Array | None = None,
     metric: PyTree | None = None,
     directions: tuple[Array, Array] | None = None,
-    support: Sequence[Any] | None = None,
+    index: Sequence[MaskIndex | None] | None = None,
     *,
     in_a_step: bool = False,
 ) -> tuple[Any, Array, Array]:
@@ -52,13 +52,12 @@ def kernel_and_outputs(
 
     - `spec`: what decides how it is computed.
     - `model`, `x1`, `x2`, `metric`, `directions`: those of `ntk`.
-    - `support`: for each parameter the indices of its mask, or `None` if unknown. Those of
-      `known_support` must come from the same mask, those of `claimed_support` are checked.
+    - `index`: for each parameter the index of its mask, or `None` if unknown.
     - `in_a_step`: whether the kernel is part of a training step, whose gradient needs all factors:
       they are kept whatever the budget, and both batches go through the model in one pass.
     """
-    given = _alike(model, x1, x2, metric, directions, support)
-    model, x1, x2, metric, directions, support = given
+    given = _alike(model, x1, x2, metric, directions, index)
+    model, x1, x2, metric, directions, index = given
     if spec.implementation != "factors":
         return _by_oracle(spec, model, x1, x1 if x2 is None else x2, metric)
     model, x1, x2, directions = reverse_only((model, x1, x2, directions))
@@ -73,7 +72,7 @@ def kernel_and_outputs(
         jax.ShapeDtypeStruct((n, *x1.shape[1:]), x1.dtype),
         m,
         metric=metric,
-        support=support,
+        index=index,
         directions=None if directions is None else len(directions[0]),
     )
     _check_directions(plan, directions)
@@ -83,32 +82,32 @@ def kernel_and_outputs(
     # through the model gets a quarter: `sample_bytes` counts what its steps write once, and XLA
     # needs about as much again for the copies that join blocks.
     budget = None if in_a_step else spec.budget // 4
-    return carry_out(
+    theta, f1, f2 = carry_out(
         plan, operands, blocks, x1, x2, directions, budget, one_pass=in_a_step, layout=layout
     )
+    if (trust := operands.trust) is not None:
+        theta = jax.tree.map(lambda term: term * trust.astype(term.dtype), theta)
+    return theta, f1, f2
 
 
 def outputs_and_ntk(
+    spec: KernelSpec,
     model: PyTree,
     x: Array,
-    kernel: KernelKind,
-    outputs: Outputs = "full",
+    *,
+    index: PyTree | None = None,
     directions: tuple[Array, Array] | None = None,
-    support: PyTree | None = None,
-    implementation: Implementation = "factors",
     metric: PyTree | None = None,
-    precision: Precision = "float32",
 ) -> tuple[Array, Array]:
     """Outputs `[batch, K]`, and the kernel between the batch's two halves, from one pass.
 
-    `support` may be stale: it is compared with the model's mask, and only makes the call faster.
+    `index` may be that of another mask, and only makes the call faster; see `index_masks`.
     """
-    spec = kernel_spec(kernel, outputs, precision, implementation)
-    half, layout, found = len(x) // 2, layout_in_use(), None
-    if implementation == "factors":
-        found = known_support(model, kernel, bucketed=False) or claimed_support(
-            model, kernel, support
-        )
+    half, layout = len(x) // 2, layout_in_use()
+    found = known_index(spec, model, bucketed=False)
+    if found is None and index is not None and _reads_mask(spec, model):
+        found = aligned(model, index_masks(model.mask, index))
+    if spec.implementation == "factors":
         if layout is not None and half % layout.devices:
             x = everywhere(x, layout)  # XLA cannot halve a sharded array and then pad the halves
     theta, f1, f2 = kernel_and_outputs(
@@ -117,19 +116,22 @@ def outputs_and_ntk(
     return jnp.concatenate([everywhere(f, layout) for f in (f1, f2)]), theta
 
 
-def known_support(model: PyTree, kernel: KernelKind, *, bucketed: bool = True) -> list[Any] | None:
-    """The indices of a concrete mask, for the active kernel; `None` if the mask is traced."""
-    if not isinstance(model, SparseModel) or kernel != "active" or is_traced(model.mask):
+def known_index(
+    spec: KernelSpec, model: PyTree, *, bucketed: bool = True
+) -> list[MaskIndex | None] | None:
+    """The index of a concrete mask for each parameter; `None` where the spec needs none.
+
+    Of a traced mask, too, whose values are unknown.
+    """
+    if not _reads_mask(spec, model) or is_traced(model.mask):
         return None
-    return aligned(model, mask_support(model.mask, bucketed=bucketed))
+    return aligned(model, index_concrete(model.mask, spec.costs, bucketed=bucketed))
 
 
-def claimed_support(model: PyTree, kernel: KernelKind, support: PyTree | None) -> list[Any] | None:
-    """The indices of an earlier mask, to be checked against the model's."""
-    if support is None or not isinstance(model, SparseModel) or kernel != "active":
-        return None
-    pairs = zip(aligned(model, support), aligned(model, model.mask), strict=True)
-    return [unchecked(known, mask) for known, mask in pairs]
+def _reads_mask(spec: KernelSpec, model: PyTree) -> bool:
+    """Whether the kernel sums over the kept weights of a mask, by the engine."""
+    factors = spec.implementation == "factors"
+    return factors and spec.kernel == "active" and isinstance(model, SparseModel)
 
 
 def blocks_of(plan: Plan, *, symmetric: bool, keeps: bool | None = None) -> Blocks:
@@ -138,7 +140,7 @@ def blocks_of(plan: Plan, *, symmetric: bool, keeps: bool | None = None) -> Bloc
     entries = _results(plan) * sizes.itemsize * (1 if outputs == "trace" else sizes.entries)
     lengths = (sizes.n, sizes.m)
     return plan_blocks(
-        plan.costs_of_all, plan.stored, entries, lengths, budget, symmetric=symmetric, keeps=keeps
+        plan.costs_of_terms, plan.stored, entries, lengths, budget, symmetric=symmetric, keeps=keeps
     )
 
 

@@ -110,8 +110,12 @@ class Layer:
 
         A bias is one more input feature that is always 1.
         """
-        a = self._joined(_each(self.use.activations, len(self.loops), *operands))
+        a = self.weight_activations(*operands)
         return a if self.bias is None else jnp.concatenate([a, jnp.ones_like(a[:, :1])], axis=1)
+
+    def weight_activations(self, *operands: Array) -> Array:
+        """The layer's input `[G, J, S]` without a feature for the bias."""
+        return self._joined(_each(self.use.activations, len(self.loops), *operands))
 
     def cotangents(self, d: Array) -> Array:
         """The cotangent of the layer's output, `[G, I, S]`, from that of its step's output."""

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._primitives import patches
+from ..kernels import target_device
 
 
 class AbstractUse(eqx.Module):
@@ -229,6 +230,7 @@ class Convolution(AbstractLinearUse):
     inputs: int
     positions: int
     eqn: Any = eqx.field(static=True)
+    platform: str = eqx.field(static=True)
 
     def weight(self, w: Any) -> Any:
         """See `AbstractLinearUse`."""
@@ -237,7 +239,7 @@ class Convolution(AbstractLinearUse):
 
     def activations(self, *operands: Array) -> Array:
         """See `AbstractLinearUse`."""
-        seen = patches(self.eqn, *operands)  # [B, *out, taps, C]
+        seen = patches(self.eqn, operands[0], self.platform)  # [B, *out, taps, C]
         taps, channels = seen.shape[-2:]
         seen = seen.reshape(self.positions, taps, self.groups, channels // self.groups)
         return seen.transpose(2, 3, 1, 0).reshape(self.groups, self.inputs, self.positions)
@@ -267,6 +269,7 @@ def _convolution(eqn: Any, weight: int) -> Convolution | None:
         inputs=math.prod(inputs),
         positions=math.prod(eqn.outvars[0].aval.shape) // features,
         eqn=eqn,
+        platform=target_device().platform,
     )
 
 

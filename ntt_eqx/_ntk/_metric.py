@@ -1,6 +1,5 @@
 """Convert the metric `c_p` of the kernel's sum over parameters to the forms of a layer."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from jaxtyping import Array
 from ..kernels import GatheredMetric, gather_rows
 from ._layers import Layer
 from ._linear import Places
-from ._support import Checked
+from ._mask_index import MaskIndex
 
 
 class DenseMetric(eqx.Module):
@@ -42,7 +41,7 @@ def dense_metric(layer: Layer, weights: Sequence[Array | None], dtype: Any) -> D
 def gathered_metric(
     layer: Layer,
     weights: Sequence[Array | None],
-    support: Sequence[Any],
+    index: Sequence[MaskIndex | None],
     dtype: Any,
     *,
     shares_rows: bool,
@@ -52,7 +51,7 @@ def gathered_metric(
     **Arguments:**
 
     - `weights`: `c` for each parameter.
-    - `support`: for each parameter the indices of its non-zero `c` (`GatheredRows` or `Checked`).
+    - `index`: for each parameter that of its mask.
     - `shares_rows`: whether equal rows of a mask may be stored once.
     """
     offset = jnp.zeros(layer.groups * layer.features, dtype)
@@ -61,18 +60,15 @@ def gathered_metric(
         offset = ones if bias is None else layer.bias_metric(bias).reshape(-1).astype(dtype)
     if layer.places is not None:
         return _metric_of_places(layer, layer.places, weights[layer.weight], offset)
-    weight, known = weights[layer.weight], support[layer.weight]
-    assert weight is not None and known is not None
-    rows = known.rows if isinstance(known, Checked) else known
+    weight, known = weights[layer.weight], index[layer.weight]
+    assert weight is not None and known is not None and known.places is not None
+    rows = known.places
     values = layer.metric(weight).reshape(-1, layer.inputs)
     shares_rows = shares_rows and values.dtype == bool  # rows of numbers may differ
     if rows.shape != values.shape or rows.height > 1 and not shares_rows:
         rows = gather_rows(values.astype(bool), rows.room * rows.height)
-    found = rows.metric(values, offset)
-    if not isinstance(known, Checked):
-        return found
-    values = jnp.where(known.fits, found.values, jnp.nan)
-    return dataclasses.replace(found, values=values.astype(found.values.dtype))
+    # The index is that of this very mask, whose entries need no look-up.
+    return rows.metric(None if values.dtype == bool else values, offset)
 
 
 def _metric_of_places(

@@ -12,7 +12,7 @@ from .._stateful import check_warm
 from .._types import Implementation, KernelKind, Outputs
 from ..kernels import Precision
 from ._given import given_batches, given_directions, given_leaves, given_model
-from ._kernel import kernel_and_outputs, known_support
+from ._kernel import kernel_and_outputs, known_index
 from ._spec import KernelSpec, check_options, kernel_spec
 
 Directions: TypeAlias = (
@@ -181,9 +181,7 @@ def _given(
     check_options(caller, max_bytes, directions, **options)
     spec = kernel_spec(**options, max_bytes=max_bytes)
     model, x1, x2, metric, directions = replicate((model, x1, x2, metric, directions))
-    oracle = spec.implementation != "factors"
-    support = None if oracle else known_support(model, spec.kernel)
-    return spec, (model, x1, x2, metric, directions, support)
+    return spec, (model, x1, x2, metric, directions, known_index(spec, model))
 
 
 @eqx.filter_jit

@@ -1,7 +1,8 @@
 """Outputs and kernels of student and teacher on one batch, which losses compare."""
 
+import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,12 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._checks import sample_of, sample_output
 from .._examples import as_inference
-from .._ntk import outputs_and_ntk
+from .._ntk import kernel_spec, outputs_and_ntk
 from .._ntk._given import given_batch, given_leaves
 from .._sparse import SparseModel
 from .._step_info import StepInfo
 from .._types import Implementation, KernelKind
-from ..kernels import Precision, target_device
+from ..kernels import Precision
 from ._probes import AbstractProbe, Full
 
 
@@ -79,26 +80,23 @@ def outputs_and_kernels(
     metric = given_leaves(caller, "metric", metric)
     num_outputs = math.prod(sample_output("ntt_loss", teacher, sample_of(samples)).shape)
     outputs, directions = (Full() if probe is None else probe).view(info.key, num_outputs)
-    how: dict[str, Any] = dict(
-        outputs=outputs,
-        directions=directions,
-        precision=precision,
-        implementation=implementation,
-    )
+    spec = kernel_spec(kernel, outputs, precision, implementation)
     f_t, theta_t = jax.lax.stop_gradient(
-        outputs_and_ntk(teacher, samples, kernel, metric=metric, **how)
+        outputs_and_ntk(spec, teacher, samples, directions=directions, metric=metric)
     )
-    if target_device().platform != "cpu":
+    if spec.device.platform != "cpu":
         # The student waits for the teacher's kernel, so that only one of them has its factors in
         # an accelerator's memory at a time.
         samples, f_t, theta_t = jax.lax.optimization_barrier((samples, f_t, theta_t))
-    support = info.support
+    index = info.support
     if kernel == "active" and info.metric_mask is not None:
         # To differentiate by pruned weights, too, the model is evaluated with an open mask, while
         # the kernel still sums over the student's own mask, as a metric.
-        student, kernel, support = as_inference(student), "ambient", None
-        metric = _masked(metric, info.metric_mask)
-    f_s, theta_s = outputs_and_ntk(student, samples, kernel, support=support, metric=metric, **how)
+        student, spec = as_inference(student), dataclasses.replace(spec, kernel="ambient")
+        index, metric = None, _masked(metric, info.metric_mask)
+    f_s, theta_s = outputs_and_ntk(
+        spec, student, samples, index=index, directions=directions, metric=metric
+    )
     return OutputsAndKernels(f_s, f_t, theta_s, theta_t)
 
 

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
@@ -166,7 +167,10 @@ class NeuralTangentTransfer(eqx.Module):
     @property
     def refreshes(self) -> bool:
         """Whether the mask is ever refreshed."""
-        return self.refresh.due(jnp.ones((), jnp.int32)) is not False
+        found: list[Any] = []
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        jax.eval_shape(lambda step: found.append(self.refresh.due(step)), step)  # no program
+        return found[0] is not False
 
     def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
         """Whether the mask is refreshed after `step` steps; see `refresh_due`."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from .._kept import is_kept_layer
 from .._masks._collapse import is_traced
-from .._ntk import fits_support, is_support, mask_support, refresh_support
+from .._ntk import has_room, index_concrete, index_masks, is_index, kernel_spec, stored
 from .._parameters import parameters, partition_parameters
 from .._sparse import SparseModel
 from .._sparse_layers import sparse_layers
@@ -34,9 +34,9 @@ class NTTState(eqx.Module):
         opt_state: the optimiser's state for the student's floating-point leaves.
         step: number of steps done, int32.
         key: two words, from which every step derives its own PRNG key.
-        support: indices of the kept weights of a mask, for layers with a fixed number of them. They
-            make the kernel faster. Each step compares them with its own mask, and finds them anew
-            where a refresh or a user has changed that.
+        support: a `MaskIndex` for each layer that keeps a fixed number of weights. They make the
+            kernel faster. Each step compares them with its own mask, and finds them anew where a
+            refresh or a user has changed that.
         method: the loss, the sparsity, the refresh and the optimiser.
     """
 
@@ -63,7 +63,7 @@ class NTTState(eqx.Module):
         student = student.with_mask(mask)
         support = support_for(method, mask)
         if is_traced(mask):
-            support = refresh_support(mask, self.support)
+            support = stored(index_masks(mask, self.support))
         return NTTState(self.teacher, student, self.opt_state, self.step, self.key, support, method)
 
     def on_kept_weights(self, where: Callable[[str, eqx.Module], bool] | None = None) -> "NTTState":
@@ -138,9 +138,8 @@ def support_for(method: NeuralTangentTransfer, mask: MaskTree) -> Any:
         return jax.tree.map(lambda _: None, mask)
     pattern = method.sparsity.pattern
     kept = jax.tree.map(lambda m: m if method.keeps_count(m.shape) else None, mask)
-    if pattern is None:
-        return mask_support(kept)
-    return mask_support(kept, heights=lambda m: pattern.alike_outputs(m.shape))
+    heights = lambda m: 1 if pattern is None else pattern.alike_outputs(m.shape)
+    return stored(index_concrete(kept, kernel_spec().costs, heights=heights))
 
 
 def check_room(caller: str, state: NTTState) -> None:
@@ -150,13 +149,13 @@ def check_room(caller: str, state: NTTState) -> None:
     """
 
     def one(mask: Any, known: Any) -> None:
-        if not fits_support(mask, known):
+        if not has_room(mask, known):
             raise ValueError(
                 f"{caller}: the mask keeps more weights than the one that this state was made for, "
                 "or lacks its pattern: put a mask into an NTTState by state.with_mask(mask)."
             )
 
-    jax.tree.map(one, state.student.mask, state.support, is_leaf=is_support)
+    jax.tree.map(one, state.student.mask, state.support, is_leaf=is_index)
 
 
 def key_words(key: PRNGKeyArray | None) -> UInt32[Array, "2"]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
 from .._distribute import left_to_xla, lost_unless_shared
-from .._ntk import check_support, found_support
+from .._ntk import index_masks, stored
 from .._optimise import learning_rate, optimise
 from .._parameters import partition_parameters
 from .._sparse import SparseModel, map_masked
@@ -69,8 +69,8 @@ def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     method = state.method
     # The one place of a step at which entries of the mask are looked for: to do so takes longer to
     # compile than the kernel. So the refresh leaves it to the next step, which sees another mask.
-    support = check_support(state.student.mask, state.support)
-    info = state.step_info(support)
+    index = index_masks(state.student.mask, state.support)
+    info = state.step_info(index)
     # The student's weights move, and the statistics of its batch norms with them. They come first,
     # so that loss, kernel and gradient are those of one and the same network.
     student = advanced(state.student, x)
@@ -96,8 +96,7 @@ def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     metrics = with_rate(metrics, learning_rate(opt_state))
     if lost is not None:
         metrics = eqx.tree_at(lambda m: m.loss, metrics, jnp.where(lost, jnp.nan, metrics.loss))
-    known = found_support(support)
-    state = NTTState(state.teacher, student, opt_state, step, state.key, known, method)
+    state = NTTState(state.teacher, student, opt_state, step, state.key, stored(index), method)
     return state, metrics
 
 

@@ -1,16 +1,15 @@
-"""What a support says, in plain terms."""
+"""What an index says, in plain terms."""
 
 import jax
 import numpy as np
 
-from ntt_eqx._ntk import is_support
-from ntt_eqx.kernels import GatheredRows
+from ntt_eqx._ntk import is_index
 
 
 def known(support):
-    """The places that a support knows, one for each mask that has few entries."""
-    leaves = jax.tree.leaves(support, is_leaf=is_support)
-    return [leaf for leaf in leaves if isinstance(leaf, GatheredRows)]
+    """The places that an index knows, one for each mask that has few entries."""
+    leaves = jax.tree.leaves(support, is_leaf=is_index)
+    return [leaf.places for leaf in leaves if leaf is not None and leaf.places is not None]
 
 
 def flat_indices(places):

@@ -17,10 +17,10 @@ from helpers.tiers import default_only
 from helpers.zoo import ZOO, Half
 
 import ntt_eqx as ntt
+from ntt_eqx._ntk._kernel import known_index
 from ntt_eqx._ntk._layers import find_layers
 from ntt_eqx._ntk._linear import rules_in_use
-from ntt_eqx._ntk._plan import aligned
-from ntt_eqx._ntk._support import mask_support
+from ntt_eqx._ntk._spec import kernel_spec
 from ntt_eqx._ntk._trace import trace
 
 EXACT = 1e-10  # float64
@@ -163,7 +163,7 @@ def test_gathered_paths_are_taken(gathers):
         traced, layers, _ = analysed(sparse.to_dense(), case.samples(1))
         paths = {p.name.split(" ")[0]: p.path for p in
                  ntt.explain(sparse.with_mask(mask), case.samples(2)).parameters}  # fmt: skip
-        support = aligned(sparse, mask_support(mask))
+        support = known_index(kernel_spec(), sparse.with_mask(mask))
         for layer in layers:
             gathered = paths[traced.parameters[layer.weight].path].startswith("gathered")
             many = layer.positions > 1

@@ -19,7 +19,17 @@ from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as 
 
 import ntt_eqx as ntt
 from ntt_eqx import _program
-from ntt_eqx._ntk import _execute, _given, _linear, _parts, _support, mask_support, outputs_and_ntk
+from ntt_eqx._ntk import (
+    _execute,
+    _given,
+    _linear,
+    _parts,
+    index_concrete,
+    kernel_spec,
+    outputs_and_ntk,
+    stored,
+)
+from ntt_eqx_kernels import _gather
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("gathers", "x64")]
 
@@ -183,14 +193,14 @@ def test_a_support_is_believed(monkeypatch):
         x = jax.random.normal(jax.random.key(first), (4, 8), jnp.float64)
         arrays, static = eqx.partition(pruned, eqx.is_array)
         of = lambda call: lambda a, *rest: call(eqx.combine(a, static), *rest)
-        support = mask_support(mask_of(model, kept, first))
-        found = interpreted(of(lambda m, x, s: outputs_and_ntk(m, x, "active", support=s)[1]))
+        index = index_concrete(mask_of(model, kept, first), kernel_spec().costs)
+        found = interpreted(of(lambda m, x, s: outputs_and_ntk(kernel_spec(), m, x, index=s)[1]))
         right = interpreted(of(lambda m, x: ntt.ntk(m, x[:2], x[2:], implementation="jacobian")))
-        return relative_error(found(arrays, x, support), right(arrays, x)) < 1e-9
+        return relative_error(found(arrays, x, stored(index)), right(arrays, x)) < 1e-9
 
     drawn = st.tuples(st.integers(1, 6), st.integers(0, 2), st.integers(0, 9), st.integers(0, 9))
     assert examples_until_found(drawn, is_right, most=15) is None
-    monkeypatch.setattr(_support, "hold_each", lambda supports, masks: jnp.array(True))
+    monkeypatch.setattr(_gather, "hold_each", lambda supports, masks: jnp.array(True))
     found = examples_until_found(drawn, is_right)
     print(f"stale support: found by example {found}")
     assert found is not None

@@ -15,7 +15,7 @@ from helpers.tiers import slow
 
 import ntt_eqx as ntt
 from ntt_eqx._ntk import _pairs
-from ntt_eqx._ntk._kernel import kernel_and_outputs, known_support
+from ntt_eqx._ntk._kernel import kernel_and_outputs, known_index
 from ntt_eqx._ntk._spec import kernel_spec
 from ntt_eqx.kernels import Device
 
@@ -25,12 +25,12 @@ MiB = 2**20
 def compiled(model, shape, n, m, outputs, budget):
     """The compiled kernel of batches of these sizes; runs nothing."""
     spec = kernel_spec("active", outputs, max_bytes=budget)
-    support = known_support(model, "active")
-    arrays, static = eqx.partition((model, support), eqx.is_array)
+    index = known_index(spec, model)
+    arrays, static = eqx.partition((model, index), eqx.is_array)
 
     def run(arrays, x1, x2):
-        model, support = eqx.combine(arrays, static)
-        return kernel_and_outputs(spec, model, x1, x2, support=support)[0]
+        model, index = eqx.combine(arrays, static)
+        return kernel_and_outputs(spec, model, x1, x2, index=index)[0]
 
     x1 = jax.ShapeDtypeStruct((n, *shape), jnp.float32)
     x2 = None if m is None else jax.ShapeDtypeStruct((m, *shape), jnp.float32)

@@ -16,8 +16,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from pytest import mark
 
 import ntt_eqx as ntt
-from ntt_eqx._ntk import outputs_and_ntk
-from ntt_eqx._ntk._support import mask_support
+from ntt_eqx._ntk import MaskIndex, index_concrete, kernel_spec, outputs_and_ntk
 from ntt_eqx.kernels import gather_rows
 
 pytestmark = mark.usefixtures("gathers")
@@ -209,7 +208,8 @@ def compiled(kind, gathered):
     def run(params, mask, support, x):
         def ours(params):
             pruned = eqx.combine(params, static).with_mask(mask)
-            _, theta = outputs_and_ntk(pruned, x, "active", support=support if gathered else None)
+            index = support if gathered else None
+            _, theta = outputs_and_ntk(kernel_spec(), pruned, x, index=index)
             return weighted_sum(theta), theta
 
         def oracle(params):
@@ -224,8 +224,9 @@ def compiled(kind, gathered):
 
 
 def support_of(mask):
-    """The support of a mask, with room for every mask of the weight: all have one shape."""
-    return jax.tree.map(lambda m: gather_rows(np.asarray(m).reshape(len(m), -1), m.size), mask)
+    """The index of a mask, with room for every mask of the weight: all have one shape."""
+    rows = lambda m: gather_rows(np.asarray(m).reshape(len(m), -1), m.size)
+    return jax.tree.map(lambda m: MaskIndex(rows(m)), mask)
 
 
 def check_mask(kind, gathered, density, seed):
@@ -250,5 +251,6 @@ def test_support_is_used_below_its_density_alone():
     with jax.enable_x64(True):
         sparse = compiled("dense", True)[0]
         few, many = random_mask(sparse.mask, 0.05), random_mask(sparse.mask, 0.6)
-        assert len(known(mask_support(few))) == len(jax.tree.leaves(few))
-        assert jax.tree.leaves(mask_support(many)) == []
+        index = lambda mask: index_concrete(mask, kernel_spec().costs)
+        assert len(known(index(few))) == len(jax.tree.leaves(few))
+        assert jax.tree.leaves(index(many)) == []

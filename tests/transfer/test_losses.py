@@ -1,5 +1,7 @@
 """Losses against their equations, with metrics, sketches and the gradient of pruned weights."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from helpers.refusals import unchecked
 from helpers.students import ADAM, Tiny, moved
 
 import ntt_eqx as ntt
+from ntt_eqx._ntk import kernel_spec
 from ntt_eqx._transfer import _kernels
 from ntt_eqx.kernels import Device
 
@@ -155,7 +158,10 @@ def test_what_frees_the_teachers_factors_changes_nothing(pair, monkeypatch):
         return "optimization_barrier" in text, eqx.filter_value_and_grad(loss)(student)
 
     free, plain = found()
-    monkeypatch.setattr(_kernels, "target_device", lambda: Device("gpu", "an accelerator"))
+    gpu = Device("gpu", "an accelerator")
+    monkeypatch.setattr(
+        _kernels, "kernel_spec", lambda *a: dataclasses.replace(kernel_spec(*a), device=gpu)
+    )
     waits, ordered = found()
     assert waits and not free
     assert jax.tree.all(jax.tree.map(np.array_equal, plain, ordered))

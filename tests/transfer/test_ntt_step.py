@@ -28,7 +28,7 @@ from helpers.support import known
 from helpers.tiers import slow
 
 import ntt_eqx as ntt
-from ntt_eqx._ntk import outputs_and_ntk
+from ntt_eqx._ntk import kernel_spec, outputs_and_ntk
 
 pytestmark = pytest.mark.usefixtures("gathers")
 
@@ -160,7 +160,7 @@ def test_masks_of_a_pattern_are_gathered_where_they_keep_their_counts(pattern, h
     state = ntt.ntt_init(model, method)
     heights = [places.height for places in known(state.support)]
     assert heights == ([] if height is None else [height])
-    run = eqx.filter_jit(lambda m, s, x: outputs_and_ntk(m, x, "active", support=s)[1])
+    run = eqx.filter_jit(lambda m, s, x: outputs_and_ntk(kernel_spec(), m, x, index=s)[1])
     masks = []
     for seed in range(5):
         x = jax.random.normal(jax.random.key(seed), (4, 40), jnp.float64)

@@ -164,7 +164,7 @@ def pulled(
     g = pad_to(entries_of(other, c), (1, rows, 64))  # [chunks, rows of one chunk, m]
     lefts = right_operand(g.reshape(-1, g.shape[2]), precision)
     rights = right_operand(u_bar.reshape(-1, u_bar.shape[2]), precision)  # [(i, m), n]
-    owners = jnp.minimum(c.rows, c.stored - 1).astype(jnp.int32)
+    owners = c.owners.astype(jnp.int32)
     add = _adding(len(lefts), len(rights))
 
     def masked_ntk_gathered_pulled(owners, lefts, rights, out, staged):

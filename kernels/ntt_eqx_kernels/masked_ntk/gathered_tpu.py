@@ -56,7 +56,7 @@ def pulled(
     m, n = _tile(u_bar.shape[1]), _tile(u_bar.shape[2])
     u_bar = pad_to(u_bar, (1, m, n))
     g = pad_to(entries_of(other, c).astype(jnp.float32), (1, 1, m))
-    owners = jnp.minimum(c.rows, c.stored - 1).astype(jnp.int32)
+    owners = c.owners.astype(jnp.int32)
     return _call(
         functools.partial(_pulled_kernel, precision),
         grid=(chunks, u_bar.shape[2] // n, u_bar.shape[1] // m),

@@ -65,6 +65,12 @@ class Cost:
     once: int
 
 
+def sum_of(costs: Sequence[Cost]) -> Cost:
+    """The cost of forms that are contracted together."""
+    fields = [field.name for field in dataclasses.fields(Cost)]
+    return Cost(**{name: sum(getattr(cost, name) for cost in costs) for name in fields})
+
+
 def cost_of_numbers(
     sizes: Sizes,
     *,
@@ -106,13 +112,13 @@ class AbstractForm(eqx.Module, Generic[Kept]):
         """The cost of the term if its metric has `kept` non-zeros."""
 
     @abc.abstractmethod
-    def metric(self, weights: Sequence[Array | None], support: Sequence[Any], dtype: Any) -> Any:
+    def metric(self, weights: Sequence[Array | None], index: Sequence[Any], dtype: Any) -> Any:
         """The metric `c` of the term as `contract` needs it; `None` if it is 1 everywhere.
 
         **Arguments:**
 
         - `weights`: `c` for each parameter of the program, `None` for 1.
-        - `support`: for each parameter the indices of its non-zero `c`, or `None` if unknown.
+        - `index`: for each parameter the `MaskIndex` of its mask, or `None` if unknown.
         """
 
     @abc.abstractmethod

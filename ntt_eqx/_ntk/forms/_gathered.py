@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import jax
 from jaxtyping import Array
 
 from ..._types import Outputs
@@ -10,7 +11,7 @@ from ...kernels import GatheredMetric, Precision
 from .._layers import Layer
 from .._metric import gathered_metric
 from ._form import Cost, Path, Sizes, cost_of_numbers
-from ._kept import LayerFactors, factors, product_at_one_position
+from ._kept import LayerFactors, product_at_one_position
 from ._layer import AbstractGatheredForm
 
 
@@ -35,7 +36,7 @@ class GatheredForm(AbstractGatheredForm[LayerFactors]):
             sizes,
             flops=2 * n * m * (kept + sizes.entries * rows),
             layer_flops=2 * rows * width,
-            stored=r * rows + width + (layer.bias is not None),
+            stored=r * rows + width,
             per_row=entries,  # c a1 at every entry
             per_column=entries + r * rows,  # a2 at every entry; u d2, a row at a time
             per_pair=2 * rows + chunks,  # as in `DenseForm`, and a small product for each chunk
@@ -43,14 +44,16 @@ class GatheredForm(AbstractGatheredForm[LayerFactors]):
         )
 
     def metric(
-        self, weights: Sequence[Array | None], support: Sequence[Any], dtype: Any
+        self, weights: Sequence[Array | None], index: Sequence[Any], dtype: Any
     ) -> GatheredMetric:
         """See `AbstractForm`; equal rows of a mask stay stored once."""
-        return gathered_metric(self.layer, weights, support, dtype, shares_rows=True)
+        return gathered_metric(self.layer, weights, index, dtype, shares_rows=True)
 
     def keep(self, metric: GatheredMetric, operands: tuple[Array, ...], d: Array) -> LayerFactors:
         """See `AbstractForm`."""
-        return factors(self.layer, operands, d)
+        # The gathered metric adds the bias itself.
+        a = self.layer.weight_activations(*operands)
+        return LayerFactors(a, jax.vmap(self.layer.cotangents)(d))
 
     def contract(
         self,
@@ -60,10 +63,7 @@ class GatheredForm(AbstractGatheredForm[LayerFactors]):
         outputs: Outputs,
         precision: Precision,
     ) -> Array:
-        """See `AbstractForm`."""
+        """See `AbstractForm`; also for layers side by side."""
         (a1, d1), (a2, d2) = one.group(0), two.group(0)
-        sides = [[a1[..., 0], d1[..., 0]], [a2[..., 0], d2[..., 0]]]
-        if self.layer.bias is not None:  # the gathered metric adds the bias itself
-            sides = [[a[:, :-1], d] for a, d in sides]
-        (a1, d1), (a2, d2) = sides
-        return product_at_one_position((a1, d1), (a2, d2), metric, outputs, precision)
+        sides = (a1[..., 0], d1[..., 0]), (a2[..., 0], d2[..., 0])
+        return product_at_one_position(*sides, metric, outputs, precision)

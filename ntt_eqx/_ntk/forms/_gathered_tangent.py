@@ -44,10 +44,10 @@ class GatheredTangentForm(AbstractGatheredForm[Tangents]):
         )
 
     def metric(
-        self, weights: Sequence[Array | None], support: Sequence[Any], dtype: Any
+        self, weights: Sequence[Array | None], index: Sequence[Any], dtype: Any
     ) -> GatheredMetric:
         """See `AbstractForm`; tangents differ between rows, so every row is stored."""
-        return gathered_metric(self.layer, weights, support, dtype, shares_rows=False)
+        return gathered_metric(self.layer, weights, index, dtype, shares_rows=False)
 
     def keep(self, metric: GatheredMetric, operands: tuple[Array, ...], d: Array) -> Tangents:
         """See `AbstractForm`."""

@@ -39,7 +39,7 @@ class JacobianForm(AbstractForm[Tangents]):
         return cost_of_numbers(sizes, flops=flops, stored=stored, per_row=stored)
 
     def metric(
-        self, weights: Sequence[Array | None], support: Sequence[Any], dtype: Any
+        self, weights: Sequence[Array | None], index: Sequence[Any], dtype: Any
     ) -> Array | None:
         """See `AbstractForm`."""
         return weights[self.parameter]

@@ -40,7 +40,7 @@ class AbstractWholeForm(AbstractLayerForm[Kept]):
     masked: eqx.AbstractVar[bool]
 
     def metric(
-        self, weights: Sequence[Array | None], support: Sequence[Any], dtype: Any
+        self, weights: Sequence[Array | None], index: Sequence[Any], dtype: Any
     ) -> DenseMetric | None:
         """See `AbstractForm`."""
         return dense_metric(self.layer, weights, dtype) if self.masked else None

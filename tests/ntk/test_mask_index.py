@@ -10,12 +10,28 @@ from helpers.support import flat_indices, known
 from hypothesis import given, settings, strategies as st
 
 import ntt_eqx as ntt
-from ntt_eqx._ntk import mask_support, outputs_and_ntk, refresh_support
-from ntt_eqx._ntk._support import Whole
+from ntt_eqx._ntk import (
+    MaskIndex,
+    index_concrete,
+    index_masks,
+    kernel_spec,
+    outputs_and_ntk,
+    stored,
+)
 from ntt_eqx._sparse import count_kept
 from ntt_eqx.kernels import GatheredRows, MaskBits, gather_each, gather_rows, hold_each
 
 pytestmark = pytest.mark.usefixtures("gathers")
+
+
+def mask_support(mask, **options):
+    """The index of a concrete mask, as a state stores it."""
+    return stored(index_concrete(mask, kernel_spec().costs, **options))
+
+
+def refresh_support(mask, support):
+    """The index of another mask, as a state stores it."""
+    return stored(index_masks(mask, support))
 
 
 def mask_of(shape, count, seed=0):
@@ -30,10 +46,13 @@ def test_places_are_those_of_the_mask():
     mask |= {"unmasked": None, "filters": mask_of((5, 2, 4, 5), 9)}
     support = mask_support(mask)
     for name in ("few", "none", "filters"):
-        np.testing.assert_array_equal(flat_indices(support[name]), np.flatnonzero(mask[name]))
+        np.testing.assert_array_equal(
+            flat_indices(support[name].places), np.flatnonzero(mask[name])
+        )
     assert support["many"] is None and support["unmasked"] is None
-    assert support["few"].shape == support["filters"].shape == (5, 40)
-    assert support["few"].rows.dtype == support["few"].columns.dtype == jnp.int32
+    places = support["few"].places
+    assert support["few"].places.shape == support["filters"].places.shape == (5, 40)
+    assert places.rows.dtype == places.columns.dtype == jnp.int32
 
 
 @pytest.mark.parametrize("shape", [(0, 7), (1, 3), (5, 51), (16, 16), (300, 784)])
@@ -47,7 +66,7 @@ def test_buckets_are_few_and_have_room():
     rooms = set()
     for count in range(0, 150):
         mask = mask_of((10, 100), count)
-        found = mask_support(mask, bucketed=True)
+        found = mask_support(mask, bucketed=True).places
         np.testing.assert_array_equal(flat_indices(found), np.flatnonzero(mask))
         assert count <= found.room <= max(1.25 * count + 2, 20) + 16
         rooms.add(found.room)
@@ -149,7 +168,7 @@ def test_kernel_after_a_refresh_compiles_nothing_again():
     def run(model, support):
         traces.append(None)
         support = refresh_support(model.mask, support)
-        return outputs_and_ntk(model, x, "active", support=support)
+        return outputs_and_ntk(kernel_spec(), model, x, index=support)
 
     for mask in masks:
         pruned = model.with_mask(mask)
@@ -167,7 +186,7 @@ def outdated():
     mask = lambda count, seed: jax.tree.map(
         lambda m: mask_of(m.shape, m.size // count, seed), model.mask
     )
-    run = eqx.filter_jit(lambda m, s: outputs_and_ntk(m, x, "active", support=s)[1])
+    run = eqx.filter_jit(lambda m, s: outputs_and_ntk(kernel_spec(), m, x, index=s)[1])
     return model, x, mask, run
 
 
@@ -201,7 +220,7 @@ def test_a_layer_whose_rows_are_not_those_of_its_weight(kept):
     x = jax.random.normal(jax.random.key(1), (4, 20))
     support = mask_support(first.mask)
     assert known(support)[0].shape == (2, 60)
-    run = eqx.filter_jit(lambda m, s: outputs_and_ntk(m, x, "active", support=s)[1])
+    run = eqx.filter_jit(lambda m, s: outputs_and_ntk(kernel_spec(), m, x, index=s)[1])
     assert relative_error(run(first, support), ntt.ntk(first, x[:2], x[2:])) < 1e-5
     expected = ntt.ntk(other, x[:2], x[2:], implementation="jacobian")
     found = run(other, support)
@@ -213,6 +232,33 @@ def test_a_support_without_room_never_gives_a_number():
     model, _, mask, run = outdated()
     more, support = model.with_mask(mask(5, 1)), mask_support(mask(10, 0))
     assert jnp.isnan(run(more, support)).all()
+
+
+def test_a_mask_that_would_fit_by_luck_never_gives_a_number():
+    """More entries than the capacity, though in rows that leave room: not now, and not later."""
+    known = mask_support(mask_of((5, 40), 9))
+    assert known.places.room == 15
+    lucky = jnp.zeros((5, 40), bool).at[:2, :10].set(True)
+    compare = jax.jit(lambda mask, known: index_masks(mask, known))
+    for _ in range(3):
+        index = compare(lucky, known)
+        assert not index.fits and flat_indices(index.places).size == 0
+        known = stored(index)
+    assert compare(mask_of((5, 40), 15), known).fits
+
+
+def test_an_index_answers_for_its_own_array_alone():
+    """What was compared with an array is not compared with it again, and with any other it is."""
+    mask = mask_of((5, 40), 9)
+    ones = jnp.ones((3, 4), bool)
+    trees = {"few": mask, "all": ones, "none": None}
+    concrete = index_concrete(trees, kernel_spec().costs)
+    assert index_masks(trees, concrete)["few"] is concrete["few"]
+    equal = index_masks({"few": mask.copy(), "all": ones.copy(), "none": None}, concrete)
+    assert equal["few"] is not concrete["few"] and equal["few"].fits and equal["all"].fits
+    other = index_masks({"few": mask, "all": ones.at[0, 0].set(False), "none": None}, equal)
+    assert other["few"].fits and not other["all"].fits and other["none"] is None
+    assert all(leaf.mask is None and leaf.fits is None for leaf in (stored(other)["few"],))
 
 
 def blocks(mask, height):
@@ -263,7 +309,7 @@ def test_alike_rows_where_they_do_not_help(x64):
     for c in (None, metric):
         expected = ntt.ntk(model, x[:2], x[2:], metric=c, implementation="jacobian")
         run = eqx.filter_jit(
-            lambda m, s, c=c: outputs_and_ntk(m, x, "active", metric=c, support=s)[1]
+            lambda m, s, c=c: outputs_and_ntk(kernel_spec(), m, x, metric=c, index=s)[1]
         )
         assert relative_error(run(model, support), expected) < 1e-12
 
@@ -280,14 +326,14 @@ def test_a_mask_that_keeps_everything_is_as_if_there_were_none(metric, x64):
     ones = lambda p: jnp.linspace(0.5, 2.0, p.size).reshape(p.shape)
     c = jax.tree.map(ones, params) if metric else None
     support = mask_support(thin.mask)
-    assert isinstance(support.layers[0].weight, Whole) and support.layers[1].weight is None
-    run = eqx.filter_jit(lambda m, s: outputs_and_ntk(m, x, "active", metric=c, support=s))
+    assert support.layers[0].weight == MaskIndex(None) and support.layers[1].weight is None
+    run = eqx.filter_jit(lambda m, s: outputs_and_ntk(kernel_spec(), m, x, metric=c, index=s))
     expected = ntt.ntk(thin, x[:2], x[2:], metric=c, implementation="jacobian")
     outputs, theta = run(thin, support)
     assert relative_error(theta, expected) < 1e-12
     assert relative_error(outputs, jax.vmap(thin)(x)) < 1e-12
     assert relative_error(ntt.ntk(thin, x[:2], x[2:], metric=c), expected) < 1e-12
-    assert (refresh_support(thin.mask, support)).layers[0].weight == Whole()
+    assert refresh_support(thin.mask, support).layers[0].weight == MaskIndex(None)
     other = eqx.tree_at(lambda m: m.layers[0].weight, thin.mask, mask_of((6, 9), 53))
     assert jnp.isnan(run(thin.with_mask(other), support)[1]).all()
 
