@@ -1,9 +1,11 @@
 """What a comparison can name: the package's methods, models and data sets, and your own."""
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -69,7 +71,34 @@ def _enter(kind: str, found: ImportedObject, text: str) -> str:
 def digest_of(kind: str, name: str) -> str | None:
     """The digest of something of a user's, `None` for what comes with the package."""
     own = _entered.get((kind, name))
+    if own is None and kind == "dataset" and name.startswith("npy:"):
+        return _digest_of_folder(Path(name[4:]).expanduser())
     return None if own is None else own.digest
+
+
+def _digest_of_folder(folder: Path) -> str | None:
+    """SHA-256 of the arrays of a folder; `None` where a file cannot be read, as loading will say.
+
+    Other arrays under the same name would be taken for the ones of the results that are there.
+    """
+    try:
+        files = sorted(folder.glob("t*_[xy].npy"))
+        stats = [path.stat() for path in files]
+        return _digest_of_files(
+            tuple((p, s.st_size, s.st_mtime_ns) for p, s in zip(files, stats, strict=True))
+        )
+    except OSError:
+        return None
+
+
+@functools.lru_cache
+def _digest_of_files(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, size, _ in files:
+        digest.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def find_method(name: str) -> Method:
@@ -90,6 +119,16 @@ def build_model(name: str, input_shape: Any, num_classes: int, *, key: Any) -> A
     if own is None:
         return make_model(name, input_shape, num_classes, key=key)
     return own.thing(tuple(input_shape), num_classes, key=key)
+
+
+def draws_in_training(name: str, model: Any) -> bool:
+    """Whether a model needs a random key in training, as dropout does.
+
+    A model of a user's is given one if its call takes one: that changes nothing where none is used.
+    """
+    if ("model", name) not in _entered:
+        return name.endswith("-dropout")
+    return "key" in inspect.signature(model).parameters
 
 
 def own_dataset(name: str) -> Dataset | None:

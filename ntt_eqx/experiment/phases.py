@@ -19,7 +19,7 @@ from ..data import Dataset
 from .cells import Cell
 from .images import Shelf, StandardisedSplit, check_labelled, parts
 from .loop import Phase
-from .own import find_method
+from .own import draws_in_training, find_method
 from .pruning import dynamic_of, pruned_at_start, sparsity_of
 
 _CURVE_IMAGES = 10_000
@@ -82,7 +82,7 @@ def training_phase(cell: Cell, start: SparseModel, images: Dataset, title: str) 
     steps = steps_in(settings.epochs, used.size, settings.batch_size)
     recipe = settings.recipe()
     each = settings.evaluate_every or max(1, used.size // settings.batch_size)
-    key = cell.key(2) if cell.model.endswith("-dropout") else None
+    key = cell.key(2) if draws_in_training(cell.model, start.model) else None
     model = rescale_by_density(start) if settings.rescale else start
     dynamic = dynamic_of(cell, start.model, steps)
     return Phase(

@@ -180,6 +180,10 @@ def test_a_folder_of_arrays_of_ones_own(tmp_path):
     assert main(["compare", "--out", str(tmp_path / "out"), *words]) == 0
     (result,) = json.loads((tmp_path / "out" / "results.json").read_text())
     assert result["dataset"] == f"npy:{tmp_path}" and 0 <= result["test_accuracy"] <= 1
+    # other arrays of this name are other data: nothing is skipped as done
+    np.save(tmp_path / "test_y.npy", (np.load(tmp_path / "test_y.npy") + 1) % 3)
+    assert main(["compare", "--out", str(tmp_path / "out"), *words]) == 0
+    assert len(list((tmp_path / "out" / "cells").iterdir())) == 2
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import re
 import types
 
+import equinox as eqx
 import jax
 import pytest
 from helpers.pages import ROOT, blocks
@@ -11,7 +12,13 @@ from helpers.pages import ROOT, blocks
 from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.methods import METHODS, method
-from ntt_eqx.experiment.own import enter, find_method
+from ntt_eqx.experiment.own import (
+    build_model,
+    draws_in_training,
+    enter,
+    enter_object,
+    find_method,
+)
 from ntt_eqx.experiment.references import find, is_reference, source_digest
 
 SOURCE = """
@@ -176,6 +183,29 @@ def test_the_digest_of_a_package_covers_its_own_modules(tmp_path, monkeypatch):
     (inner / "deep.py").write_text("X = 2\n")
     with pytest.raises(ExperimentError, match="changed since"):
         find("one_of_mine.method:X")
+
+
+def test_dropout_of_ones_own_is_given_a_key():
+    class Net(eqx.Module):
+        linear: eqx.nn.Linear
+        dropout: eqx.nn.Dropout
+
+        def __init__(self, input_shape, num_classes, *, key):
+            self.linear = eqx.nn.Linear(input_shape[-1], num_classes, key=key)
+            self.dropout = eqx.nn.Dropout(0.5)
+
+        def __call__(self, x, *, key=None):
+            return self.dropout(self.linear(x), key=key)
+
+    class Plain(eqx.Module):
+        def __call__(self, x):
+            return x
+
+    name = enter_object("model", Net, "with-own-dropout")
+    model = build_model(name, (4,), 2, key=jax.random.key(0))
+    assert draws_in_training(name, model)
+    assert not draws_in_training(name, Plain())
+    assert draws_in_training("lenet-5-dropout", model) and not draws_in_training("lenet-5", model)
 
 
 def words(code, *methods):
