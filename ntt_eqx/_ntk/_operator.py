@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 from .._checks import check_count, sample_of, sample_output
 from .._distribute import Layout, layout_in_use, left_to_xla, replicate
 from .._errors import require
+from .._primitives import with_equivalents
 from .._stateful import check_warm
 from .._types import KernelKind, wide_dtype, widen
 from ..kernels import PRECISIONS, Precision, at_precision, block_size, target_device
@@ -339,7 +340,8 @@ class _Passes:
         return widen(jax.linear_transpose(lambda v: back(v)[0], f)(tangent)[0])
 
     def _outputs(self, x: Array) -> Any:
-        return lambda p: jax.vmap(self._call, (None, 0))(p, x)
+        whole = with_equivalents(jax.vmap(self._call, (None, 0)))
+        return lambda p: whole(p, x)
 
 
 def _block(equations: list[Any], most: int) -> int:
