@@ -273,7 +273,17 @@ def gather_each(
 def current_each(
     supports: Sequence[GatheredRows], masks: MaskBits
 ) -> tuple[list[GatheredRows], Bool[Array, " masks"]]:
-    """`gather_each`, which searches only where the supports are not those of the masks already."""
+    """`gather_each`, which searches only where the supports are not those of the masks already.
+
+    **Arguments:**
+
+    - `supports`: what may be the entries of the masks; where it is not, the shapes alone count.
+    - `masks`: their stored rows, in the same order.
+
+    **Returns:**
+
+    The entries, in arrays of the same shapes, and for each mask whether all of them are there.
+    """
     rows = jnp.concatenate([support.rows for support in supports])
     columns = jnp.concatenate([support.columns.reshape(-1) for support in supports])
     # The branches return the arrays of all masks one behind the other: XLA on a CPU would compile

@@ -17,7 +17,7 @@ from ntt_eqx.experiment.phases import planned_steps, training_phase, transfer_ph
 from ntt_eqx.experiment.pruning import (
     ablated,
     check_fits,
-    collapse_told,
+    collapse_shown,
     pruned_at_start,
     sparsity_of,
 )
@@ -192,12 +192,12 @@ def test_a_collapsed_layer_is_one_plain_line(teacher):
     said = []
     sharp = TwoLayers((1, 4, 4), 4, key=jax.random.key(0))
     sharp = jax.tree.map(lambda w: 100 * w if w.shape == (6, 16) else w, sharp)
-    with collapse_told(said.append, "[1/2] magnitude"):
+    with collapse_shown(said.append, "[1/2] magnitude"):
         start(cell_of("magnitude", "global", 0.1), sharp)
         start(cell_of("magnitude", "global", 0.1), sharp)
     (line,) = said
     assert line.startswith("[1/2] magnitude: layer collapse, no weight is left in .output.weight;")
-    with pytest.raises(UserWarning, match="another"), collapse_told(said.append, ""):
+    with pytest.raises(UserWarning, match="another"), collapse_shown(said.append, ""):
         warnings.warn("another", UserWarning, stacklevel=1)
     assert issubclass(LayerCollapseWarning, UserWarning) and len(said) == 1
 

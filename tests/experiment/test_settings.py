@@ -7,7 +7,7 @@ import pytest
 
 from ntt_eqx import Recipe
 from ntt_eqx.experiment._errors import ExperimentError
-from ntt_eqx.experiment.cells import plan, settle
+from ntt_eqx.experiment.cells import plan, write_or_check_config
 from ntt_eqx.experiment.settings import (
     PRESETS,
     CompareSettings,
@@ -163,16 +163,16 @@ def test_training_settings_are_a_recipe():
 def test_a_directory_belongs_to_one_configuration(tmp_path):
     one, two = plan(SETTINGS)[:2]
     run = held(tmp_path)
-    settle(run, one.to_json())
-    settle(run, one.to_json())
+    write_or_check_config(run, one.to_json())
+    write_or_check_config(run, one.to_json())
     with pytest.raises(ExperimentError, match="another configuration .*method.* differ.*--out"):
-        settle(run, dataclasses.replace(one, method="random", seed=3).to_json())
+        write_or_check_config(run, dataclasses.replace(one, method="random", seed=3).to_json())
     run.write_json("config.json", {**one.to_json(), "format": 99})
     with pytest.raises(ExperimentError, match="newer version"):
-        settle(run, one.to_json())
+        write_or_check_config(run, one.to_json())
     run.write({"config.json": b"[]"})
     with pytest.raises(ExperimentError, match="not the configuration of an ntt-eqx run"):
-        settle(run, two.to_json())
+        write_or_check_config(run, two.to_json())
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ExperimentError, match="config.json: damaged or changed"):
-        settle(run, two.to_json())
+        write_or_check_config(run, two.to_json())
