@@ -9,12 +9,6 @@ from . import (
     kernels as kernels,
     models as models,
 )
-from ._attribution import (
-    LossModel as LossModel,
-    gradient_products as gradient_products,
-    loss_model as loss_model,
-    projected_gradients as projected_gradients,
-)
 from ._compact import (
     Compacted as Compacted,
     CompactedArray as CompactedArray,
@@ -23,35 +17,37 @@ from ._compact import (
     compact as compact,
     effective_sparsity as effective_sparsity,
 )
-from ._diagnostics import (
-    KernelComparison as KernelComparison,
-    LayerCost as LayerCost,
-    compare_kernels as compare_kernels,
-    layer_costs as layer_costs,
-)
 from ._distribute import distribute as distribute
 from ._errors import DivergenceError as DivergenceError
 from ._fit import Progress as Progress, fit as fit
-from ._kernel_alignment import kernel_alignment as kernel_alignment
-from ._kernel_observer import KernelObserver as KernelObserver
-from ._kernel_regression import (
+from ._kernel_methods import (
+    Eigenpairs as Eigenpairs,
+    KernelComparison as KernelComparison,
     KernelGP as KernelGP,
+    KernelObserver as KernelObserver,
     KernelRidge as KernelRidge,
+    LayerCost as LayerCost,
+    LinearizedModel as LinearizedModel,
+    LossModel as LossModel,
+    MSEPath as MSEPath,
+    SpectralDensity as SpectralDensity,
+    compare_kernels as compare_kernels,
     fit_kernel_gp as fit_kernel_gp,
     fit_kernel_ridge as fit_kernel_ridge,
-    kernel_eigenvalues as kernel_eigenvalues,
-    kernel_matrix as kernel_matrix,
-)
-from ._kernel_solve import (
     fit_kernel_ridge_cg as fit_kernel_ridge_cg,
     fit_kernel_ridge_nystrom as fit_kernel_ridge_nystrom,
-)
-from ._linearize import (
-    LinearizedModel as LinearizedModel,
-    MSEPath as MSEPath,
+    gradient_products as gradient_products,
+    kernel_alignment as kernel_alignment,
+    kernel_eigenvalues as kernel_eigenvalues,
+    kernel_matrix as kernel_matrix,
+    layer_costs as layer_costs,
     linearize as linearize,
+    loss_model as loss_model,
     loss_path as loss_path,
     mse_path as mse_path,
+    projected_gradients as projected_gradients,
+    spectral_density as spectral_density,
+    top_eigenpairs as top_eigenpairs,
 )
 from ._masks import (
     NM as NM,
@@ -119,12 +115,6 @@ from ._sparse_layers import (
     SparseLinear as SparseLinear,
     masked_layers as masked_layers,
     sparse_layers as sparse_layers,
-)
-from ._spectrum import (
-    Eigenpairs as Eigenpairs,
-    SpectralDensity as SpectralDensity,
-    spectral_density as spectral_density,
-    top_eigenpairs as top_eigenpairs,
 )
 from ._stateful import (
     StatefulModel as StatefulModel,

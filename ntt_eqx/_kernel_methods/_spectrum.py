@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ._checks import check_count, check_weight
-from ._ntk import AbstractNTKOperator
+from .._checks import check_count, check_weight
+from .._ntk import AbstractNTKOperator
 
 _FORMED = 256  # rows up to which all columns are computed
 _BLOCK = 32  # vectors that share a product

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
-from ._checks import check_finite, check_weights
-from ._kernel_regression import kernel_matrix
-from ._ntk import explain, ntk
-from ._ntk._given import given_batch, given_leaves
-from ._sparse import SparseModel
+from .._checks import check_finite, check_weights
+from .._ntk import explain, ntk
+from .._ntk._given import given_batch, given_leaves
+from .._sparse import SparseModel
+from ._regression import kernel_matrix
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from ._batch import as_array
-from ._checks import check_count, check_finite
-from ._kernel_regression import KernelRidge, by_problem, symmetric_kernel
-from ._ntk import NTKOperator
-from ._parameters import Fixed, partition_parameters
-from ._sparse import SparseModel
+from .._batch import as_array
+from .._checks import check_count, check_finite
+from .._ntk import NTKOperator
+from .._parameters import Fixed, partition_parameters
+from .._sparse import SparseModel
+from ._regression import KernelRidge, by_problem, symmetric_kernel
 
 
 class LinearizedModel(eqx.Module):

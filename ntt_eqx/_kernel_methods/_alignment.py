@@ -6,9 +6,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._batch import as_array
-from ._checks import check_count, check_finite
-from ._ntk import NTKOperator, ntk_tiles
+from .._batch import as_array
+from .._checks import check_count, check_finite
+from .._ntk import NTKOperator, ntk_tiles
 from ._spectrum import check_symmetric
 
 

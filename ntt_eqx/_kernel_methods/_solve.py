@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from ._batch import as_array, as_stream, pair
-from ._checks import check_count, check_finite, check_weight
-from ._kernel_regression import KernelRidge, kernel_matrix, symmetric_kernel
-from ._ntk import AbstractNTKOperator, ntk
+from .._batch import as_array, as_stream, pair
+from .._checks import check_count, check_finite, check_weight
+from .._ntk import AbstractNTKOperator, ntk
+from ._regression import KernelRidge, kernel_matrix, symmetric_kernel
 from ._spectrum import HostProduct, check_symmetric, scipy_operator
 
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from ._batch import as_array
-from ._checks import check_count, check_finite
+from .._batch import as_array
+from .._checks import check_count, check_finite
+from .._ntk import ntk
+from .._types import KernelKind
 from ._diagnostics import effective_rank
-from ._kernel_regression import kernel_matrix
-from ._ntk import ntk
-from ._types import KernelKind
+from ._regression import kernel_matrix
 
 
 class KernelObserver(eqx.Module):

@@ -14,9 +14,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from ._batch import as_array
-from ._checks import check_finite, check_weight
-from ._ntk import AbstractNTKOperator
+from .._batch import as_array
+from .._checks import check_finite, check_weight
+from .._ntk import AbstractNTKOperator
 
 
 def kernel_matrix(theta: Float[Array | np.ndarray, "n m *outputs"]) -> Float[Array, "rows columns"]:
