@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
+
+from ._types import PyTree
 
 
-def as_arrays(caller: str, batch: Any) -> PyTree[Array]:
+def as_arrays(caller: str, batch: Any) -> PyTree:
     """Convert a batch of any form to a PyTree of JAX arrays.
 
     Tuples, lists, dicts and Modules keep their form. Plain dataclasses, and other objects with `x`

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
-from ._types import at_trace_time
+from ._types import PyTree, at_trace_time
 
 
 def is_count(value: Any, least: int = 1) -> bool:

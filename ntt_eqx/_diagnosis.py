@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ._batch import pair
 from ._checks import are_finite, is_finite
@@ -19,7 +19,7 @@ from ._distribute import left_to_xla
 from ._parameters import parameters
 from ._prunable import marks_of
 from ._sparse import SparseModel
-from ._types import squared_norm
+from ._types import PyTree, squared_norm
 
 _LARGE = 1e6  # an entry of a standardised batch is nowhere near
 _GROWN = 10.0  # times the norm at the start of the run: steps that are too long

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Integer, PyTree, Shaped
+from jaxtyping import Array, Float, Int, Integer, Shaped
 
 from ._batch import as_array, pair
 from ._checks import check_batch, check_finite, sample_of, sample_output
 from ._sparse import SparseModel
+from ._types import PyTree
 
 Samples: TypeAlias = Shaped[Array | np.ndarray, "batch ..."]
 """Model inputs, one leading batch axis; jax or numpy."""

@@ -5,7 +5,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
+
+from ._types import PyTree
 
 
 class AbstractKeptLayer(eqx.Module):

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ._checks import check_optimizer
 from ._distribute import is_sharded
+from ._types import PyTree
 
 
 def init_optimizer(caller: str, optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:

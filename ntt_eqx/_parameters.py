@@ -5,7 +5,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
+
+from ._types import PyTree
 
 
 class Fixed(eqx.Module):
@@ -39,7 +40,7 @@ def is_nnx_variable(node: Any) -> bool:
     return nnx is not None and isinstance(node, nnx.Variable)
 
 
-def parameter_marks(model: PyTree) -> PyTree[bool]:
+def parameter_marks(model: PyTree) -> PyTree:
     """The structure of `model` with `True` at every parameter and `False` at every other leaf.
 
     A parameter is a floating-point or complex array of JAX that is not part of a state.

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from ._program import bind, read, run, unfold
+from ._types import PyTree
 from .kernels import block_size, map_blocks, target_device
 from .kernels.manual_axes import like_varying, varying_alike
 

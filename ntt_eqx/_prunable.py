@@ -8,11 +8,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.tree_util as jtu
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from ._kept import is_kept_layer
 from ._parameters import is_nnx_variable, parameter_marks, parameters
-from ._types import Where
+from ._types import PyTree, Where
 
 _NORMALISATIONS = (
     eqx.nn.BatchNorm,
@@ -53,7 +53,7 @@ class Prunable:
         return "\n".join(f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c}" for a, b, c in rows)
 
 
-def prunable_weights(model: PyTree, where: Where | None = None) -> PyTree[bool]:
+def prunable_weights(model: PyTree, where: Where | None = None) -> PyTree:
     """Mark the leaves of `model` that pruning may set to zero.
 
     By default these are, in Equinox modules, the floating-point leaves called `weight` or
@@ -94,7 +94,7 @@ def prunable_weights(model: PyTree, where: Where | None = None) -> PyTree[bool]:
     return marks
 
 
-def marks_of(model: PyTree, where: Where | None) -> PyTree[bool]:
+def marks_of(model: PyTree, where: Where | None) -> PyTree:
     """`prunable_weights` of a model that may have none."""
 
     def rule(path: jtu.KeyPath, leaf: Array) -> bool:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
 from ._checks import check_count, check_weight, is_count
 from ._prunable import marks_of
 from ._supervised import CrossEntropy, DynamicSparsity, TrainConfig, TrainState, train_init
+from ._types import PyTree
 from .data import BatchIterator, Split, batches
 from .data._pipeline import Moment
 

@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from ._checks import MOST, check_count
 from ._masks import Sparsity
@@ -17,7 +17,7 @@ from ._scores import AbstractLabelFreeScore, split_weights
 from ._scores._base import fresh
 from ._sparse import SparseModel, count_kept
 from ._step_info import StepInfo
-from ._types import ScoreTree, widen
+from ._types import PyTree, ScoreTree, widen
 
 
 class AbstractRefreshView(eqx.Module):

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from ._distribute import left_to_xla
 from ._kept import check_masked_form, is_kept_layer, kept_layers
@@ -20,7 +20,7 @@ from ._prunable import (
     sorted_arrays,
     warn_of_left_out,
 )
-from ._types import MaskTree, Where
+from ._types import MaskTree, PyTree, Where
 
 
 class SparseModel(eqx.Module):

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.core import Tracer
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._batch import as_array
 from ._checks import check_batch
 from ._sparse import SparseModel
+from ._types import PyTree
 
 # Batch norm in Equinox's mode "batch" divides its running sums by 1 - momentum^count, and its sum
 # of variances starts at 1 instead of 0. At this count the divisor is 1 for every common momentum,

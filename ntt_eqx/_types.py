@@ -2,12 +2,18 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float, Inexact, Int, PyTree
+from jaxtyping import Array, Float, Inexact, Int
+
+if TYPE_CHECKING:
+    # jaxtyping hides what it is from type checkers, which would call our functions partly unknown
+    PyTree: TypeAlias = Any
+else:
+    from jaxtyping import PyTree as PyTree
 
 Inputs: TypeAlias = Inexact[Array, "batch ..."]
 """A batch of model inputs: one leading batch axis, then the shape of one sample."""

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+import subprocess
 import sys
 
 import pytest
@@ -28,6 +29,17 @@ def test_code_runs(page, tmp_path, monkeypatch):
     names = {"__name__": "__main__"}
     for code, line in blocks(page):
         exec(compile("\n" * line + code, str(page), "exec"), names)
+
+
+@pytest.mark.slow
+def test_the_program_of_the_readme_is_strictly_typed(tmp_path):
+    pytest.importorskip("pyright")
+    strict = "# pyright: strict, reportMissingTypeStubs=false\n"  # optax has no stubs
+    path = tmp_path / "program.py"
+    path.write_text(strict + "".join(code for code, _ in blocks(ROOT / "README.md")))
+    words = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, str(path)]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert "0 errors" in found.stdout, found.stdout
 
 
 OF_ONES_OWN = ["your-own-method", "your-own-data", "training", "sparse-networks",

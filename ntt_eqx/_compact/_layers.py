@@ -5,7 +5,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
+
+from .._types import PyTree
 
 _LAYERS = (
     eqx.nn.Linear,

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .._batch import as_array, pair
 from .._checks import check_batch, check_count, check_finite, check_key
@@ -20,7 +20,7 @@ from .._examples import softmax_cross_entropy
 from .._ntk import NTKOperator, ntk_operator, ntk_tiles, projected
 from .._parameters import Fixed
 from .._sparse import SparseModel
-from .._types import KernelKind
+from .._types import KernelKind, PyTree
 
 Loss = Callable[[Array, Array], Array]
 """`(outputs of one sample, its target) -> loss`, a scalar."""

@@ -7,12 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Shaped
 
 from .._checks import check_finite, check_weights
 from .._ntk import explain, ntk
 from .._ntk._given import given_batch, given_leaves
 from .._sparse import SparseModel
+from .._types import PyTree
 from ._regression import kernel_matrix
 
 

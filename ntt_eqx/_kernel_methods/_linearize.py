@@ -15,13 +15,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from .._batch import as_array
 from .._checks import check_count, check_finite
 from .._ntk import NTKOperator
 from .._parameters import Fixed, partition_parameters
 from .._sparse import SparseModel
+from .._types import PyTree
 from ._regression import KernelRidge, by_problem, symmetric_kernel
 
 

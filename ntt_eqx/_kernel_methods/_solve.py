@@ -6,11 +6,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from .._batch import as_array, as_stream, pair
 from .._checks import check_count, check_finite, check_weight
 from .._ntk import AbstractNTKOperator, ntk
+from .._types import PyTree
 from ._regression import KernelRidge, kernel_matrix, symmetric_kernel
 from ._spectrum import HostProduct, check_symmetric, scipy_operator
 

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
 from .._checks import check_key
 from .._sparse import SparseModel, map_masked
-from .._types import MaskTree, ScoreTree
+from .._types import MaskTree, PyTree, ScoreTree
 from ._collapse import check_mask_tree
 
 

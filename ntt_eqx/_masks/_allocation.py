@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
+
+from .._types import PyTree
 
 Density: TypeAlias = float | int | Mapping[str, float | int]
 """One density, or one for every layer by its path (`".layers[0].weight"`)."""

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Bool, PyTree, UInt32
+from jaxtyping import Array, Bool, UInt32
 
 from .._parameters import parameter_marks
 from .._sparse import SparseModel
-from .._types import at_trace_time, wide_dtype
+from .._types import PyTree, at_trace_time, wide_dtype
 
 _DRAWS = 4
 

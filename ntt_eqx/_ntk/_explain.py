@@ -7,12 +7,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Shaped
 
 from .._kept import is_kept_layer
 from .._parameters import parameter_marks
 from .._sparse import SparseModel, prunable_weights
-from .._types import KernelKind, Outputs
+from .._types import KernelKind, Outputs, PyTree
 from ._given import given_batches, given_model
 from ._kernel import known_index
 from ._plan import aligned, make_plan

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._batch import as_array
 from .._checks import check_batch, is_count
 from .._parameters import parameters
+from .._types import PyTree
 
 
 def given_model(caller: str, model: PyTree) -> PyTree:

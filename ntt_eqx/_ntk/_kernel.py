@@ -6,13 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._checks import sample_of, sample_output
 from .._distribute import everywhere, layout_in_use
 from .._masks._collapse import is_traced
 from .._sparse import SparseModel
-from .._types import wide_dtype
+from .._types import PyTree, wide_dtype
 from ..kernels import at_precision
 from ..kernels.manual_axes import varying_alike
 from ._mask_index import MaskIndex, index_concrete, index_masks

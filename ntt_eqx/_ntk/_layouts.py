@@ -4,10 +4,11 @@ import math
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Shaped
 
 from .._checks import sample_of
 from .._sparse import SparseModel
+from .._types import PyTree
 from ._given import given_batches, given_model
 from ._layers import Layer, find_layers
 from ._linear import AbstractLinearUse, AbstractUse, Convolution, rules_in_use

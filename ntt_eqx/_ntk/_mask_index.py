@@ -13,9 +13,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
 from .._sparse import count_kept
+from .._types import PyTree
 from ..kernels import GatheredRows, MaskBits, current_each, gather_rows
 from ._costs import Costs
 

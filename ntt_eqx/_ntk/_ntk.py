@@ -5,11 +5,11 @@ from typing import Any, Literal, TypeAlias, overload
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from .._distribute import left_to_xla, replicate
 from .._stateful import check_warm
-from .._types import Implementation, KernelKind, Outputs
+from .._types import Implementation, KernelKind, Outputs, PyTree
 from ..kernels import Precision
 from ._given import given_batches, given_directions, given_leaves, given_model
 from ._kernel import kernel_and_outputs, known_index

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .._checks import check_count, sample_of, sample_output
 from .._distribute import Layout, layout_in_use, left_to_xla, replicate
 from .._errors import require
 from .._primitives import with_equivalents
 from .._stateful import check_warm
-from .._types import KernelKind, wide_dtype, widen
+from .._types import KernelKind, PyTree, wide_dtype, widen
 from ..kernels import PRECISIONS, Precision, at_precision, block_size, target_device
 from ._given import given_batches, given_leaves, given_model
 from ._ntk import ntk

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from .._types import wide_dtype, widen
+from .._types import PyTree, wide_dtype, widen
 from ._trace import real_parameters
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._parameters import parameter_marks, parameters
 from .._program import constants, with_constants
 from .._sparse import SparseModel
-from .._types import KernelKind, wide_dtype
+from .._types import KernelKind, PyTree, wide_dtype
 from ..kernels import at_precision, metrics_side_by_side
 from ._layers import Layer, find_layers
 from ._mask_index import MaskIndex, is_index, keeps_all, nan_unless_fit

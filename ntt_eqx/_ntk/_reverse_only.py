@@ -12,7 +12,8 @@ import equinox as eqx
 import jax
 import jax.extend.core as jex_core
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import PyTree
+
+from .._types import PyTree
 
 _MESSAGE = (
     "ntk: the kernel is differentiable in reverse mode only (jax.grad, jax.vjp, jax.jacrev), and "

@@ -8,10 +8,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Shaped
 
 from .._batch import as_array
 from .._errors import require
+from .._types import PyTree
 from ._given import given_model
 from ._ntk import ntk
 from ._tiles import check_tiles, tile_shape, tiles_between

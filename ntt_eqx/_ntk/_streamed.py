@@ -7,10 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .._batch import as_array, as_stream, inputs_of
-from .._types import KernelKind
+from .._types import KernelKind, PyTree
 from ..kernels import Precision
 from ._operator import AbstractNTKOperator, NTKOperator, given_vectors, ntk_operator, pull, push
 

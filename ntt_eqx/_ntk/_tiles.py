@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Shaped
 
 from .._batch import as_array
 from .._distribute import replicate
+from .._types import PyTree
 from ._given import check_side, check_tile, given_model
 from ._ntk import ntk
 from ._pairs import mirrored

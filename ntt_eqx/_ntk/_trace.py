@@ -8,12 +8,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, get_abstract_mesh, use_abstract_mesh
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._checks import calling_model, checked_output
 from .._masks._collapse import is_traced
 from .._parameters import parameter_marks, partition_parameters
 from .._program import Program, unfold, without_dead_steps
+from .._types import PyTree
 from ..kernels.manual_axes import like_varying, varies
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from .._batch import inputs_of
 from .._checks import sample_of, sample_output
@@ -15,7 +15,7 @@ from .._distribute import left_to_xla, replicate, spread
 from .._examples import Examples, Samples, as_inference, check_examples, check_samples
 from .._sparse import SparseModel, sparsify
 from .._stateful import check_warm
-from .._types import ScoreTree, widen
+from .._types import PyTree, ScoreTree, widen
 
 
 class AbstractLabelFreeScore(eqx.Module):

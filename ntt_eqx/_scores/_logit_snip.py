@@ -3,11 +3,11 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._examples import Samples
 from .._sparse import SparseModel
-from .._types import ScoreTree
+from .._types import PyTree, ScoreTree
 from ._base import AbstractLabelFreeScore, mask_derivative, read_inputs
 
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._examples import Samples
 from .._sparse import SparseModel
-from .._types import ScoreTree
+from .._types import PyTree, ScoreTree
 from ._base import AbstractLabelFreeScore, read_inputs, split_weights
 
 

@@ -2,11 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from .._examples import Samples
 from .._sparse import sparsify
-from .._types import ScoreTree
+from .._types import PyTree, ScoreTree
 from ._base import AbstractLabelFreeScore, split_weights
 
 

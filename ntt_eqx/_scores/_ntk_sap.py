@@ -6,13 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
 from .._checks import check_key
 from .._examples import Samples
 from .._sparse import SparseModel, map_masked, sparsify
 from .._stateful import check_warm
-from .._types import ScoreTree
+from .._types import PyTree, ScoreTree
 from ._base import (
     AbstractDrawingScore,
     AbstractLabelFreeScore,

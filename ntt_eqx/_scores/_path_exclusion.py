@@ -3,11 +3,11 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._examples import Samples, as_inference
 from .._sparse import SparseModel
-from .._types import ScoreTree
+from .._types import PyTree, ScoreTree
 from ._base import AbstractLabelFreeScore, read_inputs, split_weights
 from ._paths import activation_pattern, apply_gated, path_network, without_normalisation
 

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from .._parameters import parameter_marks
 from .._program import bind, is_call, read, run, unfold
 from .._sparse import _NORMALISATIONS
-from .._types import at_trace_time
+from .._types import PyTree, at_trace_time
 
 _CONTROL = ("scan", "while", "cond")
 _COMPARISONS = ("gt", "ge", "lt", "le")

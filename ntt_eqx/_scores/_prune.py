@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from .._batch import inputs_of, shape_of_inputs
 from .._checks import is_count
@@ -14,7 +13,7 @@ from .._masks._allocation import Allocation, Density, check_density
 from .._masks._collapse import is_traced
 from .._masks._make import build_mask
 from .._sparse import SparseModel, sparsify
-from .._types import ScoreTree
+from .._types import PyTree, ScoreTree
 from ._base import AbstractLabelFreeScore, AbstractSupervisedScore, fresh, scored
 
 

@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
 from .._checks import check_key
 from .._examples import Samples
 from .._sparse import sparsify
-from .._types import ScoreTree
+from .._types import PyTree, ScoreTree
 from ._base import AbstractDrawingScore, AbstractLabelFreeScore
 
 

@@ -3,11 +3,11 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
 from .._examples import Examples, softmax_cross_entropy
 from .._sparse import SparseModel
-from .._types import ScoreTree
+from .._types import PyTree, ScoreTree
 from ._base import AbstractSupervisedScore, mask_derivative, read_examples
 
 

@@ -4,12 +4,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._examples import Samples
 from .._masks._collapse import is_traced
 from .._sparse import SparseModel, sparsify
-from .._types import ScoreTree, widen
+from .._types import PyTree, ScoreTree, widen
 from ._base import AbstractLabelFreeScore, batch_of_shape, split_weights
 from ._paths import path_network, without_normalisation
 

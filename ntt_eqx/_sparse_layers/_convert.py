@@ -7,11 +7,11 @@ import equinox as eqx
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import PyTree
 
 from .._checks import check_count
 from .._kept import AbstractKeptLayer, is_kept_layer
 from .._sparse import SparseModel
+from .._types import PyTree
 from ._costs import pays
 from ._layers import SparseConv, SparseLinear
 

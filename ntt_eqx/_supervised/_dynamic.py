@@ -6,7 +6,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Int
 
 from .._batch import pair
 from .._checks import check_count
@@ -22,7 +22,7 @@ from .._refreshes import (
 from .._scores import split_weights
 from .._sparse import SparseModel, map_masked, sparsify
 from .._step_info import StepInfo
-from .._types import MaskTree
+from .._types import MaskTree, PyTree
 
 
 class DynamicSparsity(eqx.Module):

@@ -7,11 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._batch import as_stream, batch_size as size_of, is_batch, opened, pair
 from .._checks import check_count
 from .._distribute import left_to_xla, replicate, spread
+from .._types import PyTree
 from ._objective import (
     CROSS_ENTROPY,
     CrossEntropy,

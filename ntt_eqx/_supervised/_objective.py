@@ -7,14 +7,14 @@ from typing import Any, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .._batch import as_array, as_arrays, pair
 from .._checks import check_finite, check_weight, sample_of, sample_output
 from .._examples import as_inference, check_examples, check_samples, softmax_cross_entropy
 from .._sparse import SparseModel
 from .._stateful import check_state_on_top, forward, has_state, in_training_mode, state_of
-from .._types import widen
+from .._types import PyTree, widen
 
 Values: TypeAlias = Float[Array, ""] | Float[Array, " batch"]
 """A mean over the batch, or one value per sample."""

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._batch import as_arrays
 from .._checks import check_key, check_weight, check_weights
@@ -17,7 +17,7 @@ from .._primitives import with_equivalents
 from .._sparse import SparseModel, kept_weights, prunable_leaves
 from .._stateful import with_state
 from .._step_info import StepInfo
-from .._types import squared_norm
+from .._types import PyTree, squared_norm
 from ._dynamic import DynamicSparsity, TrainView, refreshed, remembered, with_first_mask
 from ._objective import CROSS_ENTROPY, Objective, check_step, judge
 

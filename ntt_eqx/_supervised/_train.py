@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
 from .._batch import as_stream, pair, shape_of_inputs
 from .._diagnosis import Diagnosis, Evidence, check_first_update, recording, weight_norms
@@ -18,6 +18,7 @@ from .._masks import check_collapse
 from .._optimise import copied
 from .._refreshes import cannot_rank, refresh_due
 from .._sparse import SparseModel
+from .._types import PyTree
 from ._evaluate import evaluate
 from ._objective import CROSS_ENTROPY, Objective, check_start, readable
 from ._step import (

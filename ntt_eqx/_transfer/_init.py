@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, PRNGKeyArray, Shaped
 
 from .._checks import check_key, check_optimizer, check_weights
 from .._distribute import replicate
@@ -12,7 +12,7 @@ from .._parameters import parameters
 from .._scores._base import scored
 from .._sparse import SparseModel, sparsify
 from .._stateful import check_warm, is_cold, warm_up
-from .._types import MaskTree, ScoreTree, Where
+from .._types import MaskTree, PyTree, ScoreTree, Where
 from ._config import NTTConfig
 from ._given import hold_mask
 from ._method import NeuralTangentTransfer

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from .._checks import sample_of, sample_output
 from .._examples import as_inference
@@ -15,7 +15,7 @@ from .._ntk import kernel_spec, outputs_and_ntk
 from .._ntk._given import given_batch, given_leaves
 from .._sparse import SparseModel
 from .._step_info import StepInfo
-from .._types import Implementation, KernelKind
+from .._types import Implementation, KernelKind, PyTree
 from ..kernels import Precision
 from ._probes import AbstractProbe, Full
 

@@ -4,11 +4,11 @@ import abc
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from .._sparse import SparseModel, kept_weights
 from .._step_info import StepInfo
-from .._types import squared_norm
+from .._types import PyTree, squared_norm
 
 
 class AbstractTransferLoss(eqx.Module):

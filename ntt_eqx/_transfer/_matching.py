@@ -3,12 +3,12 @@
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from .._checks import check_weight
 from .._sparse import SparseModel
 from .._step_info import StepInfo
-from .._types import Implementation, KernelKind
+from .._types import Implementation, KernelKind, PyTree
 from ..kernels import PRECISIONS, Precision
 from ._distances import AbstractDistance, MeanSquare
 from ._kernels import outputs_and_kernels

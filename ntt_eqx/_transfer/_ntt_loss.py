@@ -5,13 +5,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .._checks import check_batch, check_key, sample_of, sample_output
 from .._examples import check_kind
 from .._sparse import SparseModel, kept_weights
 from .._step_info import StepInfo
-from .._types import squared_norm
+from .._types import PyTree, squared_norm
 from ._config import NTTConfig
 from ._loss import AbstractTransferLoss
 from ._method import NeuralTangentTransfer

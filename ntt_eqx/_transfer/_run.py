@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._batch import as_array, as_stream, inputs_of, is_batch
 from .._checks import sample_of, sample_output
@@ -19,6 +19,7 @@ from .._fit import History, Progress, Row, drive, scalars
 from .._masks import check_collapse
 from .._refreshes import cannot_rank
 from .._sparse_layers import masked_layers
+from .._types import PyTree
 from ._given import with_optimizer
 from ._method import check_last_step
 from ._ntt_loss import NTTMetrics, check_halves

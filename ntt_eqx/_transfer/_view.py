@@ -5,12 +5,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._refreshes import AbstractRefreshView
 from .._scores import split_weights
 from .._sparse import SparseModel
 from .._step_info import StepInfo
+from .._types import PyTree
 from ._loss import AbstractTransferLoss
 
 

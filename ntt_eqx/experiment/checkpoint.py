@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
 
+from .._types import PyTree
 from ._errors import ExperimentError
 from .manifest import CHECKPOINTS, RunFolder
 from .together import by_first

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxtyping import PyTree
-
 from .. import AbstractObserver, DivergenceError, Progress
+from .._types import PyTree
 from ._errors import Diverged, Interrupted
 from .checkpoint import Checkpoint, CheckpointStore
 from .images import Shelf

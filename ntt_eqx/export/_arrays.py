@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import PyTree
 
 from .._kept import check_masked_form
 from .._sparse import SparseModel
+from .._types import PyTree
 
 
 def named_leaves(caller: str, model: PyTree) -> list[tuple[str, Any]]:

@@ -13,13 +13,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._batch import as_array
 from .._checks import check_batch, check_finite, sample_of, sample_output
 from .._compact import Compacted, compact as compacted_model
 from .._files import write_whole
 from .._sparse import SparseModel
+from .._types import PyTree
 from ._errors import ExportError
 
 Run = Callable[[np.ndarray], np.ndarray]

@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._program import Const, Program, Step, bind, is_call, read, unfold, without_dead_steps
+from .._types import PyTree
 from .numpy_runner import DTYPES, FORMAT, OPERATIONS
 
 _Lowering = tuple[str, dict[str, Any]]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Shaped
 
 from .._files import write_whole
+from .._types import PyTree
 from ._format import AbstractFormat, Exported, Run, export
 
 if TYPE_CHECKING:

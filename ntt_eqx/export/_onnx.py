@@ -13,8 +13,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Shaped
 
+from .._types import PyTree
 from ._errors import ExportError, require
 from ._format import AbstractFormat, Exported, Run, export
 from ._safetensors import Layout

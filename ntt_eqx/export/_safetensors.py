@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import PyTree
 
 from .._files import write_whole
 from .._sparse import SparseModel
+from .._types import PyTree
 from ._arrays import as_numpy, is_array, is_key, named_leaves, named_masks
 from ._errors import require
 

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Shaped
 
+from .._types import PyTree
 from ._errors import require
 from ._format import AbstractFormat, Exported, Run, export
 
