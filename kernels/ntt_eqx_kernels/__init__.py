@@ -24,7 +24,7 @@ from ._gather import (
     gather_rows as gather_rows,
     gathered_shape as gathered_shape,
     gathered_tangents as gathered_tangents,
-    hold_each as hold_each,
+    match_each as match_each,
     metrics_side_by_side as metrics_side_by_side,
 )
 from ._precision import (

@@ -32,7 +32,7 @@ class GatheredMetric(eqx.Module):
     """A metric `c[I, J]` of which only the non-zeros are stored.
 
     Where rows of a mask are alike (blocks of weights that are kept or dropped together), one is
-    stored for `height` of them, and u is made once for all of them.
+    stored for `row_block` of them, and u is made once for all of them.
 
     Attributes:
         rows: the stored row of each chunk, ascending; their number for a chunk that is not in use.
@@ -40,7 +40,7 @@ class GatheredMetric(eqx.Module):
         values: their values; 0 where an entry is not in use.
         offset: what is added to `u[n,m,i]`: the metric of a bias, or 0.
         shape: (I, J).
-        height: rows i that one stored row is for; the last may be for fewer.
+        row_block: rows i that one stored row is for; the last may be for fewer.
     """
 
     rows: Int[Array, " chunks"]
@@ -48,12 +48,12 @@ class GatheredMetric(eqx.Module):
     values: Float[Array, "chunks width"]
     offset: Float[Array, " i"]
     shape: tuple[int, int] = eqx.field(static=True)
-    height: int = eqx.field(static=True, default=1)
+    row_block: int = eqx.field(static=True, default=1)
 
     @property
     def stored(self) -> int:
         """How many rows are stored."""
-        return -(-self.shape[0] // self.height)
+        return -(-self.shape[0] // self.row_block)
 
     @property
     def owners(self) -> Int[Array, " chunks"]:
@@ -62,17 +62,17 @@ class GatheredMetric(eqx.Module):
 
     def spread(self, u: Float[Array, "n m stored"]) -> Float[Array, "n m i"]:
         """From the u of the stored rows that of all rows."""
-        if self.height == 1:
+        if self.row_block == 1:
             return u
-        return jnp.repeat(u, self.height, axis=2)[:, :, : self.shape[0]]
+        return jnp.repeat(u, self.row_block, axis=2)[:, :, : self.shape[0]]
 
     def pool(self, u_bar: Float[Array, "n m i"]) -> Float[Array, "n m stored"]:
         """The transpose of `spread`."""
-        if self.height == 1:
+        if self.row_block == 1:
             return u_bar
-        missing = self.stored * self.height - self.shape[0]
+        missing = self.stored * self.row_block - self.shape[0]
         u_bar = jnp.pad(u_bar, ((0, 0), (0, 0), (0, missing)))
-        return jnp.sum(u_bar.reshape(*u_bar.shape[:2], self.stored, self.height), axis=3)
+        return jnp.sum(u_bar.reshape(*u_bar.shape[:2], self.stored, self.row_block), axis=3)
 
 
 class GatheredRows(eqx.Module):
@@ -82,38 +82,38 @@ class GatheredRows(eqx.Module):
         rows: the stored row of each chunk, ascending; their number for a chunk that is not in use.
         columns: the columns of its entries, ascending in each row; J where one is not in use.
         shape: (I, J).
-        height: rows i that one stored row is for (see `GatheredMetric`).
+        row_block: rows i that one stored row is for (see `GatheredMetric`).
     """
 
     rows: Int[Array, " chunks"]
     columns: Int[Array, "chunks width"]
     shape: tuple[int, int] = eqx.field(static=True)
-    height: int = eqx.field(static=True, default=1)
+    row_block: int = eqx.field(static=True, default=1)
 
     @property
     def stored(self) -> int:
         """How many rows are stored."""
-        return -(-self.shape[0] // self.height)
+        return -(-self.shape[0] // self.row_block)
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """So many entries of stored rows fit in, however they are spread over the rows."""
         chunks, width = self.columns.shape
         return (chunks - self.stored + 1) * width - 1
 
     def of_stored(self, mask: Bool[Array, "i j"]) -> Bool[Array, "stored j"]:
         """The rows of a mask that are stored."""
-        return mask[:: self.height]
+        return mask[:: self.row_block]
 
     def fits(self, mask: Bool[Array, "i j"], count: Int[Array, ""]) -> Bool[Array, ""]:
         """Whether there is room for the `count` entries of stored rows, and others are alike."""
-        return (count <= self.room) & self.alike(mask)
+        return (count <= self.capacity) & self.repeats_rows(mask)
 
-    def alike(self, mask: Bool[Array, "i j"]) -> Bool[Array, ""]:
+    def repeats_rows(self, mask: Bool[Array, "i j"]) -> Bool[Array, ""]:
         """Whether the rows of a mask that are not stored are those that stand for them."""
-        if self.height == 1:
+        if self.row_block == 1:
             return jnp.ones((), bool)
-        whole = jnp.repeat(self.of_stored(mask), self.height, axis=0)[: self.shape[0]]
+        whole = jnp.repeat(self.of_stored(mask), self.row_block, axis=0)[: self.shape[0]]
         return jnp.all(whole == mask)
 
     def of(self, mask: Bool[Array, "i j"]) -> "GatheredRows":
@@ -134,18 +134,18 @@ class GatheredRows(eqx.Module):
         one = jnp.ones((), offset.dtype)
         values = jnp.where(used, one if c is None else self._at(c).astype(offset.dtype), 0)
         columns = jnp.where(used, self.columns, 0)
-        return GatheredMetric(self.rows, columns, values, offset, self.shape, self.height)
+        return GatheredMetric(self.rows, columns, values, offset, self.shape, self.row_block)
 
-    def holds(self, mask: Bool[Array, "i j"]) -> Bool[Array, ""]:
-        """Whether these are the entries of the stored rows of `mask`: `hold_each` of one."""
-        return hold_each([self], MaskBits.of([self.of_stored(mask)]))
+    def matches(self, mask: Bool[Array, "i j"]) -> Bool[Array, ""]:
+        """Whether these are the entries of the stored rows of `mask`: `match_each` of one."""
+        return match_each([self], MaskBits.of([self.of_stored(mask)]))
 
     def _used(self) -> Bool[Array, "chunks width"]:
         return (self.rows < self.stored)[:, None] & (self.columns < self.shape[1])
 
     def _at(self, x: Shaped[Array, "i j"]) -> Shaped[Array, "chunks width"]:
         """`x` at every entry; whatever it may be where one is not in use."""
-        places = self.rows[:, None] * (self.height * self.shape[1]) + self.columns
+        places = self.rows[:, None] * (self.row_block * self.shape[1]) + self.columns
         return x.reshape(-1).at[jnp.where(self._used(), places, 0)].get(mode="clip")
 
 
@@ -165,7 +165,7 @@ def gathered_shape(nonzeros: int, rows: int) -> tuple[int, int]:
 
 
 def gather_rows(
-    mask: Bool[Array, "i j"] | np.ndarray, nonzeros: int, *, height: int = 1
+    mask: Bool[Array, "i j"] | np.ndarray, nonzeros: int, *, row_block: int = 1
 ) -> GatheredRows:
     """Where `mask` has its entries, under `jit` too; on the host if it is a NumPy array.
 
@@ -173,21 +173,21 @@ def gather_rows(
 
     - `mask`: a mask, with at most `nonzeros` entries: of one with more, some are left out.
     - `nonzeros`: how many to make room for, of stored rows.
-    - `height`: rows of the mask that are alike, from the first on: one of them is stored.
+    - `row_block`: rows of the mask that are alike, from the first on: one of them is stored.
 
     **Returns:**
 
     `GatheredRows`, whose shapes depend on the mask's shape and on `nonzeros` alone.
     """
-    (i, j), stored = mask.shape, mask[::height]
-    return _gather(stored, gathered_shape(nonzeros, len(stored)), (i, j), height)
+    (i, j), stored = mask.shape, mask[::row_block]
+    return _gather(stored, gathered_shape(nonzeros, len(stored)), (i, j), row_block)
 
 
 def _gather(
     mask: Bool[Array, "stored j"] | np.ndarray,
     shape: tuple[int, int],
     whole: tuple[int, int],
-    height: int,
+    row_block: int,
 ) -> GatheredRows:
     (i, j), (chunks, width) = mask.shape, shape
     if isinstance(mask, np.ndarray):
@@ -195,8 +195,10 @@ def _gather(
         chunk, slot = _places(mask, row, width)
         rows, columns = np.full(chunks, i, np.int32), np.full(shape, j, np.int32)
         rows[chunk], columns[chunk, slot] = row, column
-        return GatheredRows(jnp.asarray(rows), jnp.asarray(columns), whole, height)
-    empty = GatheredRows(jnp.zeros(chunks, jnp.int32), jnp.zeros(shape, jnp.int32), whole, height)
+        return GatheredRows(jnp.asarray(rows), jnp.asarray(columns), whole, row_block)
+    empty = GatheredRows(
+        jnp.zeros(chunks, jnp.int32), jnp.zeros(shape, jnp.int32), whole, row_block
+    )
     return gather_each([empty], MaskBits.of([mask]))[0][0]
 
 
@@ -210,7 +212,7 @@ def _places(mask: np.ndarray, row: np.ndarray, width: int) -> tuple[np.ndarray, 
     return first_chunk[row] + place // width, place % width
 
 
-def hold_each(supports: Sequence[GatheredRows], masks: MaskBits) -> Bool[Array, ""]:
+def match_each(supports: Sequence[GatheredRows], masks: MaskBits) -> Bool[Array, ""]:
     """Whether these are the entries of the stored rows of all masks: each, and once.
 
     True of nothing else, whatever the arrays hold: places ascend, strictly where they are in use,
@@ -289,7 +291,7 @@ def current_each(
     # The branches return the arrays of all masks one behind the other: XLA on a CPU would compile
     # the whole search once for each array that is cut off in the branch.
     rows, columns, room = lax.cond(
-        hold_each(supports, masks),
+        match_each(supports, masks),
         lambda: (rows, columns, like_varying(jnp.ones(len(supports), bool), [rows])),
         lambda: _search(supports, masks),
     )
@@ -329,7 +331,7 @@ def _search(
     number = number + at(ends, of_chunk(edge[:-1]))
     # The capacity holds however the entries are spread over rows. Of a mask with more, nothing is
     # stored, even if they would fit by luck: so it never passes for one that fits.
-    capacity = np.asarray([support.room for support in supports], np.int32)
+    capacity = np.asarray([support.capacity for support in supports], np.int32)
     room = at(before, edge[1:]) - at(before, edge[:-1]) <= capacity
     past = at(jnp.where(room, edge[1:], edge[:-1]), of_chunk(np.arange(len(chunks))))
     row = first_above(ends[1:], number)

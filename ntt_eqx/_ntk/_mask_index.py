@@ -44,7 +44,7 @@ def index_concrete(
     costs: Costs,
     *,
     bucketed: bool = False,
-    heights: Callable[[Any], int] = lambda m: 1,
+    row_blocks: Callable[[Any], int] = lambda m: 1,
 ) -> PyTree:
     """The `MaskIndex` of each concrete mask; `None` where gathering could not be faster.
 
@@ -55,7 +55,7 @@ def index_concrete(
     - `costs`: of the device, for the density up to which gathering may be faster.
     - `bucketed`: round the capacity up to one of few values, so that masks with similar counts
       share one compiled program.
-    - `heights`: number of consecutive rows of a mask that are equal, of which one is stored. Used
+    - `row_blocks`: how many rows after one another a mask repeats, of which one is stored; used
       for dense layers, whose `u` depends on the mask's row alone.
     """
 
@@ -66,12 +66,12 @@ def index_concrete(
             return MaskIndex(None, m)
         if capacity > costs.gathered_density * values.size:
             return None
-        height = heights(m) if m.ndim == 2 else 1
-        if height > 1:
-            capacity = int(np.count_nonzero(values[::height]))
+        row_block = row_blocks(m) if m.ndim == 2 else 1
+        if row_block > 1:
+            capacity = int(np.count_nonzero(values[::row_block]))
         if bucketed:
             capacity = int(1.25 ** math.ceil(math.log(max(capacity, 16), 1.25))) + 1
-        return MaskIndex(gather_rows(_matrix(values), capacity, height=height), m)
+        return MaskIndex(gather_rows(_matrix(values), capacity, row_block=row_block), m)
 
     return jax.tree.map(index, mask)
 
@@ -114,7 +114,7 @@ def _places_of(
     matrices = [_matrix(mask) for mask in masks]
     of_stored = [places.of_stored(m) for places, m in zip(known, matrices, strict=True)]
     found, room = current_each(known, MaskBits.of(of_stored))
-    fits = [places.alike(m) for places, m in zip(found, matrices, strict=True)]
+    fits = [places.repeats_rows(m) for places, m in zip(found, matrices, strict=True)]
     return [(places, fits[n] & room[n]) for n, places in enumerate(found)]
 
 

@@ -65,8 +65,8 @@ def gathered_metric(
     rows = known.places
     values = layer.metric(weight).reshape(-1, layer.inputs)
     shares_rows = shares_rows and values.dtype == bool  # rows of numbers may differ
-    if rows.shape != values.shape or rows.height > 1 and not shares_rows:
-        rows = gather_rows(values.astype(bool), rows.room * rows.height)
+    if rows.shape != values.shape or rows.row_block > 1 and not shares_rows:
+        rows = gather_rows(values.astype(bool), rows.capacity * rows.row_block)
     # The index is that of this very mask, whose entries need no look-up.
     return rows.metric(None if values.dtype == bool else values, offset)
 

@@ -195,7 +195,7 @@ def _terms(
     terms: list[list[int]] = []
     open_: dict[int, tuple[list[int], int]] = {}  # by width of chunks: a term, and its features
     for n, (form, metric) in enumerate(zip(forms, metrics, strict=True)):
-        if not isinstance(form, GatheredForm) or metric.height > 1 or apart:
+        if not isinstance(form, GatheredForm) or metric.row_block > 1 or apart:
             terms.append([n])
             continue
         width, features = metric.columns.shape[1], form.layer.features
@@ -222,7 +222,7 @@ def _planned(
     weight, known = weights[layer.weight], index[layer.weight]
     masked = weight is not None or layer.bias is not None and weights[layer.bias] is not None
     places = None if known is None or weight is None else known.places
-    nonzeros = None if places is None else places.room * places.height
+    nonzeros = None if places is None else places.capacity * places.row_block
     return plan_layer(layer, masked, nonzeros, sizes, spec.costs)
 
 

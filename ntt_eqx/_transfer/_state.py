@@ -138,8 +138,8 @@ def support_for(method: NeuralTangentTransfer, mask: MaskTree) -> Any:
         return jax.tree.map(lambda _: None, mask)
     pattern = method.sparsity.pattern
     kept = jax.tree.map(lambda m: m if method.keeps_count(m.shape) else None, mask)
-    heights = lambda m: 1 if pattern is None else pattern.alike_outputs(m.shape)
-    return stored(index_concrete(kept, kernel_spec().costs, heights=heights))
+    row_blocks = lambda m: 1 if pattern is None else pattern.alike_outputs(m.shape)
+    return stored(index_concrete(kept, kernel_spec().costs, row_blocks=row_blocks))
 
 
 def check_room(caller: str, state: NTTState) -> None:

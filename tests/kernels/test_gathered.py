@@ -26,24 +26,24 @@ def mask_of(sizes, counts, kind="bool"):
     return mask if kind == "bool" else mask * rng.uniform(0.1, 2.0, mask.shape)
 
 
-def gathered(mask, offset, fill=0, height=1):
-    room = int(np.count_nonzero(mask[::height])) + fill
-    places = kernels.gather_rows(mask != 0, room, height=height)
+def gathered(mask, offset, fill=0, row_block=1):
+    room = int(np.count_nonzero(mask[::row_block])) + fill
+    places = kernels.gather_rows(mask != 0, room, row_block=row_block)
     return places.metric(jnp.asarray(mask), offset)
 
 
 def check(
-    sizes, counts, implementation, precision, kind="bool", fill=0, dtype=jnp.float32, height=1
+    sizes, counts, implementation, precision, kind="bool", fill=0, dtype=jnp.float32, row_block=1
 ):
     """Value and all gradients; an offset is a bias: one more input that is always 1."""
-    mask = np.repeat(mask_of(sizes, counts, kind)[::height], height, axis=0)[: sizes.i]
+    mask = np.repeat(mask_of(sizes, counts, kind)[::row_block], row_block, axis=0)[: sizes.i]
     offset = np.linspace(0.0, 1.0, sizes.i)
     args = oracle.factors(sizes, dtype=dtype)
     c = gathered(
         mask.astype(mask.dtype if kind == "bool" else np.float32),
         jnp.asarray(offset, jnp.float32),
         fill,
-        height,
+        row_block,
     )
     call = functools.partial(kernels.masked_ntk, precision=precision, implementation=implementation)
     g = np.random.default_rng(2).normal(0.2, 1.0, (sizes.n, sizes.m, sizes.k, sizes.l))
@@ -116,9 +116,9 @@ def test_sizes(sizes, counts, implementation):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", KERNELS)
-@pytest.mark.parametrize("height", [2, 4])
-def test_rows_that_are_alike(height, implementation):
-    check(SIZES, COUNTS, implementation, "float32", fill=2, height=height)
+@pytest.mark.parametrize("row_block", [2, 4])
+def test_rows_that_are_alike(row_block, implementation):
+    check(SIZES, COUNTS, implementation, "float32", fill=2, row_block=row_block)
 
 
 @pytest.mark.slow

@@ -158,11 +158,11 @@ def test_hand_derived_cotangents_of_u(x64):
         assert relative_error(found, expected) < 1e-13
 
 
-@pytest.mark.parametrize(("rows", "height"), [(6, 2), (6, 6), (7, 3), (5, 8)])
-def test_rows_that_are_alike_are_stored_once(rows, height, x64):
-    stored = MASKS["half"][: -(-rows // height)]
-    mask = np.repeat(stored, height, axis=0)[:rows]
-    places = gather_rows(mask, int(stored.sum()) + 3, height=height)
+@pytest.mark.parametrize(("rows", "row_block"), [(6, 2), (6, 6), (7, 3), (5, 8)])
+def test_rows_that_are_alike_are_stored_once(rows, row_block, x64):
+    stored = MASKS["half"][: -(-rows // row_block)]
+    mask = np.repeat(stored, row_block, axis=0)[:rows]
+    places = gather_rows(mask, int(stored.sum()) + 3, row_block=row_block)
     assert places.stored == len(stored) and places.shape == mask.shape
     offset = jnp.linspace(0.0, 1.0, rows)
     c = places.metric(jnp.asarray(mask), offset)
@@ -187,7 +187,7 @@ def test_chunks_are_as_wide_as_rows_are_long(mean, width, x64):
     mask[0, : 2 * mean - 3] = mask[1, 797:] = True
     places = gather_rows(mask, 2 * mean)
     assert places.columns.shape == gathered_shape(2 * mean, 2) == (2 * mean // width + 2, width)
-    assert 2 * mean <= places.room
+    assert 2 * mean <= places.capacity
     a1, _, a2, _ = oracle.factors(Sizes(n=3, m=3, i=2, j=800), dtype=jnp.float64)
     u_bar = np.random.default_rng(2).normal(size=(3, 3, 2))
     for rows, m in ((places, mask), (places.of(jnp.asarray(mask[::-1])), mask[::-1])):

@@ -200,7 +200,7 @@ def test_a_support_is_believed(monkeypatch):
 
     drawn = st.tuples(st.integers(1, 6), st.integers(0, 2), st.integers(0, 9), st.integers(0, 9))
     assert examples_until_found(drawn, is_right, most=15) is None
-    monkeypatch.setattr(_gather, "hold_each", lambda supports, masks: jnp.array(True))
+    monkeypatch.setattr(_gather, "match_each", lambda supports, masks: jnp.array(True))
     found = examples_until_found(drawn, is_right)
     print(f"stale support: found by example {found}")
     assert found is not None

@@ -19,7 +19,7 @@ from ntt_eqx._ntk import (
     stored,
 )
 from ntt_eqx._sparse import count_kept
-from ntt_eqx.kernels import GatheredRows, MaskBits, gather_each, gather_rows, hold_each
+from ntt_eqx.kernels import GatheredRows, MaskBits, gather_each, gather_rows, match_each
 
 pytestmark = pytest.mark.usefixtures("gathers")
 
@@ -68,8 +68,8 @@ def test_buckets_are_few_and_have_room():
         mask = mask_of((10, 100), count)
         found = mask_support(mask, bucketed=True).places
         np.testing.assert_array_equal(flat_indices(found), np.flatnonzero(mask))
-        assert count <= found.room <= max(1.25 * count + 2, 20) + 16
-        rooms.add(found.room)
+        assert count <= found.capacity <= max(1.25 * count + 2, 20) + 16
+        rooms.add(found.capacity)
     assert len(rooms) <= 12
 
 
@@ -78,7 +78,7 @@ HELD = np.random.default_rng(5).random((3, 40)) < 0.3
 
 @jax.jit
 def holds(rows, columns, mask):
-    return GatheredRows(rows, columns, (3, 40)).holds(mask)
+    return GatheredRows(rows, columns, (3, 40)).matches(mask)
 
 
 @given(st.data())
@@ -117,7 +117,7 @@ def test_masks_side_by_side_are_searched_as_each_alone(shapes):
     second = [rng.permutation(m.reshape(-1)).reshape(m.shape) for m in first]
     supports = [gather_rows(m, int(m.sum())) for m in first]
     gather = jax.jit(lambda supports, masks: gather_each(supports, MaskBits.of(masks)))
-    hold = jax.jit(lambda supports, masks: hold_each(supports, MaskBits.of(masks)))
+    hold = jax.jit(lambda supports, masks: match_each(supports, MaskBits.of(masks)))
     found, room = gather(supports, second)
     assert room.all()
     for one, mask in zip(found, second, strict=True):
@@ -126,7 +126,7 @@ def test_masks_side_by_side_are_searched_as_each_alone(shapes):
     if any(m.any() for m in first):
         assert not hold(supports, second) and not hold(found, first)
         everything = [np.ones(shape, bool) for shape in shapes]
-        fits = [m.size <= support.room for m, support in zip(everything, supports, strict=True)]
+        fits = [m.size <= support.capacity for m, support in zip(everything, supports, strict=True)]
         np.testing.assert_array_equal(gather(supports, everything)[1], fits)
 
 
@@ -237,7 +237,7 @@ def test_a_support_without_room_never_gives_a_number():
 def test_a_mask_that_would_fit_by_luck_never_gives_a_number():
     """More entries than the capacity, though in rows that leave room: not now, and not later."""
     known = mask_support(mask_of((5, 40), 9))
-    assert known.places.room == 15
+    assert known.places.capacity == 15
     lucky = jnp.zeros((5, 40), bool).at[:2, :10].set(True)
     compare = jax.jit(lambda mask, known: index_masks(mask, known))
     for _ in range(3):
@@ -261,15 +261,15 @@ def test_an_index_answers_for_its_own_array_alone():
     assert all(leaf.mask is None and leaf.fits is None for leaf in (stored(other)["few"],))
 
 
-def blocks(mask, height):
-    """A mask whose rows are alike in blocks of that height."""
-    return jnp.repeat(mask[::height], height, axis=0)[: len(mask)]
+def blocks(mask, row_block):
+    """A mask whose rows are alike in blocks of that many."""
+    return jnp.repeat(mask[::row_block], row_block, axis=0)[: len(mask)]
 
 
 def test_alike_rows_are_stored_once_and_a_mask_without_them_gives_no_number():
     model, x, mask, run = outdated()
     first, second = (jax.tree.map(lambda m: blocks(m, 4), mask(12, seed)) for seed in (0, 1))
-    support = mask_support(first, heights=lambda m: 4)
+    support = mask_support(first, row_blocks=lambda m: 4)
     small = mask_support(first)
     for short, whole in zip(known(support), known(small), strict=True):
         assert len(short.rows) < len(whole.rows) and short.shape == whole.shape
@@ -301,8 +301,8 @@ def test_alike_rows_where_they_do_not_help(x64):
         Sequence(eqx.nn.Linear(30, 8, key=keys[0]), eqx.nn.Linear(8, 4, key=keys[1]))
     )
     mask = jax.tree.map(lambda m: blocks(mask_of(m.shape, m.size // 8), 2), model.mask)
-    model, support = model.with_mask(mask), mask_support(mask, heights=lambda m: 2)
-    assert [s.height for s in known(support)] == [2, 2]
+    model, support = model.with_mask(mask), mask_support(mask, row_blocks=lambda m: 2)
+    assert [s.row_block for s in known(support)] == [2, 2]
     x = jax.random.normal(keys[2], (4, 5, 30), jnp.float64)
     params = eqx.filter(model.to_dense(), eqx.is_inexact_array)
     metric = jax.tree.map(lambda p: jnp.linspace(0.5, 2.0, p.size).reshape(p.shape), params)

@@ -158,7 +158,7 @@ def test_masks_of_a_pattern_are_gathered_where_they_keep_their_counts(pattern, h
         sparsity=sparsity, optimizer=optax.adam(1e-2), refresh=ntt.MagnitudeRefresh(every=2)
     )
     state = ntt.ntt_init(model, method)
-    heights = [places.height for places in known(state.support)]
+    heights = [places.row_block for places in known(state.support)]
     assert heights == ([] if height is None else [height])
     run = eqx.filter_jit(lambda m, s, x: outputs_and_ntk(kernel_spec(), m, x, index=s)[1])
     masks = []
