@@ -62,3 +62,16 @@ def test_the_readme_is_short():
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     assert README.count("![") == 1
+
+
+def test_what_the_search_calls_ahead():
+    """Two standard errors over common seeds, of which there are five."""
+    lead = script("search").lead
+    noise = [0.3, -0.2, 0.1, -0.1, 0.0]
+    other = {seed: 84.0 for seed in range(6)}
+    far = {seed: 84.5 + gap for seed, gap in enumerate(noise)}
+    near = {seed: 84.1 + gap for seed, gap in enumerate(noise)}
+    assert lead(far, other)["ahead"] and not lead(near, other)["ahead"]
+    assert lead(far, other)["mean"] == pytest.approx(0.52)
+    assert not lead(dict(list(far.items())[:4]), other)["ahead"]
+    assert not lead({7: 99.0}, other)["ahead"]

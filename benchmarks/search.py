@@ -1,0 +1,254 @@
+"""Search for a transfer that is ahead of random masks: variants, a ladder of seeds, a verdict.
+
+    python benchmarks/search.py --out runs/search
+    python benchmarks/search.py --out runs/tiny --images fashion-mnist-mini --steps 60 --epochs 1
+
+Interrupted, the same command goes on where it was. Each round trains the variants that are left
+with more seeds, and the better half goes on; the baselines take part in every round.
+
+What counts as ahead is fixed here, before any run: over the seeds that both have, the mean
+difference of test accuracy to a baseline is above two standard errors of these differences, with
+five seeds or more. A variant is ahead if that holds against each baseline, random masks with the
+variant's own shares among them.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import ntt_eqx as ntt
+
+LEAST_SEEDS = 5
+BASELINES = ("random@erk", "ntk-sap@global", "synflow@global")
+Shares = Literal["uniform", "erk", "global", "ntk-sap"]
+
+
+class LAMPRefresh(ntt.AbstractPeriodicRefresh):
+    """Squared magnitudes by the sum of those that are not smaller (Lee et al., ICLR 2021)."""
+
+    every: int = 100
+    until: int | None = None
+
+    def scores(self, view: ntt.AbstractRefreshView) -> Any:
+        """The LAMP score of each weight."""
+
+        def one(weight: jax.Array) -> jax.Array:
+            squares = jnp.square(weight).reshape(-1)
+            order = jnp.argsort(squares)
+            at_least = jnp.cumsum(squares[order][::-1])[::-1]
+            scores = squares[order] / jnp.maximum(at_least, jnp.finfo(squares.dtype).tiny)
+            return jnp.zeros_like(squares).at[order].set(scores).reshape(weight.shape)
+
+        return jax.tree.map(one, view.weights())
+
+
+class SensitivityRefresh(ntt.AbstractPeriodicRefresh):
+    """Magnitude of weight times gradient of the transfer loss."""
+
+    every: int = 100
+    until: int | None = None
+
+    def scores(self, view: ntt.AbstractRefreshView) -> Any:
+        """`|w dL/dw|`, with the gradient of pruned weights too."""
+        return jax.tree.map(lambda w, g: jnp.abs(w * g), view.weights(), view.dense_gradient())
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One transfer: a method of `ntt.experiment.compare`."""
+
+    steps: int
+    shares: Shares = "erk"
+    refresh: Literal["magnitude", "lamp", "sensitivity", "rigl", "none"] = "magnitude"
+    gradual: bool = False  # from dense to the density within half of the steps
+    kernel_weight: float = 1e-3
+    sketch_size: int = 8
+    learning_rate: float = 1e-3
+    weights: Literal["transferred", "initial", "rescaled"] = "transferred"
+
+    def sparsity(self, teacher: Any, x: Any, density: float, key: Any) -> ntt.Sparsity:
+        """The shares of the layers, at this density."""
+        if self.shares == "ntk-sap":
+            whole = ntt.Sparsity(density, "global")
+            found = ntt.prune(teacher, ntt.scores.NTKSAP(key), whole, x[:100], steps=20)
+            return ntt.Sparsity(density).of_mask(found.mask)
+        end = max(1, self.steps // 2)
+        schedule: Any = ntt.GradualDensity(density, end) if self.gradual else density
+        if self.shares == "global":
+            return ntt.Sparsity(schedule, "global")
+        return ntt.Sparsity(schedule, allocation="erk" if self.shares == "erk" else None)
+
+    def __call__(self, teacher: Any, examples: Any, density: float, key: Any) -> ntt.SparseModel:
+        """The sparse network of this transfer; `examples` are used without their labels."""
+        x = np.asarray(examples[0])
+        every = min(100, max(1, self.steps // 20))
+        refreshes = {
+            "magnitude": ntt.MagnitudeRefresh(every),
+            "lamp": LAMPRefresh(every),
+            "sensitivity": SensitivityRefresh(every),
+            "rigl": ntt.RigLRefresh(every, max(1, 3 * self.steps // 4)),
+            "none": ntt.NoRefresh(),
+        }
+        rate = optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.05)
+        method = ntt.NeuralTangentTransfer(
+            sparsity=self.sparsity(teacher, x, density, key),
+            optimizer=optax.adam(rate),
+            loss=ntt.KernelMatching(
+                "ambient", ntt.Sketch(self.sketch_size), kernel_weight=self.kernel_weight
+            ),
+            refresh=refreshes[self.refresh],
+            num_steps=self.steps,
+            pruned="zero" if self.refresh == "rigl" else "free",
+        )
+        state = ntt.ntt_init(teacher, method, key=key)
+        state, _ = ntt.transfer(state, _batches(x, key), num_steps=self.steps, log_every=None)
+        found = state.student
+        if self.weights == "transferred":
+            return found
+        initial = ntt.SparseModel(teacher, found.mask)
+        return ntt.rescale_by_density(initial) if self.weights == "rescaled" else initial
+
+
+@dataclasses.dataclass(frozen=True)
+class WithItsShares:
+    """A random mask with the shares of the layers that a variant's mask has."""
+
+    variant: Variant
+
+    def __call__(self, teacher: Any, examples: Any, density: float, key: Any) -> ntt.SparseModel:
+        """The dense initialisation under the variant's mask, shuffled within each layer."""
+        found = self.variant(teacher, examples, density, key)
+        return ntt.SparseModel(teacher, ntt.shuffle_mask(found.mask, jax.random.fold_in(key, 1)))
+
+
+def _batches(x: np.ndarray, key: Any, size: int = 64) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    while True:
+        order = rng.permutation(len(x))
+        for start in range(0, len(x) - size + 1, size):
+            yield x[order[start : start + size]]
+
+
+def variants(steps: int) -> dict[str, Variant]:
+    """All variants of the first round, by name."""
+    base = Variant(steps)
+    change = lambda **fields: dataclasses.replace(base, **fields)
+    return {
+        "base": base,
+        "shares-uniform": change(shares="uniform"),
+        "shares-global": change(shares="global"),
+        "shares-ntk-sap": change(shares="ntk-sap"),
+        "lamp-global": change(shares="global", refresh="lamp"),
+        "sensitivity": change(refresh="sensitivity"),
+        "rigl-refresh": change(refresh="rigl"),
+        "no-refresh": change(refresh="none"),
+        "gradual": change(gradual=True),
+        "no-kernel": change(kernel_weight=0.0),
+        "kernel-x10": change(kernel_weight=1e-2),
+        "sketch-2": change(sketch_size=2),
+        "slow": change(learning_rate=2e-4),
+        "initial-weights": change(weights="initial"),
+        "rescaled-initial": change(weights="rescaled"),
+        "ntk-sap-initial": change(shares="ntk-sap", weights="initial"),
+    }
+
+
+def accuracies(frame: Any) -> dict[str, dict[int, float]]:
+    """Test accuracy in percent by name and seed; a network that diverged counts as none."""
+    found: dict[str, dict[int, float]] = {}
+    for row in frame.itertuples():
+        name = (
+            f"{row.method}@{row.scope}" if isinstance(row.scope, str) and row.scope else row.method
+        )
+        if math.isfinite(row.test_accuracy):
+            found.setdefault(name, {})[row.seed] = 100 * row.test_accuracy
+    return found
+
+
+def lead(one: dict[int, float], other: dict[int, float]) -> dict[str, Any]:
+    """Mean of `one - other` over common seeds, its standard error, and whether that is ahead."""
+    gaps = [one[seed] - other[seed] for seed in sorted(set(one) & set(other))]
+    if not gaps:
+        return {"mean": math.nan, "error": math.nan, "seeds": 0, "ahead": False}
+    mean = statistics.mean(gaps)
+    error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else math.inf
+    ahead = len(gaps) >= LEAST_SEEDS and mean > 2 * error
+    return {"mean": mean, "error": error, "seeds": len(gaps), "ahead": ahead}
+
+
+def main() -> None:
+    """Run the ladder and write what was found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--images", default="fashion-mnist")
+    parser.add_argument("--density", type=float, default=0.01)
+    parser.add_argument("--steps", type=int, default=3000, help="of a transfer (default: 3000)")
+    parser.add_argument("--epochs", type=float, default=5.0, help="of a training (default: 5)")
+    parser.add_argument("--ladder", type=int, nargs="+", default=[1, 3, 5], help="seeds a round")
+    parser.add_argument("--only", nargs="+", help="variants to begin with")
+    options = parser.parse_args()
+    left = variants(options.steps)
+    if options.only:
+        left = {name: left[name] for name in options.only}
+    log: list[dict[str, Any]] = []
+    common = {
+        "models": "lenet-300-100",
+        "datasets": options.images,
+        "densities": options.density,
+        "scoring": {"examples": 50_000 if options.images == "fashion-mnist" else 1_000},
+        "training": {"epochs": options.epochs},
+        "preset": "paper",
+        "progress": False,
+    }
+    published = {**common, "scoring": {}}
+    for number, seeds in enumerate(options.ladder):
+        last = number == len(options.ladder) - 1
+        methods: dict[str, Any] = dict(left)
+        if last:
+            methods |= {f"{name}-shuffled": WithItsShares(v) for name, v in left.items()}
+        run = {"seeds": range(seeds), "out": options.out / "variants"}
+        frame = ntt.experiment.compare(methods, **run, **common)
+        base = {"seeds": range(seeds), "out": options.out / "baselines"}
+        baselines = accuracies(ntt.experiment.compare(list(BASELINES), **base, **published))
+        found = accuracies(frame)
+        cost = frame.groupby("method").seconds.sum().to_dict()
+        order = sorted(
+            left, key=lambda n: -statistics.mean([*found.get(n, {}).values(), 0.0][:seeds])
+        )
+        for name in order:
+            against = {b: lead(found.get(name, {}), rows) for b, rows in baselines.items()}
+            if last:
+                against["its shares"] = lead(found.get(name, {}), found.get(f"{name}-shuffled", {}))
+            row = {
+                "round": number,
+                "variant": name,
+                "settings": dataclasses.asdict(left[name]),
+                "accuracy": found.get(name, {}),
+                "seconds": cost.get(name, math.nan),
+                "against": against,
+                "ahead": all(value["ahead"] for value in against.values()),
+            }
+            log.append(row)
+            gaps = ", ".join(f"{b} {v['mean']:+.2f} ± {v['error']:.2f}" for b, v in against.items())
+            mean = statistics.mean(row["accuracy"].values()) if row["accuracy"] else math.nan
+            verdict = "AHEAD" if row["ahead"] else ""
+            print(f"round {number}  {name:<18} {mean:6.2f}  {gaps}  {verdict}", flush=True)
+        (options.out / "search.json").write_text(json.dumps(log, indent=1) + "\n")
+        if not last:
+            left = {name: left[name] for name in order[: max(1, math.ceil(len(order) / 2))]}
+
+
+if __name__ == "__main__":
+    main()
