@@ -9,7 +9,7 @@ from helpers.refusals import linear, refusals
 
 import ntt_eqx as ntt
 from ntt_eqx import compare_kernels, layer_costs, make_mask, scores, sparsify
-from ntt_eqx._diagnostics import _alignment, effective_rank
+from ntt_eqx._kernel_methods._diagnostics import _alignment, effective_rank
 
 
 def test_the_kernel_of_a_masked_linear_layer():
