@@ -6,7 +6,7 @@
 Interrupted, the same command goes on where it was. Each round trains the variants that are left
 with more seeds, and the better half goes on; the baselines take part in every round.
 
-What counts as ahead is fixed here, before any run: over the seeds that both have, the mean
+The rule for being ahead is fixed here, before any run: over the seeds that both have, the mean
 difference of test accuracy to a baseline is above two standard errors of these differences, with
 five seeds or more. A variant is ahead if that holds against each baseline, random masks with the
 variant's own shares among them.

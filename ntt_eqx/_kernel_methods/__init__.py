@@ -1,4 +1,4 @@
-"""What tangent kernels are for: spectra, regression, linearised training, attribution."""
+"""Uses of tangent kernels: spectra, regression, linearised training, attribution."""
 
 from ._alignment import (
     kernel_alignment as kernel_alignment,

@@ -57,7 +57,7 @@ class ConstantFanIn(AbstractOrdered):
         # In [-1/4, 1/4], in the order of the scores of all groups.
         size = jnp.abs(rows)
         share = rows / (4 * (size + jnp.mean(jnp.where(jnp.isfinite(rows), size, 0))))
-        # Of a mask taken as scores, the groups above 1/2 are those that it keeps: `of_mask`.
+        # `of_mask` takes a mask as scores; the groups above 1/2 are those that the mask keeps.
         place = (count - rank).astype(rows.dtype) + 0.5
         ranked = jnp.where(jnp.isfinite(share), share, 0) + place
         barred = jnp.where(rows == -jnp.inf, rows, ranked)
@@ -91,7 +91,7 @@ def _undecided(
 ) -> Bool[Array, ""]:
     """Whether the index decides most of the inputs, because their scores are equal.
 
-    Of a group that may keep one input more, it decides where it does so in either case.
+    A group keeps `count` inputs or one more. The index decides an input if it does in both cases.
     """
     ties = jnp.ones(keys.shape, bool)
     for many in (count, count + 1):

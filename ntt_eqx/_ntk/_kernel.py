@@ -121,7 +121,7 @@ def known_index(
 ) -> list[MaskIndex | None] | None:
     """The index of a concrete mask for each parameter; `None` where the spec needs none.
 
-    Of a traced mask, too, whose values are unknown.
+    A traced mask has no index either, because its values are unknown.
     """
     if not _reads_mask(spec, model) or is_traced(model.mask):
         return None

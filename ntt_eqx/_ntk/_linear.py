@@ -53,16 +53,7 @@ class AbstractUse(eqx.Module):
 
 
 class AbstractLinearUse(AbstractUse):
-    """One equation of a jaxpr that is linear in a weight, in the form of this module.
-
-    Attributes:
-        kind: the name that `explain` prints.
-        operands: indices of the equation's operands that the layer's input depends on.
-        groups: G.
-        features: I, output features of a group.
-        inputs: J, input features of a group.
-        positions: S.
-    """
+    """An `AbstractUse` of a whole weight, in the form of this module."""
 
     @abc.abstractmethod
     def weight(self, w: Any) -> Any:

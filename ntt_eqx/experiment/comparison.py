@@ -146,8 +146,8 @@ def show_plan(cells: Sequence[Cell], out: Path, context: RunContext, *, timed: b
 def _estimate(cells: Sequence[Cell], context: RunContext) -> tuple[float, dict[str, float]]:
     """Seconds that `cells` will take, and those of a step of every kind of phase.
 
-    Of each kind a few steps are made, which compile what the run compiles anyway; their results
-    are thrown away.
+    A few steps of each kind are made and their results thrown away; they compile what the run
+    compiles anyway.
     """
     known: dict[tuple[object, ...], tuple[float, float, float]] = {}
     compiled, seconds, steps = set(), 0.0, {}
@@ -272,7 +272,7 @@ def _has_failed(directory: Path, since: float) -> bool:
 
 
 def runs_of(cells: Sequence[Cell], out: Path) -> list[Run]:
-    """What is on disk of each cell."""
+    """The run of each cell, as far as it is on disk."""
     return [read_run(out / CELLS / cell.folder) for cell in cells]
 
 
