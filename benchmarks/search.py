@@ -8,8 +8,9 @@ with more seeds, and the better half goes on; the baselines take part in every r
 
 The rule for being ahead is fixed here, before any run: over the seeds that both have, the mean
 difference of test accuracy to a baseline is above two standard errors of these differences, with
-five seeds or more. A variant is ahead if that holds against each baseline, random masks with the
-variant's own shares among them.
+five seeds or more. A variant is ahead if that holds against each baseline (published scores, random
+masks with given shares, rescaled or not), random masks with the variant's own shares and weights
+that are rescaled like its own among them.
 """
 
 import argparse
@@ -30,26 +31,7 @@ import ntt_eqx as ntt
 
 LEAST_SEEDS = 5
 BASELINES = ("random@erk", "ntk-sap@global", "synflow@global")
-Shares = Literal["uniform", "erk", "global", "ntk-sap"]
-
-
-class LAMPRefresh(ntt.AbstractPeriodicRefresh):
-    """Squared magnitudes by the sum of those that are not smaller (Lee et al., ICLR 2021)."""
-
-    every: int = 100
-    until: int | None = None
-
-    def scores(self, view: ntt.AbstractRefreshView) -> Any:
-        """The LAMP score of each weight."""
-
-        def one(weight: jax.Array) -> jax.Array:
-            squares = jnp.square(weight).reshape(-1)
-            order = jnp.argsort(squares)
-            at_least = jnp.cumsum(squares[order][::-1])[::-1]
-            scores = squares[order] / jnp.maximum(at_least, jnp.finfo(squares.dtype).tiny)
-            return jnp.zeros_like(squares).at[order].set(scores).reshape(weight.shape)
-
-        return jax.tree.map(one, view.weights())
+Shares = Literal["uniform", "erk", "global", "ntk-sap", "synflow"]
 
 
 class SensitivityRefresh(ntt.AbstractPeriodicRefresh):
@@ -69,7 +51,9 @@ class Variant:
 
     steps: int
     shares: Shares = "erk"
-    refresh: Literal["magnitude", "lamp", "sensitivity", "rigl", "none"] = "magnitude"
+    refresh: Literal["magnitude", "lamp", "sensitivity", "rigl", "synflow", "ntk-sap", "none"] = (
+        "magnitude"
+    )
     gradual: bool = False  # from dense to the density within half of the steps
     kernel_weight: float = 1e-3
     sketch_size: int = 8
@@ -78,10 +62,8 @@ class Variant:
 
     def sparsity(self, teacher: Any, x: Any, density: float, key: Any) -> ntt.Sparsity:
         """The shares of the layers, at this density."""
-        if self.shares == "ntk-sap":
-            whole = ntt.Sparsity(density, "global")
-            found = ntt.prune(teacher, ntt.scores.NTKSAP(key), whole, x[:100], steps=20)
-            return ntt.Sparsity(density).of_mask(found.mask)
+        if self.shares in ("ntk-sap", "synflow"):
+            return ntt.Sparsity(density).of_mask(ranked(self.shares, teacher, x, density, key))
         end = max(1, self.steps // 2)
         schedule: Any = ntt.GradualDensity(density, end) if self.gradual else density
         if self.shares == "global":
@@ -94,9 +76,12 @@ class Variant:
         every = min(100, max(1, self.steps // 20))
         refreshes = {
             "magnitude": ntt.MagnitudeRefresh(every),
-            "lamp": LAMPRefresh(every),
+            "lamp": ntt.ScoreRefresh(score=ntt.scores.LAMP(), every=every),
             "sensitivity": SensitivityRefresh(every),
             "rigl": ntt.RigLRefresh(every, max(1, 3 * self.steps // 4)),
+            # These rank the kept weights alone, so that they need a density that falls.
+            "synflow": ntt.ScoreRefresh(score=ntt.scores.SynFlow(), every=every),
+            "ntk-sap": ntt.ScoreRefresh(score=ntt.scores.NTKSAP(key), every=every),
             "none": ntt.NoRefresh(),
         }
         rate = optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.05)
@@ -115,8 +100,7 @@ class Variant:
         found = state.student
         if self.weights == "transferred":
             return found
-        initial = ntt.SparseModel(teacher, found.mask)
-        return ntt.rescale_by_density(initial) if self.weights == "rescaled" else initial
+        return start(teacher, found.mask, self.weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +112,42 @@ class WithItsShares:
     def __call__(self, teacher: Any, examples: Any, density: float, key: Any) -> ntt.SparseModel:
         """The dense initialisation under the variant's mask, shuffled within each layer."""
         found = self.variant(teacher, examples, density, key)
-        return ntt.SparseModel(teacher, ntt.shuffle_mask(found.mask, jax.random.fold_in(key, 1)))
+        mask = ntt.shuffle_mask(found.mask, jax.random.fold_in(key, 1))
+        return start(teacher, mask, self.variant.weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomMask:
+    """A random mask with ERK's shares or those of a score, of which only the shares are used."""
+
+    shares: Literal["erk", "ntk-sap", "synflow"]
+    weights: Literal["initial", "rescaled"] = "initial"
+
+    def __call__(self, teacher: Any, examples: Any, density: float, key: Any) -> ntt.SparseModel:
+        """The dense initialisation under this mask."""
+        if self.shares == "erk":
+            random = ntt.scores.Random(jax.random.fold_in(key, 1))
+            mask = ntt.prune(teacher, random, ntt.Sparsity(density, allocation="erk")).mask
+        else:
+            mask = ranked(self.shares, teacher, np.asarray(examples[0]), density, key)
+            mask = ntt.shuffle_mask(mask, jax.random.fold_in(key, 1))
+        return start(teacher, mask, self.weights)
+
+
+def ranked(score: str, teacher: Any, x: Any, density: float, key: Any) -> Any:
+    """The mask of a score over all layers, found in as many rounds as its authors take."""
+    method, rounds = {
+        "ntk-sap": (ntt.scores.NTKSAP(key), 20),
+        "synflow": (ntt.scores.SynFlow(), 100),
+    }[score]
+    whole = ntt.Sparsity(density, "global")
+    return ntt.prune(teacher, method, whole, x[:100], steps=rounds).mask
+
+
+def start(teacher: Any, mask: Any, weights: str) -> ntt.SparseModel:
+    """The initial weights under a mask, rescaled by the density of their layer or as they are."""
+    initial = ntt.SparseModel(teacher, mask)
+    return ntt.rescale_by_density(initial) if weights == "rescaled" else initial
 
 
 def _batches(x: np.ndarray, key: Any, size: int = 64) -> Iterator[np.ndarray]:
@@ -160,7 +179,23 @@ def variants(steps: int) -> dict[str, Variant]:
         "initial-weights": change(weights="initial"),
         "rescaled-initial": change(weights="rescaled"),
         "ntk-sap-initial": change(shares="ntk-sap", weights="initial"),
+        "shares-synflow": change(shares="synflow"),
+        "synflow-initial": change(shares="synflow", weights="initial"),
+        "synflow-rescaled": change(shares="synflow", weights="rescaled"),
+        "synflow-refresh": change(shares="global", refresh="synflow", gradual=True),
+        "synflow-refresh-rescaled": change(
+            shares="global", refresh="synflow", gradual=True, weights="rescaled"
+        ),
+        "ntk-sap-refresh": change(shares="global", refresh="ntk-sap", gradual=True),
     }
+
+
+# What costs nothing: shares and scale alone, the weights of each layer drawn at random.
+CONTROLS = {
+    "random-erk-rescaled": RandomMask("erk", "rescaled"),
+    "random-synflow-shares": RandomMask("synflow"),
+    "random-ntk-sap-shares": RandomMask("ntk-sap"),
+}
 
 
 def accuracies(frame: Any) -> dict[str, dict[int, float]]:
@@ -215,7 +250,7 @@ def main() -> None:
     published = {**common, "scoring": {}}
     for number, seeds in enumerate(options.ladder):
         last = number == len(options.ladder) - 1
-        methods: dict[str, Any] = dict(left)
+        methods: dict[str, Any] = left | CONTROLS
         if last:
             methods |= {f"{name}-shuffled": WithItsShares(v) for name, v in left.items()}
         run = {"seeds": range(seeds), "out": options.out / "variants"}
@@ -223,6 +258,7 @@ def main() -> None:
         base = {"seeds": range(seeds), "out": options.out / "baselines"}
         baselines = accuracies(ntt.experiment.compare(list(BASELINES), **base, **published))
         found = accuracies(frame)
+        baselines |= {name: found.get(name, {}) for name in CONTROLS}
         cost = frame.groupby("method").seconds.sum().to_dict()
         order = sorted(
             left, key=lambda n: -statistics.mean([*found.get(n, {}).values(), 0.0][:seeds])

@@ -10,6 +10,7 @@ from ._base import (
     split_weights as split_weights,
 )
 from ._grasp import GraSP as GraSP
+from ._lamp import LAMP as LAMP
 from ._logit_snip import LogitSnip as LogitSnip
 from ._loss_gradient import LossGradient as LossGradient
 from ._magnitude import Magnitude as Magnitude

@@ -110,10 +110,10 @@ def _lottery(sparsity: Sparsity, steps: int, seed: int) -> DynamicSparsity:
 
 # Scopes as published. NTT and its baseline logit-SNIP rank per layer (Liu & Zenke, 2020); SNIP (Lee
 # et al., 2019), GraSP (Wang et al., 2020), SynFlow (Tanaka et al., 2020), NTK-SAP (Wang et al.,
-# 2023) and PX over all layers, and so does magnitude where it is a baseline at initialisation
-# (Tanaka et al., 2020; Frankle et al., 2021). A random mask has the same share in every layer, or
-# ERK shares in strong baselines (Evci et al., 2020; Liu et al., 2022): `random@erk`. So do RigL and
-# SET: `rigl@erk` is the published one.
+# 2023), LAMP (Lee et al., 2021) and PX over all layers, and so does magnitude as a baseline at
+# initialisation (Tanaka et al., 2020; Frankle et al., 2021). A random mask has the same share in
+# every layer, or ERK shares in strong baselines (Evci et al., 2020; Liu et al., 2022):
+# `random@erk`. So do RigL and SET: `rigl@erk` is the published one.
 #
 # Okabe and Ito's palette, which readers with any colour vision can tell apart, and three more from
 # Tol's muted palette; markers and dashes repeat what the colours say.
@@ -134,6 +134,11 @@ METHODS: dict[str, Method] = {
         (0, (5, 1)),
         "global",
         score=_plain(scores.Magnitude),
+        examples=False,
+    ),
+    "lamp": Method(
+        *("LAMP", "#999933", "d", (0, (5, 1, 1, 1)), "global"),
+        score=_plain(scores.LAMP),
         examples=False,
     ),
     "snip": Method(
@@ -215,8 +220,8 @@ def _look(name: str) -> tuple[str, str, Any]:
     return _OWN_COLOURS[colour], _OWN_MARKERS[marker], (0, (3 + number % 4, 1, 1, 1))
 
 
-_OWN_COLOURS = ("#AA4499", "#999933", "#661100", "#6699CC", "#DDCC77")  # of Tol's muted palette
-_OWN_MARKERS = ("H", "d", "8", "1", "2", "3", "4")
+_OWN_COLOURS = ("#AA4499", "#661100", "#6699CC", "#DDCC77")  # of Tol's muted palette
+_OWN_MARKERS = ("H", "8", "1", "2", "3", "4")
 
 
 def own_method(text: str, thing: Any) -> Method:

@@ -150,12 +150,13 @@ class CompareSettings:
     models: tuple[str, ...] = ("lenet-300-100",)  # networks to prune
     # ways to choose the sparse network: dense (none), ntt (Neural Tangent Transfer with the active
     # kernel), ntt-ambient, ntt-sketch (a few random directions of the ambient one), random,
-    # magnitude, snip, logit-snip, grasp, synflow, ntk-sap, px, ntt-gradient; METHOD@SCOPE sets the
-    # scope of one, as random@erk; package.module:Object or ./file.py:Object is your own
+    # magnitude, lamp, snip, logit-snip, grasp, synflow, ntk-sap, px, ntt-gradient, gmp, rigl, set,
+    # lottery-ticket; METHOD@SCOPE sets the scope of one, as random@erk; package.module:Object or
+    # ./file.py:Object is your own
     methods: tuple[str, ...] = ("ntt", "random@erk", "snip", "synflow", "magnitude", "dense")
     # how weights are shared out over the layers: as published (ntt, random: layer; snip, grasp,
-    # synflow, ntk-sap, px, magnitude: global); ranked within each layer; over all layers at once;
-    # or within ERK shares (Erdős–Rényi kernel: small layers stay denser)
+    # synflow, ntk-sap, px, lamp, magnitude: global); ranked within each layer; over all layers at
+    # once; or within ERK shares (Erdős–Rényi kernel: small layers stay denser)
     scopes: tuple[Scope, ...] = ("published",)
     densities: tuple[float, ...] = _number((0.03,), high=1, above=True)  # shares of weights to keep
     # one network, one data order and one result for each

@@ -262,3 +262,24 @@ def test_ntk_sap_redraws_weights_from_their_layer(getkey):
     redrawn = lambda model: scores.NTKSAP(key, rounds=1)(model, x)
     assert eqx.tree_equal(redrawn(flat), fixed(flat), rtol=1e-12)
     assert not eqx.tree_equal(redrawn(mixed), fixed(mixed), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "values", [[3, -1, 2, 1, 0, 3], [0, 0, 0, 0, 0, 0], [1e-30, 2e-30, 1, 1, 5, -4]]
+)
+def test_lamp(values):
+    """Each weight among those that are kept and not smaller; a pruned one as if it came back."""
+    weight = jnp.asarray(values, jnp.float64).reshape(2, 3)
+    model = eqx.tree_at(
+        lambda m: m.weight, eqx.nn.Linear(3, 2, key=jax.random.key(0)), weight
+    )  # fmt: skip
+    keep = np.array([[True, False, True], [True, True, False]])
+    sparse = sparsify(model)
+    sparse = sparse.with_mask(eqx.tree_at(lambda m: m.weight, sparse.mask, jnp.asarray(keep)))
+    (got,) = jax.tree.leaves(scores.LAMP()(sparse))
+    for entry, w in np.ndenumerate(np.asarray(weight)):
+        others = np.array(keep)
+        others[entry] = True
+        chosen = np.asarray(weight)[others & (np.abs(weight) >= abs(w))]
+        expected = w**2 / np.sum(chosen**2) if w else 0.0
+        np.testing.assert_allclose(got[entry], expected, rtol=1e-12)

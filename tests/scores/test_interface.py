@@ -30,6 +30,7 @@ SQUARES = lambda sparse, x: jnp.sum(jnp.square(jax.vmap(sparse)(x)))
 
 LABEL_FREE = {
     "magnitude": scores.Magnitude(),
+    "lamp": scores.LAMP(),
     "random": scores.Random(KEY),
     "logit_snip": scores.LogitSnip(),
     "synflow": scores.SynFlow(),
@@ -39,7 +40,7 @@ LABEL_FREE = {
 }
 SUPERVISED = {"snip": scores.Snip(), "grasp": scores.GraSP()}
 ALL = LABEL_FREE | SUPERVISED
-NEEDS_X = sorted(set(LABEL_FREE) - {"magnitude", "random"})
+NEEDS_X = sorted(set(LABEL_FREE) - {"lamp", "magnitude", "random"})
 
 
 def given(name, batch):
