@@ -25,7 +25,6 @@ from ._gather import (
     gathered_shape as gathered_shape,
     gathered_tangents as gathered_tangents,
     match_each as match_each,
-    metrics_side_by_side as metrics_side_by_side,
 )
 from ._precision import (
     PRECISIONS as PRECISIONS,

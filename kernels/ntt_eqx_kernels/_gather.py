@@ -376,27 +376,6 @@ def _split(
     return found
 
 
-def metrics_side_by_side(metrics: Sequence[GatheredMetric]) -> GatheredMetric:
-    """The metric of several layers as one layer, whose weight is block-diagonal.
-
-    **Arguments:**
-
-    - `metrics`: of layers that store every row, in chunks of one width.
-
-    **Returns:**
-
-    A metric `[sum I, sum J]`, for activations and cotangents side by side.
-    """
-    rows, columns, i, j = [], [], 0, 0
-    for c in metrics:
-        rows.append(c.owners + i)  # so that rows ascend
-        columns.append(c.columns + j)
-        i, j = i + c.shape[0], j + c.shape[1]
-    join = lambda arrays: jnp.concatenate(list(arrays))
-    values, offset = join(c.values for c in metrics), join(c.offset for c in metrics)
-    return GatheredMetric(join(rows), join(columns), values, offset, (i, j))
-
-
 def gathered_u(
     a1: Float[Array, "n j"], a2: Float[Array, "m j"], c: GatheredMetric
 ) -> Float[Array, "n m i"]:

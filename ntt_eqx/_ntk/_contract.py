@@ -24,9 +24,9 @@ def contract(
     """
     outputs, precision = plan.spec.outputs, plan.spec.precision
     terms = [
-        plan.forms[n].contract(one, two, metric, outputs, precision)
-        for (n, *_), metric, one, two in zip(
-            plan.terms, operands.of_terms, first.kept, second.kept, strict=True
+        form.contract(one, two, metric, outputs, precision)
+        for form, metric, one, two in zip(
+            plan.forms, operands.metrics, first.kept, second.kept, strict=True
         )
     ]
     if not terms and not plan.spec.by_layer:  # the outputs depend on no parameter

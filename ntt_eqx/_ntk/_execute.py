@@ -19,7 +19,6 @@ from ..kernels import block_size, map_rows
 from ..kernels.manual_axes import like_varying
 from ._parts import Part
 from ._plan import Operands, Plan
-from .forms import side_by_side
 
 
 class Factors(eqx.Module):
@@ -27,7 +26,7 @@ class Factors(eqx.Module):
 
     Attributes:
         outputs: model outputs, `[N, K]`.
-        kept: what the forms of each term of the plan keep.
+        kept: what each form of the plan keeps.
         directions: R.
     """
 
@@ -105,11 +104,7 @@ def factorise(
     kept = [layers[n] for n in range(len(plan.layers))]
     for form in plan.jacobians:
         kept.append(jax.vmap(lambda d, form=form: form.keep(None, (), d))(bars[form.parameter]))
-    joined = [
-        kept[n] if not more else side_by_side([kept[i] for i in (n, *more)])
-        for n, *more in plan.terms
-    ]
-    return Factors(jnp.reshape(outputs, (len(x), -1)), joined, len(rows))
+    return Factors(jnp.reshape(outputs, (len(x), -1)), kept, len(rows))
 
 
 def evaluate(plan: Plan, operands: Operands, x: Array, budget: int | None = None) -> Array:

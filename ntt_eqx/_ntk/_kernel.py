@@ -140,7 +140,7 @@ def blocks_of(plan: Plan, *, symmetric: bool, keeps: bool | None = None) -> Bloc
     entries = _results(plan) * sizes.itemsize * (1 if outputs == "trace" else sizes.entries)
     lengths = (sizes.n, sizes.m)
     return plan_blocks(
-        plan.costs_of_terms, plan.stored, entries, lengths, budget, symmetric=symmetric, keeps=keeps
+        plan.costs_of_all, plan.stored, entries, lengths, budget, symmetric=symmetric, keeps=keeps
     )
 
 

@@ -18,7 +18,7 @@ from .._parameters import parameter_marks, parameters
 from .._program import constants, with_constants
 from .._sparse import SparseModel
 from .._types import KernelKind, PyTree, wide_dtype
-from ..kernels import at_precision, metrics_side_by_side
+from ..kernels import at_precision
 from ._layers import Layer, find_layers
 from ._mask_index import MaskIndex, is_index, keeps_all, nan_unless_fit
 from ._parts import Part, derivative_flow, split
@@ -29,11 +29,9 @@ from .forms import (
     AbstractGatheredForm,
     AbstractLayerForm,
     Cost,
-    GatheredForm,
     JacobianForm,
     Sizes,
     plan_layer,
-    sum_of,
 )
 
 
@@ -56,7 +54,6 @@ class Plan:
     parts: tuple[Part, ...]
     layers: tuple[AbstractLayerForm[Any], ...]
     jacobians: tuple[JacobianForm, ...]
-    terms: tuple[tuple[int, ...], ...]
     unused: tuple[int, ...]
     sizes: Sizes
     spec: KernelSpec
@@ -74,12 +71,6 @@ class Plan:
     def costs_of_all(self) -> list[Cost]:
         """The costs of all forms."""
         return [form.cost(self.sizes) for form in self.forms]
-
-    @property
-    def costs_of_terms(self) -> list[Cost]:
-        """The costs of all terms of the sum."""
-        costs = self.costs_of_all
-        return [sum_of([costs[n] for n in term]) for term in self.terms]
 
     @property
     def constants(self) -> list[Array]:
@@ -104,14 +95,12 @@ class Operands(eqx.Module):
     Attributes:
         parameters: the model's parameters, as real arrays.
         metrics: the metric of each form.
-        of_terms: the metric of each term of the sum.
         trust: a factor of the kernel, 1 if the indices that the plan relies on are those of the
             masks and else NaN; `None` where they cannot be others.
     """
 
     parameters: list[Array]
     metrics: list[Any]
-    of_terms: list[Any]
     trust: Array | None
 
 
@@ -160,55 +149,18 @@ def make_plan(
     )
     covered = {p for form in (*forms, *jacobians) for p in form.parameters}
     metrics = [form.metric(weights, found, dtype) for form in (*forms, *jacobians)]
-    terms = _terms((*forms, *jacobians), metrics, sizes, spec)
     plan = Plan(
         traced=traced,
         parts=split(traced, layers, flow, spec.costs),
         layers=forms,
         jacobians=jacobians,
-        terms=terms,
         unused=tuple(p for p in range(len(arrays)) if p not in covered),
         sizes=sizes,
         spec=spec,
     )
     used = {form.layer.weight for form in forms if isinstance(form, AbstractGatheredForm)}
     trust = nan_unless_fit([found[n] for n in sorted(used.union(whole))])
-    return plan, Operands(arrays, metrics, [_joined(metrics, term) for term in terms], trust)
-
-
-def _joined(metrics: Sequence[Any], term: tuple[int, ...]) -> Any:
-    """The metric of a term."""
-    if len(term) == 1:
-        return metrics[term[0]]
-    return metrics_side_by_side([metrics[n] for n in term])
-
-
-def _terms(
-    forms: Sequence[AbstractForm[Any]], metrics: Sequence[Any], sizes: Sizes, spec: KernelSpec
-) -> tuple[tuple[int, ...], ...]:
-    """Which forms to contract together: gathered layers, which compile once side by side.
-
-    On a CPU alone: the kernels of accelerators balance the chunks of each row, of which the last
-    row of each layer would get all that are not in use.
-    """
-    apart = spec.by_layer or spec.device.platform != "cpu"
-    terms: list[list[int]] = []
-    open_: dict[int, tuple[list[int], int]] = {}  # by width of chunks: a term, and its features
-    for n, (form, metric) in enumerate(zip(forms, metrics, strict=True)):
-        if not isinstance(form, GatheredForm) or metric.row_block > 1 or apart:
-            terms.append([n])
-            continue
-        width, features = metric.columns.shape[1], form.layer.features
-        term, before = open_.get(width, ([], 0))
-        # The loop over samples reads and writes four arrays `[M, R, I]`, which should stay in
-        # cache: in 2.1 MB, the layers of LeNet-300-100 made a step 1.15 times slower.
-        row = sizes.m * sizes.directions * (before + features) * sizes.itemsize
-        if not term or 12 * row > spec.costs.block_bytes:
-            terms.append(term := [])
-            before = 0
-        term.append(n)
-        open_[width] = (term, before + features)
-    return tuple(map(tuple, terms))
+    return plan, Operands(arrays, metrics, trust)
 
 
 def _planned(

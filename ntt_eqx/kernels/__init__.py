@@ -35,7 +35,6 @@ from ntt_eqx_kernels import (  # noqa: E402
     masked_tangent_ntk as masked_tangent_ntk,
     match_each as match_each,
     memory_of as memory_of,
-    metrics_side_by_side as metrics_side_by_side,
     record_choices as record_choices,
     target_device as target_device,
     use_implementation as use_implementation,

@@ -6,11 +6,9 @@ from ._form import (
     Cost as Cost,
     Path as Path,
     Sizes as Sizes,
-    sum_of as sum_of,
 )
 from ._gathered import GatheredForm as GatheredForm
 from ._jacobian import JacobianForm as JacobianForm
-from ._kept import side_by_side as side_by_side
 from ._layer import (
     AbstractGatheredForm as AbstractGatheredForm,
     AbstractLayerForm as AbstractLayerForm,

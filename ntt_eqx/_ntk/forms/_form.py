@@ -65,12 +65,6 @@ class Cost:
     once: int
 
 
-def sum_of(costs: Sequence[Cost]) -> Cost:
-    """The cost of forms that are contracted together."""
-    fields = [field.name for field in dataclasses.fields(Cost)]
-    return Cost(**{name: sum(getattr(cost, name) for cost in costs) for name in fields})
-
-
 def cost_of_numbers(
     sizes: Sizes,
     *,

@@ -1,7 +1,5 @@
 """What forms store of each sample, and the contractions that several of them share."""
 
-from collections.abc import Sequence
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -33,18 +31,6 @@ class Tangents(eqx.Module):
     """The derivative of R output directions by P parameters or entries of a layer: `t[N, R, P]`."""
 
     t: Array
-
-
-def side_by_side(kept: Sequence[LayerFactors]) -> LayerFactors:
-    """The factors of layers of one group at one position, as those of one layer.
-
-    Its weight is block-diagonal: the sum of the layers' shares of the kernel is the share of it.
-    """
-    arrays = [leaf for one in kept for leaf in (one.a, one.d)]
-    if len({leaf.dtype for leaf in arrays}) > 1:
-        wide = jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in arrays) else jnp.float32
-        arrays = [leaf.astype(wide) for leaf in arrays]
-    return LayerFactors(jnp.concatenate(arrays[::2], 2), jnp.concatenate(arrays[1::2], 3))
 
 
 def factors(layer: Layer, operands: tuple[Array, ...], d: Array) -> LayerFactors:
