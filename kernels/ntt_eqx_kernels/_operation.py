@@ -6,6 +6,7 @@ one of the second, too (`from_one_side`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -168,17 +169,14 @@ def run(plan: Plan, a1, d1, a2, d2, mask) -> jax.Array:
     return _product(plan, *varying_alike(a1, d1, a2, d2, mask))
 
 
-def _call(plan: Plan, function: Callable[..., Any], *args):
-    def call(*args):
-        return function(plan, *args)
-
-    if not plan.implementation.maps:
-        call = jax.custom_batching.sequential_vmap(call)
-    return like_varying(call(*args), args)
+def _mappable(plan: Plan, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A pass of the implementation, which `jax.vmap` maps as it is or one by one."""
+    call = functools.partial(function, plan)
+    return call if plan.implementation.maps else jax.custom_batching.sequential_vmap(call)
 
 
-def _primal(plan, a1, d1, a2, d2, c):
-    return _call(plan, plan.implementation.forward, a1, d1, a2, d2, c)[0]
+def _primal(plan, *args):
+    return like_varying(_mappable(plan, plan.implementation.forward)(*args)[0], args)
 
 
 _product = jax.custom_vjp(_primal, nondiff_argnums=(0,))
@@ -194,7 +192,8 @@ def _forward(plan, *args):
         )
     # A static flag travels between the passes as a tree: () for True, None for False.
     sides = (() if any(perturbed[:2]) else None, () if any(perturbed[2:4]) else None)
-    theta, kept = _call(plan, plan.implementation.forward, *values)
+    found = _mappable(plan, plan.implementation.forward)(*values)
+    theta, kept = like_varying(found, values)
     return theta, (values, kept, sides)
 
 
@@ -204,7 +203,8 @@ def _backward(plan, residuals, g):
     if isinstance(g, jax.custom_derivatives.SymbolicZero) or not any(sides):
         return None, None, None, None, None
     backward = plan.implementation.backward
-    bars = _call(plan, lambda plan, *args: backward(plan, *args, sides), *values, g, kept)
+    asked = lambda plan, *args: backward(plan, *args, sides)
+    bars = like_varying(_mappable(plan, asked)(*values, g, kept), (*values, g, kept))
     cast = [None if b is None else b.astype(x.dtype) for b, x in zip(bars, values[:4], strict=True)]
     return (*cast, None)
 

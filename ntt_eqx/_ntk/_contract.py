@@ -23,12 +23,9 @@ def contract(
     by name if the plan asks for them.
     """
     outputs, precision = plan.spec.outputs, plan.spec.precision
-    terms = [
-        form.contract(one, two, metric, outputs, precision)
-        for form, metric, one, two in zip(
-            plan.forms, operands.metrics, first.kept, second.kept, strict=True
-        )
-    ]
+    terms, sides = [], (operands.metrics, first.kept, second.kept)
+    for form, metric, one, two in zip(plan.forms, *sides, strict=True):
+        terms.append(form.contract(one, two, metric, outputs, precision))
     if not terms and not plan.spec.by_layer:  # the outputs depend on no parameter
         r, s = first.directions, second.directions
         pairs = {"full": (r, s), "diagonal": (r,), "trace": ()}[outputs]

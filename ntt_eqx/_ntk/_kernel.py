@@ -1,5 +1,6 @@
 """From a model and two batches to their kernel: plan, factors, contraction."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from ._pairs import Blocks, check_fits, plan_blocks
 from ._plan import Plan, aligned, dense_and_metric, make_plan
 from ._reverse_only import reverse_only
 from ._spec import KernelSpec
-from ._tiled import carry_out, tile_lengths
+from ._tiled import on_many, on_one, tile_lengths
 
 _ORACLES = {"jacobian": jacobian_contraction, "ntk_vector_products": ntk_vector_products}
 _REMEDIES = {
@@ -82,9 +83,10 @@ def kernel_and_outputs(
     # through the model gets a quarter: `sample_bytes` counts what its steps write once, and XLA
     # needs about as much again for the copies that join blocks.
     budget = None if in_a_step else spec.budget // 4
-    theta, f1, f2 = carry_out(
-        plan, operands, blocks, x1, x2, directions, budget, one_pass=in_a_step, layout=layout
-    )
+    sides = (None, None) if directions is None else directions
+    compute = on_one if layout is None else functools.partial(on_many, layout)
+    with at_precision(spec.precision):
+        theta, f1, f2 = compute(plan, operands, blocks, x1, x2, sides, budget, one_pass=in_a_step)
     if (trust := operands.trust) is not None:
         theta = jax.tree.map(lambda term: term * trust.astype(term.dtype), theta)
     return theta, f1, f2

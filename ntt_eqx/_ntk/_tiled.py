@@ -1,5 +1,6 @@
 """Run a plan for two batches: on one device, or in tiles, one for each device of a mesh."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -9,7 +10,6 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from .._distribute import Layout, everywhere
-from ..kernels import at_precision
 from ._contract import contract
 from ._execute import Factors, evaluate, factorise
 from ._pairs import Blocks, kernel_in_blocks
@@ -19,36 +19,8 @@ Found: TypeAlias = tuple[Any, Array, Array]
 """A kernel (or its terms by name), and the outputs for both batches."""
 
 
-def carry_out(
-    plan: Plan,
-    operands: Operands,
-    blocks: Blocks,
-    x1: Array,
-    x2: Array,
-    directions: tuple[Array, Array] | None,
-    budget: int | None,
-    *,
-    one_pass: bool,
-    layout: Layout | None = None,
-) -> Found:
-    """The kernel between two batches, `[N, M, ...]`, and the outputs for both.
-
-    **Arguments:**
-
-    - `plan`, `blocks`: for the whole kernel, or with a `layout` for one of its tiles.
-    - `directions`: output directions of either side; `None` takes all outputs.
-    - `budget`: bytes of the intermediates of a block of samples; see `factorise`.
-    - `one_pass`: whether to concatenate both batches for one pass, where possible.
-    - `layout`: the devices; one if left out.
-    """
-    sides = (None, None) if directions is None else directions
-    with at_precision(plan.spec.precision):
-        if layout is None:
-            return _on_one(plan, operands, blocks, x1, x2, sides, budget, one_pass)
-        return _on_many(plan, operands, blocks, x1, x2, sides, budget, one_pass, layout)
-
-
-def _on_many(
+def on_many(
+    layout: Layout,
     plan: Plan,
     operands: Operands,
     blocks: Blocks,
@@ -56,9 +28,17 @@ def _on_many(
     x2: Array,
     sides: Sequence[Any],
     budget: int | None,
+    *,
     one_pass: bool,
-    layout: Layout,
 ) -> Found:
+    """What `on_one` returns, computed in tiles, one for each device of a mesh.
+
+    **Arguments:**
+
+    - `layout`: the devices.
+    - `plan`, `blocks`: for one of the tiles.
+    - The others are those of `on_one`.
+    """
     exchange = exchanges(layout, plan, blocks)
     rows, columns = layout.rows, layout.columns
     specs = (rows + columns, columns + rows) if exchange else (rows, columns)
@@ -67,11 +47,11 @@ def _on_many(
     def tile(held: list[Array], operands: Operands, x1: Array, x2: Array, sides: Any) -> Found:
         mine = plan.with_constants(held)  # shard_map cannot close over arrays
         if not exchange:
-            return _on_one(mine, operands, blocks, x1, x2, sides, budget, one_pass)
+            return on_one(mine, operands, blocks, x1, x2, sides, budget, one_pass=one_pass)
         first, second = _factors(mine, operands, x1, x2, sides, budget, one_pass)
         both = (_gathered(first, columns), _gathered(second, rows))
         lengths = (plan.sizes.n, plan.sizes.m)
-        join = lambda one, two: contract(mine, operands, one, two)
+        join = functools.partial(contract, mine, operands)
         return kernel_in_blocks(blocks, lengths, None, join, both), first.outputs, second.outputs
 
     whole = PartitionSpec()
@@ -110,7 +90,7 @@ def exchanges(layout: Layout, plan: Plan, blocks: Blocks) -> bool:
     return made > 3 * plan.stored * plan.spec.costs.flops_per_sent_byte
 
 
-def _on_one(
+def on_one(
     plan: Plan,
     operands: Operands,
     blocks: Blocks,
@@ -118,9 +98,18 @@ def _on_one(
     x2: Array,
     sides: Sequence[Any],
     budget: int | None,
+    *,
     one_pass: bool,
 ) -> Found:
-    join = lambda first, second: contract(plan, operands, first, second)
+    """The kernel between two batches, `[N, M, ...]`, and the outputs for both, on one device.
+
+    **Arguments:**
+
+    - `sides`: the output directions of either batch; `None` takes all outputs.
+    - `budget`: bytes of the intermediates of a block of samples; see `factorise`.
+    - `one_pass`: whether to concatenate both batches for one pass, where possible.
+    """
+    join = functools.partial(contract, plan, operands)
     lengths = (len(x1), len(x2))
     if blocks.keeps:
         second = None if blocks.symmetric else x2
