@@ -76,12 +76,12 @@ class Variant:
         every = min(100, max(1, self.steps // 20))
         refreshes = {
             "magnitude": ntt.MagnitudeRefresh(every),
-            "lamp": ntt.ScoreRefresh(score=ntt.scores.LAMP(), every=every),
+            "lamp": ntt.ScoreRefresh(ntt.scores.LAMP(), every),
             "sensitivity": SensitivityRefresh(every),
             "rigl": ntt.RigLRefresh(every, max(1, 3 * self.steps // 4)),
             # These rank the kept weights alone, so that they need a density that falls.
-            "synflow": ntt.ScoreRefresh(score=ntt.scores.SynFlow(), every=every),
-            "ntk-sap": ntt.ScoreRefresh(score=ntt.scores.NTKSAP(key), every=every),
+            "synflow": ntt.ScoreRefresh(ntt.scores.SynFlow(), every),
+            "ntk-sap": ntt.ScoreRefresh(ntt.scores.NTKSAP(key), every),
             "none": ntt.NoRefresh(),
         }
         rate = optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.05)

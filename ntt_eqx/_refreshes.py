@@ -113,8 +113,22 @@ class ScoreRefresh(AbstractPeriodicRefresh):
     """
 
     score: AbstractLabelFreeScore
-    every: int = eqx.field(static=True, default=100)
-    until: int | None = eqx.field(static=True, default=None)
+    every: int = eqx.field(static=True)
+    until: int | None = eqx.field(static=True)
+
+    # Type checkers put the fields that the base declares before those of this class.
+    def __init__(
+        self, score: AbstractLabelFreeScore, every: int = 100, until: int | None = None
+    ) -> None:
+        """Set the fields.
+
+        **Arguments:**
+
+        - `score`: the score.
+        - `every`: steps between two refreshes.
+        - `until`: the last ones are before this step; `None` for no end.
+        """
+        self.score, self.every, self.until = score, every, until
 
     def scores(self, view: AbstractRefreshView) -> ScoreTree:
         """The scores; a random score draws with a new key at each refresh.
