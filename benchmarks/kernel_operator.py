@@ -1,10 +1,12 @@
-"""Measure the operator of a kernel: a product beside one by hand, and eigenpairs of LeNet-5's.
+"""Measure the operator of a kernel: products beside those by hand, and the eigenpairs of LeNet-5's.
 
-    python benchmarks/kernel_operator.py
+    python benchmarks/kernel_operator.py products
+    python benchmarks/kernel_operator.py eigenpairs --checkpoint eigenpairs.npz
+    python benchmarks/kernel_operator.py by-layer
 
-CPU seconds of the process, medians of several turns of all candidates. The count of
-products for the eigenpairs of the full kernel of some images, and the time of one product with
-10,000 images, say what the eigenpairs of those take.
+CPU seconds of the process, medians of several turns of all candidates in one process. The
+eigenpairs are those of the full kernel, `[N K, N K]`, of the first images of Fashion-MNIST;
+stopped, they go on from the checkpoint.
 """
 
 import argparse
@@ -22,13 +24,19 @@ import numpy as np
 import ntt_eqx as ntt
 
 PLACE = Path(__file__).parent / "results" / "kernel_operator.json"
-BLOCK = 8
+NETWORKS = {"LeNet-300-100": ntt.models.LeNet300100, "LeNet-5": ntt.models.LeNet5}
+BLOCKS = (8, 16)
 
 
-def by_hand(model, x, v):
-    """One VJP and one JVP a block of 50 samples, as one writes them."""
+def images(count, name="fashion-mnist"):
+    data = ntt.data.load_dataset(name)
+    return np.asarray(ntt.data.as_batch(data.train[:count], mean=data.mean, std=data.std).x)
+
+
+def by_hand(model, x, v, size):
+    """One VJP and one JVP for each block of samples, as one writes them."""
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    blocks = lambda a: a.reshape(-1, 50, *a.shape[1:])
+    blocks = lambda a: a.reshape(-1, size, *a.shape[1:])
     outputs = lambda x: lambda p: jax.vmap(eqx.combine(p, static))(x)
 
     def pull(total, block):
@@ -42,7 +50,7 @@ def by_hand(model, x, v):
 
 
 def seconds(calls, turns):
-    """Median CPU seconds of each call, and of each turn's ratios to the first call."""
+    """Median CPU seconds of each call; the candidates take turns."""
     for call in calls.values():
         jax.block_until_ready(call())
     found = {name: [] for name in calls}
@@ -54,75 +62,76 @@ def seconds(calls, turns):
     return {name: statistics.median(times) for name, times in found.items()}
 
 
+def products(args):
+    rows, rng = [], np.random.default_rng(0)
+    x = images(args.images)
+    for name, kind in NETWORKS.items():
+        model = kind(key=jax.random.key(0))
+        operator = ntt.ntk_operator(model, x)
+        v = jnp.asarray(rng.normal(size=(args.images, 10)), jnp.float32)
+        calls = {"product": lambda operator=operator, v=v: operator.mv(v)}
+        for size in (50, args.images):
+            hand = jax.jit(lambda v, model=model, size=size: by_hand(model, x, v, size))
+            calls[f"by hand, {size} at once"] = lambda hand=hand, v=v: hand(v)
+        for width in BLOCKS:
+            many = jnp.asarray(rng.normal(size=(args.images, 10, width)), jnp.float32)
+            calls[f"block of {width}"] = lambda operator=operator, many=many: operator.mv(many)
+        rows.append({"network": name, "cpu_seconds": seconds(calls, args.turns)})
+        print(rows[-1], flush=True)
+    return {"images": args.images, "rows": rows}
+
+
+def by_layer(args):
+    rows, x = [], images(args.images)
+    for name, kind in NETWORKS.items():
+        model = kind(key=jax.random.key(0))
+        whole = jax.jit(lambda x, model=model: ntt.ntk(model, x))
+        layers = jax.jit(lambda x, model=model: ntt.ntk(model, x, by_layer=True))
+        calls = {"whole": lambda f=whole: f(x), "by layer": lambda f=layers: f(x)}
+        rows.append({"network": name, "cpu_seconds": seconds(calls, args.turns)})
+        print(rows[-1], flush=True)
+    return {"images": args.images, "rows": rows}
+
+
+def eigenpairs(args):
+    model = ntt.models.LeNet5(key=jax.random.key(0))
+    operator = ntt.ntk_operator(model, images(args.images))
+    v = jnp.zeros(operator.in_structure().shape, jnp.float32)
+    one = seconds({"product": lambda: operator.mv(v)}, 1)["product"]
+    print(f"a product takes {one:.2f} CPU seconds", flush=True)
+    begin = time.process_time(), time.monotonic()
+    pairs = ntt.top_eigenpairs(operator, args.pairs, checkpoint=args.checkpoint)
+    return {
+        "images": args.images,
+        "pairs": args.pairs,
+        "product_cpu_seconds": one,
+        "products": pairs.num_products,
+        "cpu_seconds": time.process_time() - begin[0],
+        "wall_seconds": time.monotonic() - begin[1],
+        "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "values": pairs.values.tolist(),
+        "residuals": (pairs.residuals / pairs.values[0]).tolist(),
+    }
+
+
+PARTS = {"products": products, "eigenpairs": eigenpairs, "by-layer": by_layer}
+IMAGES = {"products": 1000, "eigenpairs": 10_000, "by-layer": 64}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("--pairs", type=int, default=100)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--large", type=int, default=10_000, help="for the time of one product")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--turns", type=int, default=5)
     args = parser.parse_args()
-    data = ntt.data.load_dataset("fashion-mnist-mini")
-    x = ntt.data.as_batch(data.train, mean=data.mean, std=data.std).x
-    model, rng = ntt.models.LeNet5(key=jax.random.key(0)), np.random.default_rng(0)
-    small = x[: args.images]
-    operator = ntt.ntk_operator(model, small)
-    v = jnp.asarray(rng.normal(size=(args.images, 10)), jnp.float32)
-    many = jnp.asarray(rng.normal(size=(args.images, 10, BLOCK)), jnp.float32)
-    hand = jax.jit(lambda v: by_hand(model, small, v))
-    found = seconds(
-        {
-            "by hand": lambda: hand(v),
-            "product": lambda: operator.mv(v),
-            f"block of {BLOCK}": lambda: operator.mv(many),
-        },
-        args.turns,
-    )
-    print(found, flush=True)
-    result = {"jax": jax.__version__, "images": args.images, "cpu_seconds": found}
-
-    class Counted(ntt.AbstractNTKOperator):
-        inner: ntt.NTKOperator
-        calls: list
-
-        def mv(self, v):
-            self.calls.append(1 if v.ndim == 2 else v.shape[2])
-            return self.inner.mv(v)
-
-        def transpose(self):
-            return self
-
-        def in_structure(self):
-            return self.inner.in_structure()
-
-        def out_structure(self):
-            return self.inner.out_structure()
-
-        @property
-        def is_symmetric(self):
-            return True
-
-    calls = []
-    begin = time.process_time()
-    pairs = ntt.top_eigenpairs(Counted(operator, calls), args.pairs)
-    spent = time.process_time() - begin
-    result["eigenpairs"] = {
-        "pairs": args.pairs,
-        "products": sum(n for n in calls if n == 1),
-        "products_in_blocks": sum(n for n in calls if n > 1),
-        "cpu_seconds": spent,
-        "largest": float(pairs.values[0]),
-        "least": float(pairs.values[-1]),
-        "largest_residual": float(pairs.residuals.max()),
-    }
-    print(result["eigenpairs"], flush=True)
-    large = np.resize(x, (args.large, *x.shape[1:]))  # only the time of a product is asked for
-    operator = ntt.ntk_operator(model, large)
-    v = jnp.asarray(rng.normal(size=(args.large, 10)), jnp.float32)
-    found = seconds({"product": lambda: operator.mv(v)}, 1)
-    result["large_images"], result["large_product"] = args.large, found["product"]
-    result["peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(result, flush=True)
-    PLACE.write_text(json.dumps(result, indent=1) + "\n")
+    args.images = args.images or IMAGES[args.part]
+    found = PARTS[args.part](args)
+    print({name: value for name, value in found.items() if name != "values"}, flush=True)
+    results = json.loads(PLACE.read_text()) if PLACE.exists() else {}
+    results[args.part] = {"jax": jax.__version__, **found}
+    PLACE.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

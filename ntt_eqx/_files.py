@@ -5,6 +5,7 @@ what a full disk, a killed process or a lost network drive leaves is then the ol
 """
 
 import contextlib
+import io
 import os
 import re
 import stat
@@ -23,6 +24,19 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     name = _aside(path, content)
     with _removed_on_failure(name):
+        os.replace(name, path)
+    _force_names(path.parent)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[io.BufferedWriter]:
+    """`write_whole` for content that is too large to hold: the file that the body writes to."""
+    name = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    with _removed_on_failure(name):
+        with open(name, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(name, path)
     _force_names(path.parent)
 

@@ -74,6 +74,36 @@ def test_the_largest_pairs(name, dtype, x64):
         assert pairs.residuals.max() <= 10 * exact * scale
 
 
+def test_a_stopped_call_goes_on_with_the_same_bits(tmp_path):
+    """In the search, in its restarts, in the check and after the end."""
+    operator, _ = matrix_of("twelve equal above a tail", jnp.float32)
+    whole, file = ntt.top_eigenpairs(operator, 14), tmp_path / "state.npz"
+    for most in (8, 100, whole.num_products - 10, whole.num_products - 1):
+        with pytest.raises(RuntimeError, match="no convergence"):
+            ntt.top_eigenpairs(operator, 14, max_products=most, checkpoint=file)
+    for _ in range(2):
+        found = ntt.top_eigenpairs(operator, 14, checkpoint=file)
+        assert found.num_products == whole.num_products
+        np.testing.assert_array_equal(found.values, whole.values)
+        np.testing.assert_array_equal(found.vectors, whole.vectors)
+        np.testing.assert_array_equal(found.residuals, whole.residuals)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
+    other, _ = matrix_of("twelve equal above a tail", jnp.float32, seed=1)
+    for call in (
+        lambda: ntt.top_eigenpairs(other, 14, checkpoint=file),
+        lambda: ntt.top_eigenpairs(operator, 13, checkpoint=file),
+        lambda: ntt.top_eigenpairs(operator, 14, seed=1, checkpoint=file),
+    ):
+        with pytest.raises(ValueError, match="another kernel, or of other settings"):
+            call()
+    for content in (b"", file.read_bytes()[:1000]):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="is no checkpoint"):
+            ntt.top_eigenpairs(operator, 14, checkpoint=file)
+    with pytest.raises(ValueError, match="there is no folder"):
+        ntt.top_eigenpairs(operator, 14, checkpoint=tmp_path / "nowhere" / "state.npz")
+
+
 @pytest.mark.parametrize("name", default_only(list(SPECTRA), "rank 3", "fast decay"))
 def test_sums_over_the_spectrum(name, x64):
     operator, values = matrix_of(name, jnp.float64)

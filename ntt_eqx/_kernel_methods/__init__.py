@@ -15,6 +15,10 @@ from ._diagnostics import (
     compare_kernels as compare_kernels,
     layer_costs as layer_costs,
 )
+from ._eigenpairs import (
+    Eigenpairs as Eigenpairs,
+    top_eigenpairs as top_eigenpairs,
+)
 from ._linearize import (
     LinearizedModel as LinearizedModel,
     MSEPath as MSEPath,
@@ -38,8 +42,6 @@ from ._solve import (
     fit_kernel_ridge_nystrom as fit_kernel_ridge_nystrom,
 )
 from ._spectrum import (
-    Eigenpairs as Eigenpairs,
     SpectralDensity as SpectralDensity,
     spectral_density as spectral_density,
-    top_eigenpairs as top_eigenpairs,
 )

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from .._batch import as_array
 from .._checks import check_count, check_finite
 from .._ntk import NTKOperator, ntk_tiles
-from ._spectrum import check_symmetric
+from ._products import check_symmetric
 
 
 def kernel_alignment(

@@ -12,8 +12,8 @@ from .._batch import as_array, as_stream, pair
 from .._checks import check_count, check_finite, check_weight
 from .._ntk import AbstractNTKOperator, ntk
 from .._types import PyTree
+from ._products import HostProduct, check_symmetric, scipy_operator
 from ._regression import KernelRidge, kernel_matrix, symmetric_kernel
-from ._spectrum import HostProduct, check_symmetric, scipy_operator
 
 
 def fit_kernel_ridge_cg(

@@ -1,90 +1,19 @@
-"""Spectra of kernels that are never formed: largest eigenpairs, and sums over all eigenvalues.
+"""Sums over all eigenvalues of a kernel that is never formed.
 
-Both work on products alone, `ntk_operator(model, x)`, and on the host: vectors are NumPy arrays in
+They work on products alone, `ntk_operator(model, x)`, and on the host: vectors are NumPy arrays in
 float64, and the device sees one product at a time.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from .._checks import check_count, check_weight
 from .._ntk import AbstractNTKOperator
-
-_FORMED = 256  # rows up to which all columns are computed
-_BLOCK = 32  # vectors that share a product
-
-
-class Eigenpairs(eqx.Module):
-    """The largest eigenvalues of a kernel with their eigenvectors; `top_eigenpairs` finds them.
-
-    Attributes:
-        values: `[R]`, falling.
-        vectors: `[N, K, R]`, orthonormal.
-        residuals: `[R]`, `|Theta v - lambda v|`. There is an eigenvalue within this distance of
-            each value.
-    """
-
-    values: Float[np.ndarray, " r"]
-    vectors: Float[np.ndarray, "n k r"]
-    residuals: Float[np.ndarray, " r"]
-
-
-def top_eigenpairs(
-    operator: AbstractNTKOperator,
-    num_pairs: int,
-    *,
-    tol: float | None = None,
-    max_products: int = 20_000,
-    seed: int = 0,
-) -> Eigenpairs:
-    """The largest eigenvalues of a kernel and their eigenvectors, by implicitly restarted Lanczos.
-
-    ARPACK (Lehoucq, Sorensen & Yang 1998) finds one eigenvector of each of many equal eigenvalues
-    for sure, and kernels have them: that of a linear model has each K times. It therefore runs
-    again on what is orthogonal to the pairs so far, until nothing there is larger than the least
-    of them. A Rayleigh-Ritz step in the span of all gives the result and its residuals. Kernels of
-    up to 256 rows, or of which a quarter of all pairs is asked for, are formed.
-
-    **Arguments:**
-
-    - `operator`: `ntk_operator(model, x)`, of a batch with itself.
-    - `num_pairs`: R, from 1 to N K.
-    - `tol`: the largest residual in units of the largest eigenvalue; by default the square root of
-      the spacing of the operator's dtype, at most 1e-6.
-    - `max_products`: most products with vectors.
-    - `seed`: of the random starts.
-
-    **Returns:**
-
-    `Eigenpairs`, NumPy arrays in float64. A residual may be a little above `tol` times the largest
-    value where float32 products are less exact than that.
-
-    **Raises:**
-
-    `ValueError` for an operator between two batches, settings out of range and products that are
-    not finite; `RuntimeError` without convergence. Not under `jit`: the host iterates.
-    """
-    caller = "top_eigenpairs"
-    check_symmetric(caller, operator)
-    rows = operator.shape[0]
-    check_count(f"{caller}: num_pairs", num_pairs)
-    check_count(f"{caller}: max_products", max_products)
-    if num_pairs > rows:
-        raise ValueError(f"{caller}: num_pairs must be at most {rows}, got {num_pairs}.")
-    if tol is None:
-        tol = min(1e-6, float(jnp.finfo(operator.in_structure().dtype).eps) ** 0.5)
-    check_weight(f"{caller}: tol", tol)
-    multiply = HostProduct(caller, operator)
-    if rows <= _FORMED or 4 * num_pairs >= rows:
-        basis = np.eye(rows)
-    else:
-        basis = _Lanczos(multiply, num_pairs, tol, max_products, seed).basis()
-    return _rayleigh_ritz(multiply, basis, num_pairs, operator.in_structure().shape)
+from ._eigenpairs import Eigenpairs
+from ._products import HostProduct, check_symmetric
 
 
 class SpectralDensity(eqx.Module):
@@ -217,123 +146,6 @@ def spectral_density(
     return SpectralDensity(np.maximum(nodes, 0.0), weights, exact)
 
 
-class HostProduct:
-    """Products of a kernel with matrices `[N K, R]` of NumPy, in float64."""
-
-    def __init__(self, caller: str, operator: AbstractNTKOperator):
-        self._caller, self._operator = caller, operator
-        self.rows = operator.shape[0]
-        self.eps = float(jnp.finfo(operator.in_structure().dtype).eps)
-        self.count = 0  # vectors multiplied so far
-
-    def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        """The product with one vector, or with the columns of a matrix."""
-        like = self._operator.in_structure()
-        if vectors.ndim == 1:
-            return self(vectors[:, None])[:, 0]
-        found = []
-        for start in range(0, vectors.shape[1], _BLOCK):
-            part = vectors[:, start : start + _BLOCK]
-            v = jnp.asarray(part.reshape(*like.shape, -1), like.dtype)
-            one = part.shape[1] == 1
-            product = self._operator.mv(v[..., 0])[..., None] if one else self._operator.mv(v)
-            found.append(np.asarray(product, np.float64).reshape(-1, part.shape[1]))
-        self.count += vectors.shape[1]
-        result = np.concatenate(found, axis=1)
-        if not np.isfinite(result).all():
-            raise ValueError(
-                f"{self._caller}: a product of the kernel has NaN or infinite entries."
-            )
-        return result
-
-
-def scipy_operator(rows: int, product: Callable[[np.ndarray], np.ndarray]) -> Any:
-    """A square operator of float64 for SciPy's solvers."""
-    from scipy.sparse.linalg import LinearOperator  # 0.2 seconds, which `import ntt_eqx` saves
-
-    make: Any = LinearOperator  # its constructor is annotated wrongly
-    return make((rows, rows), matvec=product, dtype=np.float64)
-
-
-class _Lanczos:
-    """ARPACK on what is orthogonal to the eigenvectors so far, until nothing larger is left."""
-
-    def __init__(self, multiply: HostProduct, pairs: int, tol: float, most: int, seed: int):
-        self._multiply, self._pairs, self._tol, self._most = multiply, pairs, tol, most
-        self._rng = np.random.default_rng(seed)
-
-    def basis(self) -> np.ndarray:
-        """Orthonormal columns that span the eigenvectors, up to the tolerance."""
-        v = self._start()
-        for _ in range(4):
-            v = self._multiply(v)
-            if not np.any(v):
-                break
-            v /= np.linalg.norm(v)
-        scale = float(v @ self._multiply(v))
-        rows = len(v)
-        values, vectors, count = np.zeros(0), np.zeros((rows, 0)), self._pairs
-        while scale > 0:
-            new, found = self._largest(values, vectors, scale, count)
-            least = values[-1] if len(values) == self._pairs else -np.inf
-            if new.max() <= least + self._tol * scale:
-                break
-            order = np.argsort(-np.concatenate([values, new]))[: self._pairs]
-            # Equal eigenvalues: what was found anew is orthogonal but for rounding.
-            vectors = np.concatenate([vectors, found], axis=1)[:, order]
-            count = 1 if not len(values) else min(2 * count, self._pairs)
-            values = np.concatenate([values, new])[order]
-        wanted = self._pairs - vectors.shape[1]
-        filled = np.concatenate([vectors, self._rng.normal(size=(rows, wanted))], axis=1)
-        return np.linalg.qr(filled)[0]
-
-    def _largest(
-        self, values: np.ndarray, vectors: np.ndarray, scale: float, count: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        def product(v: np.ndarray) -> np.ndarray:
-            v = v.reshape(-1)
-            # Shifted by the scale, ARPACK's test, which is relative, is one of absolute residuals.
-            return self._multiply(v) - vectors @ (values * (vectors.T @ v)) + scale * v
-
-        from scipy.sparse.linalg import ArpackNoConvergence, eigsh
-
-        find: Any = eigsh  # SciPy annotates `tol` as an integer
-        rows = len(vectors)
-        width = min(max(2 * count + 1, 20), rows)
-        left = max(self._most - self._multiply.count, width)
-        try:
-            found, new = find(
-                scipy_operator(rows, product),
-                count,
-                which="LA",
-                ncv=width,
-                tol=self._tol,
-                v0=self._start() - vectors @ (vectors.T @ self._start()),
-                maxiter=-(-left // (width - count)),
-            )
-        except ArpackNoConvergence as error:
-            raise RuntimeError(
-                f"top_eigenpairs: no convergence to tol={self._tol:.1e} in {self._multiply.count} "
-                "products; raise tol or max_products, or ask for fewer pairs."
-            ) from error
-        return found - scale, new
-
-    def _start(self) -> np.ndarray:
-        return self._rng.normal(size=self._multiply.rows)
-
-
-def _rayleigh_ritz(
-    multiply: HostProduct, basis: np.ndarray, num_pairs: int, shape: tuple[int, ...]
-) -> Eigenpairs:
-    image = multiply(basis)
-    small = basis.T @ image
-    values, inside = np.linalg.eigh((small + small.T) / 2)
-    values, inside = values[::-1][:num_pairs], inside[:, ::-1][:, :num_pairs]
-    vectors = basis @ inside
-    residuals = np.linalg.norm(image @ inside - vectors * values, axis=0)
-    return Eigenpairs(values, vectors.reshape(*shape, num_pairs), residuals)
-
-
 def _tridiagonals(
     multiply: HostProduct, probes: np.ndarray, known: np.ndarray, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -361,14 +173,6 @@ def _tridiagonals(
         if n + 1 < steps:
             basis[n + 1] = unit(v, length[None] * np.ones((rows, 1)))
     return diagonal, beside
-
-
-def check_symmetric(caller: str, operator: AbstractNTKOperator) -> None:
-    """Raise `ValueError` unless the operator is the kernel of a batch with itself."""
-    if not operator.is_symmetric:
-        raise ValueError(
-            f"{caller}: the operator must be that of a batch with itself, ntk_operator(model, x)."
-        )
 
 
 def _positive(caller: str, ridge: float) -> float:
