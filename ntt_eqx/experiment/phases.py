@@ -3,9 +3,11 @@
 import functools
 from typing import Any
 
+import numpy as np
 import optax
 
 from .. import (
+    KernelObserver,
     NTTConfig,
     RoundRefresh,
     SparseModel,
@@ -85,6 +87,10 @@ def training_phase(cell: Cell, start: SparseModel, images: Dataset, title: str) 
     key = cell.key(2) if draws_in_training(cell.model, start.model) else None
     model = rescale_by_density(start) if settings.rescale else start
     dynamic = dynamic_of(cell, start.model, steps)
+    test, observe = StandardisedSplit(images, images.test), {}
+    if settings.kernel_images:
+        x, y = test.first(settings.kernel_images)
+        observe["kernel"] = KernelObserver(x, np.eye(images.num_classes, dtype=np.float32)[y])
     return Phase(
         name="train",
         title=f"{title}, training",
@@ -92,9 +98,7 @@ def training_phase(cell: Cell, start: SparseModel, images: Dataset, title: str) 
         log_every=min(each, steps),
         state=recipe.init(model, steps, key=key, dynamic=dynamic),
         batches=used.training_batches(recipe, seed=cell.seed),
-        run=functools.partial(
-            train_steps, test_set=StandardisedSplit(images, images.test).first(_CURVE_IMAGES)
-        ),
+        run=functools.partial(train_steps, test_set=test.first(_CURVE_IMAGES), observe=observe),
         shown=lambda row: {
             "test accuracy": row["test"]["accuracy"],
             "loss": row["train"]["loss"],

@@ -17,6 +17,7 @@ from .figures import (
     accuracy_figure,
     densities_figure,
     distances_figure,
+    kernel_figure,
     line_of,
     masks_figure,
     render_figure,
@@ -41,6 +42,8 @@ Erdős–Rényi shares."""
 _CAPTIONS = {
     "accuracy": "Test accuracy while the networks train.",
     "sparsity": "Test error after training against the share of weights kept, both logarithmic.",
+    "kernel": "The tangent kernel of fixed test images while the networks train: alignment with "
+    "their labels, effective rank (exponential of the spectrum's entropy), largest eigenvalues.",
     "distances": "Distance of the student's kernel and outputs to its teacher's on held-out images "
     "during the transfer.",
     "masks": "Masks of the first layer: weights kept at each input, and single units.",
@@ -178,6 +181,7 @@ def draw_figures(runs: Sequence[Run], on_problem: Callable[[str], None]) -> dict
         for (density,), cells in (densities or {(1.0,): []}).items():
             suffix = place + (f"-{density:g}" if len(densities) > 1 else "")
             draw(f"accuracy{suffix}", accuracy_figure, [*cells, *dense])
+            draw(f"kernel{suffix}", kernel_figure, [*cells, *dense])
             draw(f"distances{suffix}", distances_figure, cells)
             draw(f"densities{suffix}", densities_figure, cells)
             draw(f"masks{suffix}", _masks, cells)

@@ -117,6 +117,9 @@ class TrainingSettings:
     rescale: bool = False  # divide the initial weights by the square root of their layer's density
     # steps between two looks at the test images; left out, one epoch
     evaluate_every: int | None = _number(None, 1)
+    # test images whose tangent kernel is recorded at each look (spectrum, alignment with labels);
+    # 0 for none, a few dozen are enough
+    kernel_images: int = _number(0)
 
     def recipe(self) -> Recipe:
         """The recipe of these settings; `ExperimentError` for fields that contradict each other."""

@@ -44,6 +44,10 @@ def read(path):
     return json.loads(Path(path).read_text())
 
 
+def config_of(cell):
+    return (cell / "config.json").read_text()
+
+
 @pytest.mark.slow
 def test_all_devices_make_what_one_makes(finished, tmp_path):
     words = tiny("--methods", "ntt", "snip", "--densities", "0.1", "--devices", "all")
@@ -97,10 +101,15 @@ def test_other_settings_get_other_cells(finished, tmp_path):
 
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
-    more = tiny("--methods", "random", "--densities", "0.1", "--training.epochs", "1")
-    assert main(["compare", "--out", str(out), *more]) == 0
+    more = ("--densities", "0.1", "--training.epochs", "1", "--training.kernel-images", "5")
+    assert main(["compare", "--out", str(out), *tiny("--methods", "random", *more)]) == 0
     (result,) = read(out / "results.json")
     assert result["train_steps"] == 9
+    (cell,) = [path for path in (out / "cells").iterdir() if "kernel_images" in config_of(path)]
+    rows = [json.loads(line) for line in (cell / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 3, 6, 9]
+    assert all(0 < row["kernel"]["alignment"] < 1 for row in rows)
+    assert (out / "figures" / "kernel.png").exists()
     assert main(["report", str(out), "--out", str(tmp_path / "report")]) == 0
     table = (tmp_path / "report" / "table.md").read_text()
     assert "Settings" in table and table.count("| random ") == 2

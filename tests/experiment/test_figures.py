@@ -9,6 +9,7 @@ from ntt_eqx.experiment.figures import (
     accuracy_figure,
     densities_figure,
     distances_figure,
+    kernel_figure,
     masks_figure,
     sparsity_figure,
 )
@@ -83,6 +84,27 @@ def test_refreshes_are_marked(tmp_path):
     (marks,) = [line for line in figure.axes[0].lines if line.get_label() == label]
     first, last = marks.get_xdata()
     assert first == 50 and last % 50 == 0 and last > 2000
+
+
+def test_the_kernel_over_training(tmp_path):
+    found = runs(tmp_path, methods=("ntt", "random"), seeds=(0, 1))
+    assert kernel_figure(found) is None
+    for run in found[:3]:  # of the last nothing was recorded
+        path = run.directory / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            if row["phase"] == "train":
+                seen = {"alignment": 0.1, "effective_rank": 9.0, "eigenvalue_1": 1e3 + row["step"]}
+                row["kernel"] = seen
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_run(path.parent, metrics_jsonl=text)
+    figure = kernel_figure(found)
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels == ["Alignment with labels", "Effective rank", "Largest eigenvalue"]
+    largest = figure.axes[2]
+    assert largest.get_yscale() == "log" and largest.get_xlabel() == "Training steps"
+    for line in largest.lines:
+        np.testing.assert_array_equal(line.get_ydata(), 1e3 + line.get_xdata())
 
 
 def test_densities_only_where_layers_differ(tmp_path):

@@ -23,6 +23,11 @@ from ._style import (
 _FEWEST = 3  # two points are a ruled line
 _MARKS = 40  # refreshes of the mask that are marked one by one
 _DISTANCES = {"kernel_distance": "Kernel distance", "target_distance": "Target distance"}
+_KERNEL = {
+    "alignment": "Alignment with labels",
+    "effective_rank": "Effective rank",
+    "eigenvalue_1": "Largest eigenvalue",
+}
 
 
 def accuracy_figure(runs: Sequence[Run]) -> Any | None:
@@ -73,6 +78,32 @@ def distances_figure(runs: Sequence[Run]) -> Any | None:
             line[0].set_ylabel(label)
         for one in axes[-1]:
             one.set_xlabel("Transfer steps")
+    return figure
+
+
+def kernel_figure(runs: Sequence[Run]) -> Any | None:
+    """Tangent kernel in training: alignment with labels, effective rank, largest eigenvalues."""
+    rows = [_curves(runs, "train", _of_kernel(name)) for name in _KERNEL]
+    found = [curve for row in rows for curve in row]
+    if not found:
+        return None
+    panels, looks = arrange(curve.line for curve in found)
+    caption = describe([run for run in runs if line_of(run) in looks], "band")
+    with new_figure(caption, 4.2, looks.values(), panels, 3, sharex=True, sharey="row") as (
+        figure,
+        axes,
+    ):
+        for line, row, label in zip(axes, rows, _KERNEL.values(), strict=True):
+            for one, panel in zip(line, panels, strict=True):
+                for curve in row:
+                    if in_panel(curve.line, panel):
+                        curve.draw(one, looks[curve.line], floor=0.1)
+                _label_steps(one, "")
+            line[0].set_ylabel(label)
+        for one in axes[-1]:
+            one.set_yscale("log")
+            plain_decades(one.yaxis)
+            one.set_xlabel("Training steps")
     return figure
 
 
@@ -155,3 +186,7 @@ def _reader(name: str) -> Callable[[dict[str, Any]], float | None]:
         return value if value is not None and value > 0 else None
 
     return read
+
+
+def _of_kernel(name: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda row: (row.get("kernel") or {}).get(name)
