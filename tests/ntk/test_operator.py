@@ -11,29 +11,14 @@ from helpers import zoo, zoo_today
 from helpers.comparison import every_array, random_mask, relative_error
 from helpers.interpreter import interpreted
 from helpers.programs import build, programs, tolerance
+from helpers.tiers import default_only
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 import ntt_eqx as ntt
 
 EXACT = 1e-10  # float64
-MODELS = {
-    "lines": zoo.ZOO["lines"],
-    "tokens": zoo.ZOO["tokens"],
-    "custom": zoo.ZOO["custom"],
-    "raw": zoo.ZOO["raw"],
-    "fno, complex": zoo_today.ZOO["fno, complex"],
-}
-
-
-def masked(name):
-    sparse = ntt.sparsify(MODELS[name].build(jax.random.key(1)), every_array)
-    return sparse.with_mask(random_mask(sparse.mask, 0.6))
-
-
-def rates(sparse, seed=3):
-    rng = np.random.default_rng(seed)
-    rate = lambda w: jnp.asarray(rng.uniform(0, 2, w.shape))
-    return jax.tree.map(rate, eqx.filter(sparse.model, eqx.is_inexact_array))
+MODELS = {**zoo.ZOO, **zoo_today.ZOO}
+QUICK = ("lines", "custom", "lora")
 
 
 def vectors(structure, *r, seed=5):
@@ -45,39 +30,45 @@ def product(theta, v):
     return jnp.einsum("nmkl,ml...->nk...", theta, v)
 
 
-LONG = ("tokens", "raw")  # many small arrays are drawn, each compiled on its own
+def worst_error(sparse, x1, x2, seed=0):
+    """Of products by both kernels with a vector, a block and, transposed, a block.
 
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in MODELS]
-)
-def test_products_are_those_of_the_matrix(name, x64):
-    """With a mask, without, with a metric; of batches that do not divide the samples."""
-    sparse = masked(name)
-    x1, x2 = MODELS[name].samples(5, seed=1), MODELS[name].samples(3, seed=2)
-    cases = (
-        dict(kernel="active", metric=None, batch_size=2),
-        dict(kernel="ambient", metric=rates(sparse), batch_size=None),
-    )
+    Beside the kernel from explicit Jacobians; batches do not divide the samples, and the ambient
+    kernel has learning rates.
+    """
     params, static = eqx.partition(sparse, eqx.is_inexact_array)
-    for case in cases:
-        how = {k: v for k, v in case.items() if k != "batch_size"}
-        outputs = ntt.ntk_operator(sparse, x1).in_structure().shape[1]
-        v, u = (jnp.asarray(np.random.default_rng(n).normal(size=(n, outputs, 2))) for n in (3, 5))
+    rng = np.random.default_rng(seed)
+    rate = lambda w: jnp.asarray(rng.uniform(0, 2, w.shape))
+    rates = jax.tree.map(rate, eqx.filter(sparse.model, eqx.is_inexact_array))
+    shapes = ntt.ntk_operator(sparse, x1, x2)
+    v, u = vectors(shapes.in_structure(), 2), vectors(shapes.out_structure(), 2)
 
-        @interpreted
-        def run(params, mask, x1, x2, v, u, case=case, how=how):
-            model = eqx.combine(params, static).with_mask(mask)
-            operator = ntt.ntk_operator(model, x1, x2, **case)
+    @interpreted
+    def run(params, mask, x1, x2, v, u):
+        model, pairs = eqx.combine(params, static).with_mask(mask), []
+        for how in (dict(kernel="active"), dict(kernel="ambient", metric=rates)):
+            operator = ntt.ntk_operator(model, x1, x2, **how, batch_size=2)
             theta = ntt.ntk(model, x1, x2, **how, implementation="jacobian")
-            found = operator.mv(v), operator @ v[..., 0], operator.T.mv(u), operator.as_matrix()
+            assert operator.shape == ntt.kernel_matrix(theta).shape
             back = product(theta.transpose(1, 0, 3, 2), u)
-            matrix = ntt.kernel_matrix(theta)
-            assert operator.shape == matrix.shape
-            return found, (product(theta, v), product(theta, v[..., 0]), back, matrix)
+            pairs += [
+                (operator.mv(v), product(theta, v)),
+                (operator @ v[..., 0], product(theta, v[..., 0])),
+                (operator.T.mv(u), back),
+            ]
+        return pairs
 
-        for found, expected in zip(*run(params, sparse.mask, x1, x2, v, u), strict=True):
-            assert relative_error(found, expected) < EXACT
+    found = run(params, sparse.mask, x1, x2, v, u)
+    return max(relative_error(mine, right) for mine, right in found)
+
+
+@pytest.mark.parametrize("name", default_only(MODELS, *QUICK))
+def test_products_are_those_of_the_matrix(name, x64):
+    case = MODELS[name]
+    sparse = ntt.sparsify(case.build(jax.random.key(1)), every_array)
+    sparse = sparse.with_mask(random_mask(sparse.mask, 0.6))
+    error = worst_error(sparse, case.samples(5, seed=1), case.samples(3, seed=2))
+    assert error < (2e-3 if name == "half" else EXACT)
 
 
 def dense_pair(dtype=None):
@@ -179,19 +170,10 @@ def test_lineax_solves(x64):
 def check_program(program, seed):
     rng = np.random.default_rng(seed)
     sparse = ntt.sparsify(build(program, seed), every_array)
-    mask = random_mask(sparse.mask, 0.5, seed)
+    sparse = sparse.with_mask(random_mask(sparse.mask, 0.5, seed))
     x1, x2 = (program.sample.batch(n, rng, program.dtype) for n in (3, 2))
-    params, static = eqx.partition(sparse, eqx.is_inexact_array)
-    v = jnp.asarray(rng.normal(size=(2, program.num_outputs)))
-
-    @interpreted
-    def both(params, mask, x1, x2, v):
-        model = eqx.combine(params, static).with_mask(mask)
-        found = ntt.ntk_operator(model, x1, x2, batch_size=2).mv(v)
-        return found, product(ntt.ntk(model, x1, x2, implementation="jacobian"), v)
-
-    found, expected = both(params, mask, x1, x2, v)
-    assert relative_error(found, expected) < tolerance(program)
+    error = worst_error(sparse, x1, x2, seed)
+    assert error < tolerance(program)
 
 
 quiet = settings(
@@ -203,7 +185,7 @@ quiet = settings(
 )
 
 
-@settings(quiet, max_examples=6)
+@settings(quiet, max_examples=3)
 @given(program=programs(most=4), seed=st.integers(0, 99))
 def test_any_program(program, seed, x64):
     check_program(program, seed)
