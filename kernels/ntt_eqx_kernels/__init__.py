@@ -1,6 +1,13 @@
 """The masked NTK products: one folder an operation, one file an implementation."""
 
-from ._bits import MaskBits as MaskBits
+from ._bits import (
+    MaskBits as MaskBits,
+    RankedBits as RankedBits,
+    at as at,
+    first_above as first_above,
+    running as running,
+    sum_at as sum_at,
+)
 from ._blocks import (
     BLOCK_BYTES as BLOCK_BYTES,
     block_size as block_size,
@@ -8,6 +15,7 @@ from ._blocks import (
     map_blocks as map_blocks,
     map_rows as map_rows,
     memory_of as memory_of,
+    scan_blocks as scan_blocks,
 )
 from ._dispatch import (
     Choice as Choice,

@@ -42,7 +42,7 @@ class Layer:
         loops: lengths of the loops around the site.
         bias: number of the parameter that is its bias, if there is one.
         bias_order: the entry of the bias that each output feature gets, `[G I]`.
-        places: where the entries of a weight are that does not store all of them.
+        index: what says where the entries of a weight are that stores some alone.
     """
 
     view: "View"
@@ -51,7 +51,7 @@ class Layer:
     loops: tuple[int, ...]
     bias: int | None = None
     bias_order: np.ndarray | None = None
-    places: Places | None = None
+    index: tuple[Array, ...] | None = None
 
     @property
     def weight(self) -> int:
@@ -82,6 +82,12 @@ class Layer:
     def positions(self) -> int:
         """S, over all iterations of loops that share the weight."""
         return self.use.positions * math.prod(self.loops[axis] for axis in self._shared)
+
+    @property
+    def places(self) -> Places:
+        """Where the entries of a weight are that stores some alone."""
+        assert isinstance(self.use, AbstractEntryUse) and self.index is not None
+        return self.use.places(*self.index)
 
     @property
     def keeps_order(self) -> bool:
@@ -302,8 +308,8 @@ def _layer(use: _Use, rules: tuple[RegisteredRule, ...]) -> Layer | None:
     index = [use.step.inputs[n] for n in linear.index]
     if not all(isinstance(operand, Const) for operand in index):
         return None  # known to each run of the program alone, or to an iteration of a loop
-    places = linear.places(*(jnp.asarray(operand.value) for operand in index))
-    return Layer(use.view, linear, use.site, use.loops, places=places)
+    values = tuple(jnp.asarray(operand.value) for operand in index)
+    return Layer(use.view, linear, use.site, use.loops, index=values)
 
 
 def _with_bias(layer: Layer, once: dict[int, _Use]) -> Layer:

@@ -94,6 +94,12 @@ class AbstractEntryUse(AbstractUse):
     def places(self, *index: Array) -> Places:
         """Where the entries are, from the values of the operands `index`."""
 
+    @abc.abstractmethod
+    def product(
+        self, index: tuple[Array, ...], values: Array, x: Array, *, transposed: bool
+    ) -> Array:
+        """The matrix with these values `[E]` times `x[J, B]`, or its transpose times `x[I, B]`."""
+
 
 Rule: TypeAlias = Callable[[Any, int], AbstractUse | None]
 """`(equation, index of the weight operand) -> linear use`, or `None` if the equation is not linear

@@ -58,7 +58,7 @@ def gathered_metric(
     if layer.bias is not None:
         bias, ones = weights[layer.bias], jnp.ones_like(offset)
         offset = ones if bias is None else layer.bias_metric(bias).reshape(-1).astype(dtype)
-    if layer.places is not None:
+    if layer.index is not None:
         return _metric_of_places(layer, layer.places, weights[layer.weight], offset)
     weight, known = weights[layer.weight], index[layer.weight]
     assert weight is not None and known is not None and known.places is not None

@@ -1,6 +1,7 @@
 """`KeptIndex`: where the kept entries of a matrix are, in arrays of static shape."""
 
 import abc
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -48,18 +49,26 @@ class AbstractIndex(eqx.Module):
     """Where the kept entries of a matrix `[I, J]` are; they are numbered row by row.
 
     Attributes:
-        order: for each entry its position in the slots of all `row_groups`, or in others of the
-            index's own.
+        order: for each entry its position in the slots of the index.
         shape: `(I, J)`.
     """
 
     order: eqx.AbstractVar[Int[Array, " kept"]]
     shape: eqx.AbstractVar[tuple[int, int]]
 
-    @property
     @abc.abstractmethod
-    def row_groups(self) -> tuple[Group, ...]:
-        """All rows with entries."""
+    def scatter(self, values: Array) -> Array:
+        """The matrix `[I, J]` with these entries and zeros elsewhere."""
+
+    @abc.abstractmethod
+    def chunks(self, width: int) -> tuple[Array, Array, Array]:
+        """The entries in chunks of one row each.
+
+        **Returns:**
+
+        The row of each chunk, the columns of its entries and their numbers, `[chunks, width]`; the
+        number of all entries where there is none.
+        """
 
     @property
     def kept(self) -> int:
@@ -69,14 +78,6 @@ class AbstractIndex(eqx.Module):
     def mask(self) -> Bool[Array, "i j"]:
         """The mask that this is the index of."""
         return self.scatter(jnp.ones(self.kept, jnp.int32)).astype(bool)
-
-    def scatter(self, values: Array) -> Array:
-        """The matrix `[I, J]` with these entries and zeros elsewhere."""
-        matrix = jnp.zeros(self.shape, values.dtype)
-        for group in self.row_groups:
-            slots = values.at[group.entries].get(mode="fill", fill_value=0)
-            matrix = matrix.at[group.rows, group.others].add(slots)
-        return matrix
 
 
 class KeptIndex(AbstractIndex):
@@ -107,10 +108,40 @@ class KeptIndex(AbstractIndex):
         order[entries[real]] = real
         self.order = as_int(order)
 
-    @property
-    def row_groups(self) -> tuple[Group, ...]:
+    def scatter(self, values: Array) -> Array:
         """See `AbstractIndex`."""
-        return self.rows.groups
+        return scatter_groups(values, self.rows.groups, self.shape)
+
+    def chunks(self, width: int) -> tuple[Array, Array, Array]:
+        """See `AbstractIndex`; the slots of a row, cut into chunks."""
+        return chunks_of_groups(self.rows.groups, width, self.kept)
+
+
+def scatter_groups(values: Array, groups: Sequence[Group], shape: tuple[int, int]) -> Array:
+    """The matrix of this shape with the entries of groups of rows, and zeros elsewhere."""
+    matrix = jnp.zeros(shape, values.dtype)
+    for group in groups:
+        slots = values.at[group.entries].get(mode="fill", fill_value=0)
+        matrix = matrix.at[group.rows, group.others].add(slots)
+    return matrix
+
+
+def chunks_of_groups(
+    groups: Sequence[Group], width: int, unused: int
+) -> tuple[Array, Array, Array]:
+    """`AbstractIndex.chunks` of groups of rows; `unused` is the number of no entry."""
+
+    def of(group: Group) -> tuple[Array, Array, Array]:
+        slots, rows = group.others.shape
+        each = -(-slots // width)
+        spare = ((0, 0), (0, each * width - slots))
+        columns = jnp.pad(group.others.T, spare).reshape(-1, width)
+        entries = jnp.pad(group.entries.T, spare, constant_values=unused).reshape(-1, width)
+        return jnp.repeat(group.rows, each, total_repeat_length=rows * each), columns, entries
+
+    rows, columns, entries = (jnp.concatenate(a) for a in zip(*map(of, groups), strict=True))
+    order = jnp.argsort(rows)
+    return rows[order], columns[order], entries[order]
 
 
 def as_int(array: np.ndarray) -> Int[Array, "*s"]:

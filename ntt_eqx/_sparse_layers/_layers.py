@@ -15,6 +15,7 @@ from .._kept import AbstractKeptLayer
 from ._index import AbstractIndex
 from ._products import product
 from ._shared_index import index_of
+from ._sorted_index import SortedIndex
 
 
 class SparseLinear(AbstractKeptLayer):
@@ -32,17 +33,20 @@ class SparseLinear(AbstractKeptLayer):
     index: AbstractIndex
     settings: eqx.nn.Linear
 
-    def __init__(self, layer: eqx.nn.Linear, mask: Bool[np.ndarray, "out in"]):
+    def __init__(self, layer: eqx.nn.Linear, mask: Bool[np.ndarray, "out in"] | SortedIndex):
         """Keep the entries of `layer.weight` where `mask` is `True`.
 
         **Arguments:**
 
         - `layer`: the layer whose entries are kept.
-        - `mask`: a NumPy array of the weight's shape, because shapes depend on it.
+        - `mask`: a NumPy array of the weight's shape, because shapes depend on it; or the index of
+            a mask that may change.
         """
-        self.values = layer.weight[mask]
+        if isinstance(mask, SortedIndex):
+            self.values, self.index = mask.gather(layer.weight), mask
+        else:
+            self.values, self.index = layer.weight[mask], index_of(mask)
         self.bias = layer.bias
-        self.index = index_of(mask)
         self.settings = _without_arrays(layer)
 
     @property

@@ -4,13 +4,13 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._ntk import register_linear_use
 from .._ntk._linear import AbstractEntryUse, Places
 from ..kernels import gathered_shape
-from ._index import AbstractIndex, Group
+from ._index import AbstractIndex
+from ._products import product
 
 
 class KeptProduct(AbstractEntryUse):
@@ -46,23 +46,16 @@ class KeptProduct(AbstractEntryUse):
         return d[None]
 
     def places(self, *index: Array) -> Places:
-        """See `AbstractEntryUse`; the slots of a row, cut into chunks."""
+        """See `AbstractEntryUse`."""
         kept: AbstractIndex = jax.tree.unflatten(self.structure, index)
         _, width = gathered_shape(kept.kept, self.features)
-        parts = [_chunks(group, width, kept.kept) for group in kept.row_groups]
-        rows, columns, entries = (jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        order = jnp.argsort(rows)
-        return Places(rows[order], columns[order], entries[order])
+        return Places(*kept.chunks(width))
 
-
-def _chunks(group: Group, width: int, unused: int) -> tuple[Array, Array, Array]:
-    """The row of each chunk of a group, the columns of its entries and their numbers."""
-    slots, rows = group.others.shape
-    each = -(-slots // width)
-    spare = ((0, 0), (0, each * width - slots))
-    columns = jnp.pad(group.others.T, spare).reshape(-1, width)
-    entries = jnp.pad(group.entries.T, spare, constant_values=unused).reshape(-1, width)
-    return jnp.repeat(group.rows, each, total_repeat_length=rows * each), columns, entries
+    def product(
+        self, index: tuple[Array, ...], values: Array, x: Array, *, transposed: bool
+    ) -> Array:
+        """See `AbstractEntryUse`."""
+        return product(values, x, jax.tree.unflatten(self.structure, index), transposed=transposed)
 
 
 def _rule(eqn: Any, weight: int) -> KeptProduct | None:

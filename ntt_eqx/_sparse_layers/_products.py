@@ -31,6 +31,8 @@ from .._types import wide_dtype
 from ..kernels.manual_axes import like_varying, varying_alike
 from ._index import SLOTS, AbstractIndex, Group
 from ._shared_index import SharedIndex
+from ._sorted_index import SortedIndex
+from ._sorted_products import sorted_product, sorted_sampled
 
 # Fewer samples than these are summed one by one.
 _FEW = 16
@@ -41,12 +43,16 @@ _BLOCK, _SAMPLED_BLOCK = 128, 64
 
 
 def product(
-    values: Float[Array, " kept"], x: Float[Array, "j *batch"], index: AbstractIndex
+    values: Float[Array, " kept"],
+    x: Float[Array, "j *batch"],
+    index: AbstractIndex,
+    *,
+    transposed: bool = False,
 ) -> Float[Array, "i *batch"]:
-    """The matrix with these kept entries times `x`, over the first axis of `x`."""
+    """The matrix with these kept entries, or its transpose, times `x` over its first axis."""
     leaves, structure = jax.tree.flatten(index)
     values, flat = varying_alike(values, x.reshape(x.shape[0], math.prod(x.shape[1:])))
-    y = _product.bind(values, flat, *leaves, structure=structure, transposed=False)
+    y = _product.bind(values, flat, *leaves, structure=structure, transposed=transposed)
     return y.reshape(y.shape[0], *x.shape[1:])
 
 
@@ -58,6 +64,9 @@ def _computed_product(
         return _shared_product(values, x, index, transposed)
     side = index.columns if transposed else index.rows
     wide = _wide(x.dtype)
+    if isinstance(index, SortedIndex):
+        of = lambda x: sorted_product(values.astype(wide), x.astype(wide), side).astype(x.dtype)
+        return _in_blocks(of, x)
     slots = [_filled(values.astype(wide), group.entries) for group in side.groups]
 
     def of(x: Array) -> Array:
@@ -68,6 +77,11 @@ def _computed_product(
             parts.append(like_varying(jnp.zeros((1, x.shape[1]), wide), [x]))
         return _at(jnp.concatenate(parts), side.place).astype(x.dtype)
 
+    return _in_blocks(of, x)
+
+
+def _in_blocks(of: Callable[[Array], Array], x: Array) -> Array:
+    """A product with `x`, some samples at a time."""
     whole, rest = _blocks(x, _BLOCK)
     if whole is None:
         return of(rest)
@@ -102,6 +116,8 @@ def _computed_sampled(y: Array, x: Array, *leaves: Array, structure: Any) -> Arr
 
     def of(y: Array, x: Array) -> Array:
         y, x = y.astype(wide), x.astype(wide)
+        if isinstance(index, SortedIndex):
+            return sorted_sampled(y, x, index)
         parts = [sums(_at(y, g.rows), x, g.others).reshape(-1) for g in index.rows.groups]
         return jnp.concatenate([*parts, jnp.zeros(0, wide)])
 

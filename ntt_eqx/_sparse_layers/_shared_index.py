@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from ._index import AbstractIndex, Group, KeptIndex, Side, as_int, side_of
+from ._index import (
+    AbstractIndex,
+    Group,
+    KeptIndex,
+    Side,
+    as_int,
+    chunks_of_groups,
+    scatter_groups,
+    side_of,
+)
 
 # A product of fewer rows is slower than one that takes the entries singly.
 _FEWEST = 8
@@ -62,14 +71,21 @@ class SharedIndex(AbstractIndex):
         self.tiles = len(group)
         self.shape = (mask.shape[0], mask.shape[1])
 
-    @property
-    def row_groups(self) -> tuple[Group, ...]:
+    def scatter(self, values: Array) -> Array:
         """See `AbstractIndex`."""
+        return scatter_groups(values, [self._rows], self.shape)
+
+    def chunks(self, width: int) -> tuple[Array, Array, Array]:
+        """See `AbstractIndex`; the slots of a row, cut into chunks."""
+        return chunks_of_groups([self._rows], width, self.kept)
+
+    @property
+    def _rows(self) -> Group:
         groups, height, width = self.entries.shape
         others = jnp.broadcast_to(self.inputs[:, None], self.entries.shape)
         by_slot = lambda a: a.reshape(groups * height, width)[: self.shape[0]].T
         rows = jnp.arange(self.shape[0], dtype=jnp.int32)
-        return (Group(rows, by_slot(others), by_slot(self.entries)),)
+        return Group(rows, by_slot(others), by_slot(self.entries))
 
 
 def index_of(mask: Bool[np.ndarray, "i j"]) -> Index:

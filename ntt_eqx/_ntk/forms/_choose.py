@@ -6,6 +6,7 @@ from ...kernels import gathered_shape
 from .._costs import Costs
 from .._layers import Layer
 from ._dense import DenseForm
+from ._entries import EntryForm
 from ._form import Sizes
 from ._gathered import GatheredForm
 from ._gathered_tangent import GatheredTangentForm
@@ -24,7 +25,9 @@ def plan_layer(
     - `masked`: whether its weight or its bias has a metric.
     - `nonzeros`: capacity for non-zeros of the weight's metric; `None` if they are unknown.
     """
-    if layer.places is not None:  # there is nothing else of this weight
+    if layer.index is not None:  # there is nothing else of this weight
+        if layer.positions == 1 and costs.entry_products:
+            return EntryForm(layer)
         chunks = layer.places.columns.shape
         chunks = (chunks[0], chunks[1])
     else:

@@ -1,0 +1,129 @@
+"""Masked layers that a compiled step evaluates on their kept weights alone, whatever the mask."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Bool
+
+from .._sparse import SparseModel, count_kept
+from .._types import MaskTree, PyTree
+from ._layers import SparseLinear
+from ._sorted_index import SortedIndex, sorted_each
+
+
+class KeptEntries(eqx.Module):
+    """Where a mask keeps weights, and that mask: an index answers for no other.
+
+    Attributes:
+        index: the entries; its shapes depend on the mask's shape and count alone.
+        mask: the mask.
+    """
+
+    index: SortedIndex
+    mask: Bool[Array, "i j"]
+
+
+def kept_entries(
+    model: PyTree, mask: MaskTree, where: Callable[[str, Bool[np.ndarray, "i j"]], bool]
+) -> dict[str, KeptEntries]:
+    """The entries of the concrete masks of `eqx.nn.Linear` layers that `where` chooses.
+
+    **Arguments:**
+
+    - `where`: from the layer's key string and its mask.
+
+    **Returns:**
+
+    `KeptEntries` by the layers' key strings.
+    """
+    chosen = {
+        name: m
+        for name, m in _masks_of_layers(model, mask).items()
+        if np.any(m) and where(name, np.asarray(m))
+    }
+    if not chosen:
+        return {}
+    kept = tuple(int(np.count_nonzero(m)) for m in chosen.values())
+    index, _ = eqx.filter_jit(sorted_each)(list(chosen.values()), kept)
+    pairs = zip(chosen.items(), index, strict=True)
+    return {name: KeptEntries(found, m) for (name, m), found in pairs}
+
+
+def current_entries(
+    model: PyTree, mask: MaskTree, known: dict[str, KeptEntries]
+) -> tuple[dict[str, KeptEntries], Bool[Array, ""]]:
+    """The entries of masks from earlier ones of whatever masks; works under `jit`.
+
+    The masks are compared, and all entries found anew where one differs.
+
+    **Returns:**
+
+    The entries, and whether there is room for those of all masks.
+    """
+    if not known:
+        return known, jnp.ones((), bool)
+    masks = _masks_of_layers(model, mask)
+    masks = [masks[name] for name in known]
+    old = list(known.values())
+    same = jnp.stack([jnp.all(m == one.mask) for m, one in zip(masks, old, strict=True)])
+    index, room = jax.lax.cond(
+        jnp.all(same),
+        lambda: ([one.index for one in old], jnp.ones(len(old), bool)),
+        lambda: sorted_each(masks, [one.index.kept for one in old]),
+    )
+    parts = zip(known, index, masks, strict=True)
+    return {name: KeptEntries(found, m) for name, found, m in parts}, jnp.all(room)
+
+
+def entries_have_room(model: PyTree, mask: MaskTree, known: dict[str, KeptEntries]) -> bool:
+    """Whether concrete masks keep at most as many weights as there is room for."""
+    masks = _masks_of_layers(model, mask)
+    return all(int(count_kept(masks[n])) <= one.index.kept for n, one in known.items())
+
+
+def on_entries(
+    sparse: SparseModel, entries: dict[str, KeptEntries], room: Bool[Array, ""]
+) -> SparseModel:
+    """The same function on kept weights alone; NaN without room for them.
+
+    Derivatives by the weights of `sparse` are those of the masked model: zero at pruned ones.
+    """
+
+    def one(path: Any, node: Any) -> Any:
+        name = jtu.keystr(path)
+        if name not in entries:
+            return node
+        layer = SparseLinear(node, entries[name].index)
+        values = jnp.where(room, layer.values, jnp.nan)
+        return eqx.tree_at(lambda layer: layer.values, layer, values)
+
+    model = jtu.tree_map_with_path(one, sparse.model, is_leaf=_is_linear)
+    return SparseModel(model, like_model(model, sparse.mask))
+
+
+def like_model(model: PyTree, tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> PyTree:
+    """A tree of leaves at a masked model's weights, for the model with some layers replaced."""
+    leaves = dict(jtu.tree_leaves_with_path(tree, is_leaf=is_leaf))
+    none = lambda leaf: leaf is None
+    named, treedef = jtu.tree_flatten_with_path(model, is_leaf=none)
+    return treedef.unflatten([leaves.get(path) for path, _ in named])
+
+
+def _masks_of_layers(model: PyTree, mask: MaskTree) -> dict[str, Array]:
+    """The masks of the layers that a `SparseLinear` can stand for, by the layers' key strings."""
+    masks = dict(jtu.tree_leaves_with_path(mask))
+    found: dict[str, Array] = {}
+    for path, node in jtu.tree_leaves_with_path(model, is_leaf=_is_linear):
+        m = masks.get((*path, jtu.GetAttrKey("weight"))) if _is_linear(node) else None
+        if m is not None:
+            found[jtu.keystr(path)] = m
+    return found
+
+
+def _is_linear(node: Any) -> bool:
+    return type(node) is eqx.nn.Linear
