@@ -82,6 +82,7 @@ class NTKOperator(AbstractNTKOperator):
         kernel: `"active"` or `"ambient"`.
         batch_size: samples that go through the model together; `None` for as many as memory allows.
         precision: how exactly float32 numbers are multiplied.
+        output: shape and dtype of what the model makes of one sample.
     """
 
     model: PyTree
@@ -91,6 +92,7 @@ class NTKOperator(AbstractNTKOperator):
     kernel: KernelKind = eqx.field(static=True)
     batch_size: int | None = eqx.field(static=True)
     precision: Precision = eqx.field(static=True)
+    output: jax.ShapeDtypeStruct = eqx.field(static=True)
 
     def mv(self, v: Float[Array | np.ndarray, "m k *r"]) -> Float[Array, "n k *r"]:
         """The product with a vector `[M, K]`, or with R of them at once, `[M, K, R]`.
@@ -104,7 +106,7 @@ class NTKOperator(AbstractNTKOperator):
         if self.x2 is None:
             return self
         one, two = self.x2, self.x1
-        how = (self.metric, self.kernel, self.batch_size, self.precision)
+        how = (self.metric, self.kernel, self.batch_size, self.precision, self.output)
         return NTKOperator(self.model, one, two, *how)
 
     @property
@@ -154,8 +156,7 @@ class NTKOperator(AbstractNTKOperator):
         return lineax.FunctionLinearOperator(self.mv, self.in_structure(), tags)
 
     def _side(self, x: Array) -> jax.ShapeDtypeStruct:
-        out = sample_output("ntk_operator", self.model, sample_of(x))
-        return jax.ShapeDtypeStruct((len(x), out.size), wide_dtype(out.dtype))
+        return jax.ShapeDtypeStruct((len(x), self.output.size), wide_dtype(self.output.dtype))
 
 
 def ntk_operator(
@@ -200,10 +201,10 @@ def ntk_operator(
         if value not in allowed:
             raise ValueError(f"{caller}: {name} must be one of {allowed}, got {value!r}.")
     check_count(f"{caller}: batch_size", batch_size, none=True)
-    sample_output(caller, model, sample_of(x1))
+    output = sample_output(caller, model, sample_of(x1))
     model, x1, x2, metric = replicate((model, x1, x2, metric))
     one, two = jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
-    return NTKOperator(model, one, two, metric, kernel, batch_size, precision)
+    return NTKOperator(model, one, two, metric, kernel, batch_size, precision, output)
 
 
 def given_vectors(caller: str, like: jax.ShapeDtypeStruct, v: Any) -> Array:
@@ -239,9 +240,7 @@ def _on_many(operator: NTKOperator, v: Array, layout: Layout) -> Array:
 
     def share(arrays: Any, x1: Array, x2: Array, v: Array) -> Array:
         mine = eqx.combine(arrays, static)
-        of = lambda x: NTKOperator(
-            mine.model, x, None, mine.metric, mine.kernel, mine.batch_size, mine.precision
-        )
+        of = lambda x: eqx.tree_at(lambda o: o.x1, mine, x, is_leaf=lambda l: l is None)
         return push(of(x1), jax.lax.psum(pull(of(x2), v), layout.axes))
 
     found = jax.shard_map(
