@@ -2,4 +2,12 @@
 
 from . import _linear_use as _linear_use
 from ._convert import masked_layers as masked_layers, sparse_layers as sparse_layers
+from ._in_steps import (
+    KeptEntries as KeptEntries,
+    current_entries as current_entries,
+    entries_have_room as entries_have_room,
+    kept_entries as kept_entries,
+    like_model as like_model,
+    on_entries as on_entries,
+)
 from ._layers import SparseConv as SparseConv, SparseLinear as SparseLinear

@@ -63,3 +63,13 @@ def pays(layer: Any, mask: Bool[np.ndarray, "..."], batch_size: int) -> bool:
         cost = _CPU.slot * (padded_slots(mask.sum(1)) + padded_slots(mask.sum(0))) / 2
     cost += _CPU.feature * sum(mask.shape)
     return bool(cost + _CPU.launches * 64 / batch_size < mask.size)
+
+
+# A step of a transfer whose optimiser stores all weights: what is saved are dense products, and the
+# contraction of the kernel at chunks of kept weights.
+_LEAST, _MOST = 2**18, 0.05
+
+
+def pays_in_a_transfer(mask: Bool[np.ndarray, "i j"]) -> bool:
+    """Whether a step of a transfer is faster with kept weights alone, on a CPU."""
+    return bool(mask.size >= _LEAST and np.count_nonzero(mask) <= _MOST * mask.size)

@@ -108,7 +108,7 @@ class _Side:
 
 
 def sorted_each(
-    masks: Sequence[Bool[Array, "i j"]], kept: Sequence[int]
+    masks: Sequence[Bool[Array, "_ _"]], kept: Sequence[int]
 ) -> tuple[list[SortedIndex], Bool[Array, " masks"]]:
     """The index of each mask, and whether there is room for its entries; works under `jit`.
 
@@ -187,7 +187,8 @@ def _passes(sides: Sequence[_Side], keys: Array, numbers: Array) -> list[SortedS
     tables = [side.keys() for side in sides]
     first = np.concatenate([table[:-1] for table in tables])
     past = np.concatenate([table[1:] for table in tables])
-    starts, ends = jnp.split(first_above(keys, np.concatenate([first, past]) - 1), 2)
+    edges = jnp.asarray(np.concatenate([first, past]) - 1)
+    starts, ends = jnp.split(first_above(keys, edges), 2)
     lengths = ends - starts
     of_row = np.repeat(np.arange(len(sides)), [BLOCK_ROWS * side.blocks for side in sides])
     rank = (of_row * _LONGEST + _LONGEST - 1).astype(np.int32) - lengths
@@ -212,7 +213,7 @@ def _passes(sides: Sequence[_Side], keys: Array, numbers: Array) -> list[SortedS
     rows = at(blocks, block)
     real = used[:, None, None] & (slot[:, :, None] < at(lengths, rows)[:, None])
     entry = jnp.where(real, at(starts, rows)[:, None] + slot[:, :, None], 0)
-    others = jnp.where(real, at(keys, entry) - at(first, rows)[:, None], 0)
+    others = jnp.where(real, at(keys, entry) - at(jnp.asarray(first), rows)[:, None], 0)
     full = np.asarray([side.kept for side in sides], np.int32)[of_pass]
     entries = jnp.where(real, at(numbers, entry), full[:, None, None])
     found, at_pass, at_row = [], 0, 0

@@ -16,7 +16,7 @@ from .._types import MaskTree, PyTree, ScoreTree, Where
 from ._config import NTTConfig
 from ._given import hold_mask
 from ._method import NeuralTangentTransfer
-from ._state import NTTState, key_words, support_for
+from ._state import NTTState, entries_for, key_words, support_for
 
 
 def ntt_init(
@@ -78,14 +78,16 @@ def ntt_init(
     # The student must not share buffers with the teacher: users may donate the state.
     student = copied(full.with_mask(mask))
     params = parameters(student)
+    entries = entries_for(method, student)
     state = NTTState(
         teacher=full.model,
         student=student,
         opt_state=init_optimizer("ntt_init", method.optimizer, params),
         step=jnp.zeros((), jnp.int32),
         key=key_words(key),
-        support=support_for(method, mask),
+        support=support_for(method, student, entries),
         method=method,
+        entries=entries,
     )
     return replicate(state)
 

@@ -1,5 +1,6 @@
 """`transfer`: run all steps, with a history."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -134,16 +135,16 @@ def _behind(state: NTTState, step: int) -> None:
 
 def _step(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics, Array]:
     """`ntt_step`, compiled, without a copy of the teacher, which it leaves as it is."""
-    (student, opt_state, step, support), metrics, norms = _changed(state, x)
-    teacher, key, method = state.teacher, state.key, state.method
-    return NTTState(teacher, student, opt_state, step, key, support, method), metrics, norms
+    changed, metrics, norms = _changed(state, x)
+    return dataclasses.replace(state, **changed), metrics, norms
 
 
 @eqx.filter_jit
 def _changed(state: NTTState, x: Array) -> tuple[Any, NTTMetrics, Array]:
     norms = weight_norms(state.student)
     state, metrics = ntt_step(state, x)
-    return (state.student, state.opt_state, state.step, state.support), metrics, norms
+    names = ("student", "opt_state", "step", "support", "entries")
+    return {name: getattr(state, name) for name in names}, metrics, norms
 
 
 @eqx.filter_jit
@@ -152,9 +153,7 @@ def _gradient(state: NTTState, x: Array) -> PyTree:
     optimizer = recording()
     gradient = optimizer.init(eqx.filter(state.student, eqx.is_inexact_array))
     method = with_optimizer(state.method, optimizer)
-    before = NTTState(
-        state.teacher, state.student, gradient, state.step, state.key, state.support, method
-    )
+    before = dataclasses.replace(state, opt_state=gradient, method=method)
     return ntt_step(before, x)[0].opt_state
 
 

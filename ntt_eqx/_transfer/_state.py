@@ -1,5 +1,6 @@
 """`NTTState`: everything that a step needs and returns."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,16 +10,32 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
+from .._distribute import layout_in_use
 from .._kept import is_kept_layer
 from .._masks._collapse import is_traced
 from .._ntk import has_room, index_concrete, index_masks, is_index, kernel_spec, stored
 from .._parameters import parameters, partition_parameters
 from .._sparse import SparseModel
-from .._sparse_layers import sparse_layers
+from .._sparse_layers import (
+    KeptEntries,
+    current_entries,
+    entries_have_room,
+    kept_entries,
+    sparse_layers,
+)
+from .._sparse_layers._costs import pays_in_a_transfer
+from .._stateful import StatefulModel
 from .._step_info import StepInfo
 from .._types import MaskTree
+from ..kernels import target_device
 from ._given import hold_mask
+from ._matching import KernelMatching
 from ._method import NeuralTangentTransfer
+
+_NO_ROOM = (
+    "{}: the mask keeps more weights than the one that this state was made for, or lacks its "
+    "pattern: put a mask into an NTTState by state.with_mask(mask)."
+)
 
 
 class NTTState(eqx.Module):
@@ -38,6 +55,8 @@ class NTTState(eqx.Module):
             kernel faster. Each step compares them with its own mask, and finds them anew where a
             refresh or a user has changed that.
         method: the loss, the sparsity, the refresh and the optimiser.
+        entries: the kept weights of large layers with few of them, which a step evaluates on these
+            alone. Each step compares them with its own mask, as `support`.
     """
 
     teacher: Any
@@ -47,6 +66,7 @@ class NTTState(eqx.Module):
     key: UInt32[Array, "2"]
     support: Any
     method: NeuralTangentTransfer
+    entries: dict[str, KeptEntries]
 
     def with_mask(self, mask: MaskTree) -> "NTTState":
         """The state with another mask, and everything that is derived from it.
@@ -61,10 +81,14 @@ class NTTState(eqx.Module):
         student = self.student.with_mask(mask)
         method, mask = hold_mask("with_mask", self.method, mask, self.step)
         student = student.with_mask(mask)
-        support = support_for(method, mask)
+        entries = entries_for(method, student)
+        support = support_for(method, student, entries)
         if is_traced(mask):
             support = stored(index_masks(mask, self.support))
-        return NTTState(self.teacher, student, self.opt_state, self.step, self.key, support, method)
+            entries, _ = current_entries(student.model, mask, self.entries)
+        return dataclasses.replace(
+            self, student=student, support=support, method=method, entries=entries
+        )
 
     def on_kept_weights(self, where: Callable[[str, eqx.Module], bool] | None = None) -> "NTTState":
         """The state with a student that stores kept weights alone, for a transfer under one mask.
@@ -107,9 +131,14 @@ class NTTState(eqx.Module):
             return parameters(moments)
 
         opt_state = jax.tree.map(one, self.opt_state, is_leaf=like_params)
-        support = support_for(self.method, student.mask)
-        state = (self.teacher, student, opt_state, self.step, self.key, support, self.method)
-        return NTTState(*state)
+        entries = entries_for(self.method, student)
+        return dataclasses.replace(
+            self,
+            student=student,
+            opt_state=opt_state,
+            support=support_for(self.method, student, entries),
+            entries=entries,
+        )
 
     def step_info(self, support: Any = None) -> StepInfo:
         """Number, key and density of the next step, for its loss; `support` if it was checked."""
@@ -129,15 +158,45 @@ def check_state(caller: str, state: Any) -> None:
         )
 
 
-def support_for(method: NeuralTangentTransfer, mask: MaskTree) -> Any:
+def entries_for(method: NeuralTangentTransfer, student: SparseModel) -> dict[str, KeptEntries]:
+    """The entries of the layers that a step evaluates on kept weights alone, by key strings.
+
+    On one CPU, for the library's own loss, whose value depends on the student's function and its
+    active kernel alone; the layers keep a fixed number of weights that are in no shared pattern.
+    """
+    loss, pattern = method.loss, method.sparsity.pattern
+    plain = isinstance(loss, KernelMatching) and loss.metric is None
+    if not plain or (loss.kernel, loss.implementation) != ("active", "factors"):
+        return {}
+    if target_device().platform != "cpu" or layout_in_use() is not None:
+        return {}
+    if is_traced(student.mask) or isinstance(student.model, StatefulModel):
+        return {}
+
+    def chosen(mask: Any) -> bool:
+        shared = pattern is not None and pattern.alike_outputs(mask.shape) > 1
+        return not shared and method.keeps_count(mask.shape) and pays_in_a_transfer(mask)
+
+    return kept_entries(student.model, student.mask, lambda _, mask: chosen(mask))
+
+
+def support_for(
+    method: NeuralTangentTransfer, student: SparseModel, entries: dict[str, KeptEntries]
+) -> Any:
     """The support of a concrete mask, where it makes the loss faster and its layers keep counts.
 
-    A loss whose `kernel` is "ambient" does not look at a mask's entries.
+    A loss whose `kernel` is "ambient" does not look at a mask's entries; layers with `entries` need
+    no other index.
     """
+    mask = student.mask
     if is_traced(mask) or getattr(method.loss, "kernel", "active") == "ambient":
         return jax.tree.map(lambda _: None, mask)
     pattern = method.sparsity.pattern
-    kept = jax.tree.map(lambda m: m if method.keeps_count(m.shape) else None, mask)
+
+    def wanted(path: Any, m: Any) -> bool:
+        return method.keeps_count(m.shape) and jtu.keystr(path[:-1]) not in entries
+
+    kept = jtu.tree_map_with_path(lambda path, m: m if wanted(path, m) else None, mask)
     row_blocks = lambda m: 1 if pattern is None else pattern.alike_outputs(m.shape)
     return stored(index_concrete(kept, kernel_spec().costs, row_blocks=row_blocks))
 
@@ -150,12 +209,12 @@ def check_room(caller: str, state: NTTState) -> None:
 
     def one(mask: Any, known: Any) -> None:
         if not has_room(mask, known):
-            raise ValueError(
-                f"{caller}: the mask keeps more weights than the one that this state was made for, "
-                "or lacks its pattern: put a mask into an NTTState by state.with_mask(mask)."
-            )
+            raise ValueError(_NO_ROOM.format(caller))
 
-    jax.tree.map(one, state.student.mask, state.support, is_leaf=is_index)
+    student = state.student
+    jax.tree.map(one, student.mask, state.support, is_leaf=is_index)
+    if not entries_have_room(student.model, student.mask, state.entries):
+        raise ValueError(_NO_ROOM.format(caller))
 
 
 def key_words(key: PRNGKeyArray | None) -> UInt32[Array, "2"]:

@@ -1,5 +1,6 @@
 """`ntt_step`: one step of a transfer; `ntt_evaluate`: what a batch says of a state."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
 from .._distribute import left_to_xla, lost_unless_shared
-from .._ntk import index_masks, stored
+from .._ntk import index_masks, is_index, stored
 from .._optimise import learning_rate, optimise
 from .._parameters import partition_parameters
 from .._sparse import SparseModel, map_masked
+from .._sparse_layers import KeptEntries, current_entries, like_model, on_entries
 from .._stateful import advanced
 from .._step_info import StepInfo
 from ._ntt_loss import NTTMetrics, halves, loss_at, with_rate
@@ -70,7 +72,7 @@ def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     # The one place of a step at which entries of the mask are looked for: to do so takes longer to
     # compile than the kernel. So the refresh leaves it to the next step, which sees another mask.
     index = index_masks(state.student.mask, state.support)
-    info = state.step_info(index)
+    entries, room = current_entries(state.student.model, state.student.mask, state.entries)
     # The student's weights move, and the statistics of its batch norms with them. They come first,
     # so that loss, kernel and gradient are those of one and the same network.
     student = advanced(state.student, x)
@@ -78,8 +80,7 @@ def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     params = lost_unless_shared(params, x)
 
     def loss(params: Any) -> tuple[Array, NTTMetrics]:
-        student = eqx.combine(params, static)
-        return loss_at(method.loss, student, state.teacher, x, info)
+        return _loss(state, eqx.combine(params, static), x, index, entries, room)
 
     (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     params, opt_state = optimise(
@@ -96,14 +97,39 @@ def _stepped(state: NTTState, x: Array) -> tuple[NTTState, NTTMetrics]:
     metrics = with_rate(metrics, learning_rate(opt_state))
     if lost is not None:
         metrics = eqx.tree_at(lambda m: m.loss, metrics, jnp.where(lost, jnp.nan, metrics.loss))
-    state = NTTState(state.teacher, student, opt_state, step, state.key, stored(index), method)
+    state = dataclasses.replace(
+        state,
+        student=student,
+        opt_state=opt_state,
+        step=step,
+        support=stored(index),
+        entries=entries,
+    )
     return state, metrics
+
+
+def _loss(
+    state: NTTState,
+    student: SparseModel,
+    x: Array,
+    index: Any,
+    entries: dict[str, KeptEntries],
+    room: Bool[Array, ""],
+) -> tuple[Array, NTTMetrics]:
+    """The loss of a student whose layers with `entries` are evaluated on their kept weights."""
+    density = student.density()
+    if entries:
+        student = on_entries(student, entries, room)
+        index = like_model(student.model, index, is_leaf=is_index)
+    value, metrics = loss_at(state.method.loss, student, state.teacher, x, state.step_info(index))
+    return value, eqx.tree_at(lambda m: m.density, metrics, density)
 
 
 def _evaluated(state: NTTState, x: Array) -> NTTMetrics:
     state = lost_unless_shared(state, x)
-    loss = state.method.loss
-    _, metrics = loss_at(loss, state.student, state.teacher, x, state.step_info())
+    student = state.student
+    entries, room = current_entries(student.model, student.mask, state.entries)
+    _, metrics = _loss(state, student, x, state.support, entries, room)
     return with_rate(metrics, learning_rate(state.opt_state))
 
 

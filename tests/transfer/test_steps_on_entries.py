@@ -1,0 +1,124 @@
+"""Steps that evaluate large layers on kept weights alone are masked steps, refreshes included."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers.comparison import relative_error
+from hypothesis import given, settings, strategies as st
+
+import ntt_eqx as ntt
+from ntt_eqx._sparse_layers._products import product
+from ntt_eqx._sparse_layers._sorted_index import sorted_each
+from ntt_eqx._transfer import _state
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def started(kept, density=0.2, optimizer=None, refresh=None, scope="layer", **options):
+    """The state of a perceptron of odd sizes, whose layers take entries if `kept` says so."""
+    model = eqx.nn.MLP(17, 3, 70, 1, key=jax.random.key(0))
+    method = ntt.NeuralTangentTransfer(
+        sparsity=ntt.Sparsity(density, scope=scope),
+        loss=ntt.KernelMatching(kernel_weight=0.1, l2_weight=1e-3, probe=ntt.Sketch(2)),
+        refresh=ntt.MagnitudeRefresh(2) if refresh is None else refresh,
+        optimizer=optax.adam(0.01) if optimizer is None else optimizer,
+        **options,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_state, "pays_in_a_transfer", lambda mask: kept)
+        return ntt.ntt_init(model, method)
+
+
+def run(state, steps=5):
+    step, found = eqx.filter_jit(ntt.ntt_step), []
+    for n in range(steps):
+        state, metrics = step(state, jax.random.normal(jax.random.key(n), (6, 17)))
+        found.append(metrics)
+    return state, found
+
+
+def assert_same(**options):
+    """Weights under the mask and moments among them."""
+    masked, want = run(started(False, **options))
+    state = started(True, **options)
+    kept, got = run(state)
+    assert eqx.tree_equal(kept.student.masks, masked.student.masks)
+    for name in ("student", "opt_state"):
+        one, two = (eqx.filter(getattr(s, name), eqx.is_inexact_array) for s in (kept, masked))
+        assert relative_error(one, two) < 1e-12
+    assert relative_error(got, want) < 1e-6  # the metrics are float32
+    return state
+
+
+CASES = {
+    "adam": {},
+    "momentum, zero": dict(optimizer=optax.sgd(0.1, momentum=0.9), pruned="zero"),
+    "decay, frozen": dict(optimizer=optax.adamw(0.01, weight_decay=0.1), pruned="frozen"),
+    "rigl": dict(refresh=ntt.RigLRefresh(2, until=4)),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n != "adam" else ()) for n in CASES]
+)
+def test_steps_are_masked_steps(name):
+    state = assert_same(**CASES[name])
+    assert len(state.entries) == 2 and jax.tree.leaves(state.support) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [dict(scope="global"), dict(density=lambda step: 0.3)])
+def test_counts_that_change_stay_masked(options):
+    state = assert_same(**options, **({"num_steps": 5} if "density" in options else {}))
+    assert not state.entries
+
+
+def with_mask(state, change):
+    masks = jax.tree.map(change, state.student.mask)
+    return eqx.tree_at(lambda s: s.student, state, state.student.with_mask(masks))
+
+
+def test_a_mask_that_a_user_puts_in_counts_at_once():
+    """Empty rows, fewer entries, and more than there is room for."""
+    x = jax.random.normal(jax.random.key(0), (6, 17))
+    evaluate = eqx.filter_jit(ntt.ntt_evaluate)
+    fewer = lambda m: jnp.roll(m, 1, axis=1).at[:3].set(False)
+    want, got = (evaluate(with_mask(started(k), fewer), x) for k in (False, True))
+    assert relative_error(got, want) < 1e-6
+    none = lambda m: jnp.zeros_like(m)
+    want, got = (evaluate(with_mask(started(k), none), x) for k in (False, True))
+    assert relative_error(got, want) < 1e-6
+    more = with_mask(started(True), lambda m: jnp.ones_like(m))
+    assert jnp.isnan(evaluate(more, x).loss)
+    with pytest.raises(ValueError, match="transfer: the mask keeps more weights"):
+        ntt.transfer(more, x, num_steps=1)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.data())
+def test_an_index_of_masks_that_change(data):
+    """Every product and its derivatives, of rows without entries and full ones."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    shapes = [(data.draw(st.integers(1, 150)), data.draw(st.integers(1, 90))) for _ in range(2)]
+    masks = [
+        rng.random(s) < data.draw(st.floats(0, 1)) * rng.random((s[0], 1)) ** 3 for s in shapes
+    ]
+    kept = [max(1, int(m.sum()) + data.draw(st.integers(0, 2))) for m in masks]
+    found, room = jax.jit(sorted_each, static_argnums=1)(list(map(jnp.asarray, masks)), tuple(kept))
+    assert room.all()
+    for index, mask in zip(found, masks, strict=True):
+        np.testing.assert_array_equal(index.mask(), mask)
+        matrix = jnp.asarray(rng.normal(size=mask.shape) * mask)
+        x, y = (jnp.asarray(rng.normal(size=(n, 20))) for n in mask.shape[::-1])
+        bilinear = lambda matrix, x, index=index, y=y: jnp.sum(
+            y * product(index.gather(matrix), x, index)
+        )
+        got = jax.grad(bilinear, (0, 1))(matrix, x)
+        want = (jnp.where(mask, y @ x.T, 0.0), matrix.T @ y)
+        assert relative_error(got, want) < 1e-12
+        assert relative_error(product(index.gather(matrix), x, index), matrix @ x) < 1e-12
+    _, room = sorted_each(list(map(jnp.asarray, masks)), [max(k - 3, 0) or 1 for k in kept])
+    assert list(room) == [m.sum() <= (max(k - 3, 0) or 1) for m, k in zip(masks, kept, strict=True)]
