@@ -1,19 +1,26 @@
 """Layers that store kept weights alone beside masked and dense ones, in one process.
 
     python benchmarks/sparse_layers.py --json sparse_layers.json
+    python benchmarks/sparse_layers.py --cases 4096 --patterns scattered fan-in:16 2:4 channels
+    python benchmarks/sparse_layers.py --cases 1568 --transfers
 
 Each row is a network at a density: milliseconds of its forward pass and of a training step by
 `ntt_eqx.train_step` with Adam, dense, masked and with `sparse_layers`, taken in turn, and the bytes
 of the training states (weights, masks or indices, moments). Times are medians of wall time and of
-the process's CPU time, which other work on the machine disturbs less.
+the process's CPU time, which other work on the machine disturbs less. `--transfers` takes steps of
+a transfer (Adam, a sketch of four directions) instead: masked, as `ntt_init` makes the state
+(large layers on their kept weights, refreshes allowed), and by `on_kept_weights` (one mask), beside
+a dense training step.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
 import statistics
 import time
+import unittest.mock
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
@@ -71,7 +78,17 @@ CASES = {
     "lenet300100": Case(published("lenet-300-100", IMAGE), IMAGE, (0.01, 0.03, 0.1)),
     "1024": Case(perceptron(784, 1024, 1024, 10), IMAGE, (0.01, 0.03, 0.1)),
     "4096": Case(perceptron(784, 4096, 4096, 10), IMAGE, (0.01, 0.03, 0.1)),
+    "1568": Case(published("mlp-1568", IMAGE), IMAGE, (0.01, 0.03)),
     "lenet5": Case(published("lenet-5", IMAGE), IMAGE, (0.01, 0.03, 0.1)),
+}
+PATTERNS: dict[str, Any] = {
+    "scattered": None,
+    "2:4": ntt.NM(2, 4),
+    "1:8": ntt.NM(1, 8),
+    "fan-in": ntt.ConstantFanIn(),
+    "fan-in:16": ntt.ConstantFanIn(16),
+    "fan-in:32": ntt.ConstantFanIn(32),
+    "channels": ntt.Channels(),
 }
 
 
@@ -80,32 +97,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Layers that store kept weights alone.")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--densities", nargs="+", type=float, help="instead of each case's own")
+    parser.add_argument("--patterns", nargs="+", choices=list(PATTERNS), default=["scattered"])
+    parser.add_argument("--transfers", action="store_true", help="steps of transfers instead")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each kind")
     parser.add_argument("--all", action="store_true", help="replace every layer, not by its costs")
     parser.add_argument("--json", type=pathlib.Path, help="write the rows here")
     options = parser.parse_args()
     rows = []
-    for name in options.cases:
-        for density in options.densities or CASES[name].densities:
-            row = {"case": name, "density": density, "batch": options.batch}
-            row |= measure(CASES[name], density, options.batch, options.rounds, options.all)
+    for name, pattern in itertools.product(options.cases, options.patterns):
+        densities = options.densities or CASES[name].densities
+        if isinstance(PATTERNS[pattern], ntt.NM):
+            densities = [PATTERNS[pattern].n / PATTERNS[pattern].m]
+        for density in densities:
+            row = {"case": name, "density": density, "batch": options.batch, "pattern": pattern}
+            if options.transfers:
+                row |= transfers(CASES[name], density, options.batch, options.rounds)
+                print(line_of_transfer(row), flush=True)
+            else:
+                masked = pruned(CASES[name], density, PATTERNS[pattern])
+                row |= measure(CASES[name], masked, options.batch, options.rounds, options.all)
+                print(line(row), flush=True)
             rows.append(row)
-            print(line(row), flush=True)
     if options.json:
         versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "equinox")}
         found = {"device": jax.devices()[0].device_kind, "versions": versions, "rows": rows}
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
+def pruned(case: Case, density: float, pattern: Any) -> ntt.SparseModel:
+    """The network under a random mask."""
+    dense = case.make(jax.random.key(0))
+    scores = ntt.scores.Random(jax.random.key(1))(dense)
+    return ntt.SparseModel(dense, ntt.make_mask(scores, density, pattern=pattern))
+
+
 def measure(
-    case: Case, density: float, batch: int, rounds: int, replace_all: bool
+    case: Case, masked: ntt.SparseModel, batch: int, rounds: int, replace_all: bool
 ) -> dict[str, Any]:
     """Times and bytes of a network: dense, masked, with layers that store kept weights alone."""
-    dense = case.make(jax.random.key(0))
+    dense = masked.model
     copied = lambda tree: jax.tree.map(lambda a: jnp.copy(a) if eqx.is_array(a) else a, tree)
-    scores = ntt.scores.Random(jax.random.key(1))(dense)
-    masked = ntt.SparseModel(dense, ntt.make_mask(scores, density))
     where = (lambda path, layer: True) if replace_all else None
     sparse = ntt.sparse_layers(masked, where, batch_size=batch)
     x = jax.random.normal(jax.random.key(2), (batch, *case.shape))
@@ -135,6 +167,42 @@ def measure(
     }
 
 
+def transfers(case: Case, density: float, batch: int, rounds: int) -> dict[str, Any]:
+    """Times of a step of a transfer, and of a dense training step beside it."""
+    dense = case.make(jax.random.key(0))
+    method = lambda refresh: ntt.NeuralTangentTransfer(
+        sparsity=density,
+        loss=ntt.KernelMatching(probe=ntt.Sketch(4)),
+        refresh=refresh,
+        optimizer=optax.adam(5e-4),
+        num_steps=1000,
+    )
+    every = ntt.MagnitudeRefresh(100)
+    # By default the library chooses by costs; without them every layer stays masked.
+    with unittest.mock.patch("ntt_eqx._transfer._state.pays_in_a_transfer", lambda mask: False):
+        states = {"masked": ntt.ntt_init(dense, method(every))}
+    states["refreshed"] = ntt.ntt_init(dense, method(every))
+    states["one mask"] = ntt.ntt_init(dense, method(ntt.NoRefresh())).on_kept_weights()
+    x = jax.random.normal(jax.random.key(2), (batch, *case.shape))
+    step, train = eqx.filter_jit(ntt.ntt_step), eqx.filter_jit(ntt.train_step)
+    trained = ntt.train_init(dense, ntt.TrainConfig(), optax.adam(1e-3))
+    calls = {k: lambda s=s: jax.tree.leaves(step(s, x)) for k, s in states.items()}
+    calls["dense training"] = lambda: jax.tree.leaves(train(trained, (x, jnp.arange(batch) % 10)))
+    return {"transfer": in_turn(calls, rounds)}
+
+
+def line_of_transfer(row: dict[str, Any]) -> str:
+    """A row of a transfer in words."""
+    times = row["transfer"]
+    shown = ", ".join(
+        f"{kind} {1e3 * spent['wall_s']:.1f} ({1e3 * spent['cpu_s']:.1f})"
+        for kind, spent in times.items()
+    )
+    gains = [times["masked"]["cpu_s"] / times[k]["cpu_s"] for k in ("refreshed", "one mask")]
+    name = f"{row['case']} at {100 * row['density']:g} %"
+    return f"{name}: {shown} ms (CPU), {gains[0]:.2f} and {gains[1]:.2f} times"
+
+
 def arrays(tree: Any) -> list[Any]:
     """All arrays of a tree."""
     return jax.tree.leaves(eqx.filter(tree, eqx.is_array))
@@ -159,7 +227,7 @@ def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[
 
 def line(row: dict[str, Any]) -> str:
     """A row in words."""
-    parts = [f"{row['case']} at {100 * row['density']:g} %"]
+    parts = [f"{row['case']} {row['pattern']} at {100 * row['density']:g} %"]
     for what in ("forward", "step"):
         shown = ", ".join(
             f"{kind} {1e3 * row[what][kind]['wall_s']:.2f} ({1e3 * row[what][kind]['cpu_s']:.2f})"

@@ -33,7 +33,7 @@ from ntt_eqx.kernels import (
 )
 
 _DENSITIES = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
-_KEPT = ("flops_per_weight", "tail_bytes", "flops_per_sent_byte")
+_KEPT = ("flops_per_weight", "tail_bytes", "flops_per_sent_byte", "entry_products")
 _BLOCKS = tuple(2**20 * size for size in (1, 4, 16, 64, 1024))
 
 
@@ -49,6 +49,7 @@ def main() -> None:
         block_bytes=_block_bytes(),
         tail_bytes=current.tail_bytes,
         flops_per_sent_byte=current.flops_per_sent_byte,
+        entry_products=current.entry_products,
     )
     print(f"\n{found}\n(those that are not measured are the ones in use: {', '.join(_KEPT)})")
 

@@ -96,6 +96,14 @@ def running(x: Int[Array, " n"]) -> Int[Array, " n"]:
     """The running sum.
 
     On a CPU of 32 numbers at a time, one loop each: XLA unrolls `cumsum` there into very many.
+
+    **Arguments:**
+
+    - `x`: integers.
+
+    **Returns:**
+
+    At each place the sum of the numbers up to it, that one included.
     """
     if target_device().platform != "cpu":
         return jnp.cumsum(x, dtype=x.dtype)
@@ -110,7 +118,17 @@ def running(x: Int[Array, " n"]) -> Int[Array, " n"]:
 
 
 def first_above(values: Int[Array, " n"], wanted: Int[Array, " s"]) -> Int[Array, " s"]:
-    """The first place at which ascending `values` are above `wanted`; n where none is."""
+    """The first place at which ascending values are above wanted ones.
+
+    **Arguments:**
+
+    - `values`: ascending integers, one at least.
+    - `wanted`: integers.
+
+    **Returns:**
+
+    A place for each of `wanted`; n where no value is above.
+    """
     length = values.size
 
     def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -126,10 +144,19 @@ def first_above(values: Int[Array, " n"], wanted: Int[Array, " s"]) -> Int[Array
 
 
 def at(x: Any, places: Any) -> Any:
-    """`x[places]` along the first axis, at places that are inside.
+    """The rows `x[places]`.
 
     `lax` itself: indexing by `jnp` adds a treatment of negative places and passes over the result,
     which take longer to trace and to compile than the look-up.
+
+    **Arguments:**
+
+    - `x`: any array; its first axis is looked up.
+    - `places`: integers that are inside.
+
+    **Returns:**
+
+    `[*places.shape, *x.shape[1:]]`.
     """
     x, places = varying_alike(x, jnp.asarray(places))
     dims = lax.GatherDimensionNumbers(
@@ -142,7 +169,19 @@ def at(x: Any, places: Any) -> Any:
 
 
 def sum_at(places: Int[Array, "*s"], entries: Any, length: int, *, ascending: bool = False) -> Any:
-    """The transpose of `at`: `y[length, ...]` with entry n of `entries` added at `places[n]`."""
+    """The transpose of `at`: sums of rows.
+
+    **Arguments:**
+
+    - `places`: integers that are inside.
+    - `entries`: `[*places.shape, ...]`.
+    - `length`: rows of the result.
+    - `ascending`: whether `places` ascend.
+
+    **Returns:**
+
+    `[length, ...]`, with entry n of `entries` added at `places[n]`.
+    """
     places, entries = varying_alike(places, entries)
     inner = entries.shape[places.ndim :]
     dims = lax.ScatterDimensionNumbers(

@@ -139,7 +139,18 @@ def map_rows(function: Callable[..., Any], arrays: Any, rows: int, size: int) ->
 def scan_blocks(
     function: Callable[..., tuple[Any, Any]], carry: Any, arrays: Any, rows: int, size: int
 ) -> tuple[Any, Any]:
-    """Like `map_blocks`, with a running sum: `function(carry, block) -> (carry, results)`."""
+    """Like `map_blocks`, with a running sum.
+
+    **Arguments:**
+
+    - `function`: `(carry, block) -> (carry, results)`.
+    - `carry`: before the first block.
+    - `arrays`, `rows`, `size`: as of `map_blocks`.
+
+    **Returns:**
+
+    The last carry, and the results with `rows` rows.
+    """
     if size >= rows:
         return function(carry, arrays)
     carry, out = jax.lax.scan(function, carry, _split(arrays, rows, size))

@@ -37,7 +37,7 @@ class Costs:
     block_bytes: int
     tail_bytes: int
     flops_per_sent_byte: int
-    entry_products: bool
+    entry_products: bool = False
 
 
 # On a CPU the intermediates of a block should stay in a core's cache. An accelerator wants large
@@ -46,8 +46,8 @@ class Costs:
 # three times, at 50 TFLOP/s. Measured there by Pallas, a gathered product of 8192 x 512 takes as
 # long as a whole one at 0.18 of the weights.
 COSTS: Mapping[str, Costs] = {
-    "cpu": Costs(0.06, 0, 4, 100, 4 * 2**20, 64 * 2**20, 10, True),
-    "accelerator": Costs(0.06, 5 * 10**8, 4, 0, 0, 0, 100, False),
+    "cpu": Costs(0.06, 0, 4, 100, 4 * 2**20, 64 * 2**20, 10, entry_products=True),
+    "accelerator": Costs(0.06, 5 * 10**8, 4, 0, 0, 0, 100),
 }
 _MEMORY_SHARE = 16  # of an accelerator's memory a block may take one part in so many
 

@@ -120,13 +120,18 @@ def sorted_each(
     One search finds the entries of all masks, because XLA compiles each loop over an array of its
     own in 15 to 30 ms on a CPU, whatever its length.
     """
-    sides = _sides([mask.shape for mask in masks], kept)
-    flat, keys, numbers, room = _entries(masks, kept)
-    found = _passes(sides, keys, numbers)
-    count = len(masks)
+    shapes = [(mask.shape[0], mask.shape[1]) for mask in masks]
+    places, keys, numbers, room = _entries(masks, kept)
+    sides = _passes(_sides(shapes, kept), keys, numbers)
     index = [
-        SortedIndex(found[n], found[count + n], _order(found[n], kept[n]), flat[n], masks[n].shape)
-        for n in range(count)
+        SortedIndex(
+            rows=sides[n],
+            columns=sides[len(masks) + n],
+            order=_order(sides[n], kept[n]),
+            places=places[n],
+            shape=shape,
+        )
+        for n, shape in enumerate(shapes)
     ]
     return index, room
 
@@ -191,7 +196,7 @@ def _passes(sides: Sequence[_Side], keys: Array, numbers: Array) -> list[SortedS
     starts, ends = jnp.split(first_above(keys, edges), 2)
     lengths = ends - starts
     of_row = np.repeat(np.arange(len(sides)), [BLOCK_ROWS * side.blocks for side in sides])
-    rank = (of_row * _LONGEST + _LONGEST - 1).astype(np.int32) - lengths
+    rank = jnp.asarray(of_row * _LONGEST + _LONGEST - 1, jnp.int32) - lengths
     every = jnp.arange(len(first), dtype=jnp.int32)
     _, order = lax.sort((rank, every), num_keys=1, is_stable=True)
     place = sum_at(order, every, len(first))

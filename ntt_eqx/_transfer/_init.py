@@ -78,14 +78,14 @@ def ntt_init(
     # The student must not share buffers with the teacher: users may donate the state.
     student = copied(full.with_mask(mask))
     params = parameters(student)
-    entries = entries_for(method, student)
+    entries = entries_for(method, student.model, mask)
     state = NTTState(
         teacher=full.model,
         student=student,
         opt_state=init_optimizer("ntt_init", method.optimizer, params),
         step=jnp.zeros((), jnp.int32),
         key=key_words(key),
-        support=support_for(method, student, entries),
+        support=support_for(method, mask, entries),
         method=method,
         entries=entries,
     )

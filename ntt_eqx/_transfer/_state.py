@@ -26,7 +26,7 @@ from .._sparse_layers import (
 from .._sparse_layers._costs import pays_in_a_transfer
 from .._stateful import StatefulModel
 from .._step_info import StepInfo
-from .._types import MaskTree
+from .._types import MaskTree, PyTree
 from ..kernels import target_device
 from ._given import hold_mask
 from ._matching import KernelMatching
@@ -81,8 +81,8 @@ class NTTState(eqx.Module):
         student = self.student.with_mask(mask)
         method, mask = hold_mask("with_mask", self.method, mask, self.step)
         student = student.with_mask(mask)
-        entries = entries_for(method, student)
-        support = support_for(method, student, entries)
+        entries = entries_for(method, student.model, mask)
+        support = support_for(method, mask, entries)
         if is_traced(mask):
             support = stored(index_masks(mask, self.support))
             entries, _ = current_entries(student.model, mask, self.entries)
@@ -131,12 +131,12 @@ class NTTState(eqx.Module):
             return parameters(moments)
 
         opt_state = jax.tree.map(one, self.opt_state, is_leaf=like_params)
-        entries = entries_for(self.method, student)
+        entries = entries_for(self.method, student.model, student.mask)
         return dataclasses.replace(
             self,
             student=student,
             opt_state=opt_state,
-            support=support_for(self.method, student, entries),
+            support=support_for(self.method, student.mask, entries),
             entries=entries,
         )
 
@@ -158,37 +158,39 @@ def check_state(caller: str, state: Any) -> None:
         )
 
 
-def entries_for(method: NeuralTangentTransfer, student: SparseModel) -> dict[str, KeptEntries]:
+def entries_for(
+    method: NeuralTangentTransfer, model: PyTree, mask: MaskTree
+) -> dict[str, KeptEntries]:
     """The entries of the layers that a step evaluates on kept weights alone, by key strings.
 
     On one CPU, for the library's own loss, whose value depends on the student's function and its
     active kernel alone; the layers keep a fixed number of weights that are in no shared pattern.
     """
     loss, pattern = method.loss, method.sparsity.pattern
-    plain = isinstance(loss, KernelMatching) and loss.metric is None
-    if not plain or (loss.kernel, loss.implementation) != ("active", "factors"):
+    if not isinstance(loss, KernelMatching) or loss.metric is not None:
+        return {}
+    if (loss.kernel, loss.implementation) != ("active", "factors"):
         return {}
     if target_device().platform != "cpu" or layout_in_use() is not None:
         return {}
-    if is_traced(student.mask) or isinstance(student.model, StatefulModel):
+    if is_traced(mask) or isinstance(model, StatefulModel):
         return {}
 
     def chosen(mask: Any) -> bool:
         shared = pattern is not None and pattern.alike_outputs(mask.shape) > 1
         return not shared and method.keeps_count(mask.shape) and pays_in_a_transfer(mask)
 
-    return kept_entries(student.model, student.mask, lambda _, mask: chosen(mask))
+    return kept_entries(model, mask, lambda _, mask: chosen(mask))
 
 
 def support_for(
-    method: NeuralTangentTransfer, student: SparseModel, entries: dict[str, KeptEntries]
+    method: NeuralTangentTransfer, mask: MaskTree, entries: dict[str, KeptEntries]
 ) -> Any:
     """The support of a concrete mask, where it makes the loss faster and its layers keep counts.
 
     A loss whose `kernel` is "ambient" does not look at a mask's entries; layers with `entries` need
     no other index.
     """
-    mask = student.mask
     if is_traced(mask) or getattr(method.loss, "kernel", "active") == "ambient":
         return jax.tree.map(lambda _: None, mask)
     pattern = method.sparsity.pattern

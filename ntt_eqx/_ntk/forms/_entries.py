@@ -21,6 +21,8 @@ from ._layer import AbstractLayerForm
 
 # Pairs of samples whose u is taken together: products of 128 columns stay in cache.
 _PAIRS = 128
+# Bytes of u up to which it is kept for the gradient, which takes a quarter longer without.
+_MOST_KEPT = 16 * 2**20
 
 
 class EntryMetric(eqx.Module):
@@ -73,6 +75,7 @@ class EntryForm(AbstractLayerForm[LayerFactors]):
         values = jnp.ones(math.prod(layer.view.shape), dtype)
         if c is not None:
             values = layer.view.apply(c).reshape(-1).astype(dtype)
+        assert layer.index is not None
         return EntryMetric(values, offset, layer.index)
 
     def count(self, metric: EntryMetric) -> int | None:
@@ -129,29 +132,46 @@ def _full(
     d2: Array,
 ) -> Array:
     """`Theta[n,m,k,l] = sum_i d1[n,k,i] u[n,m,i] d2[m,l,i]`, one matrix product for each n."""
-    right, columns = a2.T, d2.transpose(2, 1, 0)  # [J, M] and [I, L, M]
+    return _theta_and_u(use, precision, metric, a1, d1, a2, d2)[0]
 
-    def block(rows: tuple[Array, Array]) -> Array:
+
+def _theta_and_u(
+    use: AbstractEntryUse,
+    precision: Precision,
+    metric: EntryMetric,
+    a1: Array,
+    d1: Array,
+    a2: Array,
+    d2: Array,
+) -> tuple[Array, Array | None]:
+    """`Theta`, and `u[n,i,m]` where it is small enough to be kept for the gradient."""
+    right, columns = a2.T, d2.transpose(2, 1, 0)  # [J, M] and [I, L, M]
+    keeps = len(a1) * right.shape[1] * len(columns) * right.dtype.itemsize <= _MOST_KEPT
+
+    def block(rows: tuple[Array, Array]) -> tuple[Array, Array | None]:
         a, d = rows
+        u = _u(use, metric, a, right)
         one = lambda row: row[1] @ _flat(row[0][:, None, :] * columns)
-        return jax.lax.map(one, (_u(use, metric, a, right), d))  # [n, K, L M]
+        return jax.lax.map(one, (u, d)), u if keeps else None  # [n, K, L M]
 
     with at_precision(precision):
-        theta = map_blocks(block, (a1, d1), len(a1), _samples(a1, a2))
+        theta, u = map_blocks(block, (a1, d1), len(a1), _samples(a1, a2))
     theta = theta.reshape(*d1.shape[:2], d2.shape[1], len(d2))
-    return theta.transpose(0, 3, 1, 2)
+    return theta.transpose(0, 3, 1, 2), u
 
 
 def _forward(
     use: AbstractEntryUse, precision: Precision, metric: EntryMetric, *factors: Array
 ) -> tuple[Array, Any]:
-    return _full(use, precision, metric, *factors), (metric, factors)
+    a1, d1, a2, d2 = factors
+    theta, u = _theta_and_u(use, precision, metric, a1, d1, a2, d2)
+    return theta, (metric, factors, u)
 
 
 def _backward(
     use: AbstractEntryUse, precision: Precision, residuals: Any, g: Array
 ) -> tuple[Any, ...]:
-    """The cotangents of all factors, with u made again; g = dL/dTheta.
+    """The cotangents of all factors, with u made again if it is large; g = dL/dTheta.
 
     dL/dd1[n,k,i] = sum_lm g[n,m,k,l] (u[n,m,i] d2[m,l,i])
     y[i,l,m]      = sum_k d1[n,k,i] g[n,m,k,l]
@@ -160,7 +180,7 @@ def _backward(
     v[j,(n,m)]    = sum_i c[i,j] dL/du[n,m,i]
     dL/da1[n,j]   = sum_m v[j,n,m] a2[m,j],  dL/da2[m,j] = sum_n v[j,n,m] a1[n,j]
     """
-    metric, (a1, d1, a2, d2) = residuals
+    metric, (a1, d1, a2, d2), known = residuals
     right, columns = a2.T, d2.transpose(2, 1, 0)  # [J, M] and [I, L, M]
     g = g.transpose(0, 2, 3, 1).reshape(*d1.shape[:2], -1)  # [N, K, L M]
 
@@ -171,21 +191,20 @@ def _backward(
         return d2_bar + u[:, None, :] * y, (d1_bar, jnp.sum(columns * y, axis=1))
 
     def block(bars: tuple[Array, Array], rows: tuple[Array, ...]) -> tuple[Any, Any]:
-        (a2_bar, d2_bar), (a, d, g) = bars, rows
-        u = _u(use, metric, a, right)
+        (a2_bar, d2_bar), (a, d, g, u) = bars, rows
+        u = _u(use, metric, a, right) if u is None else u
         d2_bar, (d1_bar, u_bar) = jax.lax.scan(one, d2_bar, (u, d, g))
         v = u_bar.transpose(1, 0, 2).reshape(u.shape[1], -1)  # [I, n M]
         v = use.product(metric.index, metric.values, v, transposed=True)
         v = v.reshape(len(v), len(a), -1)  # [J, n, M]
-        # A product with ones: XLA's own sums over the last axis are scalar on a CPU.
-        ones = jnp.ones(v.shape[2], v.dtype)
-        a1_bar = jnp.dot(v * right[:, None, :], ones).T
+        a1_bar = jnp.einsum("jnm,jm->nj", v, right)
         a2_bar = a2_bar + jnp.sum(v * a.T[:, :, None], axis=1)
         return (a2_bar, d2_bar), (a1_bar, d1_bar)
 
     zeros = (jnp.zeros_like(right), jnp.zeros_like(columns))
     with at_precision(precision):
-        bars, (a1_bar, d1_bar) = scan_blocks(block, zeros, (a1, d1, g), len(a1), _samples(a1, a2))
+        rows, size = (a1, d1, g, known), _samples(a1, a2)
+        bars, (a1_bar, d1_bar) = scan_blocks(block, zeros, rows, len(a1), size)
     return None, a1_bar, d1_bar, bars[0].T, bars[1].transpose(2, 1, 0)
 
 
