@@ -5,9 +5,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
 from . import (
     _scores as scores,
     data as data,
-    export as export,
     kernels as kernels,
-    models as models,
 )
 from ._compact import (
     Compacted as Compacted,
@@ -167,15 +165,26 @@ from ._transfer import (
 )
 
 if _TYPE_CHECKING:
-    from . import experiment as experiment
+    from . import (
+        experiment as experiment,
+        export as export,
+        models as models,
+    )
 
 __version__ = "0.2.0"
 
 
+# Clients of all that is above, which are imported when they are first used.
+_LATER = ("experiment", "export", "models")
+
+
 def __getattr__(name: str) -> _Any:
-    """`experiment` is a client of all that is above, so it is imported when it is first used."""
-    if name == "experiment":
+    if name in _LATER:
         from importlib import import_module
 
-        return import_module(f"{__name__}.experiment")
+        return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 
 from ._batch import pair
@@ -19,7 +18,7 @@ from ._distribute import left_to_xla
 from ._parameters import parameters
 from ._prunable import marks_of
 from ._sparse import SparseModel
-from ._types import PyTree, squared_norm
+from ._types import GradientTransformation, PyTree, squared_norm
 
 _LARGE = 1e6  # an entry of a standardised batch is nowhere near
 _GROWN = 10.0  # times the norm at the start of the run: steps that are too long
@@ -260,8 +259,9 @@ def check_first_update(caller: str, params: PyTree, gradient: Callable[[], PyTre
         )
 
 
-def recording() -> optax.GradientTransformation:
+def recording() -> GradientTransformation:
     """An optimiser that changes no weight and stores the gradient as its state."""
+    import optax
 
     def zeros(params: PyTree) -> PyTree:
         return jax.tree.map(jnp.zeros_like, params)
@@ -277,6 +277,7 @@ def tolerates(state: Any) -> bool:
 
     These are `optax.apply_if_finite`, and `optax.MultiSteps` with `optax.skip_not_finite`.
     """
+    import optax
 
     def skips(node: Any) -> bool:
         rest = getattr(node, "skip_state", None)

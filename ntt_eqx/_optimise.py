@@ -7,15 +7,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import optax
 from jaxtyping import Array, Float
 
 from ._checks import check_optimizer
 from ._distribute import is_sharded
-from ._types import PyTree
+from ._types import GradientTransformation, PyTree
 
 
-def init_optimizer(caller: str, optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
+def init_optimizer(caller: str, optimizer: GradientTransformation, params: PyTree) -> PyTree:
     """The state of `optimizer` before its first step, as `optimise` keeps it.
 
     **Raises:**
@@ -35,7 +34,7 @@ def init_optimizer(caller: str, optimizer: optax.GradientTransformation, params:
 
 
 def optimise(
-    optimizer: optax.GradientTransformation,
+    optimizer: GradientTransformation,
     gradient: PyTree,
     opt_state: PyTree,
     params: PyTree,
@@ -62,6 +61,8 @@ def optimise(
 
     The next parameters, in the dtypes of `params`, and the optimiser's next state.
     """
+    import optax
+
     # JAX's gradient of a real loss by a complex number is the conjugate of the way up.
     gradient = jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, gradient)
     extra: dict[str, Any] = {"value": value, "grad": gradient}

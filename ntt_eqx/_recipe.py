@@ -6,13 +6,13 @@ import numbers
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import optax
 from jaxtyping import PRNGKeyArray
 
 from ._checks import check_count, check_weight, is_count
+from ._masks._sparsity import Schedule
 from ._prunable import marks_of
 from ._supervised import CrossEntropy, DynamicSparsity, TrainConfig, TrainState, train_init
-from ._types import PyTree
+from ._types import GradientTransformation, PyTree
 from .data import BatchIterator, Split, batches
 from .data._pipeline import Moment
 
@@ -105,11 +105,11 @@ class Recipe:
             )
         return max(1, round(self.epochs * (samples // self.batch_size)))
 
-    def rate(self, num_steps: int) -> optax.Schedule | float:
+    def rate(self, num_steps: int) -> Schedule | float:
         """The learning rate, a number if it is constant, else a function of the number of steps."""
         return _rate(self, num_steps)
 
-    def transformation(self, num_steps: int) -> optax.GradientTransformation:
+    def transformation(self, num_steps: int) -> GradientTransformation:
         """The optimiser for a run of `num_steps` steps; the same object for the same arguments.
 
         A step compiles once for each optimiser, so that runs with one recipe share their programs.
@@ -207,7 +207,9 @@ def _check_share(name: str, value: Any, *, below_one: bool) -> None:
         )
 
 
-def _rate(recipe: Recipe, num_steps: int) -> optax.Schedule | float:
+def _rate(recipe: Recipe, num_steps: int) -> Schedule | float:
+    import optax
+
     highest, rising = recipe.learning_rate, round(recipe.warm_up * num_steps)
     if recipe.schedule == "constant" and rising == 0:
         return highest
@@ -233,7 +235,9 @@ def _rate(recipe: Recipe, num_steps: int) -> optax.Schedule | float:
 
 
 @functools.lru_cache(maxsize=256)
-def _transformation(recipe: Recipe, num_steps: int) -> optax.GradientTransformation:
+def _transformation(recipe: Recipe, num_steps: int) -> GradientTransformation:
+    import optax
+
     decay = optax.add_decayed_weights(recipe.weight_decay, mask=_decayed)
     parts = []
     if recipe.weight_decay and recipe.decay == "l2":

@@ -10,10 +10,15 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact, Int
 
 if TYPE_CHECKING:
+    from optax import GradientTransformation as GradientTransformation
+
     # jaxtyping hides what it is from type checkers, which would call our functions partly unknown
     PyTree: TypeAlias = Any
 else:
     from jaxtyping import PyTree as PyTree
+
+    # optax takes a fifteenth of the time of an import; whoever has an optimiser has imported it
+    GradientTransformation: TypeAlias = Any
 
 Inputs: TypeAlias = Inexact[Array, "batch ..."]
 """A batch of model inputs: one leading batch axis, then the shape of one sample."""

@@ -74,6 +74,22 @@ print([name for name in sys.modules if name.startswith("ntt_eqx.experiment")])
     assert done.stdout.split("\n")[:2] == ["[]", "[]"]
 
 
+def test_the_import_is_that_of_equinox_and_of_nothing_else():
+    """Optax, SciPy's linear algebra and Pallas are imported when a call first needs them."""
+    done = python(
+        """
+import sys
+import equinox
+before = set(sys.modules)
+import ntt_eqx
+rooms = {name.split(".")[0] for name in set(sys.modules) - before}
+print(sorted(rooms - {"ntt_eqx", "ntt_eqx_kernels"} - set(sys.stdlib_module_names)))
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
+
+
 def test_the_import_asks_for_no_device_and_changes_no_setting():
     done = python(
         """

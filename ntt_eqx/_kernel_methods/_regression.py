@@ -9,7 +9,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.scipy.linalg as jsl
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
@@ -202,8 +201,8 @@ class KernelGP(eqx.Module):
                 f"samples, got shapes {cross.shape} and {prior.shape}."
             )
         columns = by_problem(cross).swapaxes(1, 2)
-        solve = jax.vmap(lambda factor, b: jsl.solve_triangular(factor, b, lower=True))
-        half = solve(self.factors, columns)  # L^-1 Theta*^T
+        solve = jax.lax.linalg.triangular_solve
+        half = solve(self.factors, columns, left_side=True, lower=True)  # L^-1 Theta*^T
         known = jnp.einsum("prm,prs->pms", half, half, precision=jax.lax.Precision.HIGHEST)
         left = by_problem(prior) - known
         if prior.ndim == 3:
@@ -266,8 +265,10 @@ def by_problem(theta: Array) -> Float[Array, "problems rows columns"]:
 def _solve(
     matrix: Float[Array, "rows rows"], targets: Float[Array, "rows *columns"], added: Array
 ) -> Float[Array, "rows *columns"]:
+    from jax.scipy.linalg import cho_factor, cho_solve  # what `import ntt_eqx` saves
+
     matrix = matrix + added * jnp.eye(len(matrix), dtype=matrix.dtype)
-    return jsl.cho_solve(jsl.cho_factor(matrix, lower=True), targets)
+    return cho_solve(cho_factor(matrix, lower=True), targets)
 
 
 def _jitter(caller: str, theta: Array, jitter: float | int | None) -> Array:

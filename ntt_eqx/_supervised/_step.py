@@ -5,7 +5,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._batch import as_arrays
@@ -17,7 +16,7 @@ from .._primitives import with_equivalents
 from .._sparse import SparseModel, kept_weights, prunable_leaves
 from .._stateful import with_state
 from .._step_info import StepInfo
-from .._types import PyTree, squared_norm
+from .._types import GradientTransformation, PyTree, squared_norm
 from ._dynamic import DynamicSparsity, TrainView, refreshed, remembered, with_first_mask
 from ._objective import CROSS_ENTROPY, Objective, check_step, judge
 
@@ -95,7 +94,7 @@ class TrainState(eqx.Module):
     step: Int[Array, ""]
     key: PRNGKeyArray | None
     config: TrainConfig
-    optimizer: optax.GradientTransformation = eqx.field(static=True)
+    optimizer: GradientTransformation = eqx.field(static=True)
     average: PyTree = None
     rewound: PyTree = None
 
@@ -111,7 +110,7 @@ class TrainState(eqx.Module):
 def train_init(
     model: PyTree,
     config: TrainConfig,
-    optimizer: optax.GradientTransformation,
+    optimizer: GradientTransformation,
     *,
     key: PRNGKeyArray | None = None,
 ) -> TrainState:

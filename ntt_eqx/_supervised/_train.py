@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import PRNGKeyArray
 
 from .._batch import as_stream, pair, shape_of_inputs
@@ -18,7 +17,7 @@ from .._masks import check_collapse
 from .._optimise import copied
 from .._refreshes import cannot_rank, refresh_due
 from .._sparse import SparseModel
-from .._types import PyTree
+from .._types import GradientTransformation, PyTree
 from ._evaluate import evaluate
 from ._objective import CROSS_ENTROPY, Objective, check_start, readable
 from ._step import (
@@ -37,7 +36,7 @@ Model = TypeVar("Model")
 def train(
     model: Model,
     batches: Iterable[Any],
-    optimizer: optax.GradientTransformation,
+    optimizer: GradientTransformation,
     *,
     num_steps: int,
     objective: Objective = CROSS_ENTROPY,

@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import optax
-
 from .._checks import check_count, check_weight
 from .._masks import AbstractPattern, Sparsity
 from .._masks._allocation import Allocation, check_density
 from .._masks._sparsity import LayerDensities
 from .._refreshes import AbstractRefresh, MagnitudeRefresh, NoRefresh
 from .._scores import LogitSnip, Magnitude
+from .._types import GradientTransformation
 from ..kernels import PRECISIONS, Precision
 from ._matching import KernelMatching
 from ._method import NeuralTangentTransfer, Pruned, check_arrival
@@ -134,7 +133,7 @@ class NTTConfig:
         until = None if end is None or callable(self.density) else end - every
         return MagnitudeRefresh(every, until)
 
-    def method(self, optimizer: optax.GradientTransformation) -> NeuralTangentTransfer:
+    def method(self, optimizer: GradientTransformation) -> NeuralTangentTransfer:
         """The method with these settings and an optimiser."""
         return NeuralTangentTransfer(
             sparsity=self.sparsity(),

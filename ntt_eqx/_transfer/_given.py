@@ -6,12 +6,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Int
 
 from .._masks._collapse import is_traced
 from .._masks._sparsity import looks_like
-from .._types import MaskTree, at_trace_time
+from .._types import GradientTransformation, MaskTree, at_trace_time
 from ._method import NeuralTangentTransfer
 
 
@@ -63,7 +62,7 @@ def with_sparsity(method: NeuralTangentTransfer, sparsity: Any) -> NeuralTangent
 
 
 def with_optimizer(
-    method: NeuralTangentTransfer, optimizer: optax.GradientTransformation
+    method: NeuralTangentTransfer, optimizer: GradientTransformation
 ) -> NeuralTangentTransfer:
     """The same method with another optimiser."""
     return _changed(method, optimizer=optimizer)

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, PRNGKeyArray, Shaped
 
 from .._checks import check_key, check_optimizer, check_weights
@@ -12,7 +11,7 @@ from .._parameters import parameters
 from .._scores._base import scored
 from .._sparse import SparseModel, sparsify
 from .._stateful import check_warm, is_cold, warm_up
-from .._types import MaskTree, PyTree, ScoreTree, Where
+from .._types import GradientTransformation, MaskTree, PyTree, ScoreTree, Where
 from ._config import NTTConfig
 from ._given import hold_mask
 from ._method import NeuralTangentTransfer
@@ -22,7 +21,7 @@ from ._state import NTTState, entries_for, key_words, support_for
 def ntt_init(
     teacher: PyTree,
     config: NTTConfig | NeuralTangentTransfer,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: GradientTransformation | None = None,
     *,
     where: Where | None = None,
     x: Shaped[Array, "batch ..."] | None = None,
@@ -93,7 +92,7 @@ def ntt_init(
 
 
 def _method(
-    config: NTTConfig | NeuralTangentTransfer, optimizer: optax.GradientTransformation | None
+    config: NTTConfig | NeuralTangentTransfer, optimizer: GradientTransformation | None
 ) -> NeuralTangentTransfer:
     if not isinstance(config, NTTConfig | NeuralTangentTransfer):
         raise ValueError(

@@ -5,7 +5,6 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Int
 
 from .._checks import check_count, check_optimizer
@@ -17,6 +16,7 @@ from .._refreshes import (
     refresh_due,
 )
 from .._scores import AbstractLabelFreeScore, Magnitude
+from .._types import GradientTransformation
 from ._loss import AbstractTransferLoss
 from ._matching import KernelMatching
 
@@ -116,7 +116,7 @@ class NeuralTangentTransfer(eqx.Module):
     sparsity: Sparsity
     loss: AbstractTransferLoss
     refresh: AbstractRefresh
-    optimizer: optax.GradientTransformation = eqx.field(static=True)
+    optimizer: GradientTransformation = eqx.field(static=True)
     initial: AbstractLabelFreeScore
     num_steps: int | None = eqx.field(static=True)
     pruned: Pruned = eqx.field(static=True)
@@ -125,7 +125,7 @@ class NeuralTangentTransfer(eqx.Module):
         self,
         *,
         sparsity: Sparsity | Any,
-        optimizer: optax.GradientTransformation,
+        optimizer: GradientTransformation,
         loss: AbstractTransferLoss | None = None,
         refresh: AbstractRefresh | None = None,
         initial: AbstractLabelFreeScore | None = None,
