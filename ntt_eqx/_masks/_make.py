@@ -39,13 +39,15 @@ def build_mask(
     within: MaskTree | None = None,
     steps: int = 1,
     last: bool = True,
-) -> MaskTree:
-    """The mask of the highest scores; `make_mask` says what the arguments mean.
+) -> tuple[MaskTree, Bool[Array | np.ndarray, ""]]:
+    """The mask of the highest scores, and inside `jit` whether that is lost.
+
+    `make_mask` says what the arguments mean.
 
     A single density may be traced, as from a schedule. There is no warning about empty layers.
 
     Scores that cannot rank the weights (`by_index`) raise. Inside `jit`, which cannot raise, such a
-    layer keeps no weight. No ranked layer is empty, so `lost` can detect it.
+    layer keeps no weight, and the mask is lost. No ranked layer is empty, so `lost` can tell later.
 
     **Arguments:**
 
@@ -69,11 +71,12 @@ def build_mask(
             if not is_traced(flag) and bool(flag):
                 raise ValueError(_cannot_rank(scores, name, int(new.sum()), scope, pattern))
         if not is_traced((unranked, returns)):
-            return masks
-        keep = [~(lost | back) for lost, back in zip(unranked, returns, strict=True)]
+            return masks, np.zeros((), bool)  # it would have raised
+        gone = [one | back for one, back in zip(unranked, returns, strict=True)]
+        any_gone = jnp.stack(gone).any()
         if scope == "global":
-            keep = [jnp.stack(keep).all()] * len(keep)
-        return treedef.unflatten([m & k for m, k in zip(leaves, keep, strict=True)])
+            gone = [any_gone] * len(gone)
+        return treedef.unflatten([m & ~g for m, g in zip(leaves, gone, strict=True)]), any_gone
 
 
 @jax.jit

@@ -62,7 +62,7 @@ def make_mask(
     given: Any = density
     if isinstance(given, Tracer):
         check_density(given, "make_mask")
-    mask = build_mask(scores, density, scope=scope, allocation=allocation, pattern=pattern)
+    mask, _ = build_mask(scores, density, scope=scope, allocation=allocation, pattern=pattern)
     if scope == "global" and not is_traced(mask):
         check_collapse(mask, caller="make_mask")
     return mask

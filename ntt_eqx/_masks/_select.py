@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,14 +38,14 @@ def select_each(
 ) -> list[tuple[Bool[Array, "..."], Bool[Array, ""]]]:
     """In each array mark exactly `count` entries, the highest scores; say where ties decided much.
 
-    Bisection over the bits of the threshold: as many counting passes as the dtype has bits, where
-    a sort of 235,200 floats takes 30 times as long on a CPU. Ties at the threshold, when there
-    are more than fit, are settled by a second bisection, over the index; see `by_index` for how
-    many may be settled so.
+    Bisection over the bits of the threshold: at most as many counting passes as the dtype has bits,
+    where a sort of 235,200 floats takes 30 times as long on a CPU. Ties at the threshold, when
+    there are more than fit, are settled by further passes, over the bits of the index; see
+    `by_index` for how many may be settled so.
 
-    One pair of loops serves all arrays, because XLA takes half a second to compile a pair: the
-    arrays lie side by side in blocks, and each block has the threshold of its array. An array that
-    is sharded stays where it is, beside the blocks.
+    One loop serves all arrays, because XLA takes a quarter of a second to compile one: the arrays
+    lie side by side in blocks, and each block has the threshold of its array. An array that is
+    sharded stays where it is, beside the blocks.
 
     **Arguments:**
 
@@ -82,20 +82,20 @@ class _Entries(NamedTuple):
 
     Attributes:
         keys: the order of their scores: an array as it is, or blocks of several arrays. What fills
-            a block has the key 0, which is below each threshold that is tried.
-        index: the index of each in its array.
+            a block has the key 0.
+        ranks: the order of those with equal keys: from the size of their array at the first entry
+            down to 1 at the last one. What fills a block is below.
         owner: the array of each block; of an array as it is, its own number.
     """
 
     keys: Array
-    index: Array
+    ranks: Array
     owner: np.ndarray
 
-    def of_owner(self, values: Array) -> Array:
-        """To each entry the value of its array."""
-        if self.owner.ndim == 0:
-            return values[int(self.owner)]
-        return values.at[self.owner].get(mode="promise_in_bounds")[:, None, None]
+    def from_on(self, key: Array, rank: Array) -> Bool[Array, "..."]:
+        """Whether each entry is at the threshold of its array or above: at a key and a rank."""
+        key, rank = self._of_owner(key), self._of_owner(rank)
+        return (self.keys > key) | ((self.keys == key) & (self.ranks >= rank))
 
     def how_many(self, marks: Array, arrays: int) -> Int[Array, " arrays"]:
         """Marks of the entries of each of the `arrays` arrays."""
@@ -103,6 +103,35 @@ class _Entries(NamedTuple):
         axes = (1, 2) if self.owner.ndim else None
         sums = jnp.sum(marks, axis=axes, dtype=jnp.int32)
         return jnp.sum(jnp.where(owns, sums, 0), axis=1, dtype=jnp.int32)
+
+    def _of_owner(self, values: Array) -> Array:
+        """To each entry the value of its array."""
+        if self.owner.ndim == 0:
+            return values[int(self.owner)]
+        return values.at[self.owner].get(mode="promise_in_bounds")[:, None, None]
+
+
+class _Search(NamedTuple):
+    """The search for the threshold of each array, after some tries.
+
+    Attributes:
+        tries: their number.
+        key: with `rank`, the highest threshold known to have as many entries from there on as are
+            wanted, or more.
+        rank: see `key`.
+        exact: whether it has as many as are wanted.
+        from_key: entries at `key` and above, of any rank.
+        above_key: entries above `key`, once all of its bits were tried.
+        finite: entries above minus infinity.
+    """
+
+    tries: Int[Array, ""]
+    key: UInt[Array, " arrays"]
+    rank: Int[Array, " arrays"]
+    exact: Bool[Array, " arrays"]
+    from_key: Int[Array, " arrays"]
+    above_key: Int[Array, " arrays"]
+    finite: Int[Array, " arrays"]
 
 
 def _select_alike(
@@ -115,68 +144,85 @@ def _select_alike(
     together = [n for n, apart in enumerate(sharded) if not apart]
     groups = [_in_blocks(scores, together)] if together else []
     groups += [_as_it_is(scores[n], n) for n, apart in enumerate(sharded) if apart]
-    sizes = jnp.asarray([leaf.size for leaf in scores], jnp.int32)
-    key_of, width = groups[0].keys.dtype, jnp.iinfo(groups[0].keys.dtype).bits
-
-    def how_many(marks: Callable[[_Entries], Array]) -> Int[Array, " arrays"]:
-        counted = jnp.stack([g.how_many(marks(g), len(scores)) for g in groups])
-        return jnp.sum(counted, axis=0, dtype=jnp.int32)
-
-    # the largest threshold t with #{keys >= t} >= count, found from its highest bit down
-    def set_value_bit(i: Array, threshold: Array) -> Array:
-        tried = threshold | lax.shift_left(key_of.type(1), (width - 1 - i).astype(key_of))
-        enough = how_many(lambda group: group.keys >= group.of_owner(tried)) >= count
-        return jnp.where(enough, tried, threshold)
-
-    threshold = lax.fori_loop(0, width, set_value_bit, jnp.zeros(len(scores), key_of))
-    is_above = lambda group: group.keys > group.of_owner(threshold)
-    is_tied = lambda group: (
-        (group.keys == group.of_owner(threshold)) & (group.index < group.of_owner(sizes))
-    )
     lowest, highest = _infinities(scores[0].dtype)
-    wanted, tied = count - how_many(is_above), how_many(is_tied)
-    finite = how_many(lambda group: group.keys > lowest)
+    found = _searched(groups, count, [leaf.size for leaf in scores], lowest)
 
-    # the largest bound b with #{ties at an index < b} <= wanted
-    index_width = max(leaf.size for leaf in scores).bit_length()
-
-    def set_index_bit(i: Array, bound: Array) -> Array:
-        tried = bound | lax.shift_left(jnp.int32(1), (index_width - 1 - i).astype(jnp.int32))
-        within = how_many(lambda group: is_tied(group) & (group.index < group.of_owner(tried)))
-        return jnp.where(within <= wanted, tried, bound)
-
-    bound = lax.cond(
-        jnp.any(tied > wanted),
-        lambda: lax.fori_loop(0, index_width, set_index_bit, jnp.zeros(len(scores), jnp.int32)),
-        lambda: sizes,
-    )
-    left = tied - wanted
+    tied, wanted = found.from_key - found.above_key, count - found.above_key
+    left = found.from_key - count
     is_open = (wanted > 0) & (left > 0)
     decided = jnp.minimum(wanted, left) if lenient else tied
     # `by_index` of the counts: all ties have the key of the threshold
-    separated = finite - jnp.where(threshold > lowest, tied, 0)
-    endless = (threshold <= lowest) | (threshold >= highest)
+    separated = found.finite - jnp.where(found.key > lowest, tied, 0)
+    endless = (found.key <= lowest) | (found.key >= highest)
     unranked = is_open & ((decided > separated) | endless)
 
-    found: list[Any] = [None] * len(scores)
+    masks: list[Any] = [None] * len(scores)
     for group in groups:
-        marks = is_above(group) | (is_tied(group) & (group.index < group.of_owner(bound)))
+        marks = group.from_on(found.key, found.rank)
         if group.owner.ndim == 0:
-            found[int(group.owner)] = marks
+            masks[int(group.owner)] = marks
             continue
         start, marks = 0, marks.reshape(-1)
         for n in together:
-            found[n] = marks[start : start + scores[n].size].reshape(scores[n].shape)
+            masks[n] = marks[start : start + scores[n].size].reshape(scores[n].shape)
             start += _blocks(scores[n]) * math.prod(_BLOCK)
-    return [(marks, unranked[n]) for n, marks in enumerate(found)]
+    return [(mask, unranked[n]) for n, mask in enumerate(masks)]
+
+
+def _searched(
+    groups: list[_Entries], count: Int[Array, " arrays"], sizes: list[int], lowest: Any
+) -> _Search:
+    """Find for each array the highest threshold with `count` entries from there on.
+
+    After the first try, which counts what is above `lowest`, the bits of the key are tried, and
+    after them those of the rank, the highest first. The search ends with the first thresholds that
+    are all exact: before the ranks, unless ties are open.
+    """
+    key_of, arrays = groups[0].keys.dtype, len(sizes)
+    width, rank_width = jnp.iinfo(key_of).bits, max(sizes).bit_length()
+
+    def is_open(search: _Search) -> Array:
+        return (search.tries <= width + rank_width) & ~jnp.all(search.exact)
+
+    def next_try(search: _Search) -> _Search:
+        bit = search.tries - 1  # from the highest of the key down to the lowest of the rank
+        first, of_key = bit < 0, bit < width
+        key_bit = lax.shift_left(key_of.type(1), (width - 1 - bit).astype(key_of))  # or none
+        rank_bit = lax.shift_left(jnp.int32(1), width + rank_width - 1 - bit)
+        key = jnp.where(first, lowest + key_of.type(1), search.key | key_bit)
+        rank = search.rank | jnp.where(of_key, 0, rank_bit)
+        counted = [g.how_many(g.from_on(key, rank), arrays) for g in groups]
+        marked = jnp.sum(jnp.stack(counted), axis=0, dtype=jnp.int32)
+        enough = ~first & (marked >= count)
+        return _Search(
+            search.tries + 1,
+            jnp.where(enough, key, search.key),
+            jnp.where(enough, rank, search.rank),
+            search.exact | (enough & (marked == count)),
+            jnp.where(of_key & enough, marked, search.from_key),
+            jnp.where(of_key & ~first & ~enough, marked, search.above_key),
+            jnp.where(first, marked, search.finite),
+        )
+
+    none = jnp.zeros(arrays, jnp.int32)
+    start = _Search(
+        tries=jnp.zeros((), jnp.int32),
+        key=jnp.zeros(arrays, key_of),
+        rank=none,
+        exact=jnp.zeros(arrays, bool),
+        from_key=jnp.asarray(sizes, jnp.int32),
+        above_key=none,
+        finite=none,
+    )
+    return lax.while_loop(is_open, next_try, start)
 
 
 def _as_it_is(scores: Float[Array, "..."], owner: int) -> _Entries:
-    index = jnp.zeros(scores.shape, jnp.int32)
+    ranks = jnp.full(scores.shape, scores.size, jnp.int32)
     for axis in range(scores.ndim):
         step = np.int32(math.prod(scores.shape[axis + 1 :]))
-        index += step * lax.broadcasted_iota(jnp.int32, scores.shape, axis)
-    return _Entries(order_keys(scores), index, np.asarray(owner))
+        ranks -= step * lax.broadcasted_iota(jnp.int32, scores.shape, axis)
+    return _Entries(order_keys(scores), ranks, np.asarray(owner))
 
 
 def _in_blocks(scores: list[Float[Array, "..."]], chosen: list[int]) -> _Entries:
@@ -186,11 +232,14 @@ def _in_blocks(scores: list[Float[Array, "..."]], chosen: list[int]) -> _Entries
         keys = order_keys(scores[n].reshape(-1))
         missing = many * math.prod(_BLOCK) - keys.size
         parts += [keys, jnp.zeros(missing, keys.dtype)] if missing else [keys]
-    first = np.concatenate([np.arange(many, dtype=np.int32) for many in blocks])
+    first = [
+        scores[n].size - math.prod(_BLOCK) * np.arange(many, dtype=np.int32)
+        for n, many in zip(chosen, blocks, strict=True)
+    ]
     within = lax.iota(jnp.int32, math.prod(_BLOCK)).reshape(1, *_BLOCK)
     return _Entries(
         jnp.concatenate(parts).reshape(sum(blocks), *_BLOCK),
-        jnp.asarray(np.int32(math.prod(_BLOCK)) * first)[:, None, None] + within,
+        jnp.asarray(np.concatenate(first, dtype=np.int32))[:, None, None] - within,
         np.repeat(np.asarray(chosen, np.int32), blocks),
     )
 

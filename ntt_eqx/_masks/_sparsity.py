@@ -8,11 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
 from .._checks import is_count
-from .._sparse import count_kept
+from .._sparse import count_kept_in_all
 from .._types import MaskTree, PyTree, ScoreTree, at_trace_time
 from ._allocation import Allocation, Density, check_density
 from ._collapse import check_collapse, is_traced
@@ -109,8 +110,7 @@ class Sparsity(eqx.Module):
         if not isinstance(density, Mapping):
             return density
         leaves = jax.tree.leaves(mask)
-        kept = sum(count_kept(m) for m in leaves)
-        return kept.astype(jnp.float32) / sum(m.size for m in leaves)  # pyright: ignore
+        return count_kept_in_all(leaves).astype(jnp.float32) / sum(m.size for m in leaves)
 
     def mask(self, scores: ScoreTree, step: Int[Array, ""] | int = 0) -> MaskTree:
         """The mask of the highest `scores` after `step` steps.
@@ -125,6 +125,12 @@ class Sparsity(eqx.Module):
 
     def quiet_mask(self, scores: ScoreTree, step: Int[Array, ""] | int = 0) -> MaskTree:
         """`mask` without the warning about layers that are left empty."""
+        return self.mask_or_lost(scores, step)[0]
+
+    def mask_or_lost(
+        self, scores: ScoreTree, step: Int[Array, ""] | int = 0
+    ) -> tuple[MaskTree, Bool[Array | np.ndarray, ""]]:
+        """`quiet_mask`, and inside `jit` whether it is `lost`."""
         return build_mask(
             scores,
             self.at(step),

@@ -92,7 +92,7 @@ def prune(
         if not regrow:
             scores = _bar_pruned(scores, sparse)
         target = _scheduled(final, step / steps, schedule)
-        mask = build_mask(
+        mask, _ = build_mask(
             scores,
             target,
             scope=scope,

@@ -170,13 +170,13 @@ def refreshed(
     arrays, rest = eqx.partition((model, opt_state), eqx.is_array)
 
     def again() -> tuple[PyTree, Bool[Array, ""]]:
-        mask = sparsity.quiet_mask(dynamic.refresh.scores(view), step)
+        mask, lost = sparsity.mask_or_lost(dynamic.refresh.scores(view), step)
         if rewound is None:
             after = _grown_from_zero(model, opt_state, mask)
         else:
             back, state = eqx.combine(rewound, rest)
             after = back.with_mask(mask), state
-        return eqx.filter(after, eqx.is_array), sparsity.lost(mask)
+        return eqx.filter(after, eqx.is_array), lost
 
     stays = lambda: (arrays, jnp.zeros((), bool))
     arrays, lost = jax.lax.cond(due, again, stays)

@@ -176,8 +176,7 @@ def _refreshed(
             info=StepInfo(step, key, density),
             loss=method.loss,
         )
-        mask = sparsity.quiet_mask(method.refresh.scores(view), step)
-        return mask, sparsity.lost(mask)
+        return sparsity.mask_or_lost(method.refresh.scores(view), step)
 
     stays = lambda: (student.mask, jnp.zeros((), bool))
     mask, lost = jax.lax.cond(due, again, stays)
