@@ -1,16 +1,17 @@
 """`SparseModel`: an Equinox model together with the boolean mask of its prunable weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ._distribute import left_to_xla
+from ._distribute import is_sharded, left_to_xla
 from ._kept import check_masked_form, is_kept_layer, kept_layers
 from ._prunable import (
     _NORMALISATIONS as _NORMALISATIONS,
@@ -21,6 +22,7 @@ from ._prunable import (
     warn_of_left_out,
 )
 from ._types import MaskTree, PyTree, Where
+from .kernels import MaskBits
 
 
 class SparseModel(eqx.Module):
@@ -75,10 +77,9 @@ class SparseModel(eqx.Module):
     def density(self) -> Float[Array, ""]:
         """Share of prunable weights that are kept, in `[0, 1]`."""
         masks, layers = jax.tree.leaves(self.masks), kept_layers(self.model)
-        counts = [count_kept(m) for m in masks]
-        counts += [jnp.asarray(layer.values.size, jnp.int32) for layer in layers]
-        sizes = [m.size for m in masks] + [math.prod(layer.weight_shape) for layer in layers]
-        return jnp.sum(jnp.stack(counts)).astype(jnp.float32) / sum(sizes)
+        stored = sum(layer.values.size for layer in layers)
+        size = sum(m.size for m in masks) + sum(math.prod(la.weight_shape) for la in layers)
+        return (count_kept_in_all(masks) + np.int32(stored)).astype(jnp.float32) / size
 
     def densities(self) -> dict[str, Float[Array, ""]]:
         """Share of weights kept, for every prunable leaf, keyed by its path."""
@@ -101,6 +102,20 @@ def count_kept(mask: Bool[Array, "..."]) -> Int[Array, ""]:
     rows = next(n for n in range(255, 0, -1) if mask.size % n == 0)
     in_bytes = lambda mask: jnp.sum(mask.reshape(rows, mask.size // rows), axis=0, dtype=jnp.uint8)
     return left_to_xla(lambda mask: jnp.sum(in_bytes(mask), dtype=jnp.int32), mask)
+
+
+def count_kept_in_all(masks: Sequence[Bool[Array, "..."]]) -> Int[Array, ""]:
+    """How many weights masks keep together, int32."""
+    if not masks or any(map(is_sharded, masks)):
+        return sum(map(count_kept, masks), start=jnp.zeros((), jnp.int32))
+    return _count_of_bits(list(masks))
+
+
+@jax.jit
+def _count_of_bits(masks: list[Bool[Array, "..."]]) -> Int[Array, ""]:
+    # One function for XLA to compile instead of three a mask; in a step of a transfer the search
+    # for a mask's entries has these bits already.
+    return MaskBits.of([m.reshape(1, m.size) for m in masks]).count
 
 
 def prunable_leaves(model: PyTree) -> list[Array]:
