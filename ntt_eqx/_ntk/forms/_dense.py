@@ -1,16 +1,20 @@
 """A layer at one position, with no metric or a whole one."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import jax
 from jaxtyping import Array
 
 from ..._types import Outputs
 from ...kernels import BLOCK_BYTES, Precision
+from ...kernels.manual_axes import zeros_of
 from .._layers import Layer
 from .._metric import DenseMetric
 from ._form import Cost, Path, Sizes, cost_of_numbers
 from ._kept import LayerFactors, factors, product_at_one_position
 from ._layer import AbstractWholeForm
+
+_FEW = 4  # groups that are contracted one by one, without a loop
 
 
 class DenseForm(AbstractWholeForm[LayerFactors]):
@@ -65,10 +69,17 @@ class DenseForm(AbstractWholeForm[LayerFactors]):
         precision: Precision,
     ) -> Array:
         """See `AbstractForm`."""
-        total = 0.0
-        for g in range(self.layer.groups):
-            (a1, d1), (a2, d2) = one.group(g), two.group(g)
-            c = None if metric is None else metric.values[g]
-            sides = (a1[..., 0], d1[..., 0]), (a2[..., 0], d2[..., 0])
-            total = total + product_at_one_position(*sides, c, outputs, precision)
-        return total  # pyright: ignore[reportReturnType]
+
+        def of_group(group: Any) -> Array:
+            return product_at_one_position(*group, outputs, precision)
+
+        sides = one.at_one_position(), two.at_one_position()
+        groups = (*sides, None if metric is None else metric.values)
+        first = jax.tree.map(lambda x: x[0], groups)
+        if self.layer.groups == 1:
+            return of_group(first)
+        # One program for all groups, of which a scan over many layers has one for each of these.
+        like = jax.eval_shape(of_group, first)
+        add = lambda total, group: (total + of_group(group), None)
+        few = self.layer.groups <= _FEW
+        return jax.lax.scan(add, zeros_of(like, like.shape), groups, unroll=few)[0]

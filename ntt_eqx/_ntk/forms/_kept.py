@@ -23,8 +23,15 @@ class LayerFactors(eqx.Module):
 
     def group(self, g: int) -> tuple[Array, Array]:
         """`a[N, J, S]` and `d[N, R, I, S]` of one group, in one dtype."""
-        a, d = self.a[:, g], self.d[:, :, g]
-        return (a, d) if a.dtype == d.dtype else (widen(a), widen(d))
+        return _alike(self.a[:, g], self.d[:, :, g])
+
+    def at_one_position(self) -> tuple[Array, Array]:
+        """`a[G, N, J]` and `d[G, N, R, I]` of all groups at their one position, in one dtype."""
+        return _alike(jnp.moveaxis(self.a[..., 0], 1, 0), jnp.moveaxis(self.d[..., 0], 2, 0))
+
+
+def _alike(a: Array, d: Array) -> tuple[Array, Array]:
+    return (a, d) if a.dtype == d.dtype else (widen(a), widen(d))
 
 
 class Tangents(eqx.Module):
