@@ -33,6 +33,7 @@ def images(count, name="fashion-mnist"):
     return np.asarray(ntt.data.as_batch(data.train[:count], mean=data.mean, std=data.std).x)
 
 
+@eqx.filter_jit
 def by_hand(model, x, v, size):
     """One VJP and one JVP for each block of samples, as one writes them."""
     params, static = eqx.partition(model, eqx.is_inexact_array)
@@ -64,15 +65,15 @@ def seconds(calls, turns):
 
 def products(args):
     rows, rng = [], np.random.default_rng(0)
-    x = images(args.images)
+    x = jnp.asarray(images(args.images))
     for name, kind in NETWORKS.items():
         model = kind(key=jax.random.key(0))
         operator = ntt.ntk_operator(model, x)
         v = jnp.asarray(rng.normal(size=(args.images, 10)), jnp.float32)
         calls = {"product": lambda operator=operator, v=v: operator.mv(v)}
         for size in (50, args.images):
-            hand = jax.jit(lambda v, model=model, size=size: by_hand(model, x, v, size))
-            calls[f"by hand, {size} at once"] = lambda hand=hand, v=v: hand(v)
+            hand = lambda size=size, model=model, v=v: by_hand(model, x, v, size)
+            calls[f"by hand, {size} at once"] = hand
         for width in BLOCKS:
             many = jnp.asarray(rng.normal(size=(args.images, 10, width)), jnp.float32)
             calls[f"block of {width}"] = lambda operator=operator, many=many: operator.mv(many)
@@ -115,7 +116,7 @@ def eigenpairs(args):
 
 
 PARTS = {"products": products, "eigenpairs": eigenpairs, "by-layer": by_layer}
-IMAGES = {"products": 1000, "eigenpairs": 10_000, "by-layer": 64}
+IMAGES = {"products": 250, "eigenpairs": 10_000, "by-layer": 32}
 
 
 def main():

@@ -264,11 +264,81 @@ def sparse_layers_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+LIBRARIES = {
+    "ntt_eqx": "ntt_eqx",
+    "jax": "JAX by hand",
+    "torch": "torch.func",
+    "neural-tangents": "neural-tangents",
+    "laplax": "laplax",
+}
+WORST = 1e-4  # a result that is further from ours is no time for the same work
+
+
+def libraries_table(found: dict[str, Any]) -> str:
+    """Kernels and products of each library; of the ways to the same kernel the fastest."""
+    networks = sorted({row["network"] for row in found["rows"]}, key=len, reverse=True)
+    sizes = {"kernel": found["few"], "product": found["many"], "GGN product": found["many"]}
+    names = [f"{network}, {what}" for what in sizes for network in networks]
+    lines = [line(["library", *names]), line(["---"] + ["---:"] * len(names))]
+    for library, label in LIBRARIES.items():
+        own = find_all(found["rows"], library=library)
+        cells = []
+        for what in sizes:
+            for network in networks:
+                rows = [row for row in own if row["what"].split(",")[0] == what]
+                rows = find_all(rows, network=network)
+                right = [row["cpu_seconds"] for row in rows if row["difference"] < WORST]
+                spent = 1000 * min(right, default=0.0)
+                shown = f"{spent:.1f}" if spent < 100 else f"{spent:,.0f}"
+                cells.append(shown if right else "differs" if rows else "")
+        version = own[0]["version"]
+        lines.append(line([f"{label} {version}", *cells]))
+    return "\n".join(lines)
+
+
+def operator_products_table(found: dict[str, Any]) -> str:
+    """A product with the kernel of some images beside one VJP and one JVP, and blocks of them."""
+    lines = [line(["network", "by hand (ms)", "product (ms)", "ratio", "of 8 at once", "of 16"])]
+    lines.append(line(["---"] + ["---:"] * 5))
+    for row in found["rows"]:
+        spent = row["cpu_seconds"]
+        hand = min(seconds for name, seconds in spent.items() if name.startswith("by hand"))
+        each = [spent[f"block of {width}"] / width for width in (8, 16)]
+        times = [hand, spent["product"], *each]
+        one, two, *rest = (f"{1000 * seconds:.0f}" for seconds in times)
+        lines.append(line([row["network"], one, two, f"{spent['product'] / hand:.2f}", *rest]))
+    return "\n".join(lines)
+
+
 def speedups() -> tuple[int, int]:
     """The smallest and the largest speed-up of all rows with the baseline, rounded."""
     rows = load("cpu")["rows"]
     found = [r["speedup"] for r in rows if r["implementation"] == "factors" and r["speedup"]]
     return round(min(found)), round(max(found))
+
+
+def operator_facts() -> dict[str, str]:
+    """Numbers of the kernel as an operator."""
+    found = load("kernel_operator")
+    pairs = found["eigenpairs"]
+    values = pairs["values"]
+    return {
+        "operator_images": f"{found['products']['images']:,}",
+        "operator_products_table": operator_products_table(found["products"]),
+        "eigen_products": str(pairs["products"]),
+        "eigen_wall": f"{pairs['wall_seconds'] / 60:.0f}",
+        "eigen_minutes": f"{pairs['cpu_seconds'] / 60:.0f}",
+        "eigen_gigabytes": f"{pairs['peak_gigabytes']:.2f}",
+        "eigen_first": f"{values[0]:,.0f}",
+        "eigen_last": f"{values[-1]:,.0f}",
+        "eigen_residual": f"{max(pairs['residuals']):.0e}",
+        "layers": ", ".join(
+            f"{row['network']} {1000 * row['cpu_seconds']['by layer']:.0f} and "
+            f"{1000 * row['cpu_seconds']['whole']:.0f} ms"
+            for row in found["by-layer"]["rows"]
+        ),
+        "layers_images": str(found["by-layer"]["images"]),
+    }
 
 
 def facts() -> dict[str, str]:
@@ -300,6 +370,10 @@ def facts() -> dict[str, str]:
         "compiled_jax": load("compiled_h100")["jax"],
         "formats_tables": "\n\n".join(formats_table(case) for case in load("formats")["cases"]),
         "sparse_layers_table": sparse_layers_table(load("sparse_layers")["rows"]),
+        "libraries_table": libraries_table(load("other_libraries")),
+        "libraries_few": str(load("other_libraries")["few"]),
+        "libraries_many": str(load("other_libraries")["many"]),
+        **operator_facts(),
         "sparse_jax": load("sparse_layers")["versions"]["jax"],
         "sketch_table": sketch_table(sketch["rows"]),
         "sketch_matmul": " and ".join(
