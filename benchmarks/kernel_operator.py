@@ -15,6 +15,7 @@ import resource
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -70,7 +71,7 @@ def products(args):
         model = kind(key=jax.random.key(0))
         operator = ntt.ntk_operator(model, x)
         v = jnp.asarray(rng.normal(size=(args.images, 10)), jnp.float32)
-        calls = {"product": lambda operator=operator, v=v: operator.mv(v)}
+        calls: dict[str, Any] = {"product": lambda operator=operator, v=v: operator.mv(v)}
         for size in (50, args.images):
             hand = lambda size=size, model=model, v=v: by_hand(model, x, v, size)
             calls[f"by hand, {size} at once"] = hand

@@ -143,8 +143,8 @@ def laplax(name, weights):
 
     import jax
     import jax.numpy as jnp
-    from laplax.curv.ggn import create_ggn_mv_without_data
-    from laplax.enums import LossFn
+    from laplax.curv.ggn import create_ggn_mv_without_data  # pyright: ignore[reportMissingImports]
+    from laplax.enums import LossFn  # pyright: ignore[reportMissingImports]
 
     network, weights = jax_network(name), jax.tree.map(jnp.asarray, weights)
     one = lambda input, params: network(params, input[None])[0]
@@ -158,7 +158,7 @@ def laplax(name, weights):
 def neural_tangents(name, weights):
     import jax
     import jax.numpy as jnp
-    import neural_tangents as nt
+    import neural_tangents as nt  # pyright: ignore[reportMissingImports]
 
     network, weights = jax_network(name), jax.tree.map(jnp.asarray, weights)
     made = {}
@@ -176,9 +176,9 @@ def neural_tangents(name, weights):
 
 def torch_func(name, weights):
     """The contraction of PyTorch's tutorial on tangent kernels, and its NTK-vector product."""
-    import torch
-    import torch.nn.functional as F
-    from torch.func import jacrev, jvp, vjp, vmap
+    import torch  # pyright: ignore[reportMissingImports]
+    import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
+    from torch.func import jacrev, jvp, vjp, vmap  # pyright: ignore[reportMissingImports]
 
     weights = [tuple(torch.from_numpy(np.array(a)) for a in pair) for pair in weights]
 
@@ -195,7 +195,8 @@ def torch_func(name, weights):
         one = lambda w, x: network(w, x[None])[0]
         jacobians = vmap(jacrev(one), (None, 0))(weights, torch.from_numpy(x))
         flat = [j.flatten(2) for pair in jacobians for j in pair]
-        return sum(torch.einsum("nkp,mlp->nmkl", j, j) for j in flat).numpy()
+        parts = [torch.einsum("nkp,mlp->nmkl", j, j) for j in flat]
+        return torch.stack(parts).sum(0).numpy()
 
     def product(x, v):
         outputs = lambda w: network(w, torch.from_numpy(x))
@@ -267,7 +268,8 @@ def main():
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        work(*args.work, args.turns)
+        peer, name, given, place = args.work
+        work(peer, name, given, place, args.turns)
         return
     pythons = {OURS: sys.executable, "jax": sys.executable}
     for text in args.peer:

@@ -18,7 +18,7 @@ import ntt_eqx as ntt
 
 EXACT = 1e-10  # float64
 MODELS = {**zoo.ZOO, **zoo_today.ZOO}
-QUICK = ("lines", "custom", "lora")
+QUICK = ("custom", "lora")
 
 
 def vectors(structure, *r, seed=5):
