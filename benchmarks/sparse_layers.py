@@ -186,7 +186,9 @@ def transfers(case: Case, density: float, batch: int, rounds: int) -> dict[str, 
     x = jax.random.normal(jax.random.key(2), (batch, *case.shape))
     step, train = eqx.filter_jit(ntt.ntt_step), eqx.filter_jit(ntt.train_step)
     trained = ntt.train_init(dense, ntt.TrainConfig(), optax.adam(1e-3))
-    calls = {k: lambda s=s: jax.tree.leaves(step(s, x)) for k, s in states.items()}
+    calls: dict[str, Callable[[], Any]] = {
+        k: lambda s=s: jax.tree.leaves(step(s, x)) for k, s in states.items()
+    }
     calls["dense training"] = lambda: jax.tree.leaves(train(trained, (x, jnp.arange(batch) % 10)))
     return {"transfer": in_turn(calls, rounds)}
 

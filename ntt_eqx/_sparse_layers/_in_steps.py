@@ -41,17 +41,15 @@ def kept_entries(
 
     `KeptEntries` by the layers' key strings.
     """
-    chosen = {
-        name: m
-        for name, m in _masks_of_layers(model, mask).items()
-        if np.any(m) and where(name, np.asarray(m))
-    }
+    masks = {name: np.asarray(m) for name, m in _masks_of_layers(model, mask).items()}
+    chosen = {name: m for name, m in masks.items() if m.any() and where(name, m)}
     if not chosen:
         return {}
     kept = tuple(int(np.count_nonzero(m)) for m in chosen.values())
-    index, _ = eqx.filter_jit(sorted_each)(list(chosen.values()), kept)
-    pairs = zip(chosen.items(), index, strict=True)
-    return {name: KeptEntries(found, m) for (name, m), found in pairs}
+    arrays = [jnp.asarray(m) for m in chosen.values()]
+    index, _ = eqx.filter_jit(sorted_each)(arrays, kept)
+    parts = zip(chosen, index, arrays, strict=True)
+    return {name: KeptEntries(found, m) for name, found, m in parts}
 
 
 def current_entries(
