@@ -70,7 +70,9 @@ def test_steps_are_masked_steps(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [dict(scope="global"), dict(density=lambda step: 0.3)])
+@pytest.mark.parametrize(
+    "options", [dict(scope="global", density=0.5), dict(density=lambda step: 0.3)]
+)
 def test_counts_that_change_stay_masked(options):
     state = assert_same(**options, **({"num_steps": 5} if "density" in options else {}))
     assert not state.entries
