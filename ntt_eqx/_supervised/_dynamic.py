@@ -169,7 +169,7 @@ def refreshed(
         return model, opt_state, None
     arrays, rest = eqx.partition((model, opt_state), eqx.is_array)
 
-    def again() -> tuple[PyTree, Bool[Array, ""]]:
+    def again() -> tuple[PyTree, Any]:
         mask, lost = sparsity.mask_or_lost(dynamic.refresh.scores(view), step)
         if rewound is None:
             after = _grown_from_zero(model, opt_state, mask)

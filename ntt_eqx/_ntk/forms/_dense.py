@@ -71,7 +71,8 @@ class DenseForm(AbstractWholeForm[LayerFactors]):
         """See `AbstractForm`."""
 
         def of_group(group: Any) -> Array:
-            return product_at_one_position(*group, outputs, precision)
+            one, two, c = group
+            return product_at_one_position(one, two, c, outputs, precision)
 
         sides = one.at_one_position(), two.at_one_position()
         groups = (*sides, None if metric is None else metric.values)
