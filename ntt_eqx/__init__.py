@@ -13,6 +13,7 @@ from ._compact import (
     EffectiveLayer as EffectiveLayer,
     EffectiveSparsity as EffectiveSparsity,
     compact as compact,
+    coupled_channels as coupled_channels,
     effective_sparsity as effective_sparsity,
 )
 from ._distribute import distribute as distribute
@@ -53,6 +54,7 @@ from ._masks import (
     Block as Block,
     Channels as Channels,
     ConstantFanIn as ConstantFanIn,
+    CoupledChannels as CoupledChannels,
     GradualDensity as GradualDensity,
     InLayout as InLayout,
     LayerCollapseWarning as LayerCollapseWarning,

@@ -10,6 +10,7 @@ from ._collapse import (
     LayerCollapseWarning as LayerCollapseWarning,
     check_collapse as check_collapse,
 )
+from ._coupled import CoupledAxis as CoupledAxis, CoupledChannels as CoupledChannels
 from ._fan_in import ConstantFanIn as ConstantFanIn
 from ._layout import InLayout as InLayout
 from ._make_mask import make_mask as make_mask

@@ -25,6 +25,7 @@ from ._allocation import (
     whole_counts,
 )
 from ._collapse import is_traced
+from ._coupled import CoupledChannels
 from ._pattern import AbstractPattern, groups_of
 from ._select import select_each
 
@@ -124,6 +125,10 @@ def _built(
             "make_mask: scope='global' takes one density, no allocation and no N:M pattern; "
             "these set the densities of layers, which only scope='layer' keeps."
         )
+    if isinstance(pattern, CoupledChannels):
+        found = _keep_channels(layers, density, scope, allocation, pattern, **rounds)
+        masks, flags = zip(*(found[name] for name in layers), strict=True)
+        return jtu.tree_unflatten(treedef, masks), list(flags)
     # Only a Module is a network with ends to spare, and explicit densities by layer win over it.
     shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
     network = isinstance(scores, eqx.Module) and not isinstance(density, Mapping)
@@ -137,6 +142,35 @@ def _built(
     whole = {name: (jnp.ones(shapes[name], bool), never) for name in spared}
     masks, flags = zip(*((found | whole)[name] for name in layers), strict=True)
     return jtu.tree_unflatten(treedef, masks), list(flags)
+
+
+def _keep_channels(
+    layers: Mapping[str, Array],
+    density: Any,
+    scope: str,
+    allocation: Any,
+    pattern: CoupledChannels,
+    **rounds: bool,
+) -> dict[str, tuple[Bool[Array, "..."], Bool[Array, ""]]]:
+    """Sets of channels are ranked as layers are."""
+    if allocation == "erk":
+        raise ValueError(
+            "make_mask: allocation='erk' distributes weights over layers, and CoupledChannels "
+            "counts channels, by sets; give a density, or a mapping from the sets to theirs."
+        )
+    sets = pattern.channel_scores(layers)
+    if scope == "layer":
+        found = _keep_by_layer(sets, density, "uniform", None, **rounds)
+    else:
+        found = _keep_of_all(sets, density, None, **rounds)
+    shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
+    masks = pattern.masks({name: marks for name, (marks, _) in found.items()}, shapes)
+    never = jnp.zeros((), bool)
+    unranked = {
+        name: jnp.stack([never, *(found[one][1] for one in pattern.sets_of(name))]).any()
+        for name in layers
+    }
+    return {name: (masks[name], unranked[name]) for name in layers}
 
 
 def _keep_by_layer(

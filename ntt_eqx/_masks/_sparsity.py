@@ -17,6 +17,7 @@ from .._sparse import count_kept_in_all
 from .._types import MaskTree, PyTree, ScoreTree, at_trace_time
 from ._allocation import Allocation, Density, check_density
 from ._collapse import check_collapse, is_traced
+from ._coupled import CoupledChannels
 from ._make import build_mask, lost, ranked
 from ._pattern import AbstractPattern, groups_of
 
@@ -38,7 +39,7 @@ class Sparsity(eqx.Module):
         allocation: with `scope="layer"`, how one density is distributed: `"uniform"` (the default)
             or `"erk"`; see `allocate`.
         pattern: which weights are kept or dropped together: `NM`, `Block`, `Channels`,
-            `ConstantFanIn`, or an `AbstractPattern` of your own.
+            `CoupledChannels`, `ConstantFanIn`, or an `AbstractPattern` of your own.
     """
 
     density: Any = eqx.field(static=True)
@@ -164,6 +165,8 @@ class Sparsity(eqx.Module):
         Raises:
             ValueError: a layer is empty, or the mask does not have the pattern.
         """
+        if isinstance(self.pattern, CoupledChannels):
+            return self._of_channels(self.pattern, mask)
         densities = {}
         for path, leaf in jtu.tree_leaves_with_path(mask):
             name = jtu.keystr(path)
@@ -182,6 +185,20 @@ class Sparsity(eqx.Module):
                     )
             densities[name] = int(chosen.sum()) / chosen.size
         return Sparsity(densities, "layer", None, self.pattern)
+
+    def _of_channels(self, pattern: CoupledChannels, mask: MaskTree) -> "Sparsity":
+        layers = {jtu.keystr(path): leaf for path, leaf in jtu.tree_leaves_with_path(mask)}
+        scores = {name: leaf.astype(jnp.float32) for name, leaf in layers.items()}
+        marks = {name: found > 0 for name, found in pattern.channel_scores(scores).items()}
+        again = pattern.masks(marks, {name: leaf.shape for name, leaf in layers.items()})
+        for name, leaf in layers.items():
+            if not bool(jnp.all(again[name] == leaf)):
+                raise ValueError(
+                    f"Sparsity: in layer {name} the given mask does not keep the coupled channels "
+                    "whole; make it with the same `pattern`, or leave that out."
+                )
+        densities = {name: int(kept.sum()) / kept.size for name, kept in marks.items()}
+        return Sparsity(densities, "layer", None, pattern)
 
 
 class GradualDensity(eqx.Module):
@@ -252,7 +269,7 @@ class LayerDensities(Mapping):
 
 
 def looks_like(mask: MaskTree) -> str | None:
-    """The pattern that a concrete mask seems to have: `"2:4"`, `"filters"`, `"blocks"`, or `None`.
+    """The pattern that a concrete mask seems to have: `"2:4"`, `"filters"`, ..., or `None`.
 
     All layers but those that are dense must show it, in groups enough that it is no accident.
     """
@@ -265,6 +282,8 @@ def looks_like(mask: MaskTree) -> str | None:
         wide = all(m.size // m.shape[axis] >= 4 for m in leaves)
         if wide and all((a == s).all() and s.any() for a, s in zip(along, some, strict=True)):
             return name
+    if all(map(_keeps_channels, leaves)):
+        return "coupled channels"
     for size in (4, 2, 8, 16):
         if any(m.shape[1] % size for m in leaves):
             continue
@@ -280,6 +299,14 @@ def looks_like(mask: MaskTree) -> str | None:
         if constant and sum(math.prod((t.shape[0], t.shape[2])) for t in tiles) >= 4:
             return f"blocks of {size}x{size}"
     return None
+
+
+def _keeps_channels(mask: np.ndarray) -> bool:
+    """Whether the mask keeps all that lies in some outputs and some inputs, and nothing else."""
+    flat = mask.reshape(*mask.shape[:2], -1)
+    some, rows, columns = flat.any(axis=2), flat.any(axis=(1, 2)), flat.any(axis=(0, 2))
+    whole = bool((flat.all(axis=2) == some).all() and (some == np.outer(rows, columns)).all())
+    return whole and min(rows.sum(), columns.sum()) > 0 and some.size >= 16
 
 
 def _as_scores(mask: PyTree) -> PyTree:

@@ -175,7 +175,7 @@ def _build(cell: Cell, name: str, context: RunContext) -> Phase:
     if name == "train" or cell.transfer is None:
         start = sparsify(teacher)
         if find_method(cell.method).dynamic is not None:  # its mask decides what it may become
-            start = pruned_at_start(cell, teacher, None, cell.key(1))
+            start = pruned_at_start(cell, teacher, images.input_shape, None, cell.key(1))
         return training_phase(cell, start, images, "")
     return transfer_phase(cell, teacher, context.shelf(cell.transfer.dataset or cell.dataset), "")
 

@@ -34,7 +34,7 @@ def transfer_phase(cell: Cell, teacher: Any, images: Dataset, title: str) -> Pha
     assert settings is not None and settings.l2_weight is not None
     used, held_out = parts(images, settings.held_out, cell.seed)
     steps = steps_in(settings.epochs, used.size, settings.batch_size)
-    sparsity = sparsity_of(cell, teacher)
+    sparsity = sparsity_of(cell, teacher, images.input_shape)
     config = NTTConfig(
         density=sparsity.density,
         num_steps=steps,
@@ -54,7 +54,7 @@ def transfer_phase(cell: Cell, teacher: Any, images: Dataset, title: str) -> Pha
             check_labelled(images)
         count = cell.scoring.examples if cell.scoring is not None else None
         seen = None if count is None else used.examples(count, seed=cell.seed)
-        first = pruned_at_start(cell, teacher, seen, cell.key(1)).mask
+        first = pruned_at_start(cell, teacher, images.input_shape, seen, cell.key(1)).mask
     watched = min(held_out.size, _VALIDATION_IMAGES) // 2 * 2
 
     def shown(row: dict[str, Any]) -> dict[str, float]:
@@ -86,7 +86,7 @@ def training_phase(cell: Cell, start: SparseModel, images: Dataset, title: str) 
     each = settings.evaluate_every or max(1, used.size // settings.batch_size)
     key = cell.key(2) if draws_in_training(cell.model, start.model) else None
     model = rescale_by_density(start) if settings.rescale else start
-    dynamic = dynamic_of(cell, start.model, steps)
+    dynamic = dynamic_of(cell, start.model, images.input_shape, steps)
     test, observe = StandardisedSplit(images, images.test), {}
     if settings.kernel_images:
         x, y = test.first(settings.kernel_images)

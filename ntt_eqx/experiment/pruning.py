@@ -12,10 +12,12 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import (
     NM,
+    CoupledChannels,
     DynamicSparsity,
     LayerCollapseWarning,
     SparseModel,
     Sparsity,
+    coupled_channels,
     make_mask,
     prune,
     reinitialise,
@@ -30,7 +32,11 @@ from .settings import MaskSettings, parse_pattern
 
 
 def pruned_at_start(
-    cell: Cell, teacher: Any, examples: tuple[Array, Array] | None, key: PRNGKeyArray
+    cell: Cell,
+    teacher: Any,
+    shape: tuple[int, ...],
+    examples: tuple[Array, Array] | None,
+    key: PRNGKeyArray,
 ) -> SparseModel:
     """The dense initialisation `teacher` with the mask that the cell's score gives it.
 
@@ -59,7 +65,7 @@ def pruned_at_start(
             return prune(
                 sparse,
                 score,
-                sparsity_of(cell, teacher),
+                sparsity_of(cell, teacher, shape),
                 inputs,
                 steps=(scoring.iterations or 1) if scoring is not None else 1,
                 schedule=scoring.schedule if scoring is not None else "exponential",
@@ -91,10 +97,11 @@ def _checked(cell: Cell, found: Any, dense: SparseModel) -> SparseModel:
     return found
 
 
-def sparsity_of(cell: Cell, teacher: Any) -> Sparsity:
+def sparsity_of(cell: Cell, teacher: Any, shape: tuple[int, ...]) -> Sparsity:
     """How many weights the cell keeps, where, and in which pattern.
 
     An N:M pattern has a density for each layer: 1 where the inputs do not divide into groups.
+    Coupled channels are found on the program of the network for one sample of this `shape`.
     """
     mask, density = cell.mask or MaskSettings(), cell.density
     pattern = parse_pattern(mask.pattern)
@@ -102,11 +109,15 @@ def sparsity_of(cell: Cell, teacher: Any) -> Sparsity:
         named = jtu.tree_leaves_with_path(sparsify(teacher).mask)
         whole = lambda m: m.ndim < 2 or m.shape[1] % pattern.m
         density = {jtu.keystr(path): 1.0 if whole(m) else cell.density for path, m in named}
+    elif pattern is CoupledChannels:
+        pattern = coupled_channels(teacher, np.zeros((1, *shape), np.float32))
     allocation = None if mask.allocation == "uniform" else mask.allocation
     return Sparsity(density, cell.scope or "layer", allocation, pattern)
 
 
-def dynamic_of(cell: Cell, teacher: Any, steps: int) -> DynamicSparsity | None:
+def dynamic_of(
+    cell: Cell, teacher: Any, shape: tuple[int, ...], steps: int
+) -> DynamicSparsity | None:
     """How the cell's mask changes in its training of `steps` steps; `None` if it does not.
 
     Raises `ValueError` for a pattern whose density no schedule can change.
@@ -114,7 +125,7 @@ def dynamic_of(cell: Cell, teacher: Any, steps: int) -> DynamicSparsity | None:
     record = find_method(cell.method)
     if record.dynamic is None or cell.start is not None:  # a mask from a file stays
         return None
-    sparsity = sparsity_of(cell, teacher)
+    sparsity = sparsity_of(cell, teacher, shape)
     if record.score is None and isinstance(sparsity.pattern, NM):
         raise ValueError(f"{record.label} lowers the density, which {cell.mask} fixes.")
     return record.dynamic(sparsity, steps, cell.seed)
@@ -128,7 +139,7 @@ def ablated(cell: Cell, sparse: SparseModel, key: PRNGKeyArray) -> SparseModel:
     return reinitialise(sparse, key) if ablation == "reinitialise" else sparse
 
 
-def check_fits(cell: Cell, teacher: Any) -> None:
+def check_fits(cell: Cell, teacher: Any, shape: tuple[int, ...]) -> None:
     """Check that the mask which `cell` asks for can be made, without computing anything.
 
     Raises `ExperimentError` for a density that empties a layer, or a pattern that does not fit.
@@ -137,10 +148,10 @@ def check_fits(cell: Cell, teacher: Any) -> None:
         return
     ones = sparsify(teacher).mask
     shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, np.float32), ones)
-    sparsity = sparsity_of(cell, teacher)
     try:
+        sparsity = sparsity_of(cell, teacher, shape)
         jax.eval_shape(lambda scores: make_mask(scores, sparsity), shapes)
-        dynamic = dynamic_of(cell, teacher, steps=100)
+        dynamic = dynamic_of(cell, teacher, shape, steps=100)
         if dynamic is not None and cell.training is not None:
             cell.training.recipe().config(dynamic)
     except ValueError as error:

@@ -46,7 +46,7 @@ def check_cells(cells: Sequence[Cell], shelf: Shelf) -> None:
         place = (cell.dataset, cell.model)
         if place not in teachers:
             teachers[place] = dense_initialisation(cell, images)
-        check_fits(cell, teachers[place])
+        check_fits(cell, teachers[place], images.input_shape)
         size = cell.transfer.sketch_size if cell.transfer is not None else None
         if size is not None and size > images.num_classes:
             raise ExperimentError(
@@ -153,7 +153,7 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
         else:
             with display.busy(f"{title}, choosing the mask"):
                 examples = _examples(cell, images)
-                student = pruned_at_start(cell, teacher, examples, cell.key(1))
+                student = pruned_at_start(cell, teacher, images.input_shape, examples, cell.key(1))
         student = ablated(cell, student, cell.key(3))
         # what the file gives back, so that a resumed training starts from the same arrays
         student = SparseModel(student.to_dense(), student.mask)

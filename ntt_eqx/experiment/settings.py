@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .. import NM, Block, Channels, ConstantFanIn, Recipe
+from .. import NM, Block, Channels, ConstantFanIn, CoupledChannels, Recipe
 from ._errors import ExperimentError, did_you_mean
 from ._files import read_json
 from .methods import FirstMask, Scope, split_scope
@@ -70,7 +70,8 @@ class MaskSettings:
     allocation: Literal["uniform", "erk"] = "uniform"
     # keep weights together: N:M, as 2:4, along inputs; blocks, as block:4x4; fan-in (as many inputs
     # for each output), fan-in:16 (the same ones for 16 outputs); filters; inputs (whole input
-    # channels). Left out, single weights
+    # channels); channels (in all layers that make or read them; a density counts channels). Left
+    # out, single weights
     pattern: str | None = None
     # a check of the method: `shuffle` the mask within each layer, `reinitialise` the weights under
     # it, or `invert` the scores
@@ -300,10 +301,17 @@ def check(settings: _T, place: str = "") -> _T:
     return settings
 
 
-def parse_pattern(text: str | None) -> NM | Block | Channels | ConstantFanIn | None:
-    """The pattern that `text` names; `ExperimentError` for any other text, with those there are."""
+def parse_pattern(
+    text: str | None,
+) -> NM | Block | Channels | ConstantFanIn | type[CoupledChannels] | None:
+    """The pattern that `text` names; its class where the model decides the rest.
+
+    Raises `ExperimentError` for any other text, with those there are.
+    """
     if text is None:
         return None
+    if text == "channels":
+        return CoupledChannels
     if text in ("filters", "inputs"):
         return Channels(axis=0 if text == "filters" else 1)
     try:
@@ -317,7 +325,7 @@ def parse_pattern(text: str | None) -> NM | Block | Channels | ConstantFanIn | N
         raise ExperimentError(f"mask.pattern: {text!r}: {error}") from None
     raise ExperimentError(
         f"mask.pattern: {_show(text)} is none; there are N:M (2:4), block:ROWSxCOLUMNS "
-        "(block:4x4), fan-in, fan-in:OUTPUTS (fan-in:16), filters and inputs."
+        "(block:4x4), fan-in, fan-in:OUTPUTS (fan-in:16), filters, inputs and channels."
     )
 
 

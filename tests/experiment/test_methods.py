@@ -57,7 +57,7 @@ def teacher():
 def start(cell, teacher):
     x = jax.random.normal(jax.random.key(1), (6, 1, 4, 4))
     y = jnp.arange(6, dtype=jnp.int32) % 4
-    return pruned_at_start(cell, teacher, (x, y), jax.random.key(2))
+    return pruned_at_start(cell, teacher, (1, 4, 4), (x, y), jax.random.key(2))
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -105,7 +105,12 @@ def numbers():
 
 
 @pytest.mark.parametrize(
-    ("density", "mask"), [(0.5, MaskSettings(pattern="2:4")), (0.3, MaskSettings("erk"))]
+    ("density", "mask"),
+    [
+        (0.5, MaskSettings(pattern="2:4")),
+        (0.3, MaskSettings("erk")),
+        (0.5, MaskSettings(pattern="channels")),
+    ],
 )
 def test_the_masks_of_ntt_hold_through_its_refreshes(density, mask, teacher):
     settings = TransferSettings(2.0, 8, 0.1, mask_every=2, held_out=0.0)
@@ -113,7 +118,7 @@ def test_the_masks_of_ntt_hold_through_its_refreshes(density, mask, teacher):
     phase = transfer_phase(cell, teacher, numbers(), "")
     state, _ = phase.run(phase.state, phase.batches, num_steps=phase.num_steps)
     kept, before = state.student.mask, phase.state.student.mask
-    assert all(bool(sparsity_of(cell, teacher).holds(found)) for found in (kept, before))
+    assert all(bool(sparsity_of(cell, teacher, (1, 4, 4)).holds(found)) for found in (kept, before))
     assert bool((kept.hidden.weight != before.hidden.weight).any())
     assert kept.output.weight.all() == (mask.pattern == "2:4")
 
@@ -149,7 +154,7 @@ def test_ablations(teacher):
     assert bool((other.model.hidden.weight != plain.model.hidden.weight).any())
 
 
-@pytest.mark.parametrize("text", ["2:4", "1:1", "block:4x4", "filters", "inputs", None])
+@pytest.mark.parametrize("text", ["2:4", "1:1", "block:4x4", "filters", "inputs", "channels", None])
 def test_patterns_by_name(text):
     assert (parse_pattern(text) is None) == (text is None)
 
@@ -183,9 +188,9 @@ def test_masks_that_contradict_other_settings(changes, message):
 
 def test_a_mask_that_does_not_fit_is_found_before_anything_is_computed(teacher):
     with pytest.raises(ExperimentError, match=r"snip layer 0.001 seed 0, tiny: density .* leaves"):
-        check_fits(cell_of("snip", density=0.001), teacher)
-    check_fits(cell_of("snip", "global", density=0.01), teacher)
-    check_fits(cell_of("snip", density=0.5, mask=MaskSettings(pattern="2:4")), teacher)
+        check_fits(cell_of("snip", density=0.001), teacher, (1, 4, 4))
+    check_fits(cell_of("snip", "global", density=0.01), teacher, (1, 4, 4))
+    check_fits(cell_of("snip", density=0.5, mask=MaskSettings(pattern="2:4")), teacher, (1, 4, 4))
 
 
 def test_a_collapsed_layer_is_one_plain_line(teacher):
@@ -255,10 +260,10 @@ def test_a_mask_that_changes_in_training_ends_at_the_share_asked_for(method, tra
 def test_what_cannot_change_in_training_is_refused(teacher):
     pattern = cell_of("gmp", density=0.5, mask=MaskSettings(pattern="2:4"))
     with pytest.raises(ExperimentError, match="GMP lowers the density"):
-        check_fits(pattern, teacher)
+        check_fits(pattern, teacher, (1, 4, 4))
     averaged = TrainingSettings(ema=0.9)
     with pytest.raises(ExperimentError, match="average of weights that are rewound"):
-        check_fits(cell_of("lottery-ticket", training=averaged), teacher)
+        check_fits(cell_of("lottery-ticket", training=averaged), teacher, (1, 4, 4))
     for method in ("gmp", "lottery-ticket"):
         settings = CompareSettings(methods=(method,), mask=MaskSettings(ablation="invert"))
         with pytest.raises(ExperimentError, match=f"{method} has no scores to invert"):

@@ -86,7 +86,7 @@ def test_masks_have_the_shares_of_erk():
     settings = CompareSettings(("mnist",), ("tiny",), ("random@erk",), densities=(0.3,))
     teacher = TwoLayers((1, 4, 4), 4, key=jax.random.key(0))
     (cell,) = plan(settings)
-    sparse = pruned_at_start(cell, teacher, None, jax.random.key(1))
+    sparse = pruned_at_start(cell, teacher, (1, 4, 4), None, jax.random.key(1))
     shares = {name: float(share) for name, share in sparse.densities().items()}
     wanted = allocate(sparse.mask, 0.3, "erk")
     assert shares == pytest.approx({name: float(share) for name, share in wanted.items()}, abs=0.05)

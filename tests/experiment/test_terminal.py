@@ -118,6 +118,14 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out == f"ntt-eqx {ntt_eqx.__version__}\n"
 
 
+def test_the_package_is_the_command():
+    """Where the script is not on the path, as on Windows without it."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "ntt_eqx", "--version"], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == f"ntt-eqx {ntt_eqx.__version__}\n"
+
+
 # Tables
 
 NAMES = ["a|b", "a\nb", "a\r\nb", r"\input{/etc/passwd}", "=1+1", "+1", "-1", "@A1", "\t=1",

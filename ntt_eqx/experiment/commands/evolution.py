@@ -115,7 +115,7 @@ def _networks(cell: Cell, rival: Cell, images: Dataset, run: RunFolder) -> dict[
     teacher = started(cell, images)
     folder = run.path / "transfer"
     student = decode_model(folder / TRANSFERRED, read_file(folder, TRANSFERRED))
-    rest = pruned_at_start(rival, teacher, None, rival.key(1))
+    rest = pruned_at_start(rival, teacher, images.input_shape, None, rival.key(1))
     header = {**student.header, "method": "random"}
     run.write({f"random/{TRANSFERRED}": encode_model(rest, header)})
     return {"dense": sparsify(teacher), cell.method: student.model, "random": rest}
