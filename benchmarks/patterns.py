@@ -154,7 +154,7 @@ def figure(found: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="fashion-mnist")
     parser.add_argument("--epochs", type=float, default=5.0)
     parser.add_argument("--seeds", type=int, default=2)

@@ -104,13 +104,15 @@ def sparsity_of(cell: Cell, teacher: Any, shape: tuple[int, ...]) -> Sparsity:
     Coupled channels are found on the program of the network for one sample of this `shape`.
     """
     mask, density = cell.mask or MaskSettings(), cell.density
-    pattern = parse_pattern(mask.pattern)
+    named_pattern = parse_pattern(mask.pattern)
+    if named_pattern is CoupledChannels:
+        pattern = coupled_channels(teacher, np.zeros((1, *shape), np.float32))
+    else:
+        pattern = named_pattern
     if isinstance(pattern, NM):
         named = jtu.tree_leaves_with_path(sparsify(teacher).mask)
         whole = lambda m: m.ndim < 2 or m.shape[1] % pattern.m
         density = {jtu.keystr(path): 1.0 if whole(m) else cell.density for path, m in named}
-    elif pattern is CoupledChannels:
-        pattern = coupled_channels(teacher, np.zeros((1, *shape), np.float32))
     allocation = None if mask.allocation == "uniform" else mask.allocation
     return Sparsity(density, cell.scope or "layer", allocation, pattern)
 

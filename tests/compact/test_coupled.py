@@ -85,6 +85,9 @@ def test_what_is_left_is_a_smaller_dense_network(name, shape, sets, getkey):
     assert found.compact_parameters < 0.25 * found.parameters
 
 
+LAYERS = ("stem", "branch", "side", "head")
+
+
 class Shortcut(eqx.Module):
     """A residual sum, a concatenation, and an output that reads both."""
 
@@ -121,9 +124,7 @@ def test_a_residual_sum_and_a_concatenation_by_hand(getkey):
     by_hand = [
         np.mean(np.concatenate([stem[i], branch[i], branch[:, i], head[:, i]])) for i in range(6)
     ]
-    found = pattern.channel_scores(
-        {"." + n + ".weight": getattr(scores, n).weight for n in ("stem", "branch", "side", "head")}
-    )
+    found = pattern.channel_scores({f".{n}.weight": getattr(scores, n).weight for n in LAYERS})
     np.testing.assert_allclose(np.asarray(found[".stem.weight"]), by_hand, rtol=1e-13)
 
 
@@ -174,11 +175,21 @@ def test_rounds_that_never_revive(getkey):
     sparsity = ntt.Sparsity(0.5, pattern=ntt.coupled_channels(model, x))
     first = ntt.prune(model, ntt.scores.SynFlow(), sparsity, x, steps=3)
     assert bool(sparsity.holds(first.mask))
-    less = ntt.Sparsity(1 / 3, "global", pattern=sparsity.pattern)
+    less = ntt.Sparsity(1 / 3, pattern=sparsity.pattern)
     again = ntt.prune(first, ntt.scores.Magnitude(), less)
     old, new = arrays_of(first.mask), arrays_of(again.mask)
     assert all((new[name] <= old[name]).all() for name in old)
-    assert new[".head.weight"].any(0).sum() == round(10 / 3)
+    assert new[".head.weight"].any(0).sum() == round(6 / 3) + round(4 / 3)
+
+
+def test_all_channels_compete_with_a_global_scope(getkey):
+    model = Shortcut(getkey())
+    pattern = ntt.coupled_channels(model, jnp.ones((1, 3)))
+    scores = ntt.scores.Random(getkey())(model)
+    mask = ntt.make_mask(scores, ntt.Sparsity(0.5, "global", pattern=pattern))
+    means = pattern.channel_scores({f".{n}.weight": getattr(scores, n).weight for n in LAYERS})
+    best = np.argsort(np.concatenate([means[name] for name, _ in pattern.sets]))[-5:]
+    assert set(np.flatnonzero(np.asarray(mask.head.weight[0]))) == set(best.tolist())
 
 
 def test_a_given_mask_of_channels_is_told(getkey):

@@ -109,7 +109,6 @@ def numbers():
     [
         (0.5, MaskSettings(pattern="2:4")),
         (0.3, MaskSettings("erk")),
-        (0.5, MaskSettings(pattern="channels")),
     ],
 )
 def test_the_masks_of_ntt_hold_through_its_refreshes(density, mask, teacher):
@@ -121,6 +120,19 @@ def test_the_masks_of_ntt_hold_through_its_refreshes(density, mask, teacher):
     assert all(bool(sparsity_of(cell, teacher, (1, 4, 4)).holds(found)) for found in (kept, before))
     assert bool((kept.hidden.weight != before.hidden.weight).any())
     assert kept.output.weight.all() == (mask.pattern == "2:4")
+
+
+def test_masks_of_ntt_keep_channels_of_the_network(teacher):
+    """At its start and after its refreshes."""
+    settings = TransferSettings(1.0, 8, 1e-3, mask_every=2, held_out=0.0, initial_mask="random")
+    mask = MaskSettings(pattern="channels")
+    cell = one_cell("numbers", "tiny", "ntt", density=0.5, mask=mask, transfer=settings)
+    phase = transfer_phase(cell, teacher, numbers(), "")
+    state, _ = phase.run(phase.state, phase.batches, num_steps=phase.num_steps)
+    for found in (state.student.mask, phase.state.student.mask):
+        assert bool(sparsity_of(cell, teacher, (1, 4, 4)).holds(found))
+        kept = found.hidden.weight.any(axis=1)
+        assert kept.sum() == 3 and bool((found.output.weight == kept[None]).all())
 
 
 def test_a_sketched_transfer_and_a_rate_that_falls(teacher):
