@@ -17,6 +17,8 @@ from ._given import given_model
 from ._ntk import ntk
 from ._tiles import check_tiles, tile_shape, tiles_between
 
+_READ = 2**24  # bytes of the samples, which may be mapped from a disk, that are read at a time
+
 
 def ntk_to_zarr(
     folder: str | os.PathLike[str],
@@ -113,8 +115,11 @@ def _identity(model: PyTree, sides: tuple[Any, Any], same: bool, options: Any) -
     arrays, rest = eqx.partition((model, sides[: 1 if same else 2], options), eqx.is_array)
     digest.update(str(jax.tree.structure(arrays)).encode() + repr(jax.tree.leaves(rest)).encode())
     for leaf in jax.tree.leaves(arrays):
-        values = np.ascontiguousarray(np.asarray(leaf))
-        values = values.astype(values.dtype.newbyteorder("="), copy=False)  # numbers, not bytes
-        digest.update(f"{values.dtype}{values.shape}".encode())
-        digest.update(values.tobytes())
+        values = np.asarray(leaf)
+        native = values.dtype.newbyteorder("=")  # numbers, not bytes
+        digest.update(f"{native}{values.shape}".encode())
+        rows = np.atleast_1d(values)
+        size = max(1, _READ * len(rows) // max(1, rows.nbytes))
+        for start in range(0, len(rows), size):
+            digest.update(rows[start : start + size].astype(native, copy=False).tobytes())
     return digest.hexdigest()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import ntt_eqx as ntt
-from ntt_eqx._ntk import _tiles
+from ntt_eqx._ntk import _store, _tiles
 
 tensorstore = pytest.importorskip("tensorstore")
 
@@ -71,3 +71,17 @@ def test_another_kernel_is_refused(getkey, tmp_path):
         ntt.ntk_to_zarr(tmp_path / "letters", model, x)
     with pytest.raises(ValueError, match="ntk_to_zarr: tile"):
         ntt.ntk_to_zarr(tmp_path / "new", model, x, tile=(0, 1))
+
+
+def test_samples_that_are_read_in_parts_are_the_same(getkey, tmp_path, monkeypatch):
+    """Whole or in parts, from memory or mapped from a file, in either byte order."""
+    model, x, _ = model_and_samples(getkey)
+    x = np.asarray(x)
+    mapped = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", x.dtype, x.shape)
+    mapped[:] = x
+    given = (x, mapped, x.astype(x.dtype.newbyteorder()))
+    whole = [_store._identity(model, (z, z), True, {}) for z in given]
+    monkeypatch.setattr(_store, "_READ", 100)
+    parts = [_store._identity(model, (z, z), True, {}) for z in given]
+    assert len({*whole, *parts}) == 1
+    assert _store._identity(model, (x[::-1], x), True, {}) != whole[0]
