@@ -21,6 +21,7 @@ from ._errors import DivergenceError as DivergenceError
 from ._fit import Progress as Progress, fit as fit
 from ._kernel_methods import (
     Eigenpairs as Eigenpairs,
+    FeatureRidge as FeatureRidge,
     KernelComparison as KernelComparison,
     KernelGP as KernelGP,
     KernelObserver as KernelObserver,
@@ -34,6 +35,7 @@ from ._kernel_methods import (
     fit_kernel_gp as fit_kernel_gp,
     fit_kernel_ridge as fit_kernel_ridge,
     fit_kernel_ridge_cg as fit_kernel_ridge_cg,
+    fit_kernel_ridge_features as fit_kernel_ridge_features,
     fit_kernel_ridge_nystrom as fit_kernel_ridge_nystrom,
     gradient_products as gradient_products,
     kernel_alignment as kernel_alignment,
@@ -45,6 +47,7 @@ from ._kernel_methods import (
     loss_path as loss_path,
     mse_path as mse_path,
     projected_gradients as projected_gradients,
+    random_features as random_features,
     spectral_density as spectral_density,
     top_eigenpairs as top_eigenpairs,
 )

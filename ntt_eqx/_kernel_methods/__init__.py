@@ -19,6 +19,11 @@ from ._eigenpairs import (
     Eigenpairs as Eigenpairs,
     top_eigenpairs as top_eigenpairs,
 )
+from ._features import (
+    FeatureRidge as FeatureRidge,
+    fit_kernel_ridge_features as fit_kernel_ridge_features,
+    random_features as random_features,
+)
 from ._linearize import (
     LinearizedModel as LinearizedModel,
     MSEPath as MSEPath,

@@ -17,10 +17,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from .._batch import as_array, pair
 from .._checks import check_batch, check_count, check_finite, check_key
 from .._examples import softmax_cross_entropy
-from .._ntk import NTKOperator, ntk_operator, ntk_tiles, projected
+from .._ntk import ntk_operator, ntk_tiles
 from .._parameters import Fixed
 from .._sparse import SparseModel
 from .._types import KernelKind, PyTree
+from ._features import features
 
 Loss = Callable[[Array, Array], Array]
 """`(outputs of one sample, its target) -> loss`, a scalar."""
@@ -188,14 +189,7 @@ def projected_gradients(
     check_key(caller, key)
     model, z = loss_model(model, batch, loss=loss)
     operator = ntk_operator(model, z, kernel=kernel, batch_size=batch_size)
-    keys = jax.random.split(key, num_projections)
-    found = [_along(operator, keys[n : n + 16]) for n in range(0, num_projections, 16)]
-    return jnp.concatenate(found, axis=1) / jnp.sqrt(jnp.asarray(num_projections, found[0].dtype))
-
-
-@eqx.filter_jit
-def _along(operator: NTKOperator, keys: Array) -> Array:
-    return projected(operator, keys)[:, 0]
+    return features(operator, jax.random.split(key, num_projections))[:, 0]
 
 
 def _packed(

@@ -66,7 +66,7 @@ def fit_kernel_ridge_cg(
             f"{list(targets.shape)}."
         )
     check_finite(caller, "targets", targets)
-    ridge = _positive_ridge(caller, ridge)
+    ridge = positive_ridge(caller, ridge)
     check_count(f"{caller}: rank", rank, 0)
     check_count(f"{caller}: max_steps", max_steps)
     if rtol is None:
@@ -129,7 +129,7 @@ def fit_kernel_ridge_nystrom(
     `ValueError` for bad batches, settings or options, and for no batch at all.
     """
     caller = "fit_kernel_ridge_nystrom"
-    ridge = _positive_ridge(caller, ridge)
+    ridge = positive_ridge(caller, ridge)
     outputs = options.get("outputs", "full")
     if outputs not in ("full", "trace") or options.get("directions") is not None:
         raise ValueError(f"{caller}: outputs must be 'full' or 'trace', and directions None.")
@@ -156,15 +156,20 @@ def fit_kernel_ridge_nystrom(
 
 def _columns(caller: str, theta: Array, y: Any) -> np.ndarray:
     """Targets `[B, K]` as columns of the rows of the kernel's matrix."""
+    columns = targets_of(caller, len(theta), theta.shape[2] if theta.ndim > 2 else None, y)
+    return columns.reshape(-1, 1) if theta.ndim > 2 else columns
+
+
+def targets_of(caller: str, samples: int, outputs: int | None, y: Any) -> np.ndarray:
+    """Targets `[B, K]` in float64; `None` takes any number K of outputs."""
     y = as_array(caller, "targets", y)
     check_finite(caller, "targets", y)
-    if y.ndim != 2 or len(y) != len(theta) or any(k != y.shape[1] for k in theta.shape[2:]):
-        k = theta.shape[2] if theta.ndim > 2 else "K"
+    if y.ndim != 2 or len(y) != samples or outputs not in (None, y.shape[1]):
+        k = "K" if outputs is None else outputs
         raise ValueError(
-            f"{caller}: targets must be [{len(theta)}, {k}] for this batch, got {list(y.shape)}."
+            f"{caller}: targets must be [{samples}, {k}] for this batch, got {list(y.shape)}."
         )
-    columns = np.asarray(y, np.float64)
-    return columns.reshape(-1, 1) if theta.ndim > 2 else columns
+    return np.asarray(y, np.float64)
 
 
 def _preconditioner(multiply: HostProduct, rank: int, ridge: float, seed: int) -> Any:
@@ -189,7 +194,7 @@ def _preconditioner(multiply: HostProduct, rank: int, ridge: float, seed: int) -
     return scipy_operator(rows, product)
 
 
-def _positive_ridge(caller: str, ridge: Any) -> float:
+def positive_ridge(caller: str, ridge: Any) -> float:
     check_weight(f"{caller}: ridge", ridge)
     if not ridge:
         raise ValueError(f"{caller}: ridge must be above 0, got {ridge!r}.")

@@ -23,8 +23,9 @@ from ._ntk import ntk as ntk, ntk_and_outputs as ntk_and_outputs
 from ._operator import (
     AbstractNTKOperator as AbstractNTKOperator,
     NTKOperator as NTKOperator,
+    along as along,
+    drawn_direction as drawn_direction,
     ntk_operator as ntk_operator,
-    projected as projected,
 )
 from ._sketch import sketch_directions as sketch_directions
 from ._spec import KernelSpec as KernelSpec, kernel_spec as kernel_spec

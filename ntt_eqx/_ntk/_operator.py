@@ -6,7 +6,7 @@ on the same samples takes, and memory for one block of samples.
 """
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -17,8 +17,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .._checks import check_count, sample_of, sample_output
-from .._distribute import Layout, layout_in_use, left_to_xla, replicate
+from .._distribute import Layout, everywhere, layout_in_use, left_to_xla, replicate
 from .._errors import require
+from .._parameters import parameters
 from .._primitives import with_equivalents
 from .._stateful import check_warm
 from .._types import KernelKind, PyTree, wide_dtype, widen
@@ -29,6 +30,10 @@ from ._pairs import default_budget
 from ._plan import dense_and_metric
 from ._tiled import padded
 from ._trace import real_parameters
+
+# Of a sample's intermediates this share is alive at a time as they flow back or forward (LeNet-5,
+# ResNet-20 and a perceptron, by XLA's count: a third to an eighth).
+_FLOWING = 3
 
 
 class AbstractNTKOperator(eqx.Module):
@@ -99,7 +104,8 @@ class NTKOperator(AbstractNTKOperator):
 
         It takes and gives the kernel's dtype. `ValueError` for another shape or dtype.
         """
-        return _product(self, given_vectors("ntk_operator", self.in_structure(), v))
+        v = given_vectors("ntk_operator", self.in_structure(), v)
+        return _product(self, replicate(v))
 
     def transpose(self) -> "NTKOperator":
         """The operator with rows and columns exchanged, `[N, K] -> [M, K]`."""
@@ -179,7 +185,8 @@ def ntk_operator(
 
     - `model`, `x1`, `x2`, `kernel`, `metric`, `precision`: those of `ntk`.
     - `batch_size`: samples that go through the model together; by default as many as fit into a
-      quarter of what `ntk` takes for intermediates. Results do not depend on it beyond rounding.
+      quarter of what `ntk` takes for intermediates, for all vectors of a block. Results do not
+      depend on it beyond rounding.
 
     **Returns:**
 
@@ -221,37 +228,73 @@ def given_vectors(caller: str, like: jax.ShapeDtypeStruct, v: Any) -> Array:
 
 @eqx.filter_jit
 def _product(operator: NTKOperator, v: Array) -> Array:
-    layout = layout_in_use()
-    if layout is None:
-        return left_to_xla(_products, operator, v)
-    return left_to_xla(lambda operator, v: _on_many(operator, v, layout), operator, v)
+    return left_to_xla(_products, operator, v)
 
 
 def _products(operator: NTKOperator, v: Array) -> Array:
-    return push(operator, pull(operator, v))
+    one = lambda v: push_shared(operator, pull_shared(operator, v))
+    size = vectors_at_once(operator)
+    if v.ndim == 2 or size >= v.shape[2]:
+        return one(v)
+    last = lambda a: jnp.moveaxis(a, 0, 2)
+    blocks = lambda v: jnp.moveaxis(one(last(v)), 2, 0)
+    return last(_of_each(blocks, jnp.moveaxis(v, 2, 0), size))
 
 
-def _on_many(operator: NTKOperator, v: Array, layout: Layout) -> Array:
-    """Each device has a share of the samples of both sides; only tangents are summed over them."""
-    spread, whole = PartitionSpec(layout.axes), PartitionSpec()
-    x1, x2 = operator.x1, operator.x1 if operator.x2 is None else operator.x2
+def vectors_at_once(operator: NTKOperator) -> int:
+    """Vectors whose tangents fit into the memory that `ntk` takes for intermediates."""
+    # Of a vector there are the sum over blocks, the share of one of them, and what both make.
+    each = 3 * _bytes(jax.tree.leaves(parameters(operator.model)))
+    return max(1, default_budget(target_device()) // max(1, each))
+
+
+def pull_shared(operator: NTKOperator, v: Array) -> list[Array]:
+    """`pull`, for which each device in use takes a share of the samples; all get the sum."""
+    layout = layout_in_use()
+    if layout is None:
+        return pull(operator, v)
+    share = lambda mine, v: jax.lax.psum(pull(mine, v), layout.axes)
+    x, spread = operator.x1 if operator.x2 is None else operator.x2, PartitionSpec(layout.axes)
+    v = padded(v, layout, zeros=True)
+    return _on_many(layout, share, operator, x, v, spread, PartitionSpec())
+
+
+def push_shared(operator: NTKOperator, tangent: list[Array]) -> Array:
+    """`push`, for which each device in use takes a share of the samples; all get the result."""
+    layout = layout_in_use()
+    if layout is None:
+        return push(operator, tangent)
+    whole, spread = PartitionSpec(), PartitionSpec(layout.axes)
+    found = _on_many(layout, push, operator, operator.x1, tangent, whole, spread)
+    return everywhere(found, layout)[: len(operator.x1)]
+
+
+def _on_many(
+    layout: Layout,
+    function: Callable[[NTKOperator, Any], Any],
+    operator: NTKOperator,
+    x: Array,
+    given: Any,
+    spec: PartitionSpec,
+    out: PartitionSpec,
+) -> Any:
+    """`function` of the operator of a device's share of `x` with itself, and of what is given."""
     rest = eqx.tree_at(lambda o: (o.x1, o.x2), operator, (None, None), is_leaf=lambda l: l is None)
     arrays, static = eqx.partition(rest, eqx.is_array)
 
-    def share(arrays: Any, x1: Array, x2: Array, v: Array) -> Array:
+    def share(arrays: Any, x: Array, given: Any) -> Any:
         mine = eqx.combine(arrays, static)
-        of = lambda x: eqx.tree_at(lambda o: o.x1, mine, x, is_leaf=lambda l: l is None)
-        return push(of(x1), jax.lax.psum(pull(of(x2), v), layout.axes))
+        mine = eqx.tree_at(lambda o: o.x1, mine, x, is_leaf=lambda l: l is None)
+        return function(mine, given)
 
-    found = jax.shard_map(
+    return jax.shard_map(
         share,
         mesh=layout.here,
-        in_specs=(whole, spread, spread, spread),
-        out_specs=spread,
+        in_specs=(PartitionSpec(), PartitionSpec(layout.axes), spec),
+        out_specs=out,
         axis_names=set(layout.axes),
         check_vma=False,
-    )(arrays, padded(x1, layout), padded(x2, layout), padded(v, layout, zeros=True))
-    return found[: len(x1)]
+    )(arrays, padded(x, layout), given)
 
 
 @eqx.filter_jit
@@ -273,42 +316,49 @@ def _diagonal(operator: NTKOperator) -> Array:
 
 def pull(operator: NTKOperator, v: Array) -> list[Array]:
     """`diag(c) J2^T v`, an array like each real parameter, or with R vectors `[R, ...]`."""
-    if v.ndim == 3:
-        return jax.vmap(lambda v: pull(operator, v), in_axes=2)(v)
-    passes, x = _Passes(operator), operator.x1 if operator.x2 is None else operator.x2
+    many = v.ndim == 3
+    passes = _Passes(operator)
+    x = operator.x1 if operator.x2 is None else operator.x2
+    size = passes.size(v.shape[2] if many else 1)
+
+    def one(v: Array) -> list[Array]:
+        total = _summed(passes.pull, x, v, size)
+        return [
+            t if c is None else t * c.astype(t.dtype)
+            for t, c in zip(total, passes.weights, strict=True)
+        ]
+
     with at_precision(operator.precision):
-        total = _summed(passes.pull, x, v, passes.size)
-    return [
-        t if c is None else t * c.astype(t.dtype)
-        for t, c in zip(total, passes.weights, strict=True)
-    ]
+        return jax.vmap(one, in_axes=2)(v) if many else one(v)
 
 
 def push(operator: NTKOperator, tangent: list[Array]) -> Array:
     """`J1 t`, `[N, K]`, or `[N, K, R]` for tangents `[R, ...]`."""
     passes = _Passes(operator)
-    if tangent and tangent[0].ndim > passes.arrays[0].ndim:
-        return jax.vmap(lambda t: push(operator, t), out_axes=2)(tangent)
+    many = tangent[0].ndim > passes.arrays[0].ndim
+    size = passes.size(len(tangent[0]) if many else 1)
     tangent = [t.astype(a.dtype) for t, a in zip(tangent, passes.arrays, strict=True)]
+    one = lambda t: _of_each(lambda x: passes.push(x, t), operator.x1, size)
     with at_precision(operator.precision):
-        return _of_each(lambda x: passes.push(x, tangent), operator.x1, passes.size)
+        return jax.vmap(one, out_axes=2)(tangent) if many else one(tangent)
 
 
-def projected(operator: NTKOperator, keys: Array) -> Array:
-    """`J1 diag(sqrt(c)) t` for one normal tangent `t` a key, `[N, K, R]`."""
+def along(operator: NTKOperator, tangent: list[Array]) -> Array:
+    """`push` on the devices in use: `[N, K]`, or `[N, K, R]` for tangents `[R, ...]`."""
+    return left_to_xla(push_shared, operator, tangent)
 
-    def one(key: PRNGKeyArray) -> list[Array]:
-        passes = _Passes(operator)
-        keys = jax.random.split(key, len(passes.arrays))
-        drawn = [
-            jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, passes.arrays, strict=True)
-        ]
-        return [
-            t if c is None else t * jnp.sqrt(c.astype(t.dtype))
-            for t, c in zip(drawn, passes.weights, strict=True)
-        ]
 
-    return push(operator, jax.vmap(one)(keys))
+def drawn_direction(operator: NTKOperator, key: PRNGKeyArray) -> list[Array]:
+    """`diag(sqrt(c)) t` for one normal tangent `t`, an array like each real parameter."""
+    passes = _Passes(operator)
+    keys = jax.random.split(key, len(passes.arrays))
+    drawn = [
+        jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, passes.arrays, strict=True)
+    ]
+    return [
+        t if c is None else t * jnp.sqrt(c.astype(t.dtype))
+        for t, c in zip(drawn, passes.weights, strict=True)
+    ]
 
 
 class _Passes:
@@ -326,7 +376,16 @@ class _Passes:
         # A function with a rule for the way back alone has no forward derivative but its transpose.
         self._back_alone = any("custom_vjp" in eqn.primitive.name for eqn in equations)
         self._dtype: Any = closed.out_avals[0].dtype  # pyright: ignore[reportAttributeAccessIssue]
-        self.size = operator.batch_size or _block(equations, max(len(x1), len(x2)))
+        self._batch_size, self._samples = operator.batch_size, max(len(x1), len(x2))
+        self._made = _bytes(out.aval for eqn in equations for out in eqn.outvars)
+
+    def size(self, vectors: int) -> int:
+        """Samples that go through the model together with so many vectors."""
+        if self._batch_size is not None:
+            return self._batch_size
+        # A sample's values are stored once, and for each vector what flows back, or forward.
+        each = self._made + (vectors - 1) * self._made // _FLOWING
+        return block_size(self._samples, each, default_budget(target_device()) // 4)
 
     def pull(self, x: Array, v: Array) -> list[Array]:
         (found,) = jax.vjp(self._outputs(x), self.arrays)[1](v.astype(self._dtype))
@@ -343,11 +402,10 @@ class _Passes:
         return lambda p: whole(p, x)
 
 
-def _block(equations: list[Any], most: int) -> int:
-    """Samples whose intermediates fit into a quarter of what `ntk` takes for its own."""
-    made = (out.aval for eqn in equations for out in eqn.outvars)
+def _bytes(arrays: Iterable[Any]) -> int:
+    """Bytes of arrays, or of what their avals say."""
     size_of = lambda a: getattr(a, "size", 0) * getattr(getattr(a, "dtype", None), "itemsize", 0)
-    return block_size(most, sum(map(size_of, made)), default_budget(target_device()) // 4)
+    return sum(map(size_of, arrays))
 
 
 def _summed(function: Any, x: Array, v: Array, size: int) -> Any:

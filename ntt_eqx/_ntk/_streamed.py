@@ -10,9 +10,18 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._batch import as_array, as_stream, inputs_of
+from .._distribute import left_to_xla, replicate
 from .._types import KernelKind, PyTree
 from ..kernels import Precision
-from ._operator import AbstractNTKOperator, NTKOperator, given_vectors, ntk_operator, pull, push
+from ._operator import (
+    AbstractNTKOperator,
+    NTKOperator,
+    given_vectors,
+    ntk_operator,
+    pull_shared,
+    push_shared,
+    vectors_at_once,
+)
 
 
 class StreamedNTKOperator(AbstractNTKOperator):
@@ -36,7 +45,14 @@ class StreamedNTKOperator(AbstractNTKOperator):
         It goes through the batches of the columns and then through those of the rows. `ValueError`
         for another shape or dtype, and when the batches are no longer as many samples.
         """
-        v = given_vectors("streamed_ntk_operator", self.in_structure(), v)
+        v = replicate(given_vectors("streamed_ntk_operator", self.in_structure(), v))
+        size = vectors_at_once(self.first)
+        if v.ndim == 2 or size >= v.shape[2]:
+            return self._product(v)
+        parts = [self._product(v[..., n : n + size]) for n in range(0, v.shape[2], size)]
+        return jnp.concatenate(parts, axis=2)
+
+    def _product(self, v: Array) -> Array:
         columns = self.batches1 if self.batches2 is None else self.batches2
         start, total = 0, None
         for operator in self._each(columns):
@@ -76,7 +92,8 @@ class StreamedNTKOperator(AbstractNTKOperator):
 
     def _each(self, batches: Any) -> Iterator[NTKOperator]:
         for x in samples("streamed_ntk_operator", batches):
-            yield eqx.tree_at(lambda operator: operator.x1, self.first, jnp.asarray(x))
+            x = replicate(jnp.asarray(x))
+            yield eqx.tree_at(lambda operator: operator.x1, self.first, x)
 
     @staticmethod
     def _check(same: bool) -> None:
@@ -147,9 +164,9 @@ def samples(caller: str, batches: Iterable[Any]) -> Iterator[Array | np.ndarray]
 
 @eqx.filter_jit
 def _pull(operator: NTKOperator, v: Array) -> list[Array]:
-    return pull(operator, v)
+    return left_to_xla(pull_shared, operator, v)
 
 
 @eqx.filter_jit
 def _push(operator: NTKOperator, tangent: Any) -> Array:
-    return push(operator, tangent)
+    return left_to_xla(push_shared, operator, tangent)

@@ -14,7 +14,7 @@ from helpers.comparison import random_mask, relative_error
 from helpers.tiers import slow
 
 import ntt_eqx as ntt
-from ntt_eqx._ntk import _pairs
+from ntt_eqx._ntk import _operator, _pairs
 from ntt_eqx._ntk._kernel import kernel_and_outputs, known_index
 from ntt_eqx._ntk._spec import kernel_spec
 from ntt_eqx.kernels import Device
@@ -215,3 +215,23 @@ def test_the_process_takes_what_was_allowed(case):
     command = [sys.executable, "-c", PEAK, samples, outputs, str(int(budget) * MiB), mask]
     took = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert 0 < took <= 1.25 * int(budget) * MiB
+
+
+@pytest.mark.parametrize("vectors", [1, 8, 64])
+@pytest.mark.parametrize("name", ["dense", "convolutions"])
+def test_memory_of_an_operators_block_of_vectors(name, vectors, monkeypatch):
+    """A quarter of the budget for samples, the budget for the tangents of vectors."""
+    budget = (8 if name == "dense" else 32) * MiB
+    monkeypatch.setattr(_operator, "default_budget", lambda device: budget)
+    if name == "dense":
+        model, x = masked(0.5, 128), jnp.zeros((3000, 48))
+    else:
+        model, x = (
+            ntt.models.LeNet5((1, 20, 20), 6, key=jax.random.key(0)),
+            jnp.zeros((256, 1, 20, 20)),
+        )
+    operator = ntt.ntk_operator(model, x)
+    v = jax.ShapeDtypeStruct((len(x), 6, vectors), jnp.float32)
+    found = jax.jit(lambda v: operator.mv(v)).lower(v).compile().memory_analysis()
+    held = 3 * len(x) * 6 * vectors * 4  # the block, its turned copy, and the result
+    assert found.temp_size_in_bytes <= 1.25 * budget + held
