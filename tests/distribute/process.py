@@ -98,7 +98,28 @@ def digest(state):
     return whole.hexdigest()
 
 
-modes = {"losses": losses, "local": local_batch, "raw": raw_steps, "checkpoint": checkpoint}
+def operator():
+    """Products of operators of a batch and of streams, and the largest eigenvalues."""
+    model, x = model_and_samples("mlp", 13, density=0.3)
+    x = np.asarray(x, np.float32)
+    v = np.random.default_rng(0).normal(size=(13, 4, 2)).astype(np.float32)
+    whole = ntt.ntk_operator(model, x)
+    streamed = ntt.streamed_ntk_operator(model, [x[:5], x[5:10], x[10:]])
+    return {
+        "product": np.asarray(whole.mv(v)).tolist(),
+        "streamed": np.asarray(streamed.mv(v)).tolist(),
+        "values": ntt.top_eigenpairs(whole, 3).values.tolist(),
+        "trace": float(np.asarray(whole.diagonal()).sum()),
+    }
+
+
+modes = {
+    "operator": operator,
+    "losses": losses,
+    "local": local_batch,
+    "raw": raw_steps,
+    "checkpoint": checkpoint,
+}
 with ntt.distribute():
     found = modes[mode]()
 if number == 0:

@@ -1,15 +1,23 @@
-"""Products of the operator over eight devices are those of one."""
+"""Products of the operator over eight devices are those of one, over four those of the kernel."""
+
+import os
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.comparison import every_array, random_mask
 from helpers.devices import close, mesh_of, model_and_samples
+from helpers.operators import worst_error
+from helpers.programs import build, programs
 from helpers.tiers import slow
+from hypothesis import HealthCheck, given, settings, strategies as st
 from jax.sharding import AxisType
 
 import ntt_eqx as ntt
+
+EXACT = 1e-9
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -61,3 +69,40 @@ def test_a_mesh_in_use(kind):
         close(operator.mv(v), one)
         close(eqx.filter_jit(lambda operator, v: operator.mv(v))(operator, v), one)
         close(ntt.top_eigenpairs(operator, 3).values, top.values)
+
+
+quiet = settings(
+    derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
+sizes = st.tuples(st.sampled_from((3, 1, 9)), st.sampled_from((2, 5, 8)))
+
+
+def check_program(program, sizes, seed):
+    """A drawn program over four devices, beside the kernel from Jacobians on one."""
+    rng = np.random.default_rng(seed)
+    sparse = ntt.sparsify(build(program, seed), every_array)
+    sparse = sparse.with_mask(random_mask(sparse.mask, 0.5, seed))
+    x1, x2 = (program.sample.batch(n, rng, program.dtype) for n in sizes)
+    mesh = mesh_of((4,), ("a",)) if seed % 2 else mesh_of((2, 2), ("a", "b"))
+
+    def on_four(function):
+        def call(*arguments):
+            with ntt.distribute(mesh):
+                return jax.jit(function)(*arguments)
+
+        return call
+
+    assert worst_error(sparse, x1, x2, seed, evaluator=on_four) < EXACT
+
+
+@settings(quiet, max_examples=1)
+@given(program=programs(most=3), sizes=sizes, seed=st.integers(0, 99))
+def test_any_program(program, sizes, seed):
+    check_program(program, sizes, seed)
+
+
+@pytest.mark.slow
+@settings(quiet, max_examples=int(os.environ.get("NTT_EQX_PROGRAMS", "150")) // 10)
+@given(program=programs(), sizes=sizes, seed=st.integers(0, 99))
+def test_many_programs(program, sizes, seed):
+    check_program(program, sizes, seed)

@@ -70,3 +70,12 @@ def test_checkpoint_of_other_numbers_of_devices(tmp_path):
     runs = [found("checkpoint", 1, tmp_path, devices) for devices in (8, 1, 4)]
     assert [run["step"] for run in runs] == [0, 3, 6]
     assert [run["read"] for run in runs[1:]] == [run["written"] for run in runs[:-1]]
+
+
+@pytest.mark.slow
+def test_operators(tmp_path):
+    """Those of two processes with two devices each, beside one process with one device."""
+    one, two = found("operator", 1, tmp_path, 1), found("operator", 2, tmp_path, 4)
+    for name, expected in one.items():
+        np.testing.assert_allclose(two[name], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(two["streamed"], two["product"], rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import zoo, zoo_today
 from helpers.comparison import every_array, random_mask, relative_error
-from helpers.interpreter import interpreted
+from helpers.operators import product, vectors, worst_error
 from helpers.programs import build, programs, tolerance
 from helpers.tiers import default_only
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
@@ -19,47 +19,6 @@ import ntt_eqx as ntt
 EXACT = 1e-10  # float64
 MODELS = {**zoo.ZOO, **zoo_today.ZOO}
 QUICK = ("custom", "lora")
-
-
-def vectors(structure, *r, seed=5):
-    v = np.random.default_rng(seed).normal(size=(*structure.shape, *r))
-    return jnp.asarray(v, structure.dtype)
-
-
-def product(theta, v):
-    return jnp.einsum("nmkl,ml...->nk...", theta, v)
-
-
-def worst_error(sparse, x1, x2, seed=0):
-    """Of products by both kernels with a vector, a block and, transposed, a block.
-
-    Beside the kernel from explicit Jacobians; batches do not divide the samples, and the ambient
-    kernel has learning rates.
-    """
-    params, static = eqx.partition(sparse, eqx.is_inexact_array)
-    rng = np.random.default_rng(seed)
-    rate = lambda w: jnp.asarray(rng.uniform(0, 2, w.shape))
-    rates = jax.tree.map(rate, eqx.filter(sparse.model, eqx.is_inexact_array))
-    shapes = ntt.ntk_operator(sparse, x1, x2)
-    v, u = vectors(shapes.in_structure(), 2), vectors(shapes.out_structure(), 2)
-
-    @interpreted
-    def run(params, mask, x1, x2, v, u):
-        model, pairs = eqx.combine(params, static).with_mask(mask), []
-        for how in (dict(kernel="active"), dict(kernel="ambient", metric=rates)):
-            operator = ntt.ntk_operator(model, x1, x2, **how, batch_size=2)
-            theta = ntt.ntk(model, x1, x2, **how, implementation="jacobian")
-            assert operator.shape == ntt.kernel_matrix(theta).shape
-            back = product(theta.transpose(1, 0, 3, 2), u)
-            pairs += [
-                (operator.mv(v), product(theta, v)),
-                (operator @ v[..., 0], product(theta, v[..., 0])),
-                (operator.T.mv(u), back),
-            ]
-        return pairs
-
-    found = run(params, sparse.mask, x1, x2, v, u)
-    return max(relative_error(mine, right) for mine, right in found)
 
 
 @pytest.mark.parametrize("name", default_only(MODELS, *QUICK))
