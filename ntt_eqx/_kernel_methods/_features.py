@@ -85,8 +85,14 @@ class FeatureRidge(eqx.Module):
             x: the new samples.
         """
         first = self.first
-        how = dict(kernel=first.kernel, metric=first.metric, precision=first.precision)
-        operator = ntk_operator(first.model, x, **how, batch_size=first.batch_size)
+        operator = ntk_operator(
+            first.model,
+            x,
+            kernel=first.kernel,
+            metric=first.metric,
+            batch_size=first.batch_size,
+            precision=first.precision,
+        )
         return _along(operator, self.direction)
 
 
@@ -138,7 +144,8 @@ def fit_kernel_ridge_features(
         x, y = pair(caller, batch)
         operator = ntk_operator(model, x, **options)
         first = operator if first is None else first
-        targets = targets_of(caller, *operator.out_structure().shape, y)
+        samples, outputs = operator.out_structure().shape
+        targets = targets_of(caller, samples, outputs, y)
         phi = np.asarray(features(operator, keys), np.float64).reshape(-1, num_features)
         system += phi.T @ phi
         right += phi.T @ targets.reshape(-1)

@@ -45,11 +45,11 @@ class StreamedNTKOperator(AbstractNTKOperator):
         It goes through the batches of the columns and then through those of the rows. `ValueError`
         for another shape or dtype, and when the batches are no longer as many samples.
         """
-        v = replicate(given_vectors("streamed_ntk_operator", self.in_structure(), v))
-        size = vectors_at_once(self.first)
-        if v.ndim == 2 or size >= v.shape[2]:
-            return self._product(v)
-        parts = [self._product(v[..., n : n + size]) for n in range(0, v.shape[2], size)]
+        given = given_vectors("streamed_ntk_operator", self.in_structure(), v)
+        given, size = replicate(given), vectors_at_once(self.first)
+        if given.ndim == 2 or size >= given.shape[2]:
+            return self._product(given)
+        parts = [self._product(given[..., n : n + size]) for n in range(0, given.shape[2], size)]
         return jnp.concatenate(parts, axis=2)
 
     def _product(self, v: Array) -> Array:
