@@ -27,6 +27,8 @@ def as_arrays(caller: str, batch: Any) -> PyTree:
 
     `ValueError` for a leaf that is no array, naming it.
     """
+    if type(batch) is tuple and all(isinstance(leaf, jax.Array) for leaf in batch):
+        return batch  # as it is in every step of most runs
     return jtu.tree_map_with_path(
         lambda path, leaf: as_array(caller, f"batch{jtu.keystr(path)}", leaf), opened(batch)
     )

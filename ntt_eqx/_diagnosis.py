@@ -1,6 +1,7 @@
 """Why a loss is not finite: the batch, the weights before the step, the model, or the optimiser."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -37,17 +38,21 @@ class Evidence:
     weights: Float[Array, " leaves"] | None = None
 
 
-def weight_norms(model: PyTree) -> Float[Array, " leaves"]:
+def weight_norms(model: PyTree, *, masked: bool = False) -> Float[Array, " leaves"]:
     """`|w|^2` of each prunable weight as the model sees it, and of all other parameters together.
 
     To be called in a jitted step, whose L2 term has the sums over prunable weights anyway; the
     others are few numbers, and one sum of them costs what a single bias costs.
+
+    **Arguments:**
+
+    - `masked`: the model has zeros under its mask already.
     """
-    return left_to_xla(_sums_of_squares, model)
+    return left_to_xla(functools.partial(_sums_of_squares, masked), model)
 
 
-def _sums_of_squares(model: PyTree) -> Float[Array, " leaves"]:
-    weights, others = _told_apart(model)
+def _sums_of_squares(masked: bool, model: PyTree) -> Float[Array, " leaves"]:
+    weights, others = _told_apart(model, masked)
     norms = [squared_norm(leaf).astype(jnp.float32) for _, leaf in weights]
     if others:
         flat = [jnp.abs(leaf).astype(jnp.float32).reshape(-1) for _, leaf in others]
@@ -55,11 +60,13 @@ def _sums_of_squares(model: PyTree) -> Float[Array, " leaves"]:
     return jnp.stack(norms) if norms else jnp.zeros(0, jnp.float32)
 
 
-def _told_apart(model: PyTree) -> tuple[list[tuple[str, Array]], list[tuple[str, Array]]]:
+def _told_apart(
+    model: PyTree, masked: bool = False
+) -> tuple[list[tuple[str, Array]], list[tuple[str, Array]]]:
     """The (possibly) prunable weights and all other parameters, by name."""
     seen, marks = model, None
     if isinstance(model, SparseModel):
-        seen = model.to_dense()
+        seen = model.model if masked else model.to_dense()
         marked = {jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path(model.mask)}
     else:
         marks = jax.tree.leaves(marks_of(model, None))

@@ -1,15 +1,19 @@
 """The loop under every run: steps over batches, rows of metrics, and checks of the loss."""
 
+import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import equinox as eqx
 import jax
 
 from ._checks import check_count
 from ._diagnosis import Diagnosis, Evidence, all_finite, faults_of_batch, tolerates
 from ._errors import DivergenceError
+from ._held import whole
 
 State = TypeVar("State")
 
@@ -28,18 +32,23 @@ class Progress(Generic[State]):
     """The progress of a run, for `on_step`.
 
     Attributes:
-        state: the state after the step. Copy it if you keep it and the step donates its state.
         step: number of steps done.
         num_steps: the last step of the run.
         row: the newest row, if there is one.
+        look: puts the state after the step together; see `state`.
         collect: copies the metrics of the steps since that row to the host; see `window`.
     """
 
-    state: State
     step: int
     num_steps: int
     row: Row | None
+    look: Callable[[], State]
     collect: Callable[[], dict[str, list[float]]]
+
+    @property
+    def state(self) -> State:
+        """The state after the step. Copy it if you keep it and the step donates its state."""
+        return self.look()
 
     def window(self) -> dict[str, list[float]]:
         """The metrics of the steps since the newest row, to store and pass to a continued run.
@@ -122,7 +131,7 @@ def fit(
 
 
 def drive(
-    step: Callable[[State, Any], tuple[State, Any, Evidence]],
+    step: Callable[[Any, Any], tuple[Any, Any, Evidence]],
     state: State,
     batches: Iterable[Any],
     *,
@@ -136,7 +145,10 @@ def drive(
     name: str,
     diagnosis: Diagnosis | None = None,
 ) -> tuple[State, History]:
-    """`fit` with steps that also return evidence, from which `diagnosis` explains a divergence."""
+    """`fit` with steps that also return evidence, from which `diagnosis` explains a divergence.
+
+    The state that a step takes may be a state, or `Held` if the step before returned one.
+    """
     check_count(f"{name}: num_steps", num_steps, 0)
     check_count(f"{name}: log_every", log_every, none=True)
     if start is None and not hasattr(state, "step"):
@@ -149,7 +161,7 @@ def drive(
     observe = {} if observe is None else observe
     history: History = []
 
-    def log(at: int, means: dict[str, float] | None) -> None:
+    def log(at: int, means: dict[str, float] | None, state: State) -> None:
         row: Row = {"step": at} if means is None else {"step": at, "train": means}
         for part, look in observe.items():
             row[part] = dict(look(state))
@@ -161,16 +173,35 @@ def drive(
             on_log(state, row)
 
     if start == 0 and observe:
-        log(0, None)
-    for at in range(start + 1, num_steps + 1):
-        state, metrics, evidence = step(state, next(source))
-        seen.add(state, metrics, evidence)
-        if at == num_steps or (log_every is not None and at % log_every == 0):
-            log(at, seen.means(state))
-        if on_step is not None:
-            newest = history[-1] if history else None
-            on_step(Progress(state, at, num_steps, newest, lambda state=state: seen.fetch(state)))
-    return state, history
+        log(0, None, state)
+    held: Any = state
+    with _errors_of_models():
+        for at in range(start + 1, num_steps + 1):
+            held, metrics, evidence = step(held, next(source))
+            look = functools.partial(whole, held)
+            seen.add(look, metrics, evidence)
+            if at == num_steps or (log_every is not None and at % log_every == 0):
+                log(at, seen.means(look), look())
+            if on_step is not None:
+                newest = history[-1] if history else None
+                collect = functools.partial(seen.fetch, look)
+                on_step(Progress(at, num_steps, newest, look, collect))
+    return whole(held), history
+
+
+@contextlib.contextmanager
+def _errors_of_models() -> Iterator[None]:
+    """Raise what `eqx.error_if` says as `eqx.filter_jit` does: a step in plain `jit` wraps it."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        _, wrapped, said = str(error).partition("_EquinoxRuntimeError: ")
+        if not wrapped:
+            raise
+        message = said.partition("\n\n")[0].strip()
+    else:
+        return
+    raise eqx.EquinoxRuntimeError(message)
 
 
 def _each(name: str, batches: Iterable[Any], start: int, num_steps: int) -> Iterator[Any]:
@@ -208,13 +239,13 @@ class _Window(Generic[State]):
         self._name, self._step = name, step
         self._values = {key: list(v) for key, v in (values or {}).items()}
         self._diagnosis, self._tolerant = diagnosis, tolerant
-        self._pending: list[tuple[dict[str, Any], Evidence]] = []
+        self._pending: list[tuple[Any, Evidence]] = []  # metrics as the steps return them
         self._held = 0  # bytes of the pending batches
         self._first: Evidence | None = None  # of the run's first step
         self._before: Evidence | None = None  # of the newest step that was checked
 
-    def add(self, state: State, metrics: Any, evidence: Evidence) -> None:
-        self._pending.append((scalars(metrics), evidence))
+    def add(self, state: Callable[[], State], metrics: Any, evidence: Evidence) -> None:
+        self._pending.append((metrics, evidence))
         self._held += _bytes_of(evidence.batch)
         # All but the newest, so that the device has work while the host looks at the others.
         if self._held > _MOST_HELD and len(self._pending) > 1:
@@ -222,12 +253,12 @@ class _Window(Generic[State]):
         if len(self._pending) >= _MOST_PENDING:
             self.fetch(state)
 
-    def fetch(self, state: State) -> dict[str, list[float]]:
+    def fetch(self, state: Callable[[], State]) -> dict[str, list[float]]:
         """All values so far; stops at the first loss that is not finite."""
         self._look(state, self._pending, [])
         return {key: list(v) for key, v in self._values.items()}
 
-    def means(self, state: State) -> dict[str, float]:
+    def means(self, state: Callable[[], State]) -> dict[str, float]:
         """The mean of each, after which all are forgotten."""
         values = self.fetch(state)
         self._values = {}
@@ -246,13 +277,14 @@ class _Window(Generic[State]):
             )
         return None
 
-    def _look(self, state: State, looked: list[Any], left: list[Any]) -> None:
+    def _look(self, state: Callable[[], State], looked: list[Any], left: list[Any]) -> None:
         self._pending = left
         self._held = sum(_bytes_of(evidence.batch) for _, evidence in left)
         # Lists, for device_get sorts the names of dicts.
-        fetched = jax.device_get([list(entry.values()) for entry, _ in looked])
+        entries = [scalars(metrics) for metrics, _ in looked]
+        fetched = jax.device_get([list(entry.values()) for entry in entries])
         lost: DivergenceError | None = None
-        for (names, evidence), numbers in zip(looked, fetched, strict=True):
+        for (_, evidence), names, numbers in zip(looked, entries, fetched, strict=True):
             self._step += 1
             entry = dict(zip(names, numbers, strict=True))
             for key, value in entry.items():
@@ -269,13 +301,13 @@ class _Window(Generic[State]):
                     raise lost
             self._first = Evidence(None, evidence.weights) if self._first is None else self._first
             self._before = Evidence(None, evidence.weights)
-        if lost is not None and not all_finite(state):
+        if lost is not None and not all_finite(state()):
             raise lost  # the optimiser let it through
 
-    def _why(self, state: State, evidence: Evidence) -> str | None:
+    def _why(self, state: Callable[[], State], evidence: Evidence) -> str | None:
         if self._diagnosis is None:
             return faults_of_batch(evidence.batch, self._step)
-        return self._diagnosis(state, self._step, evidence, self._before, self._first)
+        return self._diagnosis(state(), self._step, evidence, self._before, self._first)
 
 
 def _bytes_of(batch: Any) -> int:

@@ -41,6 +41,7 @@ def optimise(
     *,
     value: Float[Array, ""],
     value_fn: Callable[[PyTree], Float[Array, ""]] | None = None,
+    onto: PyTree = None,
 ) -> tuple[PyTree, PyTree]:
     """One step of `optimizer`, to be called under `jit`.
 
@@ -56,6 +57,8 @@ def optimise(
     - `params`: what is optimised; `None` where a leaf is not.
     - `value`: the loss at `params`.
     - `value_fn`: the loss of other parameters; `None` where it cannot be had.
+    - `onto`: what the updates are added to in place of `params`, from which it differs at most
+      where the result is dropped.
 
     **Returns:**
 
@@ -72,7 +75,7 @@ def optimise(
     # optax mixes dtypes and ranks within itself
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         updates, after = update(gradient, opt_state, params, **extra)
-        params = optax.apply_updates(params, updates)
+        params = optax.apply_updates(params if onto is None else onto, updates)
     # The state keeps its dtypes, so that a step compiles once, whatever the loss computes in.
     after = jax.tree.map(
         lambda new, old: new.astype(old.dtype) if eqx.is_array(old) else new, after, opt_state

@@ -201,16 +201,28 @@ def map_masked(
     )
 
 
-def masked_weights(sparse: SparseModel) -> list[Array]:
-    """The masked prunable weights, in the order of `jax.tree.leaves(sparse.mask)`."""
-    dense = sparse.to_dense()
+def masked_weights(sparse: SparseModel, *, masked: bool = False) -> list[Array]:
+    """The masked prunable weights, in the order of `jax.tree.leaves(sparse.mask)`.
+
+    **Arguments:**
+
+    - `masked`: the model has zeros under the mask already.
+    """
+    dense = sparse.model if masked else sparse.to_dense()
     only = jax.tree.map(lambda m, w: None if m is None else w, sparse.mask, dense, is_leaf=_is_none)
     return jax.tree.leaves(only)
 
 
-def kept_weights(sparse: SparseModel) -> list[Array]:
-    """All prunable weights, zeros under the mask; of layers that store kept ones alone, these."""
-    return masked_weights(sparse) + [layer.values for layer in kept_layers(sparse.model)]
+def kept_weights(sparse: SparseModel, *, masked: bool = False) -> list[Array]:
+    """All prunable weights, zeros under the mask; of layers that store kept ones alone, these.
+
+    **Arguments:**
+
+    - `masked`: the model has zeros under the mask already.
+    """
+    return masked_weights(sparse, masked=masked) + [
+        layer.values for layer in kept_layers(sparse.model)
+    ]
 
 
 def _with_zeros(weight: Array, mask: Bool[Array, "..."]) -> Array:

@@ -1,5 +1,6 @@
 """The supervised loss and one step of it."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +14,7 @@ from .._distribute import left_to_xla, replicate, spread
 from .._optimise import copied, init_optimizer, optimise
 from .._parameters import parameters, partition_parameters
 from .._primitives import with_equivalents
-from .._sparse import SparseModel, kept_weights, prunable_leaves
+from .._sparse import SparseModel, kept_weights, map_masked, prunable_leaves
 from .._stateful import with_state
 from .._step_info import StepInfo
 from .._types import GradientTransformation, PyTree, squared_norm
@@ -198,15 +199,25 @@ def _stepped(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
     params, rest = partition_parameters(with_zeros(state.model))
 
-    @with_equivalents
-    def loss(params: PyTree) -> tuple[Float[Array, ""], Any]:
-        metrics, after = _loss(eqx.combine(params, rest), batch, key, state.config)
+    def loss(params: PyTree, masked: bool = False) -> tuple[Float[Array, ""], Any]:
+        model = eqx.combine(params, rest)
+        metrics, after = _loss(model, batch, key, state.config, masked=masked)
         return metrics.loss, (metrics, after)
 
-    (value, (metrics, after)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    value_fn = lambda params: loss(params)[0]
+    # The zeros are there, so that only the gradient needs the mask: a pass over all weights less.
+    differentiated = with_equivalents(functools.partial(loss, masked=True))
+    (value, (metrics, after)), gradient = jax.value_and_grad(differentiated, has_aux=True)(params)
+    gradient = _of_kept(gradient, state.model)
+    value_fn = lambda params: with_equivalents(loss)(params)[0]
+    weights, _ = partition_parameters(state.model)
     params, opt_state = optimise(
-        state.optimizer, gradient, state.opt_state, params, value=value, value_fn=value_fn
+        state.optimizer,
+        gradient,
+        state.opt_state,
+        params,
+        value=value,
+        value_fn=value_fn,
+        onto=weights,
     )
     model = _keep_pruned(eqx.combine(params, rest), state.model)
     model = model if after is None else with_state(model, after)
@@ -234,13 +245,21 @@ def _info(state: TrainState, dynamic: DynamicSparsity, step: Int[Array, ""]) -> 
 
 
 def _loss(
-    model: PyTree, batch: PyTree, key: PRNGKeyArray | None, config: TrainConfig
+    model: PyTree,
+    batch: PyTree,
+    key: PRNGKeyArray | None,
+    config: TrainConfig,
+    *,
+    masked: bool = False,
 ) -> tuple[TrainMetrics, Any]:
+    """The metrics of a batch and the model's state after it; `masked`: zeros are there already."""
+    penalised = _penalised(model, masked)
+    model = model.model if masked and isinstance(model, SparseModel) else model
     values, after = judge(config.objective, model, batch, key, training=True)
     means = {k: jnp.mean(v) for k, v in values.items()}
     objective = means.pop("loss")
     penalty = sum(
-        (squared_norm(w).astype(objective.dtype) for w in _penalised(model)),
+        (squared_norm(w).astype(objective.dtype) for w in penalised),
         start=jnp.zeros((), objective.dtype),
     )
     return TrainMetrics(objective + config.l2_weight * penalty, objective, means), after
@@ -259,15 +278,25 @@ def _averageable(model: PyTree) -> PyTree:
     return eqx.filter(with_zeros(model), eqx.is_inexact_array)
 
 
-def _penalised(model: PyTree) -> list[Array]:
+def _penalised(model: PyTree, masked: bool) -> list[Array]:
     if not isinstance(model, SparseModel):
         return prunable_leaves(model)
-    return kept_weights(model)
+    return kept_weights(model, masked=masked)
 
 
 def with_zeros(model: PyTree) -> PyTree:
     """The model with its pruned weights set to zero."""
     return SparseModel(model.to_dense(), model.mask) if isinstance(model, SparseModel) else model
+
+
+def _of_kept(gradient: PyTree, model: PyTree) -> PyTree:
+    """A gradient by the weights of `model`, with zeros where these are pruned."""
+    if not isinstance(model, SparseModel):
+        return gradient
+    zeros = lambda g, m: None if g is None else jnp.where(m, g, jnp.zeros_like(g))
+    return eqx.tree_at(
+        lambda found: found.model, gradient, map_masked(zeros, gradient.model, model.mask)
+    )
 
 
 def _keep_pruned(after: PyTree, before: PyTree) -> PyTree:

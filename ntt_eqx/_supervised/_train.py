@@ -1,5 +1,6 @@
 """Runs of supervised steps."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from .._diagnosis import Diagnosis, Evidence, check_first_update, recording, wei
 from .._distribute import replicate, spread
 from .._examples import as_inference
 from .._fit import History, Progress, Row, drive
+from .._held import Held
 from .._masks import check_collapse
 from .._optimise import copied
 from .._refreshes import cannot_rank, refresh_due
@@ -144,16 +146,17 @@ def train_steps(
         as_stream("train: test_set", test_set, again=True)
         parts["test"] = lambda state: evaluate(state.trained, test_set, objective)
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, TrainMetrics, Evidence]:
+    def step(state: Any, batch: Any) -> tuple[Held[TrainState], TrainMetrics, Evidence]:
         nonlocal first
         batch = spread("train", readable("train", objective, batch))
         if first:
             check_start("train", objective, state.model, batch)
             if isinstance(state.model, SparseModel):
                 check_collapse(state.model, shape_of_inputs(batch), caller="train")
-        state, metrics, norms = _step(batch, state)
+            state = Held.of(state)
+        state, metrics, norms = _step(state, batch)
         if first and bool(jnp.isfinite(metrics.loss)):
-            check_first_update("train", state.model, lambda: _gradient(begin, batch))
+            check_first_update("train", state.whole().model, lambda: _gradient(begin, batch))
         first = False
         return state, metrics, Evidence(batch, norms)
 
@@ -187,10 +190,13 @@ def _behind(state: TrainState, step: int) -> None:
         raise cannot_rank("train", dynamic.refresh, step, "dynamic=None")
 
 
-@eqx.filter_jit(donate="all-except-first")
-def _step(batch: PyTree, state: TrainState) -> tuple[TrainState, TrainMetrics, Any]:
+@functools.partial(jax.jit, donate_argnums=0)
+def _step(held: Held[TrainState], batch: PyTree) -> tuple[Held[TrainState], TrainMetrics, Any]:
+    state = held.whole()
     # as the loss sees them, so that its L2 term and these share their sums
-    return *step_as("train", state, batch), weight_norms(with_zeros(state.model))
+    norms = weight_norms(with_zeros(state.model), masked=True)
+    state, metrics = step_as("train", state, batch)
+    return Held.of(state), metrics, norms
 
 
 @eqx.filter_jit
