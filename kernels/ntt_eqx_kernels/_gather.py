@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from ._bits import MaskBits, RankedBits, at, first_above, running, sum_at
+from ._blocks import block_size, map_blocks, scan_blocks
 from ._dispatch import target_device
 from .manual_axes import like_varying
 
@@ -380,13 +381,25 @@ def gathered_u(
     a1: Float[Array, "n j"], a2: Float[Array, "m j"], c: GatheredMetric
 ) -> Float[Array, "n m i"]:
     """`u[n,m,i] = sum_j c[i,j] a1[n,j] a2[m,j] + offset[i]`: one small matrix product a chunk."""
-    left = at(a1.T, c.columns) * c.values[:, :, None]  # [chunks, width, N]
-    right = at(a2.T, c.columns)
-    parts = jnp.einsum("cwn,cwm->cnm", left, right)
+    right = at(a2.T, c.columns)  # [chunks, width, M]
     # Told that rows ascend, XLA takes 45 s on a GPU to compile what takes 0.1 s otherwise.
     ascend = target_device().platform != "gpu"
-    u = sum_at(c.owners, parts, c.stored, ascending=ascend)
-    return c.spread(u.transpose(1, 2, 0)) + c.offset[None, None]
+
+    def block(a1: Array) -> Array:
+        left = at(a1.T, c.columns) * c.values[:, :, None]
+        parts = jnp.einsum("cwn,cwm->cnm", left, right)
+        return sum_at(c.owners, parts, c.stored, ascending=ascend).transpose(1, 2, 0)
+
+    return c.spread(map_blocks(block, a1, len(a1), _block(a1, a2, c))) + c.offset[None, None]
+
+
+def _block(a1: Array, a2: Array, c: GatheredMetric) -> int:
+    """How many samples n are taken together: those whose products of chunks `[chunks, M]` fit.
+
+    On one core a product of 1024 x 1024 at 4 %, 32 and 32 samples, takes 73 CPU ms with gradients
+    instead of 96, and one of 784 x 300 at 6 %, 64 and 64 samples, 70 instead of 78.
+    """
+    return block_size(len(a1), c.columns.shape[0] * len(a2) * a2.dtype.itemsize)
 
 
 def gathered_tangents(
@@ -419,13 +432,26 @@ def gathered_u_backward(
 
     dL/da1[n,j] = sum_mi dL/du[n,m,i] c[i,j] a2[m,j], and the same with the sides exchanged.
     """
-    parts = at(c.pool(u_bar).transpose(2, 0, 1), c.owners)  # [chunks, N, M]
+    of_entries = lambda a: at(a.T, c.columns) * c.values[:, :, None]  # [chunks, width, samples]
+    right = of_entries(a2)
 
-    def one(spec, other, like):
-        entries = jnp.einsum(spec, parts, at(other.T, c.columns) * c.values[:, :, None])
-        return sum_at(c.columns, entries, like.shape[1]).T
+    def both(u_bar: Array, a1: Array) -> tuple[Array, Array]:
+        parts = at(c.pool(u_bar).transpose(2, 0, 1), c.owners)  # [chunks, N, M]
+        one = jnp.einsum("cnm,cwm->cwn", parts, right)
+        two = jnp.einsum("cnm,cwn->cwm", parts, of_entries(a1))
+        return sum_at(c.columns, one, a1.shape[1]).T, two
 
-    return one("cnm,cwm->cwn", a2, a1), one("cnm,cwn->cwm", a1, a2)
+    def block(total: Array, rows: tuple[Array, Array]) -> tuple[Array, Array]:
+        a1_bar, entries = both(*rows)
+        return total + entries, a1_bar
+
+    size = _block(a1, a2, c)
+    if size >= len(a1):
+        a1_bar, entries = both(u_bar, a1)
+    else:
+        none = like_varying(jnp.zeros_like(right), (u_bar, a1, right))
+        entries, a1_bar = scan_blocks(block, none, (u_bar, a1), len(a1), size)
+    return a1_bar, sum_at(c.columns, entries, a2.shape[1]).T
 
 
 def entries_of(a: Float[Array, "n j"], c: GatheredMetric) -> Float[Array, "chunks width n"]:

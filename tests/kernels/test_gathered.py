@@ -11,7 +11,8 @@ from helpers.comparison import relative_error
 from helpers.oracle import IMPLEMENTATIONS, KERNELS, TOLERANCE, Sizes
 
 from ntt_eqx import kernels
-from ntt_eqx_kernels._gather import row_starts
+from ntt_eqx_kernels import _blocks
+from ntt_eqx_kernels._gather import gathered_u, row_starts
 
 # Rows of no entry, of one, of a chunk, of one more, and full; samples over the edge of no tile.
 SIZES = Sizes(n=5, m=3, k=2, l=3, i=6, j=37)
@@ -88,6 +89,17 @@ def test_entries_found_under_jit_are_those_found_on_the_host(device, request):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_values_and_gradients(implementation):
     check(SIZES, COUNTS, implementation, "float32", fill=20)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_products_of_chunks_in_blocks_of_samples(samples, monkeypatch):
+    """Five samples by one, and by two, of which the last block has one that is not there."""
+    chunks = len(gathered(mask_of(SIZES, COUNTS), jnp.zeros(SIZES.i), fill=20).columns)
+    monkeypatch.setattr(_blocks, "BLOCK_BYTES", samples * chunks * SIZES.m * 4)
+    c = gathered(mask_of(SIZES, COUNTS), jnp.zeros(SIZES.i), fill=20)
+    a1, _, a2, _ = oracle.factors(SIZES, dtype=jnp.float32)
+    assert "while" in jax.jit(gathered_u).lower(a1, a2, c).as_text()
+    check(SIZES, COUNTS, "reference", "float32", fill=20)
 
 
 @pytest.mark.slow
