@@ -33,7 +33,15 @@ from ntt_eqx.kernels import (
 )
 
 _DENSITIES = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
-_KEPT = ("flops_per_weight", "tail_bytes", "flops_per_sent_byte", "entry_products")
+_KEPT = (
+    "flops_per_weight",
+    "tail_bytes",
+    "flops_per_sent_byte",
+    "entry_products",
+    "gathered_samples",
+    "gathered_per_input",
+)
+_LAYERS = ((300, 784), (512, 3200), (1024, 1024))
 _BLOCKS = tuple(2**20 * size for size in (1, 4, 16, 64, 1024))
 
 
@@ -50,7 +58,10 @@ def main() -> None:
         tail_bytes=current.tail_bytes,
         flops_per_sent_byte=current.flops_per_sent_byte,
         entry_products=current.entry_products,
+        gathered_samples=current.gathered_samples,
+        gathered_per_input=current.gathered_per_input,
     )
+    _gathered_shares(current)
     print(f"\n{found}\n(those that are not measured are the ones in use: {', '.join(_KEPT)})")
 
 
@@ -75,6 +86,33 @@ def _gathered_density() -> float:
         print(f"  density {density:4.2f}: whole {whole:8.2f} ms, gathered {gathered:8.2f} ms")
         best = density if gathered < whole else best
     return best
+
+
+def _gathered_shares(costs: Costs) -> None:
+    """Show times of gathered and whole products by layer and samples, and what is chosen."""
+    print("\nthe same for other layers and N x N samples; * where gathering is chosen")
+    for rows, inputs in _LAYERS:
+        for n in (8, 16, 32, 64):
+            whole, shown = _product(rows, inputs, n, None)[0], ""
+            for density in (0.01, 0.03, 0.06, 0.1):
+                gathered, entries = _product(rows, inputs, n, density)
+                chosen = density <= costs.gathered_density
+                chosen &= costs.gather(entries, rows, inputs, n, n)
+                shown += f", {gathered:.2f} at {density}{'*' if chosen else ''}"
+            print(f"  {rows} x {inputs}, N = {n}: whole {whole:.2f} ms{shown}", flush=True)
+
+
+def _product(rows: int, inputs: int, n: int, density: float | None) -> tuple[float, int]:
+    """Milliseconds of a product with its gradient, gathered at a density, and its entries."""
+    rng = np.random.default_rng(0)
+    mask = rng.random((rows, inputs)) < (density or 0.05)
+    shapes = ((n, inputs), (n, 10, rows)) * 2
+    arrays = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
+    places = gather_rows(mask, int(mask.sum()))
+    short = places.metric(jnp.asarray(mask), jnp.zeros(rows))
+    loss = lambda a, c: jnp.sum(jnp.sin(masked_ntk_reference(a[0], a[1], a[2], a[3], c)))
+    c = jnp.asarray(mask) if density is None else short
+    return _time(jax.jit(jax.value_and_grad(loss)), arrays, c), places.columns.size
 
 
 def _gathered_entry() -> int:

@@ -87,7 +87,13 @@ def gathers():
     """
     from ntt_eqx._ntk import _costs  # not before the type checker's import hook
 
-    eager = dataclasses.replace(_costs.COSTS["cpu"], gathered_density=0.15, gathered_entry=0)
+    eager = dataclasses.replace(
+        _costs.COSTS["cpu"],
+        gathered_density=0.15,
+        gathered_entry=0,
+        gathered_samples=0,
+        gathered_per_input=0,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_costs, "COSTS", {"cpu": eager, "accelerator": eager})
         yield

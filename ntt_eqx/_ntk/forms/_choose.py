@@ -54,7 +54,7 @@ def _worth_gathering(
         return None
     chunks, width = gathered_shape(nonzeros, rows)
     if layer.positions == 1:
-        whole = 2 * sizes.n * sizes.m * rows * layer.inputs
-        return (chunks, width) if layer.groups == 1 and whole >= costs.gathering_flops else None
+        faster = costs.gather(chunks * width, rows, layer.inputs, sizes.n, sizes.m)
+        return (chunks, width) if layer.groups == 1 and faster else None
     worth = costs.gathered_entry * chunks * width < rows * layer.inputs
     return (chunks, width) if worth else None
