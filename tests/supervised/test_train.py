@@ -325,3 +325,19 @@ def test_bfloat16_models_train(getkey):
         trained, history = train(sparse, batches, ADAM, num_steps=5)
     assert trained.model.first.weight.dtype == jnp.bfloat16
     assert np.isfinite(history[-1]["train"]["loss"])
+
+
+def test_what_a_model_refuses_at_run_time_is_said(getkey):
+    """By `eqx.error_if`, whose message `eqx.filter_jit` shows; a run has steps in plain `jit`."""
+
+    class Refuses(eqx.Module):
+        layer: eqx.nn.Linear
+
+        def __call__(self, x):
+            return self.layer(eqx.error_if(x, x[0] > 2, "the first feature is too large"))
+
+    y = jnp.array([0, 1, 0, 1])
+    batches = [(jnp.zeros((4, 3)), y)] * 2 + [(jnp.full((4, 3), 3.0), y)] * 2
+    model = Refuses(eqx.nn.Linear(3, 2, key=getkey()))
+    with pytest.raises(RuntimeError, match="^the first feature is too large"):
+        train(model, batches, optax.sgd(0.1), num_steps=4)
