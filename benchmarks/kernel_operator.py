@@ -3,16 +3,21 @@
     python benchmarks/kernel_operator.py products
     python benchmarks/kernel_operator.py eigenpairs --checkpoint eigenpairs.npz
     python benchmarks/kernel_operator.py by-layer
+    python benchmarks/kernel_operator.py large-kernel --tile 100
+    python benchmarks/kernel_operator.py large-product --tile 20
 
 CPU seconds of the process, medians of several turns of all candidates in one process. The
 eigenpairs are those of the full kernel, `[N K, N K]`, of the first images of Fashion-MNIST;
-stopped, they go on from the checkpoint.
+stopped, they go on from the checkpoint. The last two read images of 3 x 512 x 512 from a file; one
+row is stored for each size of tile.
 """
 
 import argparse
+import contextlib
 import json
 import resource
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from large_models import LargeImages
 
 import ntt_eqx as ntt
 
@@ -110,14 +116,115 @@ def eigenpairs(args):
         "products": pairs.num_products,
         "cpu_seconds": time.process_time() - begin[0],
         "wall_seconds": time.monotonic() - begin[1],
-        "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "peak_gigabytes": most_gigabytes(),
         "values": pairs.values.tolist(),
         "residuals": (pairs.residuals / pairs.values[0]).tolist(),
     }
 
 
-PARTS = {"products": products, "eigenpairs": eigenpairs, "by-layer": by_layer}
-IMAGES = {"products": 250, "eigenpairs": 10_000, "by-layer": 32}
+WHOLE = 30_000  # images of neural-tangents' issue 30
+SHAPE = (3, 512, 512)
+
+
+@contextlib.contextmanager
+def large_images(args):
+    """Images of 3 x 512 x 512 bytes, mapped from a file in a folder."""
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        place = Path(folder) / "images.npy"
+        file = np.lib.format.open_memmap(place, "w+", np.uint8, (args.images, *SHAPE))
+        rng = np.random.default_rng(0)
+        for n in range(args.images):  # stripes of a random direction and width, and noise
+            waves = np.add.outer(*(rng.uniform(-0.2, 0.2) * np.arange(512) for _ in range(2)))
+            noise = rng.integers(0, 64, SHAPE)
+            file[n] = 64 + 64 * (1 + np.sin(waves + rng.uniform(0, 6, (3, 1, 1)))) + noise
+        file.flush()
+        del file
+        yield Path(folder), np.load(place, mmap_mode="r")
+
+
+def large_kernel(args):
+    """The kernel of large images, written to Zarr tile by tile."""
+    model, tile = LargeImages(jax.random.key(0)), (args.tile, args.tile)
+    options: dict[str, Any] = dict(tile=tile, max_bytes=args.max_bytes)
+    with large_images(args) as (folder, images):
+        begin = time.process_time()
+        next(iter(ntt.ntk_tiles(model, images, **options)))
+        first = time.process_time() - begin
+        begin = time.process_time(), time.monotonic()
+        store = ntt.ntk_to_zarr(folder / "kernel", model, images, **options)
+        spent, wall = time.process_time() - begin[0], time.monotonic() - begin[1]
+        peak = most_gigabytes()
+        kernel = store.read().result()[:, :, 0, 0]
+        some = np.linspace(0, args.images - 1, 4).astype(int)
+        right = np.stack([gradient(model, images[n]) for n in some])
+        right = right @ right.T
+        error = np.abs(kernel[np.ix_(some, some)] - right).max() / np.abs(right).max()
+    tiles, whole = (
+        side * (side + 1) // 2 for side in (-(-n // args.tile) for n in (args.images, WHOLE))
+    )
+    row = {
+        "tile": args.tile,
+        "max_bytes": args.max_bytes,
+        "images": args.images,
+        "tiles": tiles,
+        "first_tile_cpu_seconds": first,
+        "cpu_seconds": spent,
+        "wall_seconds": wall,
+        "peak_gigabytes": peak,
+        "difference": float(error),
+        "whole_tiles": whole,
+        "whole_cpu_hours": spent / tiles * whole / 3600,
+    }
+    print(row, flush=True)
+    before = json.loads(PLACE.read_text()).get("large-kernel", {"rows": []})["rows"]
+    same = lambda other: all(other[name] == row[name] for name in ("tile", "max_bytes", "images"))
+    rows = [other for other in before if not same(other)] + [row]
+    weights = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_array)))
+    return {"whole": WHOLE, "weights": weights, "rows": rows}
+
+
+def large_product(args):
+    """Products of the kernel of large images, read batch by batch from their file."""
+    model = LargeImages(jax.random.key(0))
+    with large_images(args) as (_, images):
+        batches = [images[n : n + args.tile] for n in range(0, args.images, args.tile)]
+        operator = ntt.streamed_ntk_operator(model, batches)
+        rng = np.random.default_rng(0)
+        v = lambda *r: jnp.asarray(rng.normal(size=(args.images, 1, *r)), jnp.float32)
+        one, many = v(), v(8)
+        calls: dict[str, Any] = {
+            "one": lambda: operator.mv(one),
+            "eight": lambda: operator.mv(many),
+        }
+        spent, peak = seconds(calls, 1), most_gigabytes()
+    return {"images": args.images, "batch": args.tile, "cpu_seconds": spent, "peak_gigabytes": peak}
+
+
+def gradient(model, image):
+    """The gradient of the output of one image, `[P]` in float64."""
+    found = eqx.filter_grad(lambda model, x: model(x)[0])(model, jnp.asarray(image))
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(found)])
+
+
+def most_gigabytes():
+    """The most memory that this process has had, pages of mapped files included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+PARTS = {
+    "products": products,
+    "eigenpairs": eigenpairs,
+    "by-layer": by_layer,
+    "large-kernel": large_kernel,
+    "large-product": large_product,
+}
+IMAGES = {
+    "products": 250,
+    "eigenpairs": 10_000,
+    "by-layer": 32,
+    "large-kernel": 300,
+    "large-product": 300,
+}
 
 
 def main():
@@ -127,6 +234,9 @@ def main():
     parser.add_argument("--images", type=int)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--tile", type=int, default=100, help="large images on a side of a tile")
+    parser.add_argument("--max-bytes", type=int, default=2**30, help="for intermediates of a tile")
+    parser.add_argument("--folder", type=Path, help="for large images and their kernel")
     args = parser.parse_args()
     args.images = args.images or IMAGES[args.part]
     found = PARTS[args.part](args)

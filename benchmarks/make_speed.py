@@ -310,6 +310,19 @@ def operator_products_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def large_table(found: dict[str, Any]) -> str:
+    """The kernel of large images by the size of its tiles: what ran, and the whole by count."""
+    names = ["tile", "images", "tiles", "CPU s a tile", "peak (GB)", "error"]
+    names += ["tiles of the whole", "CPU hours"]
+    lines = [line(names), line(["---:"] * len(names))]
+    for row in sorted(found["rows"], key=lambda row: (row["tile"], row["images"])):
+        cells = [f"{row['tile']} x {row['tile']}", str(row["images"]), str(row["tiles"])]
+        cells += [f"{row['cpu_seconds'] / row['tiles']:.0f}", f"{row['peak_gigabytes']:.1f}"]
+        cells += [f"{row['difference']:.0e}", f"{row['whole_tiles']:,}"]
+        lines.append(line([*cells, f"{row['whole_cpu_hours']:.0f}"]))
+    return "\n".join(lines)
+
+
 def speedups() -> tuple[int, int]:
     """The smallest and the largest speed-up of all rows with the baseline, rounded."""
     rows = load("cpu")["rows"]
@@ -338,6 +351,9 @@ def operator_facts() -> dict[str, str]:
             for row in found["by-layer"]["rows"]
         ),
         "layers_images": str(found["by-layer"]["images"]),
+        "large_table": large_table(found["large-kernel"]),
+        "large_images": f"{found['large-kernel']['whole']:,}",
+        "large_weights": f"{found['large-kernel']['weights'] / 1e6:.1f}",
     }
 
 
