@@ -4,12 +4,11 @@
     python benchmarks/kernel_operator.py eigenpairs --checkpoint eigenpairs.npz
     python benchmarks/kernel_operator.py by-layer
     python benchmarks/kernel_operator.py large-kernel --tile 100
-    python benchmarks/kernel_operator.py large-product --tile 20
 
 CPU seconds of the process, medians of several turns of all candidates in one process. The
 eigenpairs are those of the full kernel, `[N K, N K]`, of the first images of Fashion-MNIST;
-stopped, they go on from the checkpoint. The last two read images of 3 x 512 x 512 from a file; one
-row is stored for each size of tile.
+stopped, they go on from the checkpoint. The last reads images of 3 x 512 x 512 from a file; one row
+is stored for each size of tile.
 """
 
 import argparse
@@ -183,23 +182,6 @@ def large_kernel(args):
     return {"whole": WHOLE, "weights": weights, "rows": rows}
 
 
-def large_product(args):
-    """Products of the kernel of large images, read batch by batch from their file."""
-    model = LargeImages(jax.random.key(0))
-    with large_images(args) as (_, images):
-        batches = [images[n : n + args.tile] for n in range(0, args.images, args.tile)]
-        operator = ntt.streamed_ntk_operator(model, batches)
-        rng = np.random.default_rng(0)
-        v = lambda *r: jnp.asarray(rng.normal(size=(args.images, 1, *r)), jnp.float32)
-        one, many = v(), v(8)
-        calls: dict[str, Any] = {
-            "one": lambda: operator.mv(one),
-            "eight": lambda: operator.mv(many),
-        }
-        spent, peak = seconds(calls, 1), most_gigabytes()
-    return {"images": args.images, "batch": args.tile, "cpu_seconds": spent, "peak_gigabytes": peak}
-
-
 def gradient(model, image):
     """The gradient of the output of one image, `[P]` in float64."""
     found = eqx.filter_grad(lambda model, x: model(x)[0])(model, jnp.asarray(image))
@@ -216,14 +198,12 @@ PARTS = {
     "eigenpairs": eigenpairs,
     "by-layer": by_layer,
     "large-kernel": large_kernel,
-    "large-product": large_product,
 }
 IMAGES = {
     "products": 250,
     "eigenpairs": 10_000,
     "by-layer": 32,
     "large-kernel": 300,
-    "large-product": 300,
 }
 
 
