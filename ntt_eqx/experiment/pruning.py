@@ -12,7 +12,6 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import (
     NM,
-    CoupledChannels,
     DynamicSparsity,
     LayerCollapseWarning,
     SparseModel,
@@ -104,11 +103,9 @@ def sparsity_of(cell: Cell, teacher: Any, shape: tuple[int, ...]) -> Sparsity:
     Coupled channels are found on the program of the network for one sample of this `shape`.
     """
     mask, density = cell.mask or MaskSettings(), cell.density
-    named_pattern = parse_pattern(mask.pattern)
-    if named_pattern is CoupledChannels:
+    pattern = parse_pattern(mask.pattern)
+    if isinstance(pattern, type):
         pattern = coupled_channels(teacher, np.zeros((1, *shape), np.float32))
-    else:
-        pattern = named_pattern
     if isinstance(pattern, NM):
         named = jtu.tree_leaves_with_path(sparsify(teacher).mask)
         whole = lambda m: m.ndim < 2 or m.shape[1] % pattern.m

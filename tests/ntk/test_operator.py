@@ -27,7 +27,9 @@ def test_products_are_those_of_the_matrix(name, x64):
     sparse = ntt.sparsify(case.build(jax.random.key(1)), every_array)
     sparse = sparse.with_mask(random_mask(sparse.mask, 0.6))
     error = worst_error(sparse, case.samples(5, seed=1), case.samples(3, seed=2))
-    assert error < (2e-3 if name == "half" else EXACT)
+    # gradients of weights in bfloat16 are rounded to it: in each of two batches by half of this
+    rounding = float(jnp.finfo(jnp.bfloat16).eps)
+    assert error < (rounding if name == "half" else EXACT)
 
 
 def dense_pair(dtype=None):
