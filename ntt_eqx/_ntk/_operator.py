@@ -6,7 +6,7 @@ on the same samples takes, and memory for one block of samples.
 """
 
 import abc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -27,7 +27,7 @@ from ..kernels import PRECISIONS, Precision, at_precision, block_size, target_de
 from ._given import given_batches, given_leaves, given_model
 from ._ntk import ntk
 from ._pairs import default_budget
-from ._plan import dense_and_metric
+from ._plan import dense_and_metric, metric_of_layers
 from ._tiled import padded
 from ._trace import real_parameters
 
@@ -172,6 +172,7 @@ def ntk_operator(
     *,
     kernel: KernelKind = "active",
     metric: PyTree | None = None,
+    layers: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     precision: Precision = "float32",
 ) -> NTKOperator:
@@ -184,6 +185,8 @@ def ntk_operator(
     **Arguments:**
 
     - `model`, `x1`, `x2`, `kernel`, `metric`, `precision`: those of `ntk`.
+    - `layers`: paths of the parameters that the kernel sums over, all by default: one, or several,
+      or a name of `ntk(..., by_layer=True)`, whose share the operator then is.
     - `batch_size`: samples that go through the model together; by default as many as fit into a
       quarter of what `ntk` takes for intermediates, for all vectors of a block. Results do not
       depend on it beyond rounding.
@@ -194,8 +197,8 @@ def ntk_operator(
 
     **Raises:**
 
-    `ValueError` for models, batches and names that `ntk` refuses, and for a `batch_size` that is
-    no positive integer.
+    `ValueError` for models, batches and names that `ntk` refuses, for a `batch_size` that is no
+    positive integer, and for `layers` that are no parameters.
     """
     caller = "ntk_operator"
     model, (x1, x2) = given_model(caller, model), given_batches(caller, x1, x2)
@@ -209,6 +212,8 @@ def ntk_operator(
             raise ValueError(f"{caller}: {name} must be one of {allowed}, got {value!r}.")
     check_count(f"{caller}: batch_size", batch_size, none=True)
     output = sample_output(caller, model, sample_of(x1))
+    if layers is not None:
+        metric = metric_of_layers(caller, model, metric, layers)
     model, x1, x2, metric = replicate((model, x1, x2, metric))
     one, two = jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
     return NTKOperator(model, one, two, metric, kernel, batch_size, precision, output)

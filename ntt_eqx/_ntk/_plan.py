@@ -212,6 +212,38 @@ def aligned(model: SparseModel, tree: PyTree) -> list[Any]:
     return [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]
 
 
+def metric_of_layers(
+    caller: str, model: PyTree, metric: PyTree | None, layers: str | Sequence[str]
+) -> PyTree:
+    """A metric that is zero at all parameters but those of `layers`.
+
+    The kernel is a sum over parameters, so that of some layers is the one with this metric.
+
+    **Raises:**
+
+    `ValueError` for layers that are no paths of parameters, or none.
+    """
+    dense = model.to_dense() if isinstance(model, SparseModel) else model
+    asked = [layers] if isinstance(layers, str) else list(layers)
+    if not asked or not all(isinstance(name, str) for name in asked):
+        raise ValueError(
+            f"{caller}: layers must be paths of parameters, such as "
+            f'(".layers[0].weight",), got {layers!r}.'
+        )
+    chosen = {part for name in asked for part in name.split(" + ")}
+    named = jax.tree_util.tree_leaves_with_path(parameters(dense))
+    paths = [jax.tree_util.keystr(path) for path, _ in named]
+    if unknown := sorted(chosen - set(paths)):
+        raise ValueError(f"{caller}: layers: {unknown} are no parameters; there are {paths}.")
+    given = [None] * len(named) if metric is None else _metric_of_parameters(dense, metric)
+    found = iter(
+        (jnp.ones_like(p) if c is None else c) if path in chosen else jnp.zeros_like(p)
+        for path, (_, p), c in zip(paths, named, given, strict=True)
+    )
+    marks, structure = jax.tree.flatten(parameter_marks(dense))
+    return structure.unflatten([next(found) if mark else None for mark in marks])
+
+
 def _metric_of_parameters(model: PyTree, metric: PyTree) -> list[Any]:
     """The leaves of a metric at the parameters; its other leaves are ignored."""
     marks, treedef = jax.tree.flatten(parameter_marks(model))

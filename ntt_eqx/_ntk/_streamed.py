@@ -1,6 +1,6 @@
 """The kernel as an operator on data that is read batch by batch."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -111,6 +111,7 @@ def streamed_ntk_operator(
     *,
     kernel: KernelKind = "active",
     metric: PyTree | None = None,
+    layers: str | Sequence[str] | None = None,
     precision: Precision = "float32",
 ) -> StreamedNTKOperator:
     """`ntk_operator` of samples that do not fit into memory.
@@ -121,6 +122,7 @@ def streamed_ntk_operator(
     **Arguments:**
 
     - `model`, `kernel`, `metric`, `precision`: those of `ntk`.
+    - `layers`: those of `ntk_operator`.
     - `batches1`, `batches2`: the samples of the rows and of the columns, in the same order each
       time: a list, a `DataLoader` without shuffling, or an object of your own with `__iter__`. A
       batch is an array `[B, ...]`; of a pair `(x, y)` the labels are left aside. `None` repeats the
@@ -149,7 +151,8 @@ def streamed_ntk_operator(
         if not length:
             raise ValueError(f"{caller}: {name} has no batch.")
         lengths.append(length)
-    first = ntk_operator(model, *firsts, kernel=kernel, metric=metric, precision=precision)
+    how: Any = {"kernel": kernel, "metric": metric, "layers": layers, "precision": precision}
+    first = ntk_operator(model, *firsts, **how)
     if batches2 is not None:
         first = eqx.tree_at(lambda o: o.x2, first, None)
     both = (lengths[0], lengths[-1])

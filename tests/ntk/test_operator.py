@@ -128,6 +128,44 @@ def test_lineax_solves(x64):
     assert relative_error(other.T.mv(u), expected) < EXACT
 
 
+@pytest.mark.parametrize("kernel", ["active", "ambient"])
+def test_an_operator_of_some_layers(kernel, x64):
+    """Each is the share of its layer, with a metric, too; together they are the whole."""
+    sparse, x = dense_pair(jnp.float64)
+    rng = np.random.default_rng(3)
+    rates = jax.tree.map(
+        lambda w: jnp.asarray(rng.uniform(0, 2, w.shape)) if eqx.is_array(w) else None, sparse.model
+    )
+    how = dict(kernel=kernel, metric=rates)
+    shares = ntt.ntk(sparse, x, x[:4], **how, by_layer=True)
+    for name, share in shares.items():
+        operator = ntt.ntk_operator(sparse, x, x[:4], **how, layers=name, batch_size=3)
+        v = vectors(operator.in_structure(), 2)
+        assert relative_error(operator.mv(v), product(share, v)) < EXACT
+        assert relative_error(operator.as_matrix(), ntt.kernel_matrix(share)) < EXACT
+        stream = ntt.streamed_ntk_operator(sparse, [x[:4], x[4:]], [x[:4]], **how, layers=name)
+        assert relative_error(stream.mv(v), product(share, v)) < EXACT
+    own = ntt.ntk_operator(sparse, x, **how, layers=[".layers[1].weight", ".layers[1].bias"])
+    name = ".layers[1].weight + .layers[1].bias"
+    diagonal = ntt.ntk(sparse, x, **how, by_layer=True)[name]
+    expected = jnp.einsum("nnkk->nk", diagonal)
+    assert relative_error(own.diagonal(), expected) < EXACT
+    some = ntt.ntk_operator(sparse, x, kernel=kernel, layers=".layers[0].bias")
+    bias = eqx.filter(sparse.model, lambda w: w is sparse.model.layers[0].bias)
+    only = lambda b: jax.vmap(eqx.tree_at(lambda m: m.layers[0].bias, sparse.to_dense(), b))(x)
+    jacobian = jax.jacobian(only)(jax.tree.leaves(bias)[0])
+    v = vectors(some.in_structure())
+    assert relative_error(some.mv(v), jnp.einsum("nkp,mlp,ml->nk", jacobian, jacobian, v)) < EXACT
+
+
+def test_layers_that_are_none_are_refused():
+    sparse, x = dense_pair()
+    with pytest.raises(ValueError, match=r"\['.head'\] are no parameters; there are \['.layers"):
+        ntt.ntk_operator(sparse, x, layers=".head")
+    with pytest.raises(ValueError, match="layers must be paths of parameters"):
+        ntt.ntk_operator(sparse, x, layers=[])
+
+
 def check_program(program, seed):
     rng = np.random.default_rng(seed)
     sparse = ntt.sparsify(build(program, seed), every_array)
