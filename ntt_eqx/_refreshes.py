@@ -17,7 +17,7 @@ from ._scores import AbstractLabelFreeScore, split_weights
 from ._scores._base import fresh
 from ._sparse import SparseModel, count_kept
 from ._step_info import StepInfo
-from ._types import PyTree, ScoreTree, widen
+from ._types import MaskTree, PyTree, ScoreTree, widen
 
 
 class AbstractRefreshView(eqx.Module):
@@ -59,6 +59,15 @@ class AbstractRefresh(eqx.Module):
     @abc.abstractmethod
     def scores(self, view: AbstractRefreshView) -> ScoreTree:
         """A score for each prunable weight, `None` elsewhere; the highest are kept."""
+
+    def check_pattern(self, sparsity: Sparsity, mask: MaskTree) -> None:
+        """Raise `ValueError` for a sparsity whose pattern the scores cannot rank; none by default.
+
+        **Arguments:**
+
+        - `sparsity`: what makes masks of the scores.
+        - `mask`: a mask of the model.
+        """
 
 
 class AbstractPeriodicRefresh(AbstractRefresh):
@@ -182,6 +191,10 @@ class RigLRefresh(AbstractPeriodicRefresh):
         if not 0 < self.fraction < 1:
             raise ValueError(f"RigLRefresh: fraction must be in (0, 1), got {self.fraction!r}.")
 
+    def check_pattern(self, sparsity: Sparsity, mask: MaskTree) -> None:
+        """Raise `ValueError` for a pattern of groups; see `_of_single_weights`."""
+        _of_single_weights(self, sparsity, mask)
+
     def scores(self, view: AbstractRefreshView) -> ScoreTree:
         """Scores in [2, 3] for weights that stay, in [0, 1] for all others."""
         slopes = jax.tree.map(lambda g: jnp.abs(widen(g)), view.dense_gradient())
@@ -220,6 +233,10 @@ class SETRefresh(AbstractPeriodicRefresh):
         if not 0 < self.fraction < 1:
             raise ValueError(f"SETRefresh: fraction must be in (0, 1), got {self.fraction!r}.")
         check_count("SETRefresh: seed", self.seed, 0)
+
+    def check_pattern(self, sparsity: Sparsity, mask: MaskTree) -> None:
+        """Raise `ValueError` for a pattern of groups; see `_of_single_weights`."""
+        _of_single_weights(self, sparsity, mask)
 
     def scores(self, view: AbstractRefreshView) -> ScoreTree:
         """Scores in [2, 3] for weights that stay, random ones in [0, 1) for all others."""
@@ -344,6 +361,23 @@ def _drop_and_grow(
         return jnp.where(unranked, jnp.nan, found)  # `Sparsity` rejects NaN scores
 
     return jax.tree.map(one, view.student.mask, view.weights(), growth)
+
+
+def _of_single_weights(refresh: AbstractRefresh, sparsity: Sparsity, mask: MaskTree) -> None:
+    """Raise `ValueError` if `sparsity` ranks means of scores.
+
+    What stays has scores above all others. Where most of a group stays, so does its mean, and the
+    mask would never change.
+    """
+    named = jax.tree_util.tree_leaves_with_path(mask)
+    shapes = {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in named}
+    if (name := sparsity.pooled_layer(shapes)) is not None:
+        raise ValueError(
+            f"{type(refresh).__name__}: drops and grows single weights, but the pattern "
+            f"{sparsity.pattern} keeps groups of {name} by the mean of their scores, which would "
+            "never change; take MagnitudeRefresh() or ScoreRefresh(score), or a pattern of single "
+            "weights."
+        )
 
 
 def _unit(a: Array, top: Array) -> Array:

@@ -80,6 +80,10 @@ class CoupledChannels(AbstractPattern):
         """Raises `ValueError`: no layer has groups of its own. See `masks`."""
         raise ValueError(f"CoupledChannels: the channels of {name} are those of other layers, too.")
 
+    def pools(self, shape: tuple[int, ...]) -> bool:
+        """A channel's score is the mean of those of all of its weights."""
+        return True
+
     def channel_scores(
         self, scores: Mapping[str, Float[Array, "..."]]
     ) -> dict[str, Float[Array, " channels"]]:

@@ -78,6 +78,10 @@ class ConstantFanIn(AbstractOrdered):
         """Number of outputs in a group."""
         return min(self.shared_by, shape[0])
 
+    def pools(self, shape: tuple[int, ...]) -> bool:
+        """Whether outputs share their inputs."""
+        return min(self.shared_by, shape[0]) > 1
+
 
 def _whole(density: float | Array, inputs: int) -> Int[Array, ""]:
     """The inputs that every group keeps at least."""

@@ -80,6 +80,11 @@ class InLayout(AbstractPattern):
         may_be = [letters for _, letters in self.layouts if len(letters) == len(shape)]
         return all(self.pattern.keeps_count(_ordered(shape, letters)[1]) for letters in may_be)
 
+    def pools(self, shape: tuple[int, ...]) -> bool:
+        """Whether it does so in one of the layouts that such a weight may have."""
+        may_be = [letters for _, letters in self.layouts if len(letters) == len(shape)]
+        return any(self.pattern.pools(_ordered(shape, letters)[1]) for letters in may_be)
+
     def _order(self, shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         letters = dict(self.layouts).get(name)
         if letters is None:

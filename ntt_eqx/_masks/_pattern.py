@@ -64,6 +64,11 @@ class AbstractPattern(eqx.Module):
         del shape
         return 1
 
+    def pools(self, shape: tuple[int, ...]) -> bool:
+        """Whether a group's score, of a weight of this `shape`, is the mean of several scores."""
+        del shape
+        return False
+
 
 class AbstractOrdered(AbstractPattern):
     """A pattern of the library's own, which reads a weight as `[outputs, inputs, *window]`."""
@@ -179,6 +184,10 @@ class AbstractTiling(AbstractOrdered):
     def alike_outputs(self, shape: tuple[int, ...]) -> int:
         """Number of output rows of a tile, which share one mask row."""
         return self.sizes(shape, "a weight")[0]
+
+    def pools(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tile holds several weights."""
+        return math.prod(self.sizes(shape, "a weight")) > 1
 
 
 class Block(AbstractTiling):

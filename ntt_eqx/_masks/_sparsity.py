@@ -140,6 +140,14 @@ class Sparsity(eqx.Module):
             pattern=self.pattern,
         )
 
+    def pooled_layer(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+        """A layer of which the pattern ranks means of scores, `None` if single weights compete."""
+        if self.pattern is None:
+            return None
+        spared = self.pattern.spared(shapes)
+        found = (n for n, s in shapes.items() if n not in spared and self.pattern.pools(s))
+        return next(found, None)
+
     def holds(self, mask: MaskTree, step: Int[Array, ""] | int = 0) -> Bool[Array, ""]:
         """Whether `mask` is one that this sparsity makes: its counts and its pattern.
 

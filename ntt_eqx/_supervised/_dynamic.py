@@ -137,11 +137,13 @@ def with_first_mask(caller: str, model: PyTree, dynamic: DynamicSparsity | None)
 
     **Raises:**
 
-    `ValueError` when the mask is not one that the sparsity makes before the first step.
+    `ValueError` when the mask is not one that the sparsity makes before the first step, or the
+    refresh cannot rank the groups of its pattern.
     """
     if dynamic is None:
         return model
     sparse = sparsify(model)
+    dynamic.refresh.check_pattern(dynamic.sparsity, sparse.mask)
     if not bool(dynamic.sparsity.holds(sparse.mask, 0)):
         raise ValueError(
             f"{caller}: the model's mask does not have the counts of the DynamicSparsity before "

@@ -54,7 +54,7 @@ def ntt_init(
 
     `ValueError` if the density leaves a layer empty (`scope="layer"`), `x` is missing, the
     teacher's weights are NaN or infinite, the initial score cannot rank the weights, the refreshes
-    cannot keep the given mask, or `key` is not one random key.
+    cannot keep the given mask or rank the groups of the pattern, or `key` is not one random key.
 
     **Warns:**
 
@@ -69,6 +69,7 @@ def ntt_init(
     check_warm("ntt_init", teacher)
     full = sparsify(teacher, where)
     _check_schedule(method, full.mask)
+    method.refresh.check_pattern(method.sparsity, full.mask)
     if mask is None:
         mask = method.sparsity.mask(_initial_scores(method, full, x))
     else:

@@ -151,6 +151,8 @@ def check_fits(cell: Cell, teacher: Any, shape: tuple[int, ...]) -> None:
         sparsity = sparsity_of(cell, teacher, shape)
         jax.eval_shape(lambda scores: make_mask(scores, sparsity), shapes)
         dynamic = dynamic_of(cell, teacher, shape, steps=100)
+        if dynamic is not None:
+            dynamic.refresh.check_pattern(dynamic.sparsity, shapes)
         if dynamic is not None and cell.training is not None:
             cell.training.recipe().config(dynamic)
     except ValueError as error:

@@ -273,6 +273,14 @@ def test_what_cannot_change_in_training_is_refused(teacher):
     pattern = cell_of("gmp", density=0.5, mask=MaskSettings(pattern="2:4"))
     with pytest.raises(ExperimentError, match="GMP lowers the density"):
         check_fits(pattern, teacher, (1, 4, 4))
+    for method in ("rigl", "set"):
+        for pattern in ("filters", "channels", "fan-in:2"):
+            groups = cell_of(method, density=0.5, mask=MaskSettings(pattern=pattern))
+            with pytest.raises(ExperimentError, match="drops and grows single weights"):
+                check_fits(groups, teacher, (1, 4, 4))
+        for pattern in ("block:1x1", "fan-in"):
+            single = cell_of(method, density=0.5, mask=MaskSettings(pattern=pattern))
+            check_fits(single, teacher, (1, 4, 4))
     averaged = TrainingSettings(ema=0.9)
     with pytest.raises(ExperimentError, match="average of weights that are rewound"):
         check_fits(cell_of("lottery-ticket", training=averaged), teacher, (1, 4, 4))

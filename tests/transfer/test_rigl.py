@@ -58,3 +58,42 @@ def test_small_weights_go_and_steep_ones_come_in_at_zero(name):
         np.testing.assert_array_equal(np.flatnonzero(new & ~stays), np.sort(best))
         assert (w[new & ~old] == 0).all()
     assert not same(before.student.mask, after.student.mask)
+
+
+GROUPS = {
+    "block": ntt.Block((2, 2)),
+    "channels": ntt.Channels(0, spare=()),
+    "fan-in": ntt.ConstantFanIn(4),
+    "in layout": ntt.InLayout(
+        ntt.Channels(0, spare=()), {".layers[0].weight": "oi", ".layers[1].weight": "oi"}
+    ),
+    "coupled": ntt.coupled_channels(MODEL, jnp.ones((1, 8))),
+}
+SINGLE = {"2:4": ntt.NM(2, 4), "fan-in": ntt.ConstantFanIn(), "1x1": ntt.Block((1, 1))}
+REFRESHES = {"rigl": ntt.RigLRefresh(every=2), "set": ntt.SETRefresh(every=2)}
+
+
+@pytest.mark.parametrize("refresh", REFRESHES)
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_that_would_never_change_are_refused(name, refresh):
+    sparsity = ntt.Sparsity(0.5, pattern=GROUPS[name])
+    method = ntt.NeuralTangentTransfer(
+        sparsity=sparsity, refresh=REFRESHES[refresh], optimizer=optax.sgd(0.1)
+    )
+    with pytest.raises(ValueError, match="drops and grows single weights"):
+        ntt.ntt_init(MODEL, method)
+    config = ntt.TrainConfig(dynamic=ntt.DynamicSparsity(sparsity, REFRESHES[refresh]))
+    with pytest.raises(ValueError, match="drops and grows single weights"):
+        ntt.train_init(ntt.sparsify(MODEL), config, optax.sgd(0.1))
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_patterns_of_single_weights_change(name):
+    sparsity = ntt.Sparsity(0.5, pattern=SINGLE[name])
+    method = ntt.NeuralTangentTransfer(
+        sparsity=sparsity, refresh=ntt.SETRefresh(every=1), optimizer=optax.sgd(0.1)
+    )
+    state, data = ntt.ntt_init(MODEL, method), batches((4, 8))
+    after, _ = step(state, next(data))
+    assert bool(sparsity.holds(after.student.mask))
+    assert not same(after.student.mask, state.student.mask)
