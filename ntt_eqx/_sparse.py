@@ -76,10 +76,8 @@ class SparseModel(eqx.Module):
 
     def density(self) -> Float[Array, ""]:
         """Share of prunable weights that are kept, in `[0, 1]`."""
-        masks, layers = jax.tree.leaves(self.masks), kept_layers(self.model)
-        stored = sum(layer.values.size for layer in layers)
-        size = sum(m.size for m in masks) + sum(math.prod(la.weight_shape) for la in layers)
-        return (count_kept_in_all(masks) + np.int32(stored)).astype(jnp.float32) / size
+        kept, size = kept_of(self)
+        return kept.astype(jnp.float32) / size
 
     def densities(self) -> dict[str, Float[Array, ""]]:
         """Share of weights kept, for every prunable leaf, keyed by its path."""
@@ -190,6 +188,14 @@ def apply_mask(model: PyTree, mask: MaskTree) -> PyTree:
     `ValueError` for a mask that does not fit, as `SparseModel` does.
     """
     return SparseModel(model, mask).to_dense()
+
+
+def kept_of(sparse: SparseModel) -> tuple[Int[Array, ""], int]:
+    """How many prunable weights are kept, and how many there are."""
+    masks, layers = jax.tree.leaves(sparse.masks), kept_layers(sparse.model)
+    stored = sum(layer.values.size for layer in layers)
+    size = sum(m.size for m in masks) + sum(math.prod(la.weight_shape) for la in layers)
+    return count_kept_in_all(masks) + np.int32(stored), size
 
 
 def map_masked(

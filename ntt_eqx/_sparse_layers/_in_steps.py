@@ -118,7 +118,7 @@ def _masks_of_layers(model: PyTree, mask: MaskTree) -> dict[str, Array]:
     found: dict[str, Array] = {}
     for path, node in jtu.tree_leaves_with_path(model, is_leaf=_is_linear):
         m = masks.get((*path, jtu.GetAttrKey("weight"))) if _is_linear(node) else None
-        if m is not None:
+        if m is not None and m.ndim == 2:  # a stack of layers has more axes
             found[jtu.keystr(path)] = m
     return found
 

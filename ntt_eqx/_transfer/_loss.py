@@ -54,7 +54,7 @@ def l2_penalty(
     The term and the sum of squares, both scalars.
     """
     norm = jnp.asarray(sum(squared_norm(w) for w in kept_weights(student)))
-    scale = weight / info.density
-    if not isinstance(scale, float):  # the density of a schedule
-        scale = scale.astype(norm.dtype)
-    return scale * norm, norm
+    density = info.density
+    if not isinstance(density, float):  # of a schedule, or by layer: float32
+        density = density.astype(norm.dtype)  # first, for a quotient of float32 is rounded to it
+    return weight / density * norm, norm

@@ -15,7 +15,7 @@ from .._kept import is_kept_layer
 from .._masks._collapse import is_traced
 from .._ntk import has_room, index_concrete, index_masks, is_index, kernel_spec, stored
 from .._parameters import parameters, partition_parameters
-from .._sparse import SparseModel
+from .._sparse import SparseModel, kept_of
 from .._sparse_layers import (
     KeptEntries,
     current_entries,
@@ -145,7 +145,10 @@ class NTTState(eqx.Module):
         key = jax.random.fold_in(jax.random.wrap_key_data(self.key, impl="threefry2x32"), self.step)
         density = self.method.sparsity.at(self.step)
         if isinstance(density, Mapping):  # by layer
-            density = self.student.density()
+            # A program may divide by multiplication: to float32 that is not the same quotient for
+            # each form of a student, and the loss of a model in float64 would tell them apart.
+            kept, size = kept_of(self.student)
+            density = kept.astype(jax.dtypes.canonicalize_dtype(float)) / size
         return StepInfo(self.step, key, density, self.support if support is None else support)
 
 

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.comparison import every_array, random_mask, relative_error, weighted_sum
+from helpers.comparison import (
+    every_array,
+    random_mask,
+    relative_error,
+    some_of_every_row,
+    weighted_sum,
+)
 from helpers.interpreter import interpreted
 from helpers.tiers import default_only
 from helpers.zoo_today import ZOO
@@ -31,11 +37,6 @@ def matrix(path, owner, leaf):
     """For `sparsify`: a mask on every matrix and larger, but not on the ones of a norm, which no
     magnitude ranks."""
     return sum(size > 1 for size in leaf.shape) > 1 and not isinstance(owner, eqx.nn.LayerNorm)
-
-
-def some_of_every_row(mask):
-    """The mask, and something of every row: without, a norm of a row has no gradient."""
-    return jax.tree.map(lambda m: m.at[..., 0].set(True) if m.ndim else m, mask)
 
 
 def errors(name):

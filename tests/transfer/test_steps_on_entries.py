@@ -78,6 +78,32 @@ def test_counts_that_change_stay_masked(options):
     assert not state.entries
 
 
+class Experts(eqx.Module):
+    """A stack of layers under `vmap`, whose weight has three axes."""
+
+    experts: eqx.nn.Linear
+    head: eqx.nn.Linear
+
+    def __init__(self, key):
+        one = lambda key: eqx.nn.Linear(17, 30, key=key)
+        self.experts = eqx.filter_vmap(one)(jax.random.split(key, 2))
+        self.head = eqx.nn.Linear(30, 3, key=key)
+
+    def __call__(self, x):
+        found = eqx.filter_vmap(lambda layer, x: layer(x), in_axes=(eqx.if_array(0), None))
+        return self.head(jnp.tanh(found(self.experts, x)).sum(0))
+
+
+def test_a_stack_of_layers_stays_masked(monkeypatch):
+    """Were it large enough, its entries would be looked for, as those of one layer."""
+    monkeypatch.setattr(_state, "pays_in_a_transfer", lambda mask: True)
+    config = ntt.NTTConfig(density=0.2, num_steps=4, mask_every=2)
+    state = ntt.ntt_init(Experts(jax.random.key(0)), config, optax.adam(0.01))
+    assert list(state.entries) == [".head"]
+    state, metrics = run(state, 3)
+    assert all(bool(jnp.isfinite(m.loss)) for m in metrics)
+
+
 def with_mask(state, change):
     masks = jax.tree.map(change, state.student.mask)
     return eqx.tree_at(lambda s: s.student, state, state.student.with_mask(masks))
