@@ -314,7 +314,7 @@ def _keeps_channels(mask: np.ndarray) -> bool:
     flat = mask.reshape(*mask.shape[:2], -1)
     some, rows, columns = flat.any(axis=2), flat.any(axis=(1, 2)), flat.any(axis=(0, 2))
     whole = bool((flat.all(axis=2) == some).all() and (some == np.outer(rows, columns)).all())
-    return whole and min(rows.sum(), columns.sum()) > 0 and some.size >= 16
+    return whole and bool(rows.any() and columns.any()) and some.size >= 16
 
 
 def _as_scores(mask: PyTree) -> PyTree:
