@@ -45,6 +45,7 @@ from cases import CASES, Case  # noqa: E402
 from chips import CHIPS, Target  # noqa: E402
 from chips.kernels import recorded  # noqa: E402
 from chips.program import Program  # noqa: E402
+from jax.sharding import use_abstract_mesh  # noqa: E402
 from products import LAYERS, PRECISIONS, Product  # noqa: E402
 
 import ntt_eqx as ntt  # noqa: E402
@@ -124,7 +125,8 @@ def step_rows(target, name, model, shape, options) -> list[dict[str, Any]]:
             sketch_size=options.sketch or 8,
             precision=precision,
         )
-        state = ntt.ntt_init(teacher, config, optax.adam(5e-4))
+        with use_abstract_mesh(target.mesh.abstract_mesh):  # what a state holds follows its device
+            state = ntt.ntt_init(teacher, config, optax.adam(5e-4))
         arrays, static = eqx.partition(state, eqx.is_array)
 
         def step(arrays, x, static=static):
