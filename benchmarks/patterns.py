@@ -165,10 +165,9 @@ def main() -> None:
     if options.json and options.json.exists():
         found = json.loads(options.json.read_text())
     else:
-        caption = (
-            f"LeNet-5, {options.dataset}, magnitude before training, {options.epochs:g} epochs"
-        )
-        caption += f"\nmean of {options.seeds} seeds, bars: ± standard error"
+        caption = f"LeNet-5, {options.dataset}, magnitude before training"
+        many = f"mean of {options.seeds} seeds, bars: ± standard error"
+        caption += f"\nepochs: {options.epochs:g}; {'one seed' if options.seeds == 1 else many}"
         found = {"caption": caption, "jax": jax.__version__, "rows": rows_of(options)}
         found = json.loads(json.dumps(found))
         if options.json:
