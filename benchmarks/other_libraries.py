@@ -36,7 +36,7 @@ LAYERS = {
 OURS = "ntt_eqx"
 
 
-# What each library computes. A peer gives, for a network's weights, functions of images.
+# The work of each library. A peer gives, for a network's weights, functions of images.
 
 
 def jax_network(name):
@@ -220,7 +220,7 @@ PEERS = {
 
 
 def work(peer, name, given, place, turns):
-    """What runs in the process of a peer: time its calls and store their results."""
+    """Time a peer's calls in its own process, and store their results."""
     data = np.load(given)
     layers = LAYERS[name]
     weights = [(data[f"{layer}.weight"], data[f"{layer}.bias"]) for layer in layers]

@@ -1,4 +1,4 @@
-"""What a pattern costs in accuracy and gains in time: LeNet-5 on Fashion-MNIST.
+"""Accuracy and milliseconds of masks in several patterns: LeNet-5 on Fashion-MNIST.
 
     taskset -c 0 python benchmarks/patterns.py --out runs/patterns --json patterns.json
 

@@ -12,7 +12,7 @@ _ARRAY = object()  # stands in a form where the state has an array
 
 
 class _Form:
-    """What a state has beside its arrays: its structure and all other leaves; part of jit's key."""
+    """The structure of a state and all leaves that are no arrays; a part of jit's key."""
 
     def __init__(self, state: Any):
         leaves, structure = jax.tree.flatten(state)

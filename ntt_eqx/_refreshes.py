@@ -167,7 +167,39 @@ def cannot_rank(caller: str, refresh: AbstractRefresh, step: int, keep: str) -> 
     )
 
 
-class RigLRefresh(AbstractPeriodicRefresh):
+class AbstractDropAndGrow(AbstractPeriodicRefresh):
+    """A refresh that drops a share of each layer's kept weights, and grows others in their place.
+
+    Attributes:
+        fraction: the share, in (0, 1).
+    """
+
+    fraction: eqx.AbstractVar[float]
+
+    def __check_init__(self) -> None:
+        """Reject a fraction outside of (0, 1)."""
+        if not 0 < self.fraction < 1:
+            name = type(self).__name__
+            raise ValueError(f"{name}: fraction must be in (0, 1), got {self.fraction!r}.")
+
+    def check_pattern(self, sparsity: Sparsity, mask: MaskTree) -> None:
+        """Raise `ValueError` if `sparsity` ranks means of scores.
+
+        What stays has scores above all others. Where most of a group stays, so does its mean, and
+        the mask would never change.
+        """
+        named = jax.tree_util.tree_leaves_with_path(mask)
+        shapes = {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in named}
+        if (name := sparsity.pooled_layer(shapes)) is not None:
+            raise ValueError(
+                f"{type(self).__name__}: drops and grows single weights, but the pattern "
+                f"{sparsity.pattern} keeps groups of {name} by the mean of their scores, which "
+                "would never change; take MagnitudeRefresh() or ScoreRefresh(score), or a pattern "
+                "of single weights."
+            )
+
+
+class RigLRefresh(AbstractDropAndGrow):
     """Drop kept weights of small magnitude, grow pruned ones of large gradient (RigL).
 
     Evci et al., ICML 2020, arXiv 1911.11134, with the transfer loss in place of the supervised one.
@@ -186,15 +218,6 @@ class RigLRefresh(AbstractPeriodicRefresh):
     until: int | None = eqx.field(static=True, default=None)
     fraction: float = eqx.field(static=True, default=0.3)
 
-    def __check_init__(self) -> None:
-        """Reject a fraction outside of (0, 1)."""
-        if not 0 < self.fraction < 1:
-            raise ValueError(f"RigLRefresh: fraction must be in (0, 1), got {self.fraction!r}.")
-
-    def check_pattern(self, sparsity: Sparsity, mask: MaskTree) -> None:
-        """Raise `ValueError` for a pattern of groups; see `_of_single_weights`."""
-        _of_single_weights(self, sparsity, mask)
-
     def scores(self, view: AbstractRefreshView) -> ScoreTree:
         """Scores in [2, 3] for weights that stay, in [0, 1] for all others."""
         slopes = jax.tree.map(lambda g: jnp.abs(widen(g)), view.dense_gradient())
@@ -209,7 +232,7 @@ class RigLRefresh(AbstractPeriodicRefresh):
         return _drop_and_grow(view, share, growth)
 
 
-class SETRefresh(AbstractPeriodicRefresh):
+class SETRefresh(AbstractDropAndGrow):
     """Drop kept weights of small magnitude, grow random ones in their place (SET).
 
     Mocanu et al., Nature Communications 2018, arXiv 1707.04780. In each layer the share `fraction`
@@ -229,14 +252,8 @@ class SETRefresh(AbstractPeriodicRefresh):
     seed: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
-        """Reject a fraction outside of (0, 1)."""
-        if not 0 < self.fraction < 1:
-            raise ValueError(f"SETRefresh: fraction must be in (0, 1), got {self.fraction!r}.")
+        """Reject a negative seed."""
         check_count("SETRefresh: seed", self.seed, 0)
-
-    def check_pattern(self, sparsity: Sparsity, mask: MaskTree) -> None:
-        """Raise `ValueError` for a pattern of groups; see `_of_single_weights`."""
-        _of_single_weights(self, sparsity, mask)
 
     def scores(self, view: AbstractRefreshView) -> ScoreTree:
         """Scores in [2, 3] for weights that stay, random ones in [0, 1) for all others."""
@@ -361,23 +378,6 @@ def _drop_and_grow(
         return jnp.where(unranked, jnp.nan, found)  # `Sparsity` rejects NaN scores
 
     return jax.tree.map(one, view.student.mask, view.weights(), growth)
-
-
-def _of_single_weights(refresh: AbstractRefresh, sparsity: Sparsity, mask: MaskTree) -> None:
-    """Raise `ValueError` if `sparsity` ranks means of scores.
-
-    What stays has scores above all others. Where most of a group stays, so does its mean, and the
-    mask would never change.
-    """
-    named = jax.tree_util.tree_leaves_with_path(mask)
-    shapes = {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in named}
-    if (name := sparsity.pooled_layer(shapes)) is not None:
-        raise ValueError(
-            f"{type(refresh).__name__}: drops and grows single weights, but the pattern "
-            f"{sparsity.pattern} keeps groups of {name} by the mean of their scores, which would "
-            "never change; take MagnitudeRefresh() or ScoreRefresh(score), or a pattern of single "
-            "weights."
-        )
 
 
 def _unit(a: Array, top: Array) -> Array:

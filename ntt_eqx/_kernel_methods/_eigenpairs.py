@@ -194,7 +194,8 @@ class _BlockLanczos:
     def _with_random(self, block: np.ndarray) -> np.ndarray:
         """A block of the wanted width from these orthonormal vectors, and random ones if too few.
 
-        Those begin a check, and replace what a space that is complete in itself has no more.
+        Random vectors begin a check. They also fill the block when products add nothing new to the
+        space.
         """
         rows = self.multiply.rows
         missing = min(self.width, rows - self.size) - len(block)

@@ -11,8 +11,6 @@ from jaxtyping import Array, Bool, Float
 from .._types import widen
 from ._pattern import AbstractPattern
 
-_ALONE = -1  # an index of an axis that belongs to no channel
-
 
 @dataclasses.dataclass(frozen=True)
 class CoupledAxis:
@@ -97,7 +95,7 @@ class CoupledChannels(AbstractPattern):
         `ValueError` for scores of other weights than those of the model that it was made of.
         """
         self._check({name: leaf.shape for name, leaf in scores.items()})
-        number = sum(size for _, size in self.sets)
+        number = self._size
         wide = {axis.weight: widen(scores[axis.weight]) for axis in self.axes}
         dtype = max((leaf.dtype for leaf in wide.values()), key=lambda dtype: dtype.itemsize)
         totals, counts = jnp.zeros(number, dtype), jnp.zeros(number, dtype)
@@ -108,7 +106,7 @@ class CoupledChannels(AbstractPattern):
             total = jnp.sum(jnp.where(barred, 0, leaf), axis=others)
             count = jnp.sum(~barred, axis=others, dtype=dtype)
             # An index without a channel is out of range, and dropped.
-            channels = np.where(axis.numbers == _ALONE, number, axis.numbers)
+            channels = self._channels(axis)
             totals = totals.at[channels].add(total, mode="drop")
             counts = counts.at[channels].add(count, mode="drop")
         means = jnp.where(counts > 0, totals / jnp.maximum(counts, 1), -jnp.inf)
@@ -132,7 +130,7 @@ class CoupledChannels(AbstractPattern):
         kept = jnp.concatenate([*(marks[name] for name, _ in self.sets), jnp.ones(1, bool)])
         found = {name: jnp.ones(shape, bool) for name, shape in shapes.items()}
         for axis in self.axes:
-            along = kept[axis.numbers % len(kept)]  # the last one is that of no channel
+            along = kept[self._channels(axis)]
             mask = found[axis.weight]
             found[axis.weight] = mask & along.reshape(
                 [-1 if n == axis.axis else 1 for n in range(mask.ndim)]
@@ -145,6 +143,14 @@ class CoupledChannels(AbstractPattern):
         numbers = [axis.numbers for axis in self.axes if axis.weight == weight]
         found = {int(n) for one in numbers for n in np.searchsorted(stops, one[one >= 0], "right")}
         return tuple(self.sets[n][0] for n in sorted(found))
+
+    @property
+    def _size(self) -> int:
+        return sum(size for _, size in self.sets)
+
+    def _channels(self, axis: CoupledAxis) -> np.ndarray:
+        """The channel of each index; for none the number of all channels, which no channel has."""
+        return np.where(axis.numbers < 0, self._size, axis.numbers)
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         for axis in self.axes:

@@ -31,8 +31,8 @@ from ._plan import dense_and_metric, metric_of_layers
 from ._tiled import padded
 from ._trace import real_parameters
 
-# Of a sample's intermediates this share is alive at a time as they flow back or forward (LeNet-5,
-# ResNet-20 and a perceptron, by XLA's count: a third to an eighth).
+# A third of a sample's intermediates is alive at a time, at most, as they flow back or forward
+# (LeNet-5, ResNet-20 and a perceptron, by XLA's count: a third to an eighth).
 _FLOWING = 3
 
 
@@ -248,7 +248,7 @@ def _products(operator: NTKOperator, v: Array) -> Array:
 
 def vectors_at_once(operator: NTKOperator) -> int:
     """Vectors whose tangents fit into the memory that `ntk` takes for intermediates."""
-    # Of a vector there are the sum over blocks, the share of one of them, and what both make.
+    # A vector needs three arrays like the parameters: two summands over blocks, and their sum.
     each = 3 * _bytes(jax.tree.leaves(parameters(operator.model)))
     return max(1, default_budget(target_device()) // max(1, each))
 

@@ -16,7 +16,7 @@ from ...kernels import Precision, at_precision, map_blocks, scan_blocks
 from .._layers import Layer
 from .._linear import AbstractEntryUse
 from ._form import Cost, Path, Sizes, cost_of_numbers
-from ._kept import LayerFactors
+from ._kept import LayerFactors, weight_factors
 from ._layer import AbstractLayerForm
 
 # Pairs of samples whose u is taken together: products of 128 columns stay in cache.
@@ -84,8 +84,7 @@ class EntryForm(AbstractLayerForm[LayerFactors]):
 
     def keep(self, metric: EntryMetric, operands: tuple[Array, ...], d: Array) -> LayerFactors:
         """See `AbstractForm`."""
-        a = self.layer.weight_activations(*operands)
-        return LayerFactors(a, jax.vmap(self.layer.cotangents)(d))
+        return weight_factors(self.layer, operands, d)
 
     def contract(
         self,

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import jax
 from jaxtyping import Array
 
 from ..._types import Outputs
@@ -11,7 +10,7 @@ from ...kernels import GatheredMetric, Precision
 from .._layers import Layer
 from .._metric import gathered_metric
 from ._form import Cost, Path, Sizes, cost_of_numbers
-from ._kept import LayerFactors, product_at_one_position
+from ._kept import LayerFactors, product_at_one_position, weight_factors
 from ._layer import AbstractGatheredForm
 
 
@@ -51,9 +50,7 @@ class GatheredForm(AbstractGatheredForm[LayerFactors]):
 
     def keep(self, metric: GatheredMetric, operands: tuple[Array, ...], d: Array) -> LayerFactors:
         """See `AbstractForm`."""
-        # The gathered metric adds the bias itself.
-        a = self.layer.weight_activations(*operands)
-        return LayerFactors(a, jax.vmap(self.layer.cotangents)(d))
+        return weight_factors(self.layer, operands, d)
 
     def contract(
         self,

@@ -45,6 +45,11 @@ def factors(layer: Layer, operands: tuple[Array, ...], d: Array) -> LayerFactors
     return LayerFactors(layer.activations(*operands), jax.vmap(layer.cotangents)(d))
 
 
+def weight_factors(layer: Layer, operands: tuple[Array, ...], d: Array) -> LayerFactors:
+    """`factors` without the input of the bias, for metrics that add the bias themselves."""
+    return LayerFactors(layer.weight_activations(*operands), jax.vmap(layer.cotangents)(d))
+
+
 def product_at_one_position(
     one: tuple[Array, Array],
     two: tuple[Array, Array],

@@ -64,9 +64,7 @@ def distances_figure(runs: Sequence[Run]) -> Any | None:
     with new_figure(caption, 3.0, labels, panels, 2, sharex=True, sharey="row") as (figure, axes):
         for line, row, label in zip(axes, rows, _DISTANCES.values(), strict=True):
             for one, panel in zip(line, panels, strict=True):
-                for curve in row:
-                    if in_panel(curve.line, panel):
-                        curve.draw(one, looks[curve.line], floor=0.1)
+                _draw_panel(one, panel, row, looks)
                 one.set_yscale("log")
                 plain_decades(one.yaxis)
                 if refreshes:
@@ -95,9 +93,7 @@ def kernel_figure(runs: Sequence[Run]) -> Any | None:
     ):
         for line, row, label in zip(axes, rows, _KERNEL.values(), strict=True):
             for one, panel in zip(line, panels, strict=True):
-                for curve in row:
-                    if in_panel(curve.line, panel):
-                        curve.draw(one, looks[curve.line], floor=0.1)
+                _draw_panel(one, panel, row, looks)
                 _label_steps(one, "")
             line[0].set_ylabel(label)
         for one in axes[-1]:
@@ -105,6 +101,12 @@ def kernel_figure(runs: Sequence[Run]) -> Any | None:
             plain_decades(one.yaxis)
             one.set_xlabel("Training steps")
     return figure
+
+
+def _draw_panel(axes: Any, panel: str | None, row: Sequence["_Curve"], looks: Any) -> None:
+    for curve in row:
+        if in_panel(curve.line, panel):
+            curve.draw(axes, looks[curve.line], floor=0.1)
 
 
 @dataclasses.dataclass(frozen=True)
