@@ -4,8 +4,8 @@
     python benchmarks/sparse_layers.py --cases 4096 --patterns scattered fan-in:16 2:4 channels
     python benchmarks/sparse_layers.py --cases 1568 --transfers
 
-Each row is a network at a density: milliseconds of its forward pass and of a training step by
-`ntt_eqx.train_step` with Adam, dense, masked and with `sparse_layers`, taken in turn, and the bytes
+Each row is a network at a density: milliseconds of its forward pass and of a training step of
+`ntt_eqx.train_steps` with Adam, dense, masked and with `sparse_layers`, in turn, and the bytes
 of the training states (weights, masks or indices, moments). Times are medians of wall time and of
 the process's CPU time, which other work on the machine disturbs less. `--transfers` takes steps of
 a transfer (Adam, a sketch of four directions) instead: masked, as `ntt_init` makes the state
@@ -137,33 +137,32 @@ def measure(
 ) -> dict[str, Any]:
     """Times and bytes of a network: dense, masked, with layers that store kept weights alone."""
     dense = masked.model
-    copied = lambda tree: jax.tree.map(lambda a: jnp.copy(a) if eqx.is_array(a) else a, tree)
+    steps = 20  # of a run, so that what a run costs once is no part of a step
     where = (lambda path, layer: True) if replace_all else None
     sparse = ntt.sparse_layers(masked, where, batch_size=batch)
     x = jax.random.normal(jax.random.key(2), (batch, *case.shape))
     y = jnp.arange(batch) % 10
     models = dict(zip(KINDS, (dense, masked, sparse), strict=True))
     states = {
-        kind: ntt.train_init(copied(model), ntt.TrainConfig(), optax.adam(1e-3))
+        kind: ntt.train_init(model, ntt.TrainConfig(), optax.adam(1e-3))
         for kind, model in models.items()
     }
     held = {kind: sum(a.nbytes for a in arrays(state)) for kind, state in states.items()}
     forward = eqx.filter_jit(lambda model, x: jax.vmap(model)(x))
     calls = {kind: lambda m=model: forward(m, x) for kind, model in models.items()}
-    step = eqx.filter_jit(
-        lambda batch, state: ntt.train_step(state, batch), donate="all-except-first"
-    )
 
     def train(kind: str) -> Any:
-        states[kind], metrics = step((x, y), states[kind])
-        return metrics.loss
+        return ntt.train_steps(states[kind], [(x, y)], num_steps=steps, log_every=None)[0].step
 
     return {
         "replaced": sorted(n for n in sparse.densities() if n.endswith(".values")),
         "bytes": held,
         "weight_bytes": sum(a.nbytes for a in arrays(dense)),
         "forward": in_turn(calls, rounds),
-        "step": in_turn({kind: lambda k=kind: train(k) for kind in KINDS}, rounds),
+        "step": {
+            kind: {name: seconds / steps for name, seconds in spent.items()}
+            for kind, spent in in_turn({k: lambda k=k: train(k) for k in KINDS}, rounds).items()
+        },
     }
 
 

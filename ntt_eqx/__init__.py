@@ -53,6 +53,7 @@ from ._kernel_methods import (
 )
 from ._masks import (
     NM as NM,
+    AbstractLayerPattern as AbstractLayerPattern,
     AbstractPattern as AbstractPattern,
     Block as Block,
     Channels as Channels,

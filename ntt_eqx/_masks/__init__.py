@@ -16,6 +16,7 @@ from ._layout import InLayout as InLayout
 from ._make_mask import make_mask as make_mask
 from ._pattern import (
     NM as NM,
+    AbstractLayerPattern as AbstractLayerPattern,
     AbstractPattern as AbstractPattern,
     Block as Block,
     Channels as Channels,

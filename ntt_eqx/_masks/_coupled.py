@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from .._types import widen
+from ._allocation import Allocation, Share, densities_of
 from ._pattern import AbstractPattern
 
 
@@ -66,24 +68,32 @@ class CoupledChannels(AbstractPattern):
                 "normalises together."
             )
 
-    def groups(
-        self, scores: Float[Array, "..."], name: str, density: float | Array | None
-    ) -> Float[Array, "..."]:
-        """Raises `ValueError`: no layer has groups of its own. See `channel_scores`."""
-        raise ValueError(f"CoupledChannels: the channels of {name} are those of other layers, too.")
+    def __repr__(self) -> str:
+        """Short: the channels of a network may be thousands."""
+        return f"CoupledChannels({len(self.sets)} sets of {self._size:,} channels)"
 
-    def spread(
-        self, marks: Bool[Array, "..."], shape: tuple[int, ...], name: str
-    ) -> Bool[Array, "..."]:
-        """Raises `ValueError`: no layer has groups of its own. See `masks`."""
-        raise ValueError(f"CoupledChannels: the channels of {name} are those of other layers, too.")
+    def densities(
+        self, shapes: Mapping[str, tuple[int, ...]], density: Any, allocation: Allocation
+    ) -> dict[str, Share]:
+        """The density of each set.
 
-    def pools(self, shape: tuple[int, ...]) -> bool:
+        **Raises:**
+
+        `ValueError` for ERK shares, which are those of layers.
+        """
+        if allocation == "erk":
+            raise ValueError(
+                "make_mask: allocation='erk' distributes weights over layers, and CoupledChannels "
+                "counts channels, by sets; give a density, or a mapping from the sets to theirs."
+            )
+        return densities_of({name: (size,) for name, size in self.sets}, density, allocation)
+
+    def averages(self, shape: tuple[int, ...]) -> bool:
         """A channel's score is the mean of those of all of its weights."""
         return True
 
-    def channel_scores(
-        self, scores: Mapping[str, Float[Array, "..."]]
+    def group_scores(
+        self, scores: Mapping[str, Float[Array, "..."]], densities: Mapping[str, Share] | None
     ) -> dict[str, Float[Array, " channels"]]:
         """The mean score of each channel's weights by set; those that are `-inf` do not count.
 
@@ -94,6 +104,7 @@ class CoupledChannels(AbstractPattern):
 
         `ValueError` for scores of other weights than those of the model that it was made of.
         """
+        del densities  # which channels compete does not depend on how many are kept
         self._check({name: leaf.shape for name, leaf in scores.items()})
         number = self._size
         wide = {axis.weight: widen(scores[axis.weight]) for axis in self.axes}
@@ -137,10 +148,17 @@ class CoupledChannels(AbstractPattern):
             )
         return found
 
-    def sets_of(self, weight: str) -> tuple[str, ...]:
+    def marks_of(
+        self, masks: Mapping[str, Bool[Array, "..."]]
+    ) -> dict[str, Bool[Array, " channels"]]:
+        """The channels of which the masks keep a weight."""
+        scores = {name: mask.astype(jnp.float32) for name, mask in masks.items()}
+        return {name: found > 0 for name, found in self.group_scores(scores, None).items()}
+
+    def pools_of(self, name: str) -> tuple[str, ...]:
         """The sets of which a weight has channels."""
         stops = np.cumsum([size for _, size in self.sets])
-        numbers = [axis.numbers for axis in self.axes if axis.weight == weight]
+        numbers = [axis.numbers for axis in self.axes if axis.weight == name]
         found = {int(n) for one in numbers for n in np.searchsorted(stops, one[one >= 0], "right")}
         return tuple(self.sets[n][0] for n in sorted(found))
 

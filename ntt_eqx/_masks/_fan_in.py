@@ -78,7 +78,7 @@ class ConstantFanIn(AbstractOrdered):
         """Number of outputs in a group."""
         return min(self.shared_by, shape[0])
 
-    def pools(self, shape: tuple[int, ...]) -> bool:
+    def averages(self, shape: tuple[int, ...]) -> bool:
         """Whether outputs share their inputs."""
         return min(self.shared_by, shape[0]) > 1
 

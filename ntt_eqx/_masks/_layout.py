@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import equinox as eqx
 from jaxtyping import Array, Bool, Float
 
-from ._pattern import AbstractPattern
+from ._pattern import AbstractLayerPattern
 
 
-class InLayout(AbstractPattern):
+class InLayout(AbstractLayerPattern):
     """A pattern for weights whose axes do not have the order `[outputs, inputs, *window]`.
 
     Patterns read a weight as Equinox and PyTorch store it. Flax and Haiku store `[inputs, outputs]`
@@ -25,18 +25,20 @@ class InLayout(AbstractPattern):
             the ends whole.
     """
 
-    pattern: AbstractPattern
+    pattern: AbstractLayerPattern
     layouts: tuple[tuple[str, str], ...] = eqx.field(static=True)
 
-    def __init__(self, pattern: AbstractPattern, layouts: Mapping[str, str]):
+    def __init__(self, pattern: AbstractLayerPattern, layouts: Mapping[str, str]):
         """Check and store the arguments.
 
         Raises:
-            ValueError: `pattern` is no pattern, or a layout has other letters than o, i and k.
+            ValueError: `pattern` is no `AbstractLayerPattern`, or a layout has other letters than
+                o, i and k.
         """
-        if not isinstance(pattern, AbstractPattern) or isinstance(pattern, InLayout):
+        if not isinstance(pattern, AbstractLayerPattern) or isinstance(pattern, InLayout):
             raise ValueError(
-                f"InLayout: pattern must be one such as NM(2, 4), got {type(pattern).__name__}."
+                f"InLayout: pattern must be one of layers, such as NM(2, 4), got "
+                f"{type(pattern).__name__}."
             )
         if not isinstance(layouts, Mapping) or not layouts:
             raise ValueError(
@@ -80,10 +82,10 @@ class InLayout(AbstractPattern):
         may_be = [letters for _, letters in self.layouts if len(letters) == len(shape)]
         return all(self.pattern.keeps_count(_ordered(shape, letters)[1]) for letters in may_be)
 
-    def pools(self, shape: tuple[int, ...]) -> bool:
+    def averages(self, shape: tuple[int, ...]) -> bool:
         """Whether it does so in one of the layouts that such a weight may have."""
         may_be = [letters for _, letters in self.layouts if len(letters) == len(shape)]
-        return any(self.pattern.pools(_ordered(shape, letters)[1]) for letters in may_be)
+        return any(self.pattern.averages(_ordered(shape, letters)[1]) for letters in may_be)
 
     def _order(self, shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         letters = dict(self.layouts).get(name)

@@ -19,14 +19,12 @@ from .._sparse import SparseModel
 from .._types import MaskTree, ScoreTree, at_trace_time
 from ._allocation import (
     Allocation,
-    Share,
     check_density,
     densities_of,
     whole_counts,
 )
 from ._collapse import is_traced
-from ._coupled import CoupledChannels
-from ._pattern import AbstractPattern, groups_of
+from ._pattern import AbstractPattern
 from ._select import select_each
 
 
@@ -125,17 +123,13 @@ def _built(
             "make_mask: scope='global' takes one density, no allocation and no N:M pattern; "
             "these set the densities of layers, which only scope='layer' keeps."
         )
-    if isinstance(pattern, CoupledChannels):
-        found = _keep_channels(layers, density, scope, allocation, pattern, **rounds)
-        masks, flags = zip(*(found[name] for name in layers), strict=True)
-        return jtu.tree_unflatten(treedef, masks), list(flags)
     # Only a Module is a network with ends to spare, and explicit densities by layer win over it.
     shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
     network = isinstance(scores, eqx.Module) and not isinstance(density, Mapping)
     spared = pattern.spared(shapes) if network and pattern is not None else ()
     chosen = {name: leaf for name, leaf in layers.items() if name not in spared}
     if scope == "layer":
-        found = _keep_by_layer(chosen, density, allocation or "uniform", pattern, **rounds)
+        found = _keep_by_pool(chosen, density, allocation or "uniform", pattern, **rounds)
     else:
         found = _keep_of_all(chosen, density, pattern, **rounds)
     never = jnp.zeros((), bool)
@@ -144,45 +138,24 @@ def _built(
     return jtu.tree_unflatten(treedef, masks), list(flags)
 
 
-def _keep_channels(
-    layers: Mapping[str, Array],
-    density: Any,
-    scope: str,
-    allocation: Any,
-    pattern: CoupledChannels,
-    **rounds: bool,
-) -> dict[str, tuple[Bool[Array, "..."], Bool[Array, ""]]]:
-    """Sets of channels are ranked as layers are."""
-    if allocation == "erk":
-        raise ValueError(
-            "make_mask: allocation='erk' distributes weights over layers, and CoupledChannels "
-            "counts channels, by sets; give a density, or a mapping from the sets to theirs."
-        )
-    sets = pattern.channel_scores(layers)
-    if scope == "layer":
-        found = _keep_by_layer(sets, density, "uniform", None, **rounds)
-    else:
-        found = _keep_of_all(sets, density, None, **rounds)
-    shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
-    masks = pattern.masks({name: marks for name, (marks, _) in found.items()}, shapes)
-    never = jnp.zeros((), bool)
-    unranked = {
-        name: jnp.stack([never, *(found[one][1] for one in pattern.sets_of(name))]).any()
-        for name in layers
-    }
-    return {name: (masks[name], unranked[name]) for name in layers}
+_Kept = tuple[Bool[Array, "..."], Bool[Array, ""]]  # marks or a mask, and whether ties decide it
 
 
-def _keep_by_layer(
+def _keep_by_pool(
     layers: Mapping[str, Array],
     density: Any,
     allocation: Allocation,
     pattern: AbstractPattern | None,
     **rounds: bool,
-) -> dict[str, tuple[Bool[Array, "..."], Bool[Array, ""]]]:
+) -> dict[str, _Kept]:
+    """The mask of each layer, in every pool of which its density of groups is kept."""
     shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
-    shares = densities_of(shapes, density, allocation)
-    groups = {n: _groups(n, leaf, pattern, shares[n]) for n, leaf in layers.items()}
+    shares = (
+        densities_of(shapes, density, allocation)
+        if pattern is None
+        else pattern.densities(shapes, density, allocation)
+    )
+    groups = layers if pattern is None else pattern.group_scores(layers, shares)
     whole = density if pattern is None and isinstance(density, Tracer) else None
     sizes = [leaf.size for leaf in groups.values()]
     counts = whole_counts(shares, sizes, allocation == "erk", whole)
@@ -190,16 +163,14 @@ def _keep_by_layer(
         if isinstance(count, int):
             _check_count(count, float(shares[name]), leaf.size, f"layer {name}")
     chosen = _select(list(groups.values()), _int32(counts), **rounds)
-    return {
-        name: (_ungroup(name, marks, shapes[name], pattern), unranked)
-        for name, (marks, unranked) in zip(groups, chosen, strict=True)
-    }
+    return _masks(dict(zip(groups, chosen, strict=True)), shapes, pattern)
 
 
 def _keep_of_all(
     layers: Mapping[str, Array], density: Any, pattern: AbstractPattern | None, **rounds: bool
-) -> dict[str, tuple[Bool[Array, "..."], Bool[Array, ""]]]:
-    groups = {name: _groups(name, leaf, pattern, None) for name, leaf in layers.items()}
+) -> dict[str, _Kept]:
+    """The mask of each layer, where the groups of all pools compete for one density."""
+    groups = layers if pattern is None else pattern.group_scores(layers, None)
     size = sum(leaf.size for leaf in groups.values())
     if isinstance(density, Tracer):
         (count,) = whole_counts({"": density.astype(jnp.float32)}, [size], together=False)
@@ -211,12 +182,25 @@ def _keep_of_all(
         dtype = jnp.result_type(*groups.values())
     flat = jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in groups.values()])
     ((marks, unranked),) = _select([flat], _int32([count]), **rounds)
-    found, start = {}, 0
+    chosen, start = {}, 0
     for name, leaf in groups.items():
-        part = marks[start : start + leaf.size].reshape(leaf.shape)
-        found[name] = _ungroup(name, part, tuple(layers[name].shape), pattern), unranked
+        chosen[name] = marks[start : start + leaf.size].reshape(leaf.shape), unranked
         start += leaf.size
-    return found
+    return _masks(chosen, {n: tuple(leaf.shape) for n, leaf in layers.items()}, pattern)
+
+
+def _masks(
+    chosen: Mapping[str, _Kept],
+    shapes: Mapping[str, tuple[int, ...]],
+    pattern: AbstractPattern | None,
+) -> dict[str, _Kept]:
+    """The mask of each layer, of the groups that are chosen in each pool."""
+    if pattern is None:
+        return dict(chosen)
+    masks = pattern.masks({pool: marks for pool, (marks, _) in chosen.items()}, shapes)
+    never = jnp.zeros((), bool)
+    unranked = lambda name: [never, *(chosen[pool][1] for pool in pattern.pools_of(name))]
+    return {name: (mask, jnp.stack(unranked(name)).any()) for name, mask in masks.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("most", "lenient"))
@@ -235,21 +219,6 @@ def _select(
 
 def _int32(counts: Sequence[Any]) -> list[Any]:
     return [np.int32(c) if isinstance(c, int) else c.astype(jnp.int32) for c in counts]
-
-
-def _groups(
-    name: str, scores: Float[Array, "..."], pattern: AbstractPattern | None, density: Share | None
-) -> Array:
-    return scores if pattern is None else groups_of(pattern, scores, name, density)
-
-
-def _ungroup(
-    name: str,
-    marks: Bool[Array, "..."],
-    shape: tuple[int, ...],
-    pattern: AbstractPattern | None,
-) -> Bool[Array, "..."]:
-    return marks if pattern is None else pattern.spread(marks, shape, name)
 
 
 def _check_count(count: int, density: float, size: int, what: str) -> None:

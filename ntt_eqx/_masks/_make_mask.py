@@ -38,7 +38,7 @@ def make_mask(
       `"uniform"` (the default) or `"erk"`, see `allocate`. The counts of `"erk"` add up to
       `round(density * size)` of the whole network.
     - `pattern`: keep or drop weights together: `NM`, `Block`, `Channels`, `ConstantFanIn` or an
-      `AbstractPattern` of your own. A density counts groups instead of weights. `NM` fixes the
+      `AbstractLayerPattern` of your own. A density counts groups instead of weights. `NM` fixes the
       density: it must be `n / m`, or 1 in layers that are to stay dense.
 
     **Returns:**

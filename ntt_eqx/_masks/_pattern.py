@@ -1,4 +1,4 @@
-"""Patterns: which weights of a layer a mask keeps or drops together."""
+"""Patterns: which weights a mask keeps or drops together."""
 
 import abc
 import functools
@@ -14,14 +14,95 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from .._types import widen
+from ._allocation import Allocation, Share, densities_of
 from ._select import by_index, order_keys
 
 
 class AbstractPattern(eqx.Module):
-    """Which weights of a layer are kept or dropped together.
+    """Which weights of a network are kept or dropped together.
 
-    A pattern defines the groups of a layer's weights, with a score for each; the mask keeps the
-    groups with the highest scores. A custom pattern is a subclass with `groups` and `spread`.
+    A pattern names pools of groups of weights, and scores each group. A density counts the groups
+    of a pool, or with `scope="global"` those of all pools; the mask keeps the groups with the
+    highest scores. Most patterns are an `AbstractLayerPattern`, which has a pool in every layer.
+    """
+
+    @abc.abstractmethod
+    def densities(
+        self, shapes: Mapping[str, tuple[int, ...]], density: Any, allocation: Allocation
+    ) -> dict[str, Share]:
+        """The density of each pool by name.
+
+        **Arguments:**
+
+        - `shapes`: shape of each weight by path.
+        - `density`: one for all; a mapping from pools to theirs; or an array, if it follows a
+          schedule inside `jit`.
+        - `allocation`: how one density is distributed; see `allocate`.
+        """
+
+    @abc.abstractmethod
+    def group_scores(
+        self, scores: Mapping[str, Float[Array, "..."]], densities: Mapping[str, Share] | None
+    ) -> dict[str, Float[Array, "..."]]:
+        """One score for each group, by pool.
+
+        **Arguments:**
+
+        - `scores`: scores of each weight by path.
+        - `densities`: those of `densities`; `None` if all pools compete for one density
+          (`scope="global"`).
+        """
+
+    @abc.abstractmethod
+    def masks(
+        self, marks: Mapping[str, Bool[Array, "..."]], shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, Bool[Array, "..."]]:
+        """The mask of each weight that keeps the marked groups.
+
+        **Arguments:**
+
+        - `marks`: which groups are kept, by pool.
+        - `shapes`: shape of each weight by path.
+        """
+
+    @abc.abstractmethod
+    def marks_of(self, masks: Mapping[str, Bool[Array, "..."]]) -> dict[str, Bool[Array, "..."]]:
+        """The groups that concrete masks keep, by pool; the inverse of `masks`."""
+
+    @abc.abstractmethod
+    def pools_of(self, name: str) -> tuple[str, ...]:
+        """The pools that have weights of the layer with this path."""
+
+    def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        """Paths of the layers that the pattern never prunes.
+
+        **Arguments:**
+
+        - `shapes`: shapes of all prunable weights by path, in the order of the model's leaves.
+        """
+        del shapes
+        return ()
+
+    def keeps_count(self, shape: tuple[int, ...]) -> bool:
+        """Whether all masks of this `shape` at one density keep the same number of weights."""
+        del shape
+        return False
+
+    def alike_outputs(self, shape: tuple[int, ...]) -> int:
+        """Number of consecutive output rows that always share one mask row (1 if none)."""
+        del shape
+        return 1
+
+    def averages(self, shape: tuple[int, ...]) -> bool:
+        """Whether a group's score, of a weight of this `shape`, is the mean of several scores."""
+        del shape
+        return False
+
+
+class AbstractLayerPattern(AbstractPattern):
+    """Which weights of a layer are kept or dropped together, whatever the other layers keep.
+
+    A custom pattern is a subclass with `groups` and `spread`.
     """
 
     @abc.abstractmethod
@@ -44,56 +125,67 @@ class AbstractPattern(eqx.Module):
     ) -> Bool[Array, "..."]:
         """The mask of a weight of this `shape` that keeps the marked groups."""
 
-    def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-        """Paths of the layers that the pattern never prunes.
+    def densities(
+        self, shapes: Mapping[str, tuple[int, ...]], density: Any, allocation: Allocation
+    ) -> dict[str, Share]:
+        """The density of each layer."""
+        return densities_of(shapes, density, allocation)
 
-        **Arguments:**
+    def group_scores(
+        self, scores: Mapping[str, Float[Array, "..."]], densities: Mapping[str, Share] | None
+    ) -> dict[str, Float[Array, "..."]]:
+        """The groups of each layer.
 
-        - `shapes`: shapes of all prunable weights by path, in the order of the model's leaves.
+        **Raises:**
+
+        `ValueError` when the order of a weight's axes is not known; see `check_layout`.
         """
-        del shapes
-        return ()
+        for name in scores:
+            self.check_layout(name)
+        shares = densities or dict.fromkeys(scores)
+        return {name: self.groups(leaf, name, shares[name]) for name, leaf in scores.items()}
 
-    def keeps_count(self, shape: tuple[int, ...]) -> bool:
-        """Whether all masks of this `shape` at one density keep the same number of weights."""
-        del shape
-        return False
+    def masks(
+        self, marks: Mapping[str, Bool[Array, "..."]], shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, Bool[Array, "..."]]:
+        """The mask of each layer."""
+        return {name: self.spread(marks[name], shape, name) for name, shape in shapes.items()}
 
-    def alike_outputs(self, shape: tuple[int, ...]) -> int:
-        """Number of consecutive output rows that always share one mask row (1 if none)."""
-        del shape
-        return 1
+    def marks_of(self, masks: Mapping[str, Bool[Array, "..."]]) -> dict[str, Bool[Array, "..."]]:
+        """The groups of each layer that rank in the upper half of the mask's own entries."""
+        shares = {name: int(mask.sum()) / mask.size for name, mask in masks.items()}
+        scores = {name: mask.astype(jnp.float32) for name, mask in masks.items()}
+        return {name: g > 0.5 for name, g in self.group_scores(scores, shares).items()}
 
-    def pools(self, shape: tuple[int, ...]) -> bool:
-        """Whether a group's score, of a weight of this `shape`, is the mean of several scores."""
-        del shape
-        return False
+    def pools_of(self, name: str) -> tuple[str, ...]:
+        """The layer itself."""
+        return (name,)
+
+    def check_layout(self, name: str) -> None:
+        """Raise `ValueError` if the weight may have another order of axes than the pattern reads.
+
+        A pattern of your own is asked for any weight, so it does not by default.
+        """
+        del name
 
 
-class AbstractOrdered(AbstractPattern):
+class AbstractOrdered(AbstractLayerPattern):
     """A pattern of the library's own, which reads a weight as `[outputs, inputs, *window]`."""
 
+    def check_layout(self, name: str) -> None:
+        """Raise `ValueError` for a parameter of a function, or one of Flax or Haiku.
 
-def groups_of(
-    pattern: AbstractPattern, scores: Float[Array, "..."], name: str, density: float | Array | None
-) -> Float[Array, "..."]:
-    """`pattern.groups`, unless the order of the weight's axes is not known.
-
-    **Raises:**
-
-    `ValueError` when the library's own pattern, which reads `[outputs, inputs, *window]` and takes
-    the first and the last layer for the network's ends, is given a parameter of a function, or one
-    called as Flax and Haiku call theirs. These have another order, in which it would group the
-    wrong weights in silence, and dicts are sorted by name.
-    """
-    if isinstance(pattern, AbstractOrdered) and _FOREIGN.search(name):
-        raise ValueError(
-            f"make_mask: the pattern {pattern} reads weights as [outputs, inputs, *window], as "
-            f"Equinox stores them, and nothing says that {name} has that order; a `kernel` of "
-            "Flax and a `w` of Haiku have another. Give the order of all layers: "
-            "InLayout(pattern, weight_layouts(model, x))."
-        )
-    return pattern.groups(scores, name, density)
+        These have another order, in which the pattern would group the wrong weights in silence;
+        and dicts are sorted by name, while the pattern takes the first and the last layer for the
+        network's ends.
+        """
+        if _FOREIGN.search(name):
+            raise ValueError(
+                f"make_mask: the pattern {self} reads weights as [outputs, inputs, *window], as "
+                f"Equinox stores them, and nothing says that {name} has that order; a `kernel` of "
+                "Flax and a `w` of Haiku have another. Give the order of all layers: "
+                "InLayout(pattern, weight_layouts(model, x))."
+            )
 
 
 # A parameter of `eqx.Partial(f, params)`; a name of Flax Linen, Haiku, Flax NNX.
@@ -185,7 +277,7 @@ class AbstractTiling(AbstractOrdered):
         """Number of output rows of a tile, which share one mask row."""
         return self.sizes(shape, "a weight")[0]
 
-    def pools(self, shape: tuple[int, ...]) -> bool:
+    def averages(self, shape: tuple[int, ...]) -> bool:
         """Whether a tile holds several weights."""
         return math.prod(self.sizes(shape, "a weight")) > 1
 

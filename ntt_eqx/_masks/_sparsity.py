@@ -17,9 +17,8 @@ from .._sparse import count_kept_in_all
 from .._types import MaskTree, PyTree, ScoreTree, at_trace_time
 from ._allocation import Allocation, Density, check_density
 from ._collapse import check_collapse, is_traced
-from ._coupled import CoupledChannels
 from ._make import build_mask, lost, ranked
-from ._pattern import AbstractPattern, groups_of
+from ._pattern import AbstractPattern
 
 Schedule: TypeAlias = Callable[[Any], Any]
 """The density after a number of steps: `step -> density`, as optax writes schedules."""
@@ -39,7 +38,8 @@ class Sparsity(eqx.Module):
         allocation: with `scope="layer"`, how one density is distributed: `"uniform"` (the default)
             or `"erk"`; see `allocate`.
         pattern: which weights are kept or dropped together: `NM`, `Block`, `Channels`,
-            `CoupledChannels`, `ConstantFanIn`, or an `AbstractPattern` of your own.
+            `CoupledChannels`, `ConstantFanIn`, or an `AbstractLayerPattern` of
+            your own.
     """
 
     density: Any = eqx.field(static=True)
@@ -145,7 +145,7 @@ class Sparsity(eqx.Module):
         if self.pattern is None:
             return None
         spared = self.pattern.spared(shapes)
-        found = (n for n, s in shapes.items() if n not in spared and self.pattern.pools(s))
+        found = (n for n, s in shapes.items() if n not in spared and self.pattern.averages(s))
         return next(found, None)
 
     def holds(self, mask: MaskTree, step: Int[Array, ""] | int = 0) -> Bool[Array, ""]:
@@ -173,40 +173,24 @@ class Sparsity(eqx.Module):
         Raises:
             ValueError: a layer is empty, or the mask does not have the pattern.
         """
-        if isinstance(self.pattern, CoupledChannels):
-            return self._of_channels(self.pattern, mask)
-        densities = {}
-        for path, leaf in jtu.tree_leaves_with_path(mask):
-            name = jtu.keystr(path)
+        layers = {jtu.keystr(path): leaf for path, leaf in jtu.tree_leaves_with_path(mask)}
+        for name, leaf in layers.items():
             if not bool(leaf.any()):
                 raise ValueError(
                     f"Sparsity: the given mask keeps no weight of layer {name}; a mask of which a "
                     "layer is empty can be kept as it is (no refresh) or held to scope='global'."
                 )
-            chosen, share = leaf, int(leaf.sum()) / leaf.size
-            if self.pattern is not None:
-                chosen = groups_of(self.pattern, leaf.astype(jnp.float32), name, share) > 0.5
-                if not bool(jnp.all(self.pattern.spread(chosen, leaf.shape, name) == leaf)):
+        marks = layers if self.pattern is None else self.pattern.marks_of(layers)
+        if self.pattern is not None:
+            again = self.pattern.masks(marks, {name: leaf.shape for name, leaf in layers.items()})
+            for name, leaf in layers.items():
+                if not bool(jnp.all(again[name] == leaf)):
                     raise ValueError(
                         f"Sparsity: in layer {name} the given mask does not have the pattern "
                         f"{self.pattern}; make it with the same `pattern`, or leave that out."
                     )
-            densities[name] = int(chosen.sum()) / chosen.size
-        return Sparsity(densities, "layer", None, self.pattern)
-
-    def _of_channels(self, pattern: CoupledChannels, mask: MaskTree) -> "Sparsity":
-        layers = {jtu.keystr(path): leaf for path, leaf in jtu.tree_leaves_with_path(mask)}
-        scores = {name: leaf.astype(jnp.float32) for name, leaf in layers.items()}
-        marks = {name: found > 0 for name, found in pattern.channel_scores(scores).items()}
-        again = pattern.masks(marks, {name: leaf.shape for name, leaf in layers.items()})
-        for name, leaf in layers.items():
-            if not bool(jnp.all(again[name] == leaf)):
-                raise ValueError(
-                    f"Sparsity: in layer {name} the given mask does not keep the coupled channels "
-                    "whole; make it with the same `pattern`, or leave that out."
-                )
         densities = {name: int(kept.sum()) / kept.size for name, kept in marks.items()}
-        return Sparsity(densities, "layer", None, pattern)
+        return Sparsity(densities, "layer", None, self.pattern)
 
 
 class GradualDensity(eqx.Module):

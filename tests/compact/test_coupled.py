@@ -117,14 +117,14 @@ def test_a_residual_sum_and_a_concatenation_by_hand(getkey):
     shapes = {a.name: a.compact_shape for a in found.arrays}
     assert shapes[".stem.weight"] == (3, 3) and shapes[".branch.weight"] == (3, 3)
     assert shapes[".side.weight"] == (2, 3) and shapes[".head.weight"] == (2, 5)
-    assert pattern.sets_of(".head.weight") == (".stem.weight", ".side.weight")
+    assert pattern.pools_of(".head.weight") == (".stem.weight", ".side.weight")
     # the mean of all weights of a channel, by hand
     scores = ntt.scores.Magnitude()(model)
     stem, branch, head = (scores.stem.weight, scores.branch.weight, scores.head.weight)
     by_hand = [
         np.mean(np.concatenate([stem[i], branch[i], branch[:, i], head[:, i]])) for i in range(6)
     ]
-    found = pattern.channel_scores({f".{n}.weight": getattr(scores, n).weight for n in LAYERS})
+    found = pattern.group_scores({f".{n}.weight": getattr(scores, n).weight for n in LAYERS}, None)
     np.testing.assert_allclose(np.asarray(found[".stem.weight"]), by_hand, rtol=1e-13)
 
 
@@ -187,7 +187,7 @@ def test_all_channels_compete_with_a_global_scope(getkey):
     pattern = ntt.coupled_channels(model, jnp.ones((1, 3)))
     scores = ntt.scores.Random(getkey())(model)
     mask = ntt.make_mask(scores, ntt.Sparsity(0.5, "global", pattern=pattern))
-    means = pattern.channel_scores({f".{n}.weight": getattr(scores, n).weight for n in LAYERS})
+    means = pattern.group_scores({f".{n}.weight": getattr(scores, n).weight for n in LAYERS}, None)
     best = np.argsort(np.concatenate([means[name] for name, _ in pattern.sets]))[-5:]
     assert set(np.flatnonzero(np.asarray(mask.head.weight[0]))) == set(best.tolist())
 
@@ -218,7 +218,7 @@ def test_what_does_not_fit_is_refused(getkey):
     with pytest.raises(ValueError, match="no channels that could go"):
         ntt.coupled_channels(single, x)
     half = jax.tree.map(lambda m: m.at[0, 0].set(False), ntt.sparsify(model).mask)
-    with pytest.raises(ValueError, match="does not keep the coupled channels whole"):
+    with pytest.raises(ValueError, match="does not have the pattern CoupledChannels"):
         ntt.Sparsity(0.5, pattern=pattern).of_mask(half)
     flat = jax.tree.map(jnp.ones_like, scores)
     with pytest.raises(ValueError, match="cannot rank"):

@@ -84,7 +84,7 @@ def test_the_sparsity_of_a_mask_keeps_the_counts_of_every_layer(scores):
         ntt.Sparsity(0.2, pattern=ntt.Block((5, 5))).of_mask(mask)
 
 
-class Diagonals(ntt.AbstractPattern):
+class Diagonals(ntt.AbstractLayerPattern):
     """Whole diagonals, wrapped around, are kept or dropped."""
 
     def groups(self, scores, name, density):
