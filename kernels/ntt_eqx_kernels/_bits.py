@@ -40,7 +40,7 @@ class MaskBits(eqx.Module):
         fours = lax.bitcast_convert_type(fours, jnp.uint32) * np.uint32(0x01020408) >> np.uint32(24)
         places = np.arange(0, 32, 4, dtype=np.uint32)[None]
         words = jnp.sum(fours << places, axis=1, dtype=jnp.uint32)
-        return cls(words, tuple(mask.shape for mask in masks))
+        return cls(words, tuple((len(mask), mask.shape[1]) for mask in masks))
 
     @property
     def starts(self) -> list[int]:

@@ -84,7 +84,7 @@ def _from_environment() -> Request:
 class _Record(list[Choice]):
     """The choices of one block; different from every other's, and hashable as what it is."""
 
-    __hash__ = object.__hash__
+    __hash__: Any = object.__hash__
     __eq__ = object.__eq__
 
 
@@ -187,7 +187,8 @@ def target_device() -> Device:
     if abstract is not None:
         platform = getattr(abstract, "platform", None) or _platform_of(abstract.device_kind)
         return Device(_common_name(platform), abstract.device_kind)
-    default: Any = jax.config.jax_default_device
+    config: Any = jax.config  # its options are no attributes for a type checker
+    default: Any = config.jax_default_device
     if isinstance(default, str):
         default = jax.devices(default)[0]
     device = jax.local_devices()[0] if default is None else default

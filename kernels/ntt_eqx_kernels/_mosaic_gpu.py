@@ -18,18 +18,20 @@ ROWS = 64  # of one wgmma instruction
 BLOCKS = 132  # that a launch should have at least: an H100 has as many multiprocessors
 
 # 0.10.2 has interpret mode in a private module, and its interpreter reads no transposed operand.
+_mosaic: Any = plgpu  # the oldest and the newest JAX have other names in it
 try:
-    from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams as InterpretGPUParams
-except ImportError:
-    from jax._src.pallas.mosaic_gpu.interpret.params import (
-        InterpretGPUParams as InterpretGPUParams,
-    )
+    InterpretGPUParams: Any = _mosaic.InterpretGPUParams
+except AttributeError:
+    from jax._src.pallas.mosaic_gpu.interpret import params
+
+    InterpretGPUParams = params.InterpretGPUParams
 try:
-    _SEMANTICS = plgpu.LoweringSemantics.Warpgroup
+    _SEMANTICS = _mosaic.LoweringSemantics.Warpgroup
 except AttributeError:
     from jax.experimental.mosaic.gpu.core import LoweringSemantics
 
     _SEMANTICS = LoweringSemantics.Warpgroup
+ACC: Any = _mosaic.ACC  # sums of a warpgroup, in registers
 _INTERPRETS_TRANSPOSED = JAX_VERSION >= (0, 11)
 
 
@@ -110,7 +112,7 @@ class Multiply:
             self.add(acc, x, ys, transpose=transpose)
             return acc[...]
 
-        return pl.run_scoped(compute, plgpu.ACC((x.shape[0], columns), jnp.float32))
+        return pl.run_scoped(compute, ACC((x.shape[0], columns), jnp.float32))
 
     def _one(self, acc, x, y, transpose):
         if not self.interpreted:

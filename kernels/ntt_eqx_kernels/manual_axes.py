@@ -42,7 +42,7 @@ def zeros_of(result: jax.ShapeDtypeStruct, shape: Sequence[int]) -> jax.Array:
 def result_type(args: Sequence[Any], shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
     """The type of a kernel's result: it varies over the mesh axes that its arguments vary over."""
     axes = _varying(args)
-    extra = {"manual_axis_type": ManualAxisType(varying=axes)} if axes else {}
+    extra: dict[str, Any] = {"manual_axis_type": ManualAxisType(varying=axes)} if axes else {}
     return jax.ShapeDtypeStruct(tuple(shape), dtype, **extra)
 
 

@@ -26,6 +26,7 @@ from jax.typing import DTypeLike
 
 from .._dispatch import target_device
 from .._mosaic_gpu import (
+    ACC,
     BLOCKS,
     RESERVED_BYTES,
     ROWS,
@@ -136,7 +137,7 @@ def u(a1, a2, c, *, precision: Precision, config: Config | None = None, interpre
                     multiply.add(sums[q], outer, c_tiles, transpose=True)
                 return tuple(acc[...] for acc in sums)
 
-            sums = pl.run_scoped(compute, *[plgpu.ACC((ROWS, t.i), jnp.float32)] * t.m)
+            sums = pl.run_scoped(compute, *[ACC((ROWS, t.i), jnp.float32)] * t.m)
             plgpu.commit_smem()  # reads are over before the copy engine writes here again
             return tuple(total + x for total, x in zip(totals, sums, strict=True))
 

@@ -30,6 +30,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .._gather import GatheredMetric, entries_of, row_starts
 from .._mosaic_gpu import (
+    ACC,
     RESERVED_BYTES,
     SHARED_BYTES,
     kernel,
@@ -227,6 +228,6 @@ def _adding(lefts: int, rights: int) -> Callable[..., Any]:
                 plgpu.wgmma(acc, tiles[p], tiles[lefts + q])
             return acc[...]
 
-        return total + pl.run_scoped(compute, plgpu.ACC(total.shape, jnp.float32))
+        return total + pl.run_scoped(compute, ACC(total.shape, jnp.float32))
 
     return step
