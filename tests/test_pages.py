@@ -11,6 +11,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.fixture(autouse=True)
+def beside_each_other(monkeypatch):
+    """Scripts import each other from their own folder."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
 def script(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -40,7 +46,7 @@ def test_other_results_give_another_page_or_are_refused(tmp_path, monkeypatch):
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):
         (tmp_path / path.name).write_text(path.read_text())
     module = script("make_results")
-    monkeypatch.setattr(module, "RAW", tmp_path)
+    monkeypatch.setattr(importlib.import_module("result_tables"), "RAW", tmp_path)
     assert module.page() == module.PAGE.read_text()
     path = tmp_path / "fashion_mnist_lenet300100.json"
     results = json.loads(path.read_text())
