@@ -164,7 +164,8 @@ def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetri
 
     - `state`: from `train_init` or the step before.
     - `batch`: arrays in the form that the objective reads, such as `(x [batch, ...], y [batch])`.
-      `jit` cuts integers of 64 bits down to 32 before this function sees them.
+      `jit` cuts integers of 64 bits down to 32 before this function sees them, and takes the bytes
+      of a NumPy array for native ones; `train` and `train_steps` look at a batch before.
 
     **Returns:**
 

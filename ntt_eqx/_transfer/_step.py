@@ -32,7 +32,8 @@ def ntt_step(state: NTTState, x: Shaped[Array, "batch ..."]) -> tuple[NTTState, 
     **Arguments:**
 
     - `state`: from `ntt_init` or the step before.
-    - `x`: `[batch, ...]`, an even number of samples.
+    - `x`: `[batch, ...]`, an even number of samples. `jit` takes the bytes of a NumPy array for
+      native ones before this function sees it; `transfer` converts other byte orders.
 
     **Returns:**
 
