@@ -1,5 +1,7 @@
 """`Sparsity`: one description for every mask; schedules, allocations and patterns of one's own."""
 
+from collections.abc import Mapping
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -102,6 +104,51 @@ def test_a_pattern_of_ones_own(scores):
     kept = {d for d in range(6) if bool(mask[0, d])}
     assert kept == set(np.argsort(sums)[3:])
     assert all(bool(mask[r, (r + d) % 6]) == (d in kept) for r in range(6) for d in range(6))
+
+
+class SharedRows(ntt.AbstractPattern):
+    """Rows of all weights are kept or dropped together."""
+
+    def densities(self, shapes, density, allocation):
+        return dict(density) if isinstance(density, Mapping) else {"rows": density}
+
+    def group_scores(self, scores, densities):
+        return {"rows": sum(leaf.mean(axis=1) for leaf in scores.values())}
+
+    def masks(self, marks, shapes):
+        spread = lambda shape: jnp.broadcast_to(marks["rows"][:, None], shape)
+        return {name: spread(shape) for name, shape in shapes.items()}
+
+    def marks_of(self, masks):
+        return {"rows": jnp.any(jnp.stack([m.any(axis=1) for m in masks.values()]), axis=0)}
+
+    def pools_of(self, name):
+        return ("rows",)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_pattern_over_several_layers_of_ones_own(scope):
+    rng = np.random.default_rng(2)
+    layers = {n: jnp.asarray(rng.normal(size=(8, k)), jnp.float32) for n, k in (("a", 3), ("b", 5))}
+    sparsity = ntt.Sparsity(0.5, scope, pattern=SharedRows())
+    mask = ntt.make_mask(layers, sparsity)
+    best = np.argsort(np.mean(layers["a"], axis=1) + np.mean(layers["b"], axis=1))[4:]
+    for leaf in mask.values():
+        assert set(np.flatnonzero(leaf.all(axis=1))) == set(best.tolist())
+        assert int(leaf.any(axis=1).sum()) == 4
+    assert bool(sparsity.holds(mask))
+    held = sparsity.of_mask(mask)
+    assert dict(held.density) == {"rows": 0.5}
+    other = {name: -leaf for name, leaf in layers.items()}
+    again = held.mask(other)
+    assert eqx.tree_equal(again, ntt.make_mask(other, sparsity))
+    torn = {**mask, "a": mask["a"].at[int(best[0]), 0].set(False)}
+    assert not bool(sparsity.holds(torn))
+    with pytest.raises(ValueError, match=r"layer \['a'\] the given mask does not have the pattern"):
+        sparsity.of_mask(torn)
+    with pytest.raises(ValueError, match=r"scores of layer \['a'\] cannot rank"):
+        ntt.make_mask({name: jnp.ones_like(leaf) for name, leaf in layers.items()}, 0.5,
+                      pattern=SharedRows())  # fmt: skip
 
 
 @pytest.mark.parametrize(
