@@ -45,6 +45,14 @@ class SensitivityRefresh(ntt.AbstractPeriodicRefresh):
         return jax.tree.map(lambda w, g: jnp.abs(w * g), view.weights(), view.dense_gradient())
 
 
+class NoDistance(ntt.AbstractDistance):
+    """What it compares does not count."""
+
+    def __call__(self, student: Any, teacher: Any) -> jax.Array:
+        """Zero."""
+        return jnp.zeros((), student.dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """One transfer: a method of `ntt.experiment.compare`."""
@@ -56,6 +64,8 @@ class Variant:
     )
     gradual: bool = False  # from dense to the density within half of the steps
     kernel_weight: float = 1e-3
+    match: Literal["both", "kernel"] = "both"  # outputs and kernel, or the kernel alone
+    alignment: bool = False  # of the kernels, instead of their squared distance
     sketch_size: int = 8
     learning_rate: float = 1e-3
     weights: Literal["transferred", "initial", "rescaled"] = "transferred"
@@ -89,7 +99,11 @@ class Variant:
             sparsity=self.sparsity(teacher, x, density, key),
             optimizer=optax.adam(rate),
             loss=ntt.KernelMatching(
-                "ambient", ntt.Sketch(self.sketch_size), kernel_weight=self.kernel_weight
+                "ambient",
+                ntt.Sketch(self.sketch_size),
+                kernel_weight=self.kernel_weight,
+                kernel_distance=ntt.Alignment() if self.alignment else ntt.MeanSquare(),
+                output_distance=ntt.MeanSquare() if self.match == "both" else NoDistance(),
             ),
             refresh=refreshes[self.refresh],
             num_steps=self.steps,
@@ -174,6 +188,11 @@ def variants(steps: int) -> dict[str, Variant]:
         "gradual": change(gradual=True),
         "no-kernel": change(kernel_weight=0.0),
         "kernel-x10": change(kernel_weight=1e-2),
+        "kernel-alone": change(match="kernel"),
+        "alignment": change(alignment=True, kernel_weight=0.1),
+        "alignment-alone-initial": change(
+            match="kernel", alignment=True, kernel_weight=1.0, weights="initial"
+        ),
         "sketch-2": change(sketch_size=2),
         "slow": change(learning_rate=2e-4),
         "initial-weights": change(weights="initial"),
