@@ -26,6 +26,10 @@ from .together import by_first
 MANIFEST = "manifest.json"
 FORMAT = 1
 CHECKPOINTS = "checkpoints/"
+# Why a folder may stay: somebody else's files are in it, or it is in use, or it is gone.
+_MAY_STAY = {
+    getattr(errno, n) for n in ("ENOTEMPTY", "EEXIST", "EBUSY", "EACCES", "EPERM", "ENOENT")
+}
 _PROGRAM = "ntt-eqx"
 _DIGEST = re.compile("[0-9a-f]{64}")
 _ELSEWHERE = "choose an empty folder, or a new one, with --out."
@@ -134,8 +138,11 @@ class RunFolder:
         for name in own:
             (self.path / name).unlink(missing_ok=True)
         for folder in {(self.path / name).parent for name in own} - {self.path}:
-            with contextlib.suppress(OSError):  # somebody else's files are in it
+            try:
                 folder.rmdir()
+            except OSError as error:
+                if error.errno not in _MAY_STAY:  # its entries stay, so the next one tries again
+                    raise
         self._save(kind, {name: d for name, d in entries.items() if name not in own})
 
     def _check_unchanged(self, names: list[str]) -> None:

@@ -225,6 +225,16 @@ def test_whatever_goes_wrong_with_a_file(together, count, undisturbed, tmp_path,
     print(f"{report.total()} faults: {told}; then every file as undisturbed")
 
 
+def test_a_folder_that_cannot_be_removed_is_tried_again(undisturbed, tmp_path, capfd):
+    whole, operations = undisturbed["alone"]
+    last = max(n for n, (name, *_) in enumerate(operations) if name == "rmdir")
+    disk = Disk(tmp_path / "out", last, "EIO")
+    assert work(disk, small(disk.root, ALONE)) == 2 and disk.struck
+    assert_explained(2, capfd.readouterr(), operations[last])
+    assert work(Disk(disk.root), small(disk.root, ALONE)) == 0
+    assert_same(disk.root, whole)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
 def test_a_read_only_folder_is_named(tmp_path, capsys):
     tmp_path.chmod(0o500)
