@@ -137,7 +137,6 @@ def measure(
 ) -> dict[str, Any]:
     """Times and bytes of a network: dense, masked, with layers that store kept weights alone."""
     dense = masked.model
-    steps = 20  # of a run, so that what a run costs once is no part of a step
     where = (lambda path, layer: True) if replace_all else None
     sparse = ntt.sparse_layers(masked, where, batch_size=batch)
     x = jax.random.normal(jax.random.key(2), (batch, *case.shape))
@@ -151,9 +150,10 @@ def measure(
     forward = eqx.filter_jit(lambda model, x: jax.vmap(model)(x))
     calls = {kind: lambda m=model: forward(m, x) for kind, model in models.items()}
 
-    def train(kind: str) -> Any:
+    def train(kind: str, steps: int) -> Any:
         return ntt.train_steps(states[kind], [(x, y)], num_steps=steps, log_every=None)[0].step
 
+    steps = steps_of_a_run(lambda steps: train("dense", steps))
     return {
         "replaced": sorted(n for n in sparse.densities() if n.endswith(".values")),
         "bytes": held,
@@ -161,9 +161,21 @@ def measure(
         "forward": in_turn(calls, rounds),
         "step": {
             kind: {name: seconds / steps for name, seconds in spent.items()}
-            for kind, spent in in_turn({k: lambda k=k: train(k) for k in KINDS}, rounds).items()
+            for kind, spent in in_turn(
+                {k: lambda k=k: train(k, steps) for k in KINDS}, rounds
+            ).items()
         },
     }
+
+
+def steps_of_a_run(run: Callable[[int], Any], seconds: float = 0.4) -> int:
+    """Steps of a run of some `seconds`, so that what it costs once is no part of a step."""
+    spent = {}
+    for steps in (2, 12, 2, 12):  # the first two compile
+        start = time.process_time()
+        jax.block_until_ready(run(steps))
+        spent[steps] = time.process_time() - start
+    return int(min(300, max(5, seconds * 10 / (spent[12] - spent[2] + 1e-6))))
 
 
 def transfers(case: Case, density: float, batch: int, rounds: int) -> dict[str, Any]:
