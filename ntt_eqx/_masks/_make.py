@@ -156,6 +156,7 @@ def _keep_by_pool(
         else pattern.densities(shapes, density, allocation)
     )
     groups = layers if pattern is None else pattern.group_scores(layers, shares)
+    shares = {pool: shares[pool] for pool in groups}  # a pattern may order its pools in two ways
     whole = density if pattern is None and isinstance(density, Tracer) else None
     sizes = [leaf.size for leaf in groups.values()]
     counts = whole_counts(shares, sizes, allocation == "erk", whole)

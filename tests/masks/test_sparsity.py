@@ -151,6 +151,29 @@ def test_a_pattern_over_several_layers_of_ones_own(scope):
                       pattern=SharedRows())  # fmt: skip
 
 
+class TwoPools(SharedRows):
+    """The first weight and the second, as pools that are named in two orders."""
+
+    def densities(self, shapes, density, allocation):
+        return {"second": density["second"], "first": density["first"]}
+
+    def group_scores(self, scores, densities):
+        return {"first": scores["['a']"], "second": scores["['b']"]}
+
+    def masks(self, marks, shapes):
+        return {"['b']": marks["second"], "['a']": marks["first"]}
+
+    def pools_of(self, name):
+        return ("first",) if name == "['a']" else ("second",)
+
+
+def test_a_pool_keeps_its_own_density():
+    rng = np.random.default_rng(3)
+    layers = {n: jnp.asarray(rng.normal(size=(4, 5)), jnp.float32) for n in "ab"}
+    masks = ntt.make_mask(layers, {"first": 0.25, "second": 0.75}, pattern=TwoPools())
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == {"a": 5, "b": 15}
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
