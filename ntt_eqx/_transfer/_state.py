@@ -21,6 +21,7 @@ from .._sparse_layers import (
     current_entries,
     entries_have_room,
     kept_entries,
+    on_entries,
     sparse_layers,
 )
 from .._sparse_layers._costs import pays_in_a_transfer
@@ -139,6 +140,17 @@ class NTTState(eqx.Module):
             support=support_for(self.method, student.mask, entries),
             entries=entries,
         )
+
+    @property
+    def evaluated(self) -> SparseModel:
+        """The student as a step evaluates it, on kept weights alone in layers with `entries`.
+
+        `explain(state.evaluated, x)` says what the kernel of a step does and costs.
+        """
+        if not self.entries:
+            return self.student
+        entries, room = current_entries(self.student.model, self.student.mask, self.entries)
+        return on_entries(self.student, entries, room)
 
     def step_info(self, support: Any = None) -> StepInfo:
         """Number, key and density of the next step, for its loss; `support` if it was checked."""

@@ -53,6 +53,18 @@ def assert_same(**options):
     return state
 
 
+def test_what_a_step_evaluates():
+    x = jax.random.normal(jax.random.key(1), (6, 17))
+    masked, kept = started(False), started(True)
+    assert masked.evaluated is masked.student
+    assert relative_error(jax.vmap(kept.evaluated)(x), jax.vmap(masked.student)(x)) < 1e-12
+    theta = ntt.ntk(kept.evaluated, x)
+    assert relative_error(theta, ntt.ntk(masked.student, x)) < 1e-12
+    first = ntt.explain(kept.evaluated, x).parameters[0]
+    assert first.name.startswith(".layers[0].values")
+    assert first.kept == int(kept.student.mask.layers[0].weight.sum())
+
+
 CASES = {
     "adam": {},
     "momentum, zero": dict(optimizer=optax.sgd(0.1, momentum=0.9), pruned="zero"),
