@@ -46,7 +46,7 @@ class SensitivityRefresh(ntt.AbstractPeriodicRefresh):
 
 
 class NoDistance(ntt.AbstractDistance):
-    """What it compares does not count."""
+    """A distance that is always zero."""
 
     def __call__(self, student: Any, teacher: Any) -> jax.Array:
         """Zero."""
