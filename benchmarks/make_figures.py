@@ -10,7 +10,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from make_results import ROOT, load, time_values, values, variant
+from make_results import ROOT
+from result_tables import load, time_values, values, variant
 
 from ntt_eqx.experiment.figures import (
     new_figure,
@@ -58,10 +59,15 @@ def time(results: list[dict], figure: Path) -> None:
     figure.write_bytes(render_figure(drawn, "time")["time.png"])
 
 
+def main(figures: Path = FIGURES) -> None:
+    """Draw all of them into a folder."""
+    sparsity(load("fashion_mnist_sparsity"), figures / "sparsity.png")
+    sparsity(load("fashion_mnist_steps"), figures / "steps.png")
+    sparsity(load("mnist_sparsity"), figures / "mnist.png")
+    sparsity(load("fashion_mnist_lenet5"), figures / "lenet5-fashion.png")
+    sparsity(load("mnist_lenet5_sparsity"), figures / "lenet5-mnist.png")
+    time(load("fashion_mnist_time"), figures / "time.png")
+
+
 if __name__ == "__main__":
-    sparsity(load("fashion_mnist_sparsity"), FIGURES / "sparsity.png")
-    sparsity(load("fashion_mnist_steps"), FIGURES / "steps.png")
-    sparsity(load("mnist_sparsity"), FIGURES / "mnist.png")
-    sparsity(load("fashion_mnist_lenet5"), FIGURES / "lenet5-fashion.png")
-    sparsity(load("mnist_lenet5_sparsity"), FIGURES / "lenet5-mnist.png")
-    time(load("fashion_mnist_time"), FIGURES / "time.png")
+    main()

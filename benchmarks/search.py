@@ -3,8 +3,10 @@
     python benchmarks/search.py --out runs/search
     python benchmarks/search.py --out runs/tiny --images fashion-mnist-mini --steps 60 --epochs 1
 
-Interrupted, the same command goes on where it was. Each round trains the variants that are left
-with more seeds, and the better half goes on; the baselines take part in every round.
+Interrupted, the same command goes on where it was, and several of it share the work: each takes the
+variants in an order of its own, so that they seldom wait for each other. Each round trains the
+variants that are left with more seeds, and the better half goes on; the baselines take part in
+every round.
 
 The rule for being ahead is fixed here, before any run: over the seeds that both have, the mean
 difference of test accuracy to a baseline is above two standard errors of these differences, with
@@ -17,6 +19,7 @@ import argparse
 import dataclasses
 import json
 import math
+import random
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +34,7 @@ import ntt_eqx as ntt
 
 LEAST_SEEDS = 5
 BASELINES = ("random@erk", "ntk-sap@global", "synflow@global")
+Results = dict[str, dict[int, float]]  # accuracies by name and seed
 Shares = Literal["uniform", "erk", "global", "ntk-sap", "synflow"]
 
 
@@ -217,16 +221,23 @@ CONTROLS = {
 }
 
 
-def accuracies(frame: Any) -> dict[str, dict[int, float]]:
-    """Test accuracy in percent by name and seed; a network that diverged counts as none."""
-    found: dict[str, dict[int, float]] = {}
+def trained(methods: Any, name: str, out: Path, **settings: Any) -> tuple[Results, float]:
+    """Test accuracy in percent by name and seed, and the seconds of all runs.
+
+    A network that diverged has no accuracy, and neither has a variant that cannot be run: the
+    library refuses, for example, scores by which no mask can be made.
+    """
+    try:
+        frame: Any = ntt.experiment.compare(methods, out=out / name, **settings)
+    except ValueError as error:
+        print(f"{name} cannot be run: {error}", flush=True)
+        return {}, math.nan
+    found: Results = {}
     for row in frame.itertuples():
-        name = (
-            f"{row.method}@{row.scope}" if isinstance(row.scope, str) and row.scope else row.method
-        )
+        which = f"{row.method}@{row.scope}" if isinstance(row.scope, str) and row.scope else name
         if math.isfinite(row.test_accuracy):
-            found.setdefault(name, {})[row.seed] = 100 * row.test_accuracy
-    return found
+            found.setdefault(which, {})[row.seed] = 100 * row.test_accuracy
+    return found, float(frame.seconds.sum())
 
 
 def lead(one: dict[int, float], other: dict[int, float]) -> dict[str, Any]:
@@ -272,13 +283,17 @@ def main() -> None:
         methods: dict[str, Any] = left | CONTROLS
         if last:
             methods |= {f"{name}-shuffled": WithItsShares(v) for name, v in left.items()}
-        run = {"seeds": range(seeds), "out": options.out / "variants"}
-        frame = ntt.experiment.compare(methods, **run, **common)
-        base = {"seeds": range(seeds), "out": options.out / "baselines"}
-        baselines = accuracies(ntt.experiment.compare(list(BASELINES), **base, **published))
-        found = accuracies(frame)
+        found, cost = {}, {}
+        for name in random.sample(list(methods), len(methods)):
+            method = methods[name]
+            one, cost[name] = trained(
+                {name: method}, name, options.out, seeds=range(seeds), **common
+            )
+            found |= one
+        baselines, _ = trained(
+            list(BASELINES), "baselines", options.out, seeds=range(seeds), **published
+        )
         baselines |= {name: found.get(name, {}) for name in CONTROLS}
-        cost = frame.groupby("method").seconds.sum().to_dict()
         order = sorted(
             left, key=lambda n: -statistics.mean([*found.get(n, {}).values(), 0.0][:seeds])
         )

@@ -30,6 +30,14 @@ def test_a_page_is_what_its_script_makes(name):
     assert module.PAGE.read_text() == module.page(), f"run python benchmarks/{name}.py"
 
 
+def test_the_figures_of_the_page_can_be_drawn_from_the_results(tmp_path):
+    module = script("make_figures")
+    module.main(tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert {"sparsity.png", "time.png"} <= drawn
+    assert drawn <= {path.name for path in module.FIGURES.iterdir()}
+
+
 def test_the_table_of_the_readme_is_made_from_the_results():
     module = script("make_results")
     assert module.readme() == README, "run python benchmarks/make_results.py"

@@ -18,7 +18,8 @@ class LAMP(AbstractLabelFreeScore):
     magnitudes; it is a score for `scope="global"`. Weights of equal magnitude score alike.
 
     Of a `SparseModel` it scores the dense weights: a kept one among those that are kept, a pruned
-    one as if it came back. Inputs are not used.
+    one as if it came back. A layer that has lost all its weights scores like a dense one, since
+    each would be the largest if it alone came back. Inputs are not used.
     """
 
     def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
@@ -37,6 +38,7 @@ def _of_layer(weight: Float[Array, "..."], kept: Bool[Array, "..."]) -> Float[Ar
     largest = jnp.max(sizes, initial=0.0)
     # A ratio of squares does not change with the scale, and squares of small weights underflow.
     squares = jnp.square(sizes / jnp.where(largest > 0, largest, jnp.ones_like(largest)))
+    kept = kept | ~jnp.any(kept)
     ascending = jnp.sort(jnp.where(kept, squares, jnp.zeros_like(squares)).reshape(-1))
     sums = jnp.cumsum(ascending[::-1])[::-1]
     # The first of equal magnitudes stands for all of them, so that no order of entries decides.

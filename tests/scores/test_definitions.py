@@ -264,6 +264,13 @@ def test_ntk_sap_redraws_weights_from_their_layer(getkey):
     assert not eqx.tree_equal(redrawn(mixed), fixed(mixed), rtol=1e-3)
 
 
+def test_lamp_of_a_layer_without_weights_is_that_of_a_dense_layer():
+    """Each pruned weight would be the largest if it alone came back, and none could be ranked."""
+    dense = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    empty = sparsify(dense).with_mask(jax.tree.map(jnp.zeros_like, sparsify(dense).mask))
+    assert eqx.tree_equal(scores.LAMP()(empty), scores.LAMP()(dense))
+
+
 @pytest.mark.parametrize(
     "values", [[3, -1, 2, 1, 0, 3], [0, 0, 0, 0, 0, 0], [1e-30, 2e-30, 1, 1, 5, -4]]
 )
