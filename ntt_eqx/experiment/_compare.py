@@ -91,9 +91,10 @@ def compare(
 
     A data frame with one row for each network. `dataset`, `model`, `method`, `scope`, `density`,
     `mask` and `seed` say which it is; `test_accuracy`, `train_accuracy`, `held_out_accuracy`
-    (shares of 1), `test_loss`, `train_loss`, `transfer_steps`, `train_steps`, `transfer_seconds`,
-    `train_seconds`, `seconds`, `kept_density`, `effective_density` (share of weights on a path from
-    inputs to outputs), `units`, `live_units`, `kernel_distance`, `target_distance` and
+    (shares of 1), `test_loss`, `train_loss`, `transfer_steps`, `train_steps`, `mask_seconds` (of a
+    score's mask or that of a method of one's own, with compilation), `transfer_seconds`,
+    `train_seconds`, `seconds` (their sum), `kept_density`, `effective_density` (share of weights on
+    a path from inputs to outputs), `units`, `live_units`, `kernel_distance`, `target_distance` and
     `test_images` are its results, NaN where there is none. `settings` tells apart results got under
     different settings, `state` is `done`, or `failed` where the loss diverged, and `folder` holds
     the network.

@@ -143,6 +143,7 @@ def _facts(results: Sequence[dict[str, Any]]) -> dict[str, str]:
         name: duration(sum(result.get(field) or 0.0 for result in results))
         for name, field in (
             ("in all", "seconds"),
+            ("choosing masks", "mask_seconds"),
             ("transfer", "transfer_seconds"),
             ("training", "train_seconds"),
         )

@@ -47,7 +47,7 @@ RANGES: dict[str, Any] = {
     "seed": (0, 2**31 - 1),
     **dict.fromkeys(("test_accuracy", "train_accuracy", "held_out_accuracy"), _SHARE),
     **dict.fromkeys(("kept_density", "effective_density"), _SHARE),
-    **dict.fromkeys(("seconds", "transfer_seconds", "train_seconds"), _POSITIVE),
+    **dict.fromkeys(("seconds", "mask_seconds", "transfer_seconds", "train_seconds"), _POSITIVE),
     **dict.fromkeys(("test_loss", "train_loss"), _POSITIVE),
     **dict.fromkeys(("kernel_distance", "target_distance"), _POSITIVE),
     **dict.fromkeys(("transfer_steps", "train_steps"), (0, 2**62)),

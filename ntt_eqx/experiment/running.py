@@ -1,6 +1,7 @@
 """From a cell's configuration to its result: find the sparse network, train it, store it."""
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,14 +153,16 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
             student = _from_file(context, images)
         else:
             with display.busy(f"{title}, choosing the mask"):
-                examples = _examples(cell, images)
+                begun, examples = time.monotonic(), _examples(cell, images)
                 student = pruned_at_start(cell, teacher, images.input_shape, examples, cell.key(1))
+                jax.block_until_ready(student.mask)
+                found["mask_seconds"] = time.monotonic() - begun
         student = ablated(cell, student, cell.key(3))
         # what the file gives back, so that a resumed training starts from the same arrays
         student = SparseModel(student.to_dense(), student.mask)
         known = {**header, **found, "written": metrics.written}
         run.write({_SPARSE: encode_model(student, known)})
-    seconds = {"transfer": found["seconds"], "train": 0.0}
+    seconds = {"mask": found.get("mask_seconds", 0.0), "transfer": found["seconds"], "train": 0.0}
     rows, accuracies = {"transfer": found["row"], "train": {}}, {}
     if cell.training is not None:
         with display.busy(f"{title}, preparing the training"):

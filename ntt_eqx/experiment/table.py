@@ -16,7 +16,8 @@ Cells = tuple[list[str], list[list[str]], list[bool]]
 _PLACE = ("dataset", "model", "method", "scope", "density", "mask")
 _MEASURED = (
     *("test_accuracy", "train_accuracy", "held_out_accuracy", "test_loss", "train_loss"),
-    *("transfer_steps", "train_steps", "transfer_seconds", "train_seconds", "seconds"),
+    *("transfer_steps", "train_steps"),
+    *("mask_seconds", "transfer_seconds", "train_seconds", "seconds"),
     *("kept_density", "effective_density", "units", "live_units"),
     *("kernel_distance", "target_distance", "test_images"),
 )

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import equinox as eqx
@@ -77,6 +78,17 @@ def test_own_objects_make_one_row_each(tmp_path, monkeypatch):
     assert np.allclose(other.kept_density, [0.1, 0.2], atol=0.01)
     same = found.folder.isin(other.folder)
     assert set(found.method[same]) == {"large"}
+
+
+def test_the_time_that_a_mask_takes_counts(tmp_path):
+    def late(teacher, examples, density, key):
+        time.sleep(0.5)
+        return cut(teacher, examples, density, key)
+
+    found = compare({"late": late}, out=tmp_path, **QUICK)
+    spent = found[["mask_seconds", "transfer_seconds", "train_seconds"]]
+    assert (found.mask_seconds >= 0.5).all() and (found.transfer_seconds == 0).all()
+    assert np.allclose(spent.sum(axis=1), found.seconds, atol=0.01)
 
 
 def test_the_command_makes_the_same_networks(tmp_path, capsys):
