@@ -13,6 +13,7 @@ import argparse
 import json
 import pathlib
 import re
+import statistics
 
 from result_tables import (
     BEYOND,
@@ -21,6 +22,7 @@ from result_tables import (
     RAW,
     SCORES,
     SHORT,
+    SHUFFLED,
     SIMPLE,
     WHOLE,
     beyond_table,
@@ -29,6 +31,7 @@ from result_tables import (
     evolution_table,
     fair_table,
     fair_values,
+    gains_within_shares,
     least_gain,
     load,
     lost_classes,
@@ -38,6 +41,10 @@ from result_tables import (
     minutes,
     notebooks_table,
     readme_table,
+    search_rivals,
+    search_rows,
+    search_table,
+    shuffled_table,
     sparsity_table,
     spread,
     time_table,
@@ -102,6 +109,23 @@ def facts() -> dict[str, str]:
     claim(
         averages[0.01]["magnitude", "global"] == 10, "Magnitudes over all layers lose one at 1 %."
     )
+
+    gains = {
+        (row[0], density): (mean(found), statistics.stdev(found) / len(found) ** 0.5)
+        for row in SHUFFLED
+        for density in (0.01, 0.03)
+        for found in [gains_within_shares(row, density)]
+    }
+    for method in ("snip", "synflow"):
+        gain, error = gains[method, 0.01]
+        claim(gain < -2 * error, "SNIP and SynFlow keep worse weights than chance at 1 %.")
+    for which in (("ntk-sap", 0.01), ("ntt-sketch", 0.01), ("ntt-sketch", 0.03)):
+        gain, error = gains[which]
+        claim(gain > 1.9 * error, "NTK-SAP at 1 % and NTT keep better ones than chance.")
+    chance, at_3 = averages[0.03].pop(("synflow", "shuffle")), averages[0.03]
+    claim(chance > max(v for k, v in at_3.items() if k[0] != "dense"), "They are best at 3 %.")
+    chance = averages[0.01]["synflow", "shuffle"]
+    claim(abs(chance - averages[0.01][global_ntt]) < 0.3, "As good as NTT at 1 %.")
 
     ntt, random = values(main, method="ntt"), values(main, method="random")
     gap = min(ntt[seed] - random[seed] for seed in (1, 2))
@@ -221,6 +245,26 @@ def facts() -> dict[str, str]:
     claim(min(map(min, by_erk)) > max(uniform), "ERK is better for each of the three.")
     claim(not any(r["lost_classes"] for r in shared_out), "With ERK no output is lost.")
 
+    search = load("search")
+    finalists = [row for row in search_rows(search) if "its shares" in row["against"]]
+    claim(not any(row["ahead"] for row in search["variants"]), "No transfer is ahead of all.")
+    for rival in ("ntk-sap@global", "synflow@global", "random-ntk-sap-shares"):
+        ahead = any(row["against"][rival]["ahead"] for row in finalists)
+        claim(not ahead, "No transfer is ahead of NTK-SAP, SynFlow or their shares.")
+    ahead_of = lambda rival: [
+        row["against"][rival]["mean"] for row in finalists if row["against"][rival]["ahead"]
+    ]
+    claim(len(ahead_of("random@erk")) >= 8, "The best are ahead of random with ERK.")
+    claim(len(ahead_of("its shares")) >= 6, "They are ahead of random with their own shares.")
+    between = lambda numbers: f"{min(numbers):.1f} to {max(numbers):.1f}"
+    rivals = {name: mean(found.values()) for name, found in search["rivals"].items()}
+    for rule in ("random-equal-counts", "random-output-whole"):
+        claim(rivals[rule] > rivals["random@erk"] + 0.2, "Two rules are ahead of ERK.")
+    good = [rivals["ntk-sap@global"], rivals["synflow@global"]]
+    good += [rivals["random-ntk-sap-shares"], rivals["random-synflow-shares"]]
+    good += [mean(row["accuracy"].values()) for row in finalists[:6]]
+    claim(max(good) - min(good) < 0.26, "What is good ends within a quarter of a point.")
+
     published, mnist = load("published_notebooks"), load("mnist_notebooks")
     claim(least_gain(mnist, "ntt-ambient", "ntt-sketch") > 1.5, "ahead by more than 1.5 points.")
     conv_gain = least_gain(lenet5, "ntt-sketch")
@@ -275,6 +319,12 @@ def facts() -> dict[str, str]:
         "vit_minutes": f"{sum(r['seconds'] for r in vit) / 60:.0f}",
         "vit_transfer": f"{minutes(vit, 'ntt-sketch')[1]:.0f}",
         **studies,
+        "shuffled_table": shuffled_table(0.01, 0.03),
+        "search_table": search_table(search),
+        "search_rivals": search_rivals(search),
+        "search_variants": str(len(search_rows(search))),
+        "search_lead": between(ahead_of("random@erk")),
+        "search_within": between(ahead_of("its shares")),
         "notebooks_table": notebooks_table(published["lenet-300-100"], mnist),
         "time_table": time_table(timed),
         "evolution_table": evolution_table(evolution),

@@ -87,6 +87,7 @@ FAIR = (  # method, what its row is called, the file of its results, scope, mask
     ("dense", "dense", "fashion_mnist_steps", None, ""),
     ("ntk-sap", "NTK-SAP", "fashion_mnist_beyond", "global", ""),
     ("ntt-sketch", "**NTT**, sketched", "fashion_mnist_beyond", "global", ""),
+    ("synflow", "random", "fashion_mnist_shuffled", "global", "shuffle"),
     ("random", "random", "fashion_mnist_fair", "layer", "erk"),
     ("synflow", "SynFlow", "fashion_mnist_beyond", "global", ""),
     ("snip", "SNIP", "fashion_mnist_fair", "global", ""),
@@ -94,7 +95,13 @@ FAIR = (  # method, what its row is called, the file of its results, scope, mask
     ("ntt", "**NTT**, active, as published", "fashion_mnist_steps", "layer", ""),
     ("random", "random", "fashion_mnist_steps", "layer", ""),
 )
-SHARES = {"global": "over all layers", "layer": "same in each layer", None: "–", "erk": "ERK"}
+SHARES = {
+    "global": "over all layers",
+    "layer": "same in each layer",
+    None: "–",
+    "erk": "ERK",
+    "shuffle": "SynFlow's",
+}
 
 
 def fair_values(row: tuple[str, str, str, str | None, str], density: float) -> list[float]:
@@ -127,13 +134,55 @@ def fair_table(*densities: float) -> str:
     return table(header, [False] * 3 + [True] * (len(densities) + 1), rows)
 
 
+def with_error(numbers: list[float], error: float | None = None, sign: str = "") -> str:
+    """A mean and its standard error, which one number does not tell."""
+    if error is None and len(numbers) > 1:
+        error = statistics.stdev(numbers) / len(numbers) ** 0.5
+    return f"{mean(numbers):{sign}.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+
+SHUFFLED = (  # rows like those of FAIR, each of which has random masks with its shares
+    ("ntk-sap", "NTK-SAP, over all layers", "fashion_mnist_beyond", "global", ""),
+    ("ntt-sketch", "**NTT**, sketched, over all layers", "fashion_mnist_beyond", "global", ""),
+    ("synflow", "SynFlow, over all layers", "fashion_mnist_beyond", "global", ""),
+    ("snip", "SNIP, over all layers", "fashion_mnist_fair", "global", ""),
+)
+
+
+def shuffled_values(method: str, density: float) -> list[float]:
+    """The accuracies of random masks that keep as many weights of each layer as a method's."""
+    return fair_values((method, "random", "fashion_mnist_shuffled", "global", "shuffle"), density)
+
+
+def gains_within_shares(row: tuple[str, str, str, str | None, str], density: float) -> list[float]:
+    """How far a method is ahead of random masks with its shares, by seed."""
+    pairs = zip(fair_values(row, density), shuffled_values(row[0], density), strict=True)
+    return [one - other for one, other in pairs]
+
+
+def shuffled_table(*densities: float) -> str:
+    """Each method, random masks with its shares, and what its choice within layers gains."""
+    rows = []
+    for row in SHUFFLED:
+        cells = [row[1]]
+        for density in densities:
+            cells += [with_error(fair_values(row, density))]
+            cells += [with_error(shuffled_values(row[0], density))]
+            cells += [with_error(gains_within_shares(row, density), sign="+")]
+        rows.append(cells)
+    header = ["method"]
+    for density in densities:
+        header += [f"{100 * density:g} %", "random, its shares", "gain"]
+    return table(header, [False] + [True] * (3 * len(densities)), rows)
+
+
 def readme_table(*densities: float) -> str:
     """The fair table in few words."""
     rows = []
     for row in FAIR:
         _, name, _, scope, mask = row
         cells, _ = fair_cells(row, densities, "±")
-        shares = {"global": "global", "layer": "uniform", None: "–", "erk": "ERK"}[mask or scope]
+        shares = {**SHARES, "global": "global", "layer": "uniform"}[mask or scope]
         rows.append([f"{name.split(',')[0]}, {shares}" if scope else name, *cells])
     header = ["method, shares", *(f"{100 * density:g} %" for density in densities)]
     return table(header, [False] + [True] * len(densities), rows)
@@ -319,6 +368,50 @@ def least_gain(results: Results, *methods: str) -> float:
         for step in curves[method, seed]
         if step
     )
+
+
+def search_rows(found: dict[str, Any]) -> Results:
+    """The last row of each variant of the search, the best of the last round first."""
+    last = {row["variant"]: row for row in found["variants"]}
+    return sorted(last.values(), key=lambda r: (-r["round"], -mean(r["accuracy"].values())))
+
+
+def search_rivals(found: dict[str, Any]) -> str:
+    """What costs less than a transfer, over all seeds."""
+    names = {
+        "ntk-sap@global": "NTK-SAP, over all layers",
+        "random-ntk-sap-shares": "random, NTK-SAP's shares",
+        "random-synflow-shares": "random, SynFlow's shares",
+        "synflow@global": "SynFlow, over all layers",
+        "random-equal-counts": "random, as many weights in every layer",
+        "random-output-whole": "random, last layer whole, else ERK",
+        "random@erk": "random, ERK",
+        "random-erk-rescaled": "random, ERK, rescaled",
+    }
+    of = {rival: list(found["rivals"][rival].values()) for rival in names}
+    rows = [[name, str(len(of[rival])), with_error(of[rival])] for rival, name in names.items()]
+    return table(["mask", "seeds", "accuracy (%)"], [False, True, True], rows)
+
+
+def search_table(found: dict[str, Any]) -> str:
+    """Every variant at its last round, and its lead over what costs less; standard errors."""
+    rivals = {
+        "random@erk": "random, ERK",
+        "ntk-sap@global": "NTK-SAP",
+        "synflow@global": "SynFlow",
+        "its shares": "random, its shares",
+    }
+    rows = []
+    for row in search_rows(found):
+        cells = [f"`{row['variant']}`", str(len(row["accuracy"]))]
+        cells.append(with_error(list(row["accuracy"].values())))
+        for rival in rivals:
+            lead = row["against"].get(rival)
+            cells.append("–" if lead is None else with_error([lead["mean"]], lead["error"], "+"))
+            cells[-1] = f"**{cells[-1]}**" if lead is not None and lead["ahead"] else cells[-1]
+        rows.append([*cells, f"{row['seconds']:.0f}"])
+    header = ["variant", "seeds", "accuracy (%)", *(f"over {name}" for name in rivals.values())]
+    return table([*header, "seconds"], [False] + [True] * 7, rows)
 
 
 def minutes(results: Results, method: str) -> tuple[float, float]:

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 import optax
 
@@ -136,20 +137,38 @@ class WithItsShares:
 
 @dataclasses.dataclass(frozen=True)
 class RandomMask:
-    """A random mask with ERK's shares or those of a score, of which only the shares are used."""
+    """A random mask with shares by a rule, or those of a score, of which nothing else is used.
 
-    shares: Literal["erk", "ntk-sap", "synflow"]
+    By the rule `equal` all layers keep the same number of weights, `output` keeps the last layer
+    whole and shares the rest out by ERK.
+    """
+
+    shares: Literal["erk", "equal", "output", "ntk-sap", "synflow"]
     weights: Literal["initial", "rescaled"] = "initial"
 
     def __call__(self, teacher: Any, examples: Any, density: float, key: Any) -> ntt.SparseModel:
         """The dense initialisation under this mask."""
-        if self.shares == "erk":
+        if self.shares in ("erk", "equal", "output"):
             random = ntt.scores.Random(jax.random.fold_in(key, 1))
-            mask = ntt.prune(teacher, random, ntt.Sparsity(density, allocation="erk")).mask
+            mask = ntt.prune(teacher, random, self.by_rule(teacher, density)).mask
         else:
             mask = ranked(self.shares, teacher, np.asarray(examples[0]), density, key)
             mask = ntt.shuffle_mask(mask, jax.random.fold_in(key, 1))
         return start(teacher, mask, self.weights)
+
+    def by_rule(self, teacher: Any, density: float) -> ntt.Sparsity:
+        """The shares by a rule that sees the shapes alone."""
+        if self.shares == "erk":
+            return ntt.Sparsity(density, allocation="erk")
+        mask = ntt.sparsify(teacher).mask
+        shapes = {jtu.keystr(path): leaf.shape for path, leaf in jtu.tree_leaves_with_path(mask)}
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        budget, (*rest, last) = density * sum(sizes.values()), sizes
+        if self.shares == "equal":
+            return ntt.Sparsity({n: budget / len(sizes) / size for n, size in sizes.items()})
+        parts = {name: sum(shapes[name]) for name in rest}  # ERK's number of weights, unscaled
+        left = (budget - sizes[last]) / sum(parts.values())
+        return ntt.Sparsity({**{n: left * parts[n] / sizes[n] for n in rest}, last: 1.0})
 
 
 def ranked(score: str, teacher: Any, x: Any, density: float, key: Any) -> Any:
@@ -210,19 +229,35 @@ def variants(steps: int) -> dict[str, Variant]:
             shares="global", refresh="synflow", gradual=True, weights="rescaled"
         ),
         "ntk-sap-refresh": change(shares="global", refresh="ntk-sap", gradual=True),
+        # Combinations of what was best in the first round of those above.
+        "gradual-sensitivity": change(gradual=True, refresh="sensitivity"),
+        "gradual-slow": change(gradual=True, learning_rate=2e-4),
+        "gradual-kernel-x10": change(gradual=True, kernel_weight=1e-2),
+        "sensitivity-slow": change(refresh="sensitivity", learning_rate=2e-4),
+        "ntk-sap-sensitivity": change(shares="ntk-sap", refresh="sensitivity"),
+        "ntk-sap-slow": change(shares="ntk-sap", learning_rate=2e-4),
+        "ntk-sap-sensitivity-slow": change(
+            shares="ntk-sap", refresh="sensitivity", learning_rate=2e-4
+        ),
+        "ntk-sap-sensitivity-initial": change(
+            shares="ntk-sap", refresh="sensitivity", weights="initial"
+        ),
+        "synflow-sensitivity": change(shares="synflow", refresh="sensitivity"),
     }
 
 
 # What costs nothing: shares and scale alone, the weights of each layer drawn at random.
 CONTROLS = {
     "random-erk-rescaled": RandomMask("erk", "rescaled"),
+    "random-equal-counts": RandomMask("equal"),
+    "random-output-whole": RandomMask("output"),
     "random-synflow-shares": RandomMask("synflow"),
     "random-ntk-sap-shares": RandomMask("ntk-sap"),
 }
 
 
-def trained(methods: Any, name: str, out: Path, **settings: Any) -> tuple[Results, float]:
-    """Test accuracy in percent by name and seed, and the seconds of all runs.
+def trained(methods: Any, name: str, out: Path, **settings: Any) -> tuple[Results, float | None]:
+    """Test accuracy in percent by name and seed, and the seconds that one network takes.
 
     A network that diverged has no accuracy, and neither has a variant that cannot be run: the
     library refuses, for example, scores by which no mask can be made.
@@ -231,24 +266,33 @@ def trained(methods: Any, name: str, out: Path, **settings: Any) -> tuple[Result
         frame: Any = ntt.experiment.compare(methods, out=out / name, **settings)
     except ValueError as error:
         print(f"{name} cannot be run: {error}", flush=True)
-        return {}, math.nan
+        return {}, None
     found: Results = {}
     for row in frame.itertuples():
         which = f"{row.method}@{row.scope}" if isinstance(row.scope, str) and row.scope else name
         if math.isfinite(row.test_accuracy):
             found.setdefault(which, {})[row.seed] = 100 * row.test_accuracy
-    return found, float(frame.seconds.sum())
+    return found, float(frame.seconds.median())
 
 
 def lead(one: dict[int, float], other: dict[int, float]) -> dict[str, Any]:
-    """Mean of `one - other` over common seeds, its standard error, and whether that is ahead."""
+    """Mean of `one - other` over common seeds, its standard error, and whether that is ahead.
+
+    The mean of no seeds and the error of one are `None`.
+    """
     gaps = [one[seed] - other[seed] for seed in sorted(set(one) & set(other))]
-    if not gaps:
-        return {"mean": math.nan, "error": math.nan, "seeds": 0, "ahead": False}
-    mean = statistics.mean(gaps)
-    error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else math.inf
-    ahead = len(gaps) >= LEAST_SEEDS and mean > 2 * error
+    mean = statistics.mean(gaps) if gaps else None
+    error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else None
+    ahead = mean is not None and error is not None and mean > 2 * error
+    ahead = ahead and len(gaps) >= LEAST_SEEDS
     return {"mean": mean, "error": error, "seeds": len(gaps), "ahead": ahead}
+
+
+def shown(lead: dict[str, Any]) -> str:
+    """A lead and its standard error, as far as they are known."""
+    if lead["mean"] is None:
+        return "?"
+    return f"{lead['mean']:+.2f}" + ("" if lead["error"] is None else f" ± {lead['error']:.2f}")
 
 
 def main() -> None:
@@ -306,16 +350,17 @@ def main() -> None:
                 "variant": name,
                 "settings": dataclasses.asdict(left[name]),
                 "accuracy": found.get(name, {}),
-                "seconds": cost.get(name, math.nan),
+                "seconds": cost.get(name),
                 "against": against,
                 "ahead": all(value["ahead"] for value in against.values()),
             }
             log.append(row)
-            gaps = ", ".join(f"{b} {v['mean']:+.2f} ± {v['error']:.2f}" for b, v in against.items())
+            gaps = ", ".join(f"{rival} {shown(value)}" for rival, value in against.items())
             mean = statistics.mean(row["accuracy"].values()) if row["accuracy"] else math.nan
             verdict = "AHEAD" if row["ahead"] else ""
             print(f"round {number}  {name:<18} {mean:6.2f}  {gaps}  {verdict}", flush=True)
-        (options.out / "search.json").write_text(json.dumps(log, indent=1) + "\n")
+        found = {"variants": log, "rivals": baselines}
+        (options.out / "search.json").write_text(json.dumps(found, indent=1) + "\n")
         if not last:
             left = {name: left[name] for name in order[: max(1, math.ceil(len(order) / 2))]}
 
