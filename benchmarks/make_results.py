@@ -45,11 +45,13 @@ from result_tables import (
     search_rows,
     search_table,
     shuffled_table,
+    shuffled_values,
     sparsity_table,
     spread,
     time_table,
     time_values,
     values,
+    with_error,
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -126,6 +128,11 @@ def facts() -> dict[str, str]:
     claim(chance > max(v for k, v in at_3.items() if k[0] != "dense"), "They are best at 3 %.")
     chance = averages[0.01]["synflow", "shuffle"]
     claim(abs(chance - averages[0.01][global_ntt]) < 0.3, "As good as NTT at 1 %.")
+
+    initial = {d: values(load("fashion_mnist_shares"), density=d) for d in (0.01, 0.03)}
+    for density, found in initial.items():
+        shuffled = mean(shuffled_values("ntt-sketch", density))
+        claim(abs(mean(found) - shuffled) < 0.1, "NTT's shares do the same with initial weights.")
 
     ntt, random = values(main, method="ntt"), values(main, method="random")
     gap = min(ntt[seed] - random[seed] for seed in (1, 2))
@@ -320,6 +327,8 @@ def facts() -> dict[str, str]:
         "vit_transfer": f"{minutes(vit, 'ntt-sketch')[1]:.0f}",
         **studies,
         "shuffled_table": shuffled_table(0.01, 0.03),
+        "shares_1": with_error(initial[0.01]),
+        "shares_3": with_error(initial[0.03]),
         "search_table": search_table(search),
         "search_rivals": search_rivals(search),
         "search_variants": str(len(search_rows(search))),

@@ -130,11 +130,16 @@ def dynamic_of(
     return record.dynamic(sparsity, steps, cell.seed)
 
 
-def ablated(cell: Cell, sparse: SparseModel, key: PRNGKeyArray) -> SparseModel:
-    """`sparse` with its mask shuffled or its weights drawn again, if the cell asks for it."""
+def ablated(cell: Cell, teacher: Any, sparse: SparseModel, key: PRNGKeyArray) -> SparseModel:
+    """`sparse` with its mask shuffled or its weights drawn again, if the cell asks for it.
+
+    `teacher` is the dense initialisation, whose weights a transfer has changed.
+    """
     ablation = cell.mask.ablation if cell.mask is not None else None
     if ablation == "shuffle":
         return sparse.with_mask(shuffle_mask(sparse.mask, key))
+    if ablation == "shares":
+        return sparsify(teacher).with_mask(shuffle_mask(sparse.mask, key))
     return reinitialise(sparse, key) if ablation == "reinitialise" else sparse
 
 

@@ -3,12 +3,13 @@
 import dataclasses
 import warnings
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntt_eqx import LayerCollapseWarning
+from ntt_eqx import LayerCollapseWarning, SparseModel, sparsify
 from ntt_eqx.data import Split, make_dataset
 from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.cells import plan
@@ -158,10 +159,16 @@ def test_ablations(teacher):
     )
     assert bool((plain.mask.hidden.weight ^ upside.mask.hidden.weight).all())
     key = jax.random.key(4)
-    shuffled = ablated(cell_of("snip", mask=MaskSettings(ablation="shuffle")), plain, key)
+    shuffled = ablated(cell_of("snip", mask=MaskSettings(ablation="shuffle")), teacher, plain, key)
     assert shuffled.mask.hidden.weight.sum() == plain.mask.hidden.weight.sum()
     assert bool((shuffled.mask.hidden.weight != plain.mask.hidden.weight).any())
-    other = ablated(cell_of("snip", mask=MaskSettings(ablation="reinitialise")), plain, key)
+    moved = SparseModel(jax.tree.map(lambda leaf: 2 * leaf, plain.model), plain.mask)  # transferred
+    random = ablated(cell_of("snip", mask=MaskSettings(ablation="shares")), teacher, moved, key)
+    assert eqx.tree_equal(random.mask, shuffled.mask)
+    assert eqx.tree_equal(random.model, sparsify(teacher).model)
+    other = ablated(
+        cell_of("snip", mask=MaskSettings(ablation="reinitialise")), teacher, plain, key
+    )
     assert bool((other.mask.hidden.weight == plain.mask.hidden.weight).all())
     assert bool((other.model.hidden.weight != plain.model.hidden.weight).any())
 
