@@ -136,10 +136,9 @@ def ablated(cell: Cell, teacher: Any, sparse: SparseModel, key: PRNGKeyArray) ->
     `teacher` is the dense initialisation, whose weights a transfer has changed.
     """
     ablation = cell.mask.ablation if cell.mask is not None else None
-    if ablation == "shuffle":
-        return sparse.with_mask(shuffle_mask(sparse.mask, key))
-    if ablation == "shares":
-        return sparsify(teacher).with_mask(shuffle_mask(sparse.mask, key))
+    if ablation in ("shuffle", "shares"):
+        weights = sparse if ablation == "shuffle" else sparsify(teacher)
+        return weights.with_mask(shuffle_mask(sparse.mask, key))
     return reinitialise(sparse, key) if ablation == "reinitialise" else sparse
 
 

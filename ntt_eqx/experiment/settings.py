@@ -73,9 +73,9 @@ class MaskSettings:
     # channels); channels (in all layers that make or read them; a density counts channels). Left
     # out, single weights
     pattern: str | None = None
-    # a check of the method: `shuffle` the mask within each layer, keep of it no more than its
-    # `shares` of the layers (shuffled, and the weights are the initial ones), `reinitialise` the
-    # weights under it, or `invert` the scores
+    # a check of the method: `shuffle` the mask within each layer; keep only its `shares` of the
+    # layers, by a shuffled mask on the initial weights; `reinitialise` the weights under it; or
+    # `invert` the scores
     ablation: Literal["shuffle", "shares", "reinitialise", "invert"] | None = None
 
     @property
