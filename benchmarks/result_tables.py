@@ -54,6 +54,17 @@ def mean(numbers: Iterable[float]) -> float:
     return statistics.fmean(list(numbers))
 
 
+def standard_error(numbers: list[float]) -> float:
+    return statistics.stdev(numbers) / len(numbers) ** 0.5
+
+
+def with_error(numbers: list[float], error: float | None = None, sign: str = "") -> str:
+    """A mean and its standard error, which one number does not tell."""
+    if error is None and len(numbers) > 1:
+        error = standard_error(numbers)
+    return f"{mean(numbers):{sign}.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+
 def spread(numbers: list[float], digits: int) -> str:
     return f"{mean(numbers):.{digits}f} ± {statistics.stdev(numbers):.{digits}f}"
 
@@ -116,9 +127,8 @@ def fair_cells(
 ) -> tuple[list[str], int]:
     """Mean and standard error of a row at each density, and the number of its seeds."""
     of_each = [fair_values(row, density) for density in densities]
-    errors = [statistics.stdev(found) / len(found) ** 0.5 for found in of_each]
-    pairs = zip(of_each, errors, strict=True)
-    return [f"{mean(v):.1f}{between}{error:.1f}" for v, error in pairs], len(of_each[0])
+    cells = [f"{mean(found):.1f}{between}{standard_error(found):.1f}" for found in of_each]
+    return cells, len(of_each[0])
 
 
 def fair_table(*densities: float) -> str:
@@ -134,13 +144,6 @@ def fair_table(*densities: float) -> str:
     return table(header, [False] * 3 + [True] * (len(densities) + 1), rows)
 
 
-def with_error(numbers: list[float], error: float | None = None, sign: str = "") -> str:
-    """A mean and its standard error, which one number does not tell."""
-    if error is None and len(numbers) > 1:
-        error = statistics.stdev(numbers) / len(numbers) ** 0.5
-    return f"{mean(numbers):{sign}.2f}" + ("" if error is None else f" ± {error:.2f}")
-
-
 SHUFFLED = (  # rows like those of FAIR, each of which has random masks with its shares
     ("ntk-sap", "NTK-SAP, over all layers", "fashion_mnist_beyond", "global", ""),
     ("ntt-sketch", "**NTT**, sketched, over all layers", "fashion_mnist_beyond", "global", ""),
@@ -151,7 +154,7 @@ SHUFFLED = (  # rows like those of FAIR, each of which has random masks with its
 
 def shuffled_values(method: str, density: float) -> list[float]:
     """The accuracies of random masks that keep as many weights of each layer as a method's."""
-    return fair_values((method, "random", "fashion_mnist_shuffled", "global", "shuffle"), density)
+    return values(load("fashion_mnist_shuffled"), method=method, density=density)
 
 
 def gains_within_shares(row: tuple[str, str, str, str | None, str], density: float) -> list[float]:
@@ -376,31 +379,32 @@ def search_rows(found: dict[str, Any]) -> Results:
     return sorted(last.values(), key=lambda r: (-r["round"], -mean(r["accuracy"].values())))
 
 
+RIVALS = {  # of the transfers in the search: how their rows and columns are called
+    "ntk-sap@global": "NTK-SAP",
+    "random-ntk-sap-shares": "random, NTK-SAP's shares",
+    "random-synflow-shares": "random, SynFlow's shares",
+    "synflow@global": "SynFlow",
+    "random-equal-counts": "random, as many weights in every layer",
+    "random-output-whole": "random, last layer whole, else ERK",
+    "random@erk": "random, ERK",
+    "random-erk-rescaled": "random, ERK, rescaled",
+    "its shares": "random, its shares",  # those of each transfer
+}
+
+
 def search_rivals(found: dict[str, Any]) -> str:
-    """What costs less than a transfer, over all seeds."""
-    names = {
-        "ntk-sap@global": "NTK-SAP, over all layers",
-        "random-ntk-sap-shares": "random, NTK-SAP's shares",
-        "random-synflow-shares": "random, SynFlow's shares",
-        "synflow@global": "SynFlow, over all layers",
-        "random-equal-counts": "random, as many weights in every layer",
-        "random-output-whole": "random, last layer whole, else ERK",
-        "random@erk": "random, ERK",
-        "random-erk-rescaled": "random, ERK, rescaled",
-    }
-    of = {rival: list(found["rivals"][rival].values()) for rival in names}
-    rows = [[name, str(len(of[rival])), with_error(of[rival])] for rival, name in names.items()]
+    """The rivals of all transfers, each of which costs less than a transfer."""
+    rows = []
+    for rival, name in RIVALS.items():
+        if rival in found["rivals"]:
+            reached = list(found["rivals"][rival].values())
+            rows.append([name, str(len(reached)), with_error(reached)])
     return table(["mask", "seeds", "accuracy (%)"], [False, True, True], rows)
 
 
 def search_table(found: dict[str, Any]) -> str:
-    """Every variant at its last round, and its lead over what costs less; standard errors."""
-    rivals = {
-        "random@erk": "random, ERK",
-        "ntk-sap@global": "NTK-SAP",
-        "synflow@global": "SynFlow",
-        "its shares": "random, its shares",
-    }
+    """Every variant at its last round, and its leads over four rivals; standard errors."""
+    rivals = ("random@erk", "ntk-sap@global", "synflow@global", "its shares")
     rows = []
     for row in search_rows(found):
         cells = [f"`{row['variant']}`", str(len(row["accuracy"]))]
@@ -410,7 +414,7 @@ def search_table(found: dict[str, Any]) -> str:
             cells.append("–" if lead is None else with_error([lead["mean"]], lead["error"], "+"))
             cells[-1] = f"**{cells[-1]}**" if lead is not None and lead["ahead"] else cells[-1]
         rows.append([*cells, f"{row['seconds']:.0f}"])
-    header = ["variant", "seeds", "accuracy (%)", *(f"over {name}" for name in rivals.values())]
+    header = ["variant", "seeds", "accuracy (%)", *(f"over {RIVALS[rival]}" for rival in rivals)]
     return table([*header, "seconds"], [False] + [True] * 7, rows)
 
 

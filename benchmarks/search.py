@@ -27,7 +27,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 import optax
 
@@ -161,14 +160,14 @@ class RandomMask:
         if self.shares == "erk":
             return ntt.Sparsity(density, allocation="erk")
         mask = ntt.sparsify(teacher).mask
-        shapes = {jtu.keystr(path): leaf.shape for path, leaf in jtu.tree_leaves_with_path(mask)}
-        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-        budget, (*rest, last) = density * sum(sizes.values()), sizes
+        erk = ntt.allocate(mask, density, "erk")
+        sizes = dict(zip(erk, (leaf.size for leaf in jax.tree.leaves(mask)), strict=True))
+        budget = density * sum(sizes.values())
         if self.shares == "equal":
             return ntt.Sparsity({n: budget / len(sizes) / size for n, size in sizes.items()})
-        parts = {name: sum(shapes[name]) for name in rest}  # ERK's number of weights, unscaled
-        left = (budget - sizes[last]) / sum(parts.values())
-        return ntt.Sparsity({**{n: left * parts[n] / sizes[n] for n in rest}, last: 1.0})
+        *rest, last = erk
+        scale = (budget - sizes[last]) / sum(erk[name] * sizes[name] for name in rest)
+        return ntt.Sparsity({**{name: scale * erk[name] for name in rest}, last: 1.0})
 
 
 def ranked(score: str, teacher: Any, x: Any, density: float, key: Any) -> Any:
@@ -269,7 +268,8 @@ def trained(methods: Any, name: str, out: Path, **settings: Any) -> tuple[Result
         return {}, None
     found: Results = {}
     for row in frame.itertuples():
-        which = f"{row.method}@{row.scope}" if isinstance(row.scope, str) and row.scope else name
+        scoped = isinstance(row.scope, str) and row.scope
+        which = f"{row.method}@{row.scope}" if scoped else row.method
         if math.isfinite(row.test_accuracy):
             found.setdefault(which, {})[row.seed] = 100 * row.test_accuracy
     return found, float(frame.seconds.median())
