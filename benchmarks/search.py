@@ -316,7 +316,7 @@ def main() -> None:
         "models": "lenet-300-100",
         "datasets": options.images,
         "densities": options.density,
-        "scoring": {"examples": 50_000 if options.images == "fashion-mnist" else 1_000},
+        "scoring": {"examples": 1_000 if "mini" in options.images else 50_000},
         "training": {"epochs": options.epochs},
         "preset": "paper",
         "progress": False,

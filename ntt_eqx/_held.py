@@ -1,5 +1,6 @@
 """Steps of a loop, between which the state stays a row of arrays."""
 
+import abc
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
@@ -9,6 +10,14 @@ import jax
 State = TypeVar("State")
 
 _ARRAY = object()  # stands in a form where the state has an array
+
+
+class AbstractHeld(abc.ABC, Generic[State]):
+    """A state between two steps of a loop, in whatever form is quick to step."""
+
+    @abc.abstractmethod
+    def whole(self) -> State:
+        """The state."""
 
 
 class _Form:
@@ -37,7 +46,7 @@ class _Form:
 
 
 @jax.tree_util.register_pytree_node_class
-class Held(Generic[State]):
+class Held(AbstractHeld[State]):
     """The state of a run between two steps: its arrays in a row, and what makes a state of them.
 
     `eqx.filter_jit` takes a state apart in Python at every call, puts the next one together, and
@@ -69,4 +78,4 @@ class Held(Generic[State]):
 
 def whole(state: Any) -> Any:
     """The state itself, held or not."""
-    return state.whole() if isinstance(state, Held) else state
+    return state.whole() if isinstance(state, AbstractHeld) else state

@@ -10,6 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool
 
+from .._kept import is_kept_layer
 from .._sparse import SparseModel, count_kept
 from .._types import MaskTree, PyTree
 from ._layers import SparseLinear
@@ -102,6 +103,39 @@ def on_entries(
 
     model = jtu.tree_map_with_path(one, sparse.model, is_leaf=_is_linear)
     return SparseModel(model, like_model(model, sparse.mask))
+
+
+def off_entries(kept: PyTree, masked: PyTree, entries: dict[str, KeptEntries]) -> PyTree:
+    """The way back from `on_entries`: `masked` with the values of `kept`, an array or more later.
+
+    **Arguments:**
+
+    - `kept`: a `SparseModel` of layers on kept weights, or what is like one.
+    - `masked`: a masked one, whose weights under the mask stay.
+    """
+    layers = {
+        jtu.keystr(path): node
+        for path, node in jtu.tree_leaves_with_path(kept.model, is_leaf=is_kept_layer)
+        if is_kept_layer(node)
+    }
+
+    def one(path: Any, node: Any) -> Any:
+        name = jtu.keystr(path)
+        if name not in entries:
+            return node
+        weight = put_back(layers[name].values, entries[name], node.weight)
+        where = lambda layer: (layer.weight, layer.bias)
+        new = (weight, layers[name].bias)
+        return eqx.tree_at(where, node, new, is_leaf=lambda leaf: leaf is None)
+
+    shared = eqx.combine(like_model(masked.model, kept.model), masked.model)
+    model = jtu.tree_map_with_path(one, shared, is_leaf=_is_linear)
+    return SparseModel(model, masked.mask)
+
+
+def put_back(values: Array, entries: KeptEntries, under: Array) -> Array:
+    """Like a weight: `values` at the entries of the mask, and elsewhere what `under` has."""
+    return jnp.where(entries.mask, entries.index.scatter(values), under)
 
 
 def like_model(model: PyTree, tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> PyTree:

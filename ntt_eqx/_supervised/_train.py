@@ -22,6 +22,7 @@ from .._sparse import SparseModel
 from .._types import GradientTransformation, PyTree
 from ._evaluate import evaluate
 from ._objective import CROSS_ENTROPY, Objective, check_start, readable
+from ._on_kept_weights import Steps
 from ._step import (
     TrainConfig,
     TrainMetrics,
@@ -141,12 +142,13 @@ def train_steps(
     """
     check_state("train", state)
     objective, begin, first = state.config.objective, state, True
+    steps = Steps(_step, state, num_steps)
     parts = dict(observe or {})
     if test_set is not None:
         as_stream("train: test_set", test_set, again=True)
         parts["test"] = lambda state: evaluate(state.trained, test_set, objective)
 
-    def step(state: Any, batch: Any) -> tuple[Held[TrainState], TrainMetrics, Evidence]:
+    def step(state: Any, batch: Any) -> tuple[Any, TrainMetrics, Evidence]:
         nonlocal first
         batch = spread("train", readable("train", objective, batch))
         if first:
@@ -154,7 +156,7 @@ def train_steps(
             if isinstance(state.model, SparseModel):
                 check_collapse(state.model, shape_of_inputs(batch), caller="train")
             state = Held.of(state)
-        state, metrics, norms = _step(state, batch)
+        state, metrics, norms = steps(state, batch)
         if first and bool(jnp.isfinite(metrics.loss)):
             check_first_update("train", state.whole().model, lambda: _gradient(begin, batch))
         first = False

@@ -22,9 +22,9 @@ from .._sparse_layers import (
     entries_have_room,
     kept_entries,
     on_entries,
+    pays_in_a_transfer,
     sparse_layers,
 )
-from .._sparse_layers._costs import pays_in_a_transfer
 from .._stateful import StatefulModel
 from .._step_info import StepInfo
 from .._types import MaskTree, PyTree

@@ -1,0 +1,160 @@
+"""`Moments`: which arrays of an optimiser's state belong to the weights of which layer."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from .._optimise import optimise
+from .._parameters import parameters
+from .._sparse import SparseModel
+from .._types import GradientTransformation, PyTree
+from ._in_steps import KeptEntries, on_entries, put_back
+
+# What an optimiser may do if it is to treat every weight by itself.
+_ELEMENTWISE = frozenset(
+    "abs add and cbrt ceil clamp convert_element_type copy copy_p cos cosh div eq erf exp exp2 "
+    "expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg "
+    "nextafter not or pow real rem round rsqrt select_n sign sin sinh sqrt square stop_gradient "
+    "sub tan tanh xor".split()
+)
+_CALLS = frozenset(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2"))
+_UNIQUE = 1_000_003  # an axis of no weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """The places of an optimiser's state that have an array like the weight of a layer.
+
+    Attributes:
+        layers: for each leaf of the state the key string of the layer, or `None`.
+        whole: the structure of the state of masked weights.
+        kept: the structure of the state of kept weights.
+    """
+
+    layers: tuple[str | None, ...]
+    whole: Any
+    kept: Any
+
+    def to_kept(self, opt_state: PyTree, entries: Mapping[str, KeptEntries]) -> PyTree:
+        """The state of kept weights alone."""
+        leaves = self.whole.flatten_up_to(opt_state)
+        parts = zip(leaves, self.layers, strict=True)
+        return self.kept.unflatten(
+            leaf if name is None else entries[name].index.gather(leaf) for leaf, name in parts
+        )
+
+    def to_whole(
+        self, opt_state: PyTree, entries: Mapping[str, KeptEntries], before: PyTree
+    ) -> PyTree:
+        """The state of all weights; those under the mask have what they had `before`."""
+        leaves, old = self.kept.flatten_up_to(opt_state), self.whole.flatten_up_to(before)
+        parts = zip(leaves, old, self.layers, strict=True)
+        return self.whole.unflatten(
+            leaf if name is None else put_back(leaf, entries[name], under)
+            for leaf, under, name in parts
+        )
+
+
+def moments_of(
+    optimizer: GradientTransformation,
+    model: SparseModel,
+    opt_state: PyTree,
+    entries: dict[str, KeptEntries],
+) -> Moments | None:
+    """Where an optimiser keeps arrays for the weights of layers, if it treats each by itself.
+
+    Its two programs are traced, for all weights and for kept ones, each layer with an axis that
+    nothing else has. They must be the same program, with the same numbers in it, and made of
+    elementwise operations. So no optimiser passes that looks at the axes of a weight (Muon,
+    Adafactor), adds weights up (a clipped norm), draws noise, or knows biases by their rank.
+
+    **Returns:**
+
+    `None` if that does not hold.
+    """
+    names = {f"{name}.values": _UNIQUE + n for n, name in enumerate(entries)}
+    layers = {_UNIQUE + n: name for n, name in enumerate(entries)}
+
+    def unique(path: Any, leaf: Any) -> Any:
+        axis = names.get(jtu.keystr(path))
+        return leaf if axis is None else jax.ShapeDtypeStruct((axis,), leaf.dtype)
+
+    room = jnp.ones((), bool)
+    masked = eqx.filter_eval_shape(parameters, model)
+    kept = eqx.filter_eval_shape(lambda m: parameters(on_entries(m, entries, room)), model)
+    kept = SparseModel(jtu.tree_map_with_path(unique, kept.model), kept.mask)
+    try:
+        kept_state = jax.eval_shape(optimizer.init, kept)
+        same = _program(optimizer, masked, opt_state) == _program(optimizer, kept, kept_state)
+    except Exception:  # whatever an optimiser raises that does not know such parameters
+        return None
+    old, whole = jax.tree.flatten(opt_state)
+    new, structure = jax.tree.flatten(kept_state)
+    if not same or len(old) != len(new):
+        return None
+    found = tuple(layers.get(leaf.shape[0]) if leaf.ndim == 1 else None for leaf in new)
+    shapes = [
+        leaf.shape if name is None else entries[name].mask.shape
+        for leaf, name in zip(new, found, strict=True)
+    ]
+    return Moments(found, whole, structure) if shapes == [leaf.shape for leaf in old] else None
+
+
+def _program(optimizer: GradientTransformation, params: PyTree, opt_state: PyTree) -> list[Any]:
+    """What an update computes, without shapes; `ValueError` if that is not elementwise."""
+    value = jax.ShapeDtypeStruct((), jnp.float32)
+
+    def update(params: PyTree, opt_state: PyTree, value: Any) -> Any:
+        return optimise(optimizer, params, opt_state, params, value=value)
+
+    traced = jax.make_jaxpr(update)(params, opt_state, value)
+    numbers: dict[Any, int] = {}
+    lines: list[Any] = [_numbers(constant) for constant in traced.consts]
+    _read(traced.jaxpr, numbers, lines)
+    return [*lines, *(_operand(v, numbers) for v in traced.jaxpr.outvars)]
+
+
+def _read(jaxpr: Any, numbers: dict[Any, int], lines: list[Any]) -> None:
+    for variable in (*jaxpr.constvars, *jaxpr.invars):
+        numbers.setdefault(variable, len(numbers))
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        operands = [_operand(v, numbers) for v in eqn.invars]
+        if name in _CALLS and inner is not None:
+            closed = getattr(inner, "jaxpr", inner)
+            lines += [name, operands, *(_numbers(c) for c in getattr(inner, "consts", ()))]
+            _read(closed, numbers, lines)
+            lines.append([_operand(v, numbers) for v in closed.outvars])
+        else:
+            lines.append((name, operands, _settings(eqn)))
+        for variable in eqn.outvars:
+            numbers[variable] = len(numbers)
+
+
+def _settings(eqn: Any) -> Any:
+    """The parameters of an operation that have no shape in them."""
+    name = eqn.primitive.name
+    scalars = all(v.aval.ndim == 0 for v in eqn.invars)
+    if name == "broadcast_in_dim" and scalars:
+        return str(eqn.outvars[0].aval.dtype)
+    if name in _ELEMENTWISE or (scalars and all(v.aval.ndim == 0 for v in eqn.outvars)):
+        return {key: str(value) for key, value in eqn.params.items() if key != "sharding"}
+    raise ValueError(f"{name} is not elementwise")
+
+
+def _operand(variable: Any, numbers: dict[Any, int]) -> Any:
+    value = getattr(variable, "val", None)  # of a literal
+    return numbers[variable] if value is None else _numbers(value)
+
+
+def _numbers(constant: Any) -> Any:
+    if np.ndim(constant):
+        raise ValueError("an array is no part of an elementwise program")
+    return ("constant", str(np.asarray(constant).dtype), np.asarray(constant).item())

@@ -1,0 +1,198 @@
+"""Runs of training whose large sparse layers store kept weights alone between two looks."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from .._batch import pair
+from .._distribute import layout_in_use
+from .._examples import as_inference
+from .._held import AbstractHeld, Held
+from .._optimise import copied
+from .._refreshes import refresh_due
+from .._sparse import SparseModel
+from .._sparse_layers import (
+    KeptEntries,
+    Moments,
+    is_large,
+    kept_entries,
+    moments_of,
+    off_entries,
+    on_entries,
+    pays_in_training,
+)
+from .._stateful import StatefulModel
+from .._types import PyTree
+from ..kernels import target_device
+from ._objective import CrossEntropy, SquaredError
+from ._step import TrainConfig, TrainState, with_zeros
+
+_Step = Callable[[Held[TrainState], PyTree], tuple[Held[TrainState], Any, Any]]
+
+
+class OnKeptWeights(AbstractHeld[TrainState]):
+    """A state whose large layers store kept weights alone, and an earlier one with all weights."""
+
+    def __init__(
+        self,
+        masked: TrainState,
+        entries: dict[str, KeptEntries],
+        moments: Moments,
+        held: Held[TrainState] | None = None,
+    ):
+        """`held`: a later state than `masked`."""
+        self._masked, self._entries, self._moments = masked, entries, moments
+        self.held = Held.of(_to_kept(masked, entries, moments)) if held is None else held
+
+    def after(self, held: Held[TrainState]) -> "OnKeptWeights":
+        """The same layers after a step."""
+        return OnKeptWeights(self._masked, self._entries, self._moments, held)
+
+    def whole(self) -> TrainState:
+        """The masked state; pruned weights are what they were under the mask."""
+        return _to_whole(self.held.whole(), self._masked, self._entries, self._moments)
+
+
+class Steps:
+    """Steps of a run, each on kept weights where it computes the same faster.
+
+    Whether it does follows from the state, the batch's size and the step's number alone, so that a
+    run that is cut in two takes the same steps.
+    """
+
+    def __init__(self, step: _Step, begin: TrainState, num_steps: int):
+        """`step`: one step of a state in either form, which may reuse its memory."""
+        self._step, self._at = step, int(begin.step)
+        self._open = _may_change_form(begin)
+        self._due = _refreshes(begin, num_steps) if self._open else {}
+        self._last_due = max((at for at, due in self._due.items() if due), default=0)
+        self._fixed = _keeps_counts(begin)
+        self._tried = False
+
+    def __call__(self, state: Any, batch: PyTree) -> tuple[Any, Any, Any]:
+        """One step: the next state in either form, the metrics, and the weights' norms before."""
+        self._at += 1
+        if self._due.get(self._at, False):  # a refresh looks at all weights
+            state, self._tried = _as_held(state), False
+        elif self._open and not self._tried and (self._fixed or self._at > self._last_due):
+            state, self._tried = on_kept_weights(state.whole(), batch) or state, True
+        if not isinstance(state, OnKeptWeights):
+            return self._step(state, batch)
+        held, metrics, norms = self._step(state.held, batch)
+        return state.after(held), metrics, norms
+
+
+def on_kept_weights(state: TrainState, batch: PyTree) -> OnKeptWeights | None:
+    """The state with its large layers on kept weights, or `None` where it has to stay as it is.
+
+    It stays where no layer pays, where the optimiser does not treat each weight by itself, and
+    where the model, called with other layers, does not compute the same: it reads a layer's weight
+    or asks for its class.
+    """
+    size = len(jax.tree.leaves(batch)[0])
+    pays = lambda _, mask: pays_in_training(mask, size)
+    entries = kept_entries(state.model.model, state.model.mask, pays)
+    if not entries:
+        return None
+    params = with_zeros(state.model)
+    moments = moments_of(state.optimizer, params, state.opt_state, entries)
+    if moments is None or not _same_outputs(params, entries, pair("train", batch)[0]):
+        return None
+    return OnKeptWeights(state, entries, moments)
+
+
+def _may_change_form(state: TrainState) -> bool:
+    """Whether the loss depends on the model's function alone, on one CPU."""
+    if type(state.config.objective) not in (CrossEntropy, SquaredError):
+        return False
+    if target_device().platform != "cpu" or layout_in_use() is not None:
+        return False
+    model = state.model
+    if not isinstance(model, SparseModel) or isinstance(model.model, StatefulModel):
+        return False
+    if not any(is_large(mask) for mask in jax.tree.leaves(model.mask)):
+        return False
+    dynamic = state.config.dynamic
+    return dynamic is None or dynamic.rewind is None
+
+
+def _keeps_counts(state: TrainState) -> bool:
+    """Whether each layer keeps as many weights as it does now; a number compiles a program."""
+    dynamic = state.config.dynamic
+    if dynamic is None:
+        return True
+    return not callable(dynamic.sparsity.density) and dynamic.sparsity.scope == "layer"
+
+
+def _refreshes(state: TrainState, num_steps: int) -> dict[int, bool]:
+    """The steps of the run, and whether each has a refresh behind it."""
+    dynamic = state.config.dynamic
+    steps = np.arange(int(state.step) + 1, num_steps + 1, dtype=np.int32)
+    if dynamic is None or not len(steps):
+        return {}
+    due = lambda step: jnp.asarray(refresh_due(dynamic.refresh, dynamic.sparsity, step))
+    return dict(
+        zip(steps.tolist(), np.asarray(jax.jit(jax.vmap(due))(steps)).tolist(), strict=True)
+    )
+
+
+def _as_held(state: AbstractHeld[TrainState]) -> Held[TrainState]:
+    return state if isinstance(state, Held) else Held.of(copied(state.whole()))
+
+
+def _to_kept(masked: TrainState, entries: dict[str, KeptEntries], moments: Moments) -> TrainState:
+    """The state of kept weights in memory of its own, which the steps reuse."""
+    to_kept = lambda model: on_entries(model, entries, jnp.ones((), bool))
+    average = masked.average
+    if average is not None:
+        average = eqx.filter(to_kept(average), eqx.is_inexact_array)
+    config = masked.config
+    return copied(
+        dataclasses.replace(
+            masked,
+            model=to_kept(masked.model),
+            opt_state=moments.to_kept(masked.opt_state, entries),
+            config=TrainConfig(config.l2_weight, config.objective, config.ema),
+            average=average,
+        )
+    )
+
+
+@eqx.filter_jit
+def _to_whole(
+    kept: TrainState, masked: TrainState, entries: dict[str, KeptEntries], moments: Moments
+) -> TrainState:
+    average = kept.average
+    if average is not None:
+        average = off_entries(average, masked.average, entries)
+    return dataclasses.replace(
+        kept,
+        model=off_entries(kept.model, masked.model, entries),
+        opt_state=moments.to_whole(kept.opt_state, entries, masked.opt_state),
+        config=masked.config,
+        average=average,
+    )
+
+
+def _same_outputs(model: SparseModel, entries: dict[str, KeptEntries], x: Any) -> bool:
+    """Whether the model computes the same with the layers replaced, on these inputs."""
+    try:
+        return bool(_compare(model, entries, x))
+    except Exception:  # whatever a model raises that reads what the layers do not have
+        return False
+
+
+@eqx.filter_jit
+def _compare(model: SparseModel, entries: dict[str, KeptEntries], x: Array) -> Bool[Array, ""]:
+    kept = on_entries(model, entries, jnp.ones((), bool))
+    one, other = (jax.vmap(as_inference(each))(x) for each in (model, kept))
+    if one.shape != other.shape:
+        return jnp.zeros((), bool)
+    rounding = 100 * float(jnp.finfo(one.dtype).eps) * jnp.max(jnp.abs(one), initial=1.0)
+    return jnp.max(jnp.abs(one - other), initial=0.0) <= rounding

@@ -1,0 +1,254 @@
+"""Training whose large layers store kept weights alone gives what masked training gives."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers.drawn_networks import draw
+
+import ntt_eqx as ntt
+from ntt_eqx._supervised import _on_kept_weights
+
+STEPS, CLASSES = 12, 5
+ADAM = optax.adam(1e-2)
+ELEMENTWISE = {
+    "momentum": optax.sgd(0.1, 0.9, nesterov=True),
+    "adam": ADAM,
+    "adamw by a schedule": optax.adamw(optax.cosine_decay_schedule(1e-2, STEPS)),
+    "lion": optax.lion(1e-3),
+    "adabelief": optax.adabelief(1e-2),
+    "clipped entries": optax.chain(optax.clip(1e-3), ADAM),
+    "a rate in the state": optax.inject_hyperparams(optax.rmsprop)(1e-3),
+}
+TOGETHER = {
+    "clipped norm": optax.chain(optax.clip_by_global_norm(0.1), ADAM),
+    "adafactor": optax.adafactor(1e-2, min_dim_size_to_factor=8),
+    "lamb": optax.lamb(1e-2),
+    "muon": optax.contrib.muon(1e-2),
+    "noise": optax.chain(optax.add_noise(0.1, 0.5, 0), ADAM),
+    "finite or skipped": optax.apply_if_finite(ADAM, 3),
+    "a rate by the size": optax.stateless(lambda g, _: jax.tree.map(lambda a: -a / a.size, g)),
+    "decay of matrices": optax.chain(
+        optax.add_decayed_weights(0.1, mask=lambda p: jax.tree.map(lambda a: a.ndim > 1, p)),
+        optax.sgd(0.1),
+    ),
+    "decay by places": optax.chain(
+        optax.masked(optax.add_decayed_weights(0.1), lambda p: marked(p)), optax.sgd(0.1)
+    ),
+}
+
+
+def marked(params):
+    """The weight of the second layer alone."""
+    nowhere = jax.tree.map(lambda _: False, params)
+    return eqx.tree_at(lambda p: p.model.layers[1].weight, nowhere, True)
+
+
+@pytest.fixture
+def formed(monkeypatch):
+    """Sparse layers of every size may change their form; each attempt, and whether it did."""
+    found = []
+    monkeypatch.setattr(_on_kept_weights, "is_large", lambda mask: True)
+    monkeypatch.setattr(_on_kept_weights, "pays_in_training", lambda mask, size: True)
+    change = _on_kept_weights.on_kept_weights
+
+    def watched(state, batch):
+        after = change(state, batch)
+        found.append(after is not None)
+        return after
+
+    monkeypatch.setattr(_on_kept_weights, "on_kept_weights", watched)
+    return found
+
+
+def network(key, sparsity=None, module=eqx.nn.MLP):
+    model = module(12, CLASSES, 16, 2, key=key)
+    return ntt.prune(model, ntt.scores.Random(key), sparsity or ntt.Sparsity(0.2))
+
+
+def batches(count=STEPS, shape=(12,), seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return [
+        (rng.standard_normal((8, *shape)).astype(dtype), rng.integers(0, CLASSES, 8))
+        for _ in range(count)
+    ]
+
+
+def masked_steps(state, data):
+    step = eqx.filter_jit(ntt.train_step)
+    for batch in data:
+        state, _ = step(state, batch)
+    return state
+
+
+def assert_same_training(found, expected, tolerance):
+    """All but the optimiser's numbers of pruned weights, which stand still."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    assert eqx.tree_equal(found.model.mask, expected.model.mask)
+    trees = [
+        (s.model.model, s.average, ntt.SparseModel(s.model.model, s.model.mask).to_dense())
+        for s in (found, expected)
+    ]
+    pairs = [jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array)) for tree in trees]
+    for one, other in zip(*pairs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_elementwise_optimisers_give_what_they_give_masked(name, formed, getkey):
+    with jax.enable_x64(True):
+        config = ntt.TrainConfig(ema=0.9)
+        model = jax.tree.map(
+            lambda a: a.astype(float) if eqx.is_inexact_array(a) else a, network(getkey())
+        )
+        state, data = ntt.train_init(model, config, ELEMENTWISE[name]), batches(dtype=float)
+        after, rows = ntt.train_steps(state, data, num_steps=STEPS, log_every=4)
+        assert formed == [True] and len(rows) == 3
+        assert_same_training(after, masked_steps(state, data), 1e-12)
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_other_optimisers_see_all_weights(name, formed, getkey):
+    state, data = ntt.train_init(network(getkey()), ntt.TrainConfig(), TOGETHER[name]), batches()
+    after, _ = ntt.train_steps(state, data, num_steps=STEPS)
+    assert formed == [False]
+    assert_same_training(after, masked_steps(state, data), 1e-6)
+
+
+@pytest.mark.parametrize(
+    "refresh", [ntt.SETRefresh(4), ntt.RigLRefresh(4, until=9), ntt.SETRefresh(1)]
+)
+def test_masks_that_change_are_those_of_masked_training(refresh, formed, getkey):
+    sparsity = ntt.Sparsity(0.2)
+    dynamic = ntt.DynamicSparsity(sparsity, refresh)
+    model = network(getkey(), sparsity)
+    state, data = ntt.train_init(model, ntt.TrainConfig(dynamic=dynamic), ADAM), batches()
+    after, _ = ntt.train_steps(state, data, num_steps=STEPS)
+    assert all(formed) and len(formed) == (0 if refresh.every == 1 else 3)
+    assert not eqx.tree_equal(after.model.mask, model.mask)
+    assert_same_training(after, masked_steps(state, data), 1e-6)
+
+
+def test_a_falling_density_ends_on_kept_weights(formed, getkey):
+    schedule = ntt.GradualDensity(0.2, end=6)
+    dynamic = ntt.DynamicSparsity(ntt.Sparsity(schedule), ntt.MagnitudeRefresh(2, 6))
+    model = eqx.nn.MLP(12, CLASSES, 16, 2, key=getkey())
+    state, data = ntt.train_init(model, ntt.TrainConfig(dynamic=dynamic), ADAM), batches()
+    after, _ = ntt.train_steps(state, data, num_steps=STEPS)
+    assert formed == [True]
+    assert_same_training(after, masked_steps(state, data), 1e-6)
+
+
+@pytest.mark.parametrize("refresh", [None, ntt.SETRefresh(4)])
+@pytest.mark.parametrize("cut", [3, 4, 5, 11])
+def test_a_run_cut_in_two_gives_the_bits_of_an_uncut_one(refresh, cut, formed, getkey):
+    dynamic = None if refresh is None else ntt.DynamicSparsity(ntt.Sparsity(0.2), refresh)
+    state = ntt.train_init(network(getkey()), ntt.TrainConfig(dynamic=dynamic, ema=0.5), ADAM)
+    data = batches()
+    whole, _ = ntt.train_steps(state, data, num_steps=STEPS)
+    half, _ = ntt.train_steps(state, data, num_steps=cut)
+    again, _ = ntt.train_steps(half, data[cut:], num_steps=STEPS)
+    assert formed and all(formed)
+    assert eqx.tree_equal(again, whole)
+
+
+def test_everyone_who_looks_sees_masked_states(formed, getkey):
+    state = ntt.train_init(network(getkey()), ntt.TrainConfig(), ADAM)
+    seen = []
+    ntt.train_steps(
+        state,
+        batches(),
+        num_steps=STEPS,
+        log_every=4,
+        observe={"seen": lambda s: seen.append(s) or {}},
+        on_log=lambda s, row: seen.append(s),
+        on_step=lambda progress: seen.append(progress.state),
+    )
+    assert formed == [True] and len(seen) == STEPS + 3 + 4 + 1
+    assert all(jax.tree.structure(s) == jax.tree.structure(state) for s in seen)
+    masked = masked_steps(state, batches())
+    assert_same_training(seen[-1], masked, 1e-6)
+
+
+class Reads(eqx.nn.MLP):
+    """A model that multiplies by its weights itself."""
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = jnp.tanh(layer.weight @ x)
+        return x
+
+
+class Asks(eqx.nn.MLP):
+    """A model that treats layers of a known class in another way than the rest."""
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x) if type(layer) is eqx.nn.Linear else 2 * layer(x)
+        return x
+
+
+@pytest.mark.parametrize("module", [Reads, Asks])
+def test_models_that_know_their_layers_stay_masked(module, formed, getkey):
+    state, data = (
+        ntt.train_init(network(getkey(), module=module), ntt.TrainConfig(), ADAM),
+        batches(),
+    )
+    after, _ = ntt.train_steps(state, data, num_steps=STEPS)
+    assert formed == [False]
+    assert_same_training(after, masked_steps(state, data), 1e-6)
+
+
+def test_objectives_of_ones_own_see_the_masked_model(formed, getkey):
+    def objective(model, batch, key):
+        assert isinstance(model.layers[0], eqx.nn.Linear)
+        return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(batch[0]), batch[1])
+
+    state = ntt.train_init(network(getkey()), ntt.TrainConfig(objective=objective), ADAM)
+    ntt.train_steps(state, batches(), num_steps=2)
+    assert formed == []
+
+
+def test_a_divergence_is_explained_as_in_masked_training(formed, getkey, monkeypatch):
+    state = ntt.train_init(network(getkey()), ntt.TrainConfig(), optax.sgd(1e12))
+    with pytest.raises(ntt.DivergenceError) as one:
+        ntt.train_steps(state, batches(), num_steps=STEPS)
+    assert formed == [True]
+    monkeypatch.setattr(_on_kept_weights, "pays_in_training", lambda mask, size: False)
+    with pytest.raises(ntt.DivergenceError) as other:
+        ntt.train_steps(state, batches(), num_steps=STEPS)
+    assert str(one.value) == str(other.value)
+
+
+@pytest.mark.filterwarnings("ignore::ntt_eqx.LayerCollapseWarning")
+def test_only_large_layers_with_few_weights_change_their_form(monkeypatch, getkey):
+    tried = []
+    change = _on_kept_weights.on_kept_weights
+    monkeypatch.setattr(
+        _on_kept_weights,
+        "on_kept_weights",
+        lambda state, batch: tried.append(change(state, batch)) or tried[-1],
+    )
+    for width, density, expected in [(64, 0.01, []), (520, 0.5, [False]), (520, 0.01, [True])]:
+        tried.clear()
+        model = eqx.nn.MLP(12, CLASSES, width, 2, key=getkey())
+        sparse = ntt.prune(model, ntt.scores.Random(getkey()), ntt.Sparsity(density))
+        ntt.train(sparse, batches(), ADAM, num_steps=2)
+        assert [after is not None for after in tried] == expected
+
+
+@pytest.mark.filterwarnings("ignore::ntt_eqx.LayerCollapseWarning")
+@pytest.mark.parametrize("seed", range(6))
+def test_drawn_networks_train_as_masked_ones(seed, formed):
+    rng = np.random.default_rng(seed)
+    with jax.enable_x64(True):
+        sparse, x = draw(seed)
+        out = eqx.filter_eval_shape(jax.vmap(sparse), x).shape
+        data = [(rng.normal(size=x.shape), rng.normal(size=out)) for _ in range(5)]
+        optimizer = list(ELEMENTWISE.values())[seed % len(ELEMENTWISE)]
+        state = ntt.train_init(sparse, ntt.TrainConfig(objective=ntt.SquaredError()), optimizer)
+        after, _ = ntt.train_steps(state, data, num_steps=5)
+        assert formed == [True]
+        assert_same_training(after, masked_steps(state, data), 1e-9)
