@@ -112,7 +112,7 @@ class Cell:
         if code:
             found["code"] = code
         later = {
-            "transfer": {"decay": 1.0, "sketch_size": None},
+            "transfer": {"decay": 1.0, "sketch_size": None, "gradual": 0.0},
             "scoring": {"schedule": "exponential"},
             "training": {name: idle[name] for name in _LATER_TRAINING},
         }

@@ -22,7 +22,7 @@ from .cells import Cell
 from .images import Shelf, StandardisedSplit, check_labelled, parts
 from .loop import Phase
 from .own import draws_in_training, find_method
-from .pruning import dynamic_of, pruned_at_start, sparsity_of
+from .pruning import dynamic_of, pruned_at_start, transfer_sparsity
 
 _CURVE_IMAGES = 10_000
 _VALIDATION_IMAGES = 128
@@ -34,7 +34,7 @@ def transfer_phase(cell: Cell, teacher: Any, images: Dataset, title: str) -> Pha
     assert settings is not None and settings.l2_weight is not None
     used, held_out = parts(images, settings.held_out, cell.seed)
     steps = steps_in(settings.epochs, used.size, settings.batch_size)
-    sparsity = sparsity_of(cell, teacher, images.input_shape)
+    sparsity = transfer_sparsity(cell, teacher, images.input_shape, steps)
     config = NTTConfig(
         density=sparsity.density,
         num_steps=steps,

@@ -13,6 +13,7 @@ from jaxtyping import Array, PRNGKeyArray
 from .. import (
     NM,
     DynamicSparsity,
+    GradualDensity,
     LayerCollapseWarning,
     SparseModel,
     Sparsity,
@@ -114,6 +115,21 @@ def sparsity_of(cell: Cell, teacher: Any, shape: tuple[int, ...]) -> Sparsity:
     return Sparsity(density, cell.scope or "layer", allocation, pattern)
 
 
+def transfer_sparsity(cell: Cell, teacher: Any, shape: tuple[int, ...], steps: int) -> Sparsity:
+    """The sparsity of the cell in a transfer of `steps` steps, whose density may fall.
+
+    Raises `ValueError` for a pattern whose density no schedule can change.
+    """
+    sparsity = sparsity_of(cell, teacher, shape)
+    share = 0.0 if cell.transfer is None else cell.transfer.gradual
+    if not share:
+        return sparsity
+    if isinstance(sparsity.pattern, NM):
+        raise ValueError(f"transfer.gradual lowers the density, which {cell.mask} fixes.")
+    schedule = GradualDensity(cell.density, end=max(1, round(share * steps)))
+    return Sparsity(schedule, sparsity.scope, sparsity.allocation, sparsity.pattern)
+
+
 def dynamic_of(
     cell: Cell, teacher: Any, shape: tuple[int, ...], steps: int
 ) -> DynamicSparsity | None:
@@ -154,6 +170,7 @@ def check_fits(cell: Cell, teacher: Any, shape: tuple[int, ...]) -> None:
     try:
         sparsity = sparsity_of(cell, teacher, shape)
         jax.eval_shape(lambda scores: make_mask(scores, sparsity), shapes)
+        transfer_sparsity(cell, teacher, shape, steps=100)
         dynamic = dynamic_of(cell, teacher, shape, steps=100)
         if dynamic is not None:
             dynamic.refresh.check_pattern(dynamic.sparsity, shapes)

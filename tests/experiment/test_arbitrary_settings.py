@@ -10,7 +10,8 @@ from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.settings import CompareSettings, check, from_json, parse_pattern
 
-ROOMS = {"transfer": "epochs batch_size learning_rate mask_every l2_weight held_out initial_mask",
+ROOMS = {"transfer": "epochs batch_size learning_rate mask_every l2_weight held_out initial_mask "
+                     "gradual",
          "scoring": "examples iterations schedule", "mask": "allocation pattern ablation",
          "training": "epochs batch_size l2 rescale evaluate_every optimizer momentum milestones "
                      "schedule weight_decay decay ema crop flip"}  # fmt: skip

@@ -123,6 +123,31 @@ def test_the_masks_of_ntt_hold_through_its_refreshes(density, mask, teacher):
     assert kept.output.weight.all() == (mask.pattern == "2:4")
 
 
+def test_the_density_of_a_transfer_falls_in_the_share_asked_for(teacher):
+    settings = TransferSettings(2.5, 8, 1e-3, mask_every=2, held_out=0.0, gradual=0.6)
+    mask = MaskSettings("erk")
+    cell = one_cell("numbers", "tiny", "ntt", density=0.3, mask=mask, transfer=settings)
+    phase = transfer_phase(cell, teacher, numbers(), "")
+    densities = []
+    watch = lambda progress: densities.append(float(progress.state.student.density()))
+    phase.run(phase.state, phase.batches, num_steps=phase.num_steps, on_step=watch)
+    assert phase.num_steps == 10 and float(phase.state.student.density()) == 1
+    cubic = [0.3 + 0.7 * (1 - min(t, 6) / 6) ** 3 for t in (2, 4, 6, 8, 10)]
+    np.testing.assert_allclose(densities[1::2], cubic, atol=1 / 120)
+
+
+def test_a_falling_density_that_nothing_can_follow_is_refused(teacher):
+    settings = TransferSettings(gradual=0.5)
+    cell = one_cell(
+        "numbers", "tiny", "ntt", density=0.5, mask=MaskSettings(pattern="2:4"), transfer=settings
+    )
+    with pytest.raises(ExperimentError, match="gradual lowers the density, which"):
+        check_fits(cell, teacher, (1, 4, 4))
+    for beside in ({"initial_mask": "snip"}, {"mask_every": 0}):
+        with pytest.raises(ExperimentError, match="gradual: the first mask keeps all weights"):
+            check(dataclasses.replace(settings, **beside))
+
+
 def test_masks_of_ntt_keep_channels_of_the_network(teacher):
     """At its start and after its refreshes."""
     settings = TransferSettings(1.0, 8, 1e-3, mask_every=2, held_out=0.0, initial_mask="random")

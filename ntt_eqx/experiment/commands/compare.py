@@ -15,6 +15,10 @@ from ..progress import Display
 from ..settings import PRESETS, CompareSettings
 from ._options import RunOptions
 
+Preset = Literal[
+    "quick", "fast", "gradual", "paper", "conv-4", "vgg-19", "resnet-20", "ultra-sparse"
+]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(RunOptions):
@@ -30,12 +34,11 @@ class Compare(RunOptions):
     # what is compared
     settings: Annotated[CompareSettings, tyro.conf.arg(name="")] = PRESETS["quick"]
     # where defaults come from: `quick` ends within minutes, `fast` transfers by a sketch of the
-    # kernel in a fraction of the time, `paper` is the published protocol. `conv-4`, `vgg-19`,
-    # `resnet-20` and `ultra-sparse` are protocols on which pruning is compared; table.md has their
-    # published numbers. Single options and --config change it
-    preset: Literal["quick", "fast", "paper", "conv-4", "vgg-19", "resnet-20", "ultra-sparse"] = (
-        "quick"
-    )
+    # kernel in a fraction of the time, `gradual` lets the density fall in a short transfer, `paper`
+    # is the published protocol. `conv-4`, `vgg-19`, `resnet-20` and `ultra-sparse` are protocols on
+    # which pruning is compared; table.md has their published numbers. Single options and --config
+    # change it
+    preset: Preset = "quick"
     # JSON file with fields like those of config.json's `settings`; options override it
     config: Path | None = None
     out: Path = Path("runs/compare")
