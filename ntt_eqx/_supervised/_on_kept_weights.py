@@ -47,16 +47,18 @@ class OnKeptWeights(AbstractHeld[TrainState]):
         held: Held[TrainState] | None = None,
     ):
         """`held`: a later state than `masked`."""
-        self._masked, self._entries, self._moments = masked, entries, moments
-        self.held = Held.of(_to_kept(masked, entries, moments)) if held is None else held
+        self._masked, self._entries, self.moments = masked, entries, moments
+        if held is None:  # in memory of its own, which the steps reuse
+            held = Held.of(copied(_to_kept(masked, entries, moments)))
+        self.held = held
 
     def after(self, held: Held[TrainState]) -> "OnKeptWeights":
         """The same layers after a step."""
-        return OnKeptWeights(self._masked, self._entries, self._moments, held)
+        return OnKeptWeights(self._masked, self._entries, self.moments, held)
 
     def whole(self) -> TrainState:
-        """The masked state; pruned weights are what they were under the mask."""
-        return _to_whole(self.held.whole(), self._masked, self._entries, self._moments)
+        """The masked state; what is under the mask, weights and moments, is as it was."""
+        return _to_whole(self.held.whole(), self._masked, self._entries, self.moments)
 
 
 class Steps:
@@ -74,6 +76,9 @@ class Steps:
         self._last_due = max((at for at, due in self._due.items() if due), default=0)
         self._fixed = _keeps_counts(begin)
         self._tried = False
+        self._moments: Moments | None = (
+            None  # found once: the same for all masks of the same counts
+        )
 
     def __call__(self, state: Any, batch: PyTree) -> tuple[Any, Any, Any]:
         """One step: the next state in either form, the metrics, and the weights' norms before."""
@@ -81,29 +86,34 @@ class Steps:
         if self._due.get(self._at, False):  # a refresh looks at all weights
             state, self._tried = _as_held(state), False
         elif self._open and not self._tried and (self._fixed or self._at > self._last_due):
-            state, self._tried = on_kept_weights(state.whole(), batch) or state, True
+            kept, self._tried = on_kept_weights(state.whole(), batch, self._moments), True
+            if kept is not None:
+                state, self._moments = kept, kept.moments
         if not isinstance(state, OnKeptWeights):
             return self._step(state, batch)
         held, metrics, norms = self._step(state.held, batch)
         return state.after(held), metrics, norms
 
 
-def on_kept_weights(state: TrainState, batch: PyTree) -> OnKeptWeights | None:
+def on_kept_weights(
+    state: TrainState, batch: PyTree, moments: Moments | None = None
+) -> OnKeptWeights | None:
     """The state with its large layers on kept weights, or `None` where it has to stay as it is.
 
     It stays where no layer pays, where the optimiser does not treat each weight by itself, and
     where the model, called with other layers, does not compute the same: it reads a layer's weight
-    or asks for its class.
+    or asks for its class. Neither is asked again where `moments` were found before.
     """
     size = len(jax.tree.leaves(batch)[0])
     pays = lambda _, mask: pays_in_training(mask, size)
     entries = kept_entries(state.model.model, state.model.mask, pays)
     if not entries:
         return None
-    params = with_zeros(state.model)
-    moments = moments_of(state.optimizer, params, state.opt_state, entries)
-    if moments is None or not _same_outputs(params, entries, pair("train", batch)[0]):
-        return None
+    if moments is None:
+        params = with_zeros(state.model)
+        moments = moments_of(state.optimizer, params, state.opt_state, entries)
+        if moments is None or not _same_outputs(params, entries, pair("train", batch)[0]):
+            return None
     return OnKeptWeights(state, entries, moments)
 
 
@@ -146,21 +156,19 @@ def _as_held(state: AbstractHeld[TrainState]) -> Held[TrainState]:
     return state if isinstance(state, Held) else Held.of(copied(state.whole()))
 
 
+@eqx.filter_jit
 def _to_kept(masked: TrainState, entries: dict[str, KeptEntries], moments: Moments) -> TrainState:
-    """The state of kept weights in memory of its own, which the steps reuse."""
     to_kept = lambda model: on_entries(model, entries, jnp.ones((), bool))
     average = masked.average
     if average is not None:
         average = eqx.filter(to_kept(average), eqx.is_inexact_array)
     config = masked.config
-    return copied(
-        dataclasses.replace(
-            masked,
-            model=to_kept(masked.model),
-            opt_state=moments.to_kept(masked.opt_state, entries),
-            config=TrainConfig(config.l2_weight, config.objective, config.ema),
-            average=average,
-        )
+    return dataclasses.replace(
+        masked,
+        model=to_kept(masked.model),
+        opt_state=moments.to_kept(masked.opt_state, entries),
+        config=TrainConfig(config.l2_weight, config.objective, config.ema),
+        average=average,
     )
 
 

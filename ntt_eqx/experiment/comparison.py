@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import DivergenceError, LayerCollapseWarning, Progress, sparsify
+from .. import DivergenceError, LayerCollapseWarning, Progress, prune, scores, sparsify
 from ._errors import Diverged
 from .cells import CONFIG, Cell, plan
 from .claims import CLAIM, Lost, Taken, claimed
@@ -26,7 +26,7 @@ from .methods import method as look_of, split_scope
 from .own import check_model, enter, find_method
 from .phases import planned_steps, training_phase, transfer_phase
 from .progress import Display, duration
-from .pruning import pruned_at_start
+from .pruning import pruned_at_start, sparsity_of
 from .report import REPORT_FILES, write_page, write_tables
 from .results import CELLS, FAILURE, RESULT, Run, read_result, read_run, standard_error
 from .running import check_cells, finished, run_cell, started
@@ -34,6 +34,7 @@ from .settings import CompareSettings, check, to_json
 from .together import by_first
 
 _TIMED_STEPS = 5
+_WIDE = 2**18  # weights of a layer whose steps may take the time of the kept ones alone
 _POLL = 2.0  # seconds between two looks at what other workers do
 
 
@@ -150,12 +151,15 @@ def _estimate(cells: Sequence[Cell], context: RunContext) -> tuple[float, dict[s
     compiles anyway.
     """
     known: dict[tuple[object, ...], tuple[float, float, float]] = {}
+    wide = {model: _is_wide(cell, context) for model, cell in {c.model: c for c in cells}.items()}
     compiled, seconds, steps = set(), 0.0, {}
     for cell in cells:
         for name, count in planned_steps(cell, context.shelf).items():
             context.stop.check()
             method = cell.method if name == "transfer" else ""
             kind = (cell.dataset, cell.model, method)
+            if wide[cell.model]:  # a step takes the time of its kept weights
+                kind = (*kind, cell.density, find_method(cell.method).dynamic is not None)
             variant = (*kind, cell.transfer, cell.density, cell.scope) if method else kind
             if kind not in known:
                 what = look_of(method).label if method else "training"
@@ -176,8 +180,17 @@ def _build(cell: Cell, name: str, context: RunContext) -> Phase:
         start = sparsify(teacher)
         if find_method(cell.method).dynamic is not None:  # its mask decides what it may become
             start = pruned_at_start(cell, teacher, images.input_shape, None, cell.key(1))
+        elif cell.method != "dense" and _is_wide(cell, context):
+            sparsity = sparsity_of(cell, teacher, images.input_shape)
+            start = prune(teacher, scores.Random(cell.key(1)), sparsity)
         return training_phase(cell, start, images, "")
     return transfer_phase(cell, teacher, context.shelf(cell.transfer.dataset or cell.dataset), "")
+
+
+def _is_wide(cell: Cell, context: RunContext) -> bool:
+    """Whether a layer is so large that training may store its kept weights alone."""
+    teacher = started(cell, context.shelf(cell.dataset))
+    return any(mask.size >= _WIDE for mask in jax.tree.leaves(sparsify(teacher).mask))
 
 
 def _measure(phase: Phase) -> tuple[float, float, float]:
@@ -185,7 +198,7 @@ def _measure(phase: Phase) -> tuple[float, float, float]:
     ends = [time.perf_counter()]
 
     def on_step(at: Progress) -> None:
-        jax.block_until_ready(jax.tree.leaves(at.state))
+        at.window()  # waits for the step; to look at the state would take longer than some steps
         ends.append(time.perf_counter())
 
     how: Any = {"num_steps": _TIMED_STEPS, "log_every": None, "on_step": on_step}
