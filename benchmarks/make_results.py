@@ -31,6 +31,8 @@ from result_tables import (
     fair_table,
     fair_values,
     gains_within_shares,
+    gradual_table,
+    leads_of_gradual,
     least_gain,
     load,
     lost_classes,
@@ -47,6 +49,7 @@ from result_tables import (
     sparsity_table,
     spread,
     standard_error,
+    tasks_table,
     time_table,
     time_values,
     values,
@@ -267,6 +270,18 @@ def facts() -> dict[str, str]:
     good += [mean(row["accuracy"].values()) for row in finalists[:6]]
     claim(max(good) - min(good) < 0.26, "Ten of them end within a quarter of a point.")
 
+    on_mnist = load("search_mnist")
+    ahead = [row for row in on_mnist["variants"] if row["ahead"]]
+    claim(len(ahead) == 3 == len(on_mnist["variants"]) - 1, "Three of four are ahead on MNIST.")
+    leads = leads_of_gradual("mnist")
+    for found in leads.values():
+        claim(mean(found) > 2 * standard_error(found), "The falling density is ahead on MNIST.")
+    on_fashion = leads_of_gradual("fashion-mnist")
+    claim(abs(mean(on_fashion["ntk-sap"])) < 0.3, "It is level with NTK-SAP on Fashion-MNIST.")
+    for rival in ("random", "snip", "synflow"):
+        found = on_fashion[rival]
+        claim(mean(found) > 2 * standard_error(found), "It is ahead of the others there.")
+
     published, mnist = load("published_notebooks"), load("mnist_notebooks")
     claim(least_gain(mnist, "ntt-ambient", "ntt-sketch") > 1.5, "ahead by more than 1.5 points.")
     conv_gain = least_gain(lenet5, "ntt-sketch")
@@ -327,6 +342,11 @@ def facts() -> dict[str, str]:
         "search_variants": str(len(search_rows(search))),
         "search_lead": between(ahead_of("random@erk")),
         "search_within": between(ahead_of("its shares")),
+        "search_mnist_table": search_table(on_mnist),
+        "search_mnist_rivals": search_rivals(on_mnist),
+        "gradual_table": gradual_table(),
+        "gradual_lead": f"{mean(leads['ntk-sap']):.1f}",
+        "tasks_table": tasks_table(),
         "notebooks_table": notebooks_table(published["lenet-300-100"], mnist),
         "time_table": time_table(timed),
         "evolution_table": evolution_table(evolution),

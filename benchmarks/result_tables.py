@@ -179,16 +179,101 @@ def shuffled_table(*densities: float) -> str:
     return table(header, [False] + [True] * (3 * len(densities)), rows)
 
 
-def readme_table(*densities: float) -> str:
-    """The fair table in few words."""
+RIVALS_OF_GRADUAL = (  # method, what its row is called, scope, file of the Fashion-MNIST results
+    ("ntk-sap", "NTK-SAP, over all layers", "global", "fashion_mnist_beyond"),
+    ("synflow", "SynFlow, over all layers", "global", "fashion_mnist_beyond"),
+    ("snip", "SNIP, over all layers (sees labels)", "global", "fashion_mnist_fair"),
+    ("random", "random, ERK", "layer", "fashion_mnist_fair"),
+)
+
+
+def gradual_values(dataset: str) -> list[float]:
+    """The accuracies after transfers whose density falls, at 1 %."""
+    return values(load("gradual"), dataset=dataset)
+
+
+def rival_values(method: str, scope: str, dataset: str, file: str) -> list[float]:
+    """The accuracies of one of their rivals."""
+    if dataset == "mnist":
+        return values(load("mnist_rivals"), method=method)
+    mask = "erk" if scope == "layer" else ""
+    return fair_values((method, "", file, scope, mask), 0.01)
+
+
+def leads_of_gradual(dataset: str) -> dict[str, list[float]]:
+    """How far the transfer is ahead of each rival, by seed."""
+    ours = gradual_values(dataset)
+    found = {}
+    for method, _, scope, file in RIVALS_OF_GRADUAL:
+        theirs = rival_values(method, scope, dataset, file)
+        found[method] = [one - other for one, other in zip(ours, theirs, strict=True)]
+    found["ntt"] = [
+        one - other for one, other in zip(ours, task_values(dataset, None), strict=True)
+    ]
+    return found
+
+
+def gradual_table() -> str:
+    """Transfers whose density falls beside their rivals, on two data sets."""
+    sets = ("mnist", "fashion-mnist")
+    rows = [["**NTT**, ERK, the density falls"]]
+    for dataset in sets:
+        rows[0] += [with_error(gradual_values(dataset)), "–"]
+    steady = ["NTT, ERK, the same steps at 1 % throughout, R = 2"]
+    for dataset in sets:
+        steady += [with_error(task_values(dataset, None))]
+        steady += [with_error(leads_of_gradual(dataset)["ntt"], sign="+")]
+    rows.append(steady)
+    for method, name, scope, file in RIVALS_OF_GRADUAL:
+        row = [name]
+        for dataset in sets:
+            row += [with_error(rival_values(method, scope, dataset, file))]
+            row += [with_error(leads_of_gradual(dataset)[method], sign="+")]
+        rows.append(row)
+    header = ["mask", "MNIST", "NTT's lead", "Fashion-MNIST", "NTT's lead"]
+    return table(header, [False] + [True] * 4, rows)
+
+
+def task_values(dataset: str, images: str | None) -> list[float]:
+    """The accuracies on `dataset` of masks that a transfer on `images` found; `None`: its own."""
+    found = [r for r in load("tasks") if r["dataset"] == dataset]
+    return values([r for r in found if r["transfer"]["dataset"] == images])
+
+
+def tasks_table() -> str:
+    """Where the images of a transfer came from, and what its network was trained on."""
+    sets = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
     rows = []
+    for images, name in {**sets, "mnist+fashion-mnist": "both"}.items():
+        cells = [
+            with_error(task_values(dataset, None if images == dataset else images))
+            for dataset in sets
+        ]
+        rows.append([f"NTT on images of {name}", *cells])
+    for method, name, scope, file in RIVALS_OF_GRADUAL:
+        cells = [with_error(rival_values(method, scope, dataset, file)) for dataset in sets]
+        rows.append([name, *cells])
+    header = ["mask", *(f"trained on {name}" for name in sets.values())]
+    return table(header, [False, True, True], rows)
+
+
+def readme_table(*densities: float) -> str:
+    """The fair table in few words, with MNIST at the first density where that was run."""
+    on_mnist, rows = load("mnist_rivals"), []
+    mean_and_error = lambda found: f"{mean(found):.1f}±{standard_error(found):.1f}"
     for row in FAIR:
-        _, name, _, scope, mask = row
+        method, name, file, scope, mask = row
         cells, _ = fair_cells(row, densities, "±")
         shares = {**SHARES, "global": "global", "layer": "uniform"}[mask or scope]
+        found = [r for r in on_mnist if (r["scope"] or None, r.get("mask", "")) == (scope, mask)]
+        found = values(found, method=method)
+        cells = [mean_and_error(found) if found else "–", *cells]
         rows.append([f"{name.split(',')[0]}, {shares}" if scope else name, *cells])
-    header = ["method, shares", *(f"{100 * density:g} %" for density in densities)]
-    return table(header, [False] + [True] * len(densities), rows)
+    ours = [mean_and_error(gradual_values(name)) for name in ("mnist", "fashion-mnist")]
+    rows.insert(1, ["**NTT**, gradual, ERK", *ours, *["–"] * (len(densities) - 1)])
+    header = ["method, shares", f"MNIST {100 * densities[0]:g} %"]
+    header += [f"Fashion {100 * density:g} %" for density in densities]
+    return table(header, [False] + [True] * (len(densities) + 1), rows)
 
 
 def densities(results: Results) -> list[float]:

@@ -1,6 +1,7 @@
 """Runs of training whose large sparse layers store kept weights alone between two looks."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ from .._sparse_layers import (
 from .._stateful import StatefulModel
 from .._types import PyTree
 from ..kernels import target_device
+from ._dynamic import DynamicSparsity
 from ._objective import CrossEntropy, SquaredError
 from ._step import TrainConfig, TrainState, with_zeros
 
@@ -73,19 +75,16 @@ class Steps:
         self._step, self._at = step, int(begin.step)
         self._open = _may_change_form(begin)
         self._due = _refreshes(begin, num_steps) if self._open else {}
-        self._last_due = max((at for at, due in self._due.items() if due), default=0)
-        self._fixed = _keeps_counts(begin)
+        self._steady = _steady_from(begin.config.dynamic)
         self._tried = False
-        self._moments: Moments | None = (
-            None  # found once: the same for all masks of the same counts
-        )
+        self._moments: Moments | None = None  # the same for all masks of the same counts
 
     def __call__(self, state: Any, batch: PyTree) -> tuple[Any, Any, Any]:
         """One step: the next state in either form, the metrics, and the weights' norms before."""
         self._at += 1
         if self._due.get(self._at, False):  # a refresh looks at all weights
             state, self._tried = _as_held(state), False
-        elif self._open and not self._tried and (self._fixed or self._at > self._last_due):
+        elif self._open and not self._tried and self._at > self._steady:
             kept, self._tried = on_kept_weights(state.whole(), batch, self._moments), True
             if kept is not None:
                 state, self._moments = kept, kept.moments
@@ -132,12 +131,18 @@ def _may_change_form(state: TrainState) -> bool:
     return dynamic is None or dynamic.rewind is None
 
 
-def _keeps_counts(state: TrainState) -> bool:
-    """Whether each layer keeps as many weights as it does now; a number compiles a program."""
-    dynamic = state.config.dynamic
+def _steady_from(dynamic: DynamicSparsity | None) -> float:
+    """The step after which each layer keeps as many weights as it does then, infinite for never.
+
+    Each number of weights compiles a program.
+    """
     if dynamic is None:
-        return True
-    return not callable(dynamic.sparsity.density) and dynamic.sparsity.scope == "layer"
+        return 0.0
+    sparsity = dynamic.sparsity
+    if sparsity.scope != "layer":
+        return math.inf
+    end = sparsity.end if callable(sparsity.density) else 0
+    return math.inf if end is None else float(end)
 
 
 def _refreshes(state: TrainState, num_steps: int) -> dict[int, bool]:
@@ -202,5 +207,6 @@ def _compare(model: SparseModel, entries: dict[str, KeptEntries], x: Array) -> B
     one, other = (jax.vmap(as_inference(each))(x) for each in (model, kept))
     if one.shape != other.shape:
         return jnp.zeros((), bool)
-    rounding = 100 * float(jnp.finfo(one.dtype).eps) * jnp.max(jnp.abs(one), initial=1.0)
-    return jnp.max(jnp.abs(one - other), initial=0.0) <= rounding
+    # far above rounding, so that no run decides by chance, and far below another function
+    least = float(jnp.finfo(one.dtype).eps) ** 0.5 * jnp.max(jnp.abs(one), initial=0.0)
+    return jnp.max(jnp.abs(one - other), initial=0.0) <= least

@@ -121,6 +121,10 @@ def train_steps(
 
     A run cut in two, with the state and the iterator carried over, gives the bits of an uncut one.
 
+    On a CPU, large layers with few kept weights are trained on these alone, if objective, model and
+    optimiser allow it; all states that the run shows are masked. Such steps are `train_step`'s to
+    rounding.
+
     **Arguments:**
 
     - `state`: from `train_init`, an earlier `train_steps`, or a checkpoint; it is left as it is.

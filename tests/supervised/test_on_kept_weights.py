@@ -143,11 +143,21 @@ def test_a_falling_density_ends_on_kept_weights(formed, getkey):
     assert_same_training(after, masked_steps(state, data), 1e-6)
 
 
-@pytest.mark.parametrize("refresh", [None, ntt.SETRefresh(4)])
-@pytest.mark.parametrize("cut", [3, 4, 5, 11])
-def test_a_run_cut_in_two_gives_the_bits_of_an_uncut_one(refresh, cut, formed, getkey):
-    dynamic = None if refresh is None else ntt.DynamicSparsity(ntt.Sparsity(0.2), refresh)
-    state = ntt.train_init(network(getkey()), ntt.TrainConfig(dynamic=dynamic, ema=0.5), ADAM)
+CHANGES = {
+    "one mask": None,
+    "SET": ntt.DynamicSparsity(ntt.Sparsity(0.2), ntt.SETRefresh(4)),
+    "falls, then changes": ntt.DynamicSparsity(
+        ntt.Sparsity(ntt.GradualDensity(0.2, end=6)), ntt.MagnitudeRefresh(2, 10)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("cut", [3, 4, 5, 7, 11])
+def test_a_run_cut_in_two_gives_the_bits_of_an_uncut_one(name, cut, formed, getkey):
+    model = network(getkey())
+    model = model.model if name.startswith("falls") else model
+    state = ntt.train_init(model, ntt.TrainConfig(dynamic=CHANGES[name], ema=0.5), ADAM)
     data = batches()
     whole, _ = ntt.train_steps(state, data, num_steps=STEPS)
     half, _ = ntt.train_steps(state, data, num_steps=cut)
