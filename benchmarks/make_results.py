@@ -42,6 +42,7 @@ from result_tables import (
     minutes,
     notebooks_table,
     readme_table,
+    rival_values,
     search_rivals,
     search_rows,
     search_table,
@@ -49,11 +50,14 @@ from result_tables import (
     sparsity_table,
     spread,
     standard_error,
+    task_values,
     tasks_table,
     time_table,
     time_values,
     values,
 )
+
+from ntt_eqx.experiment.published import published_beside
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXT = ROOT / "benchmarks" / "pages" / "results.md"
@@ -282,6 +286,20 @@ def facts() -> dict[str, str]:
         found = on_fashion[rival]
         claim(mean(found) > 2 * standard_error(found), "It is ahead of the others there.")
 
+    lost = {}
+    for own, other in (("mnist", "fashion-mnist"), ("fashion-mnist", "mnist")):
+        reached = {i: mean(task_values(own, i)) for i in (None, other, "mnist+fashion-mnist")}
+        lost[own] = reached[None] - reached[other]
+        both = abs(reached["mnist+fashion-mnist"] - reached[None])
+        claim(both < 0.2, "One mask for both is as good as one for each.")
+    claim(0.1 < lost["fashion-mnist"] < lost["mnist"] < 1, "Those of another task are worse.")
+    found = mean(task_values("mnist", "fashion-mnist"))
+    erk = mean(rival_values("random", "layer", "mnist", ""))
+    claim(1 < found - erk < 1.3, "A point ahead of random on MNIST.")
+    found = mean(task_values("fashion-mnist", "mnist"))
+    erk = mean(rival_values("random", "layer", "fashion-mnist", "fashion_mnist_fair"))
+    claim(0.1 < found - erk < 0.3, "Two tenths ahead of random on Fashion-MNIST.")
+
     published, mnist = load("published_notebooks"), load("mnist_notebooks")
     claim(least_gain(mnist, "ntt-ambient", "ntt-sketch") > 1.5, "ahead by more than 1.5 points.")
     conv_gain = least_gain(lenet5, "ntt-sketch")
@@ -347,6 +365,9 @@ def facts() -> dict[str, str]:
         "gradual_table": gradual_table(),
         "gradual_lead": f"{mean(leads['ntk-sap']):.1f}",
         "tasks_table": tasks_table(),
+        "ultra_table": published_beside(load("ultra_sparse")).strip(),
+        "lost_on_mnist": f"{lost['mnist']:.1f}",
+        "lost_on_fashion": f"{lost['fashion-mnist']:.1f}",
         "notebooks_table": notebooks_table(published["lenet-300-100"], mnist),
         "time_table": time_table(timed),
         "evolution_table": evolution_table(evolution),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ._checks import MOST, check_count
-from ._masks import Sparsity
+from ._masks import GradualDensity, Sparsity
 from ._masks._allocation import check_density
 from ._masks._select import select
 from ._scores import AbstractLabelFreeScore, split_weights
@@ -393,11 +393,13 @@ def refresh_due(
     """Whether a mask is refreshed after `step` steps; the constant `False` means never.
 
     The refresh decides. With a schedule of the density the mask is refreshed at the schedule's end
-    and after the last step as well, so that the last mask has the last density.
+    and after the last step as well, so that the last mask has the last density; of a
+    `GradualDensity`, which changes no more after its end, there alone.
     """
     due = refresh.due(step)
     if due is False or not callable(sparsity.density):
         return due
-    for last in (num_steps, sparsity.end):
+    gradual = isinstance(sparsity.density, GradualDensity)
+    for last in (None if gradual else num_steps, sparsity.end):
         due = due if last is None else due | (step == last)
     return due

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from .._checks import check_count, check_weight
-from .._masks import AbstractPattern, Sparsity
+from .._masks import AbstractPattern, GradualDensity, Sparsity
 from .._masks._allocation import Allocation, check_density
 from .._masks._sparsity import LayerDensities
 from .._refreshes import AbstractRefresh, MagnitudeRefresh, NoRefresh
@@ -28,9 +28,9 @@ class NTTConfig:
         density: share of prunable weights that are kept, in (0, 1]; or one for each layer, or a
             schedule of the step: see `Sparsity`.
         num_steps: length of the whole transfer. The mask stays fixed during the last `mask_every`
-            steps. With `None` the refreshes never end. With a schedule of the density the mask
-            follows the schedule to the last step; there and at the schedule's own end it is always
-            refreshed.
+            steps. With `None` the refreshes never end. With a schedule of the density, but a
+            `GradualDensity` that ends before these steps, the mask follows it to the last step; at
+            the schedule's end it is always refreshed.
         scope: `"layer"` keeps this share in every layer, `"global"` in all layers together.
         initial_mask: `"magnitude"` of the teacher's weights, or `"logit_snip"`.
         mask_every: steps between two refreshes of the mask from the magnitudes of the dense student
@@ -128,9 +128,11 @@ class NTTConfig:
         every, end = self.mask_every, self.num_steps
         if every is None:
             return NoRefresh()
-        # At a constant density the last mask gets `every` steps to be fitted; a schedule must be
-        # followed to the end.
-        until = None if end is None or callable(self.density) else end - every
+        # The last mask gets `every` steps to be fitted, if the density has its last value by then.
+        until = None if end is None else end - every
+        if until is not None and callable(self.density):
+            arrived = isinstance(self.density, GradualDensity) and self.density.end <= until
+            until = until if arrived else None
         return MagnitudeRefresh(every, until)
 
     def method(self, optimizer: GradientTransformation) -> NeuralTangentTransfer:

@@ -88,6 +88,13 @@ def test_one_density_is_left_alone_at_the_end_as_published():
     assert ntt.NTTConfig(0.1, num_steps=300, mask_every=None).method(SGD).due(jnp.int32(1)) is False
 
 
+@pytest.mark.parametrize(("end", "expected"), [(150, [100, 150]), (250, [100, 200, 250, 300])])
+def test_a_density_that_ends_early_is_left_alone_at_the_end_too(end, expected):
+    schedule = ntt.GradualDensity(0.1, end)
+    method = ntt.NTTConfig(schedule, num_steps=300, mask_every=100).method(SGD)
+    assert [t for t in range(1, 301) if bool(method.due(jnp.int32(t)))] == expected
+
+
 @pytest.mark.parametrize("value", [0.0, np.nan])
 @pytest.mark.parametrize("kind", ["own", "rigl"])
 def test_a_refresh_that_cannot_rank_ends_the_run_and_says_so(value, kind):
