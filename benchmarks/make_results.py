@@ -281,7 +281,7 @@ def facts() -> dict[str, str]:
     for found in leads.values():
         claim(mean(found) > 2 * standard_error(found), "The falling density is ahead on MNIST.")
     on_fashion = leads_of_gradual("fashion-mnist")
-    claim(abs(mean(on_fashion["ntk-sap"])) < 0.3, "It is level with NTK-SAP on Fashion-MNIST.")
+    claim(-0.5 < mean(on_fashion["ntk-sap"]) < -0.3, "It is behind NTK-SAP on Fashion-MNIST.")
     for rival in ("random", "snip", "synflow"):
         found = on_fashion[rival]
         claim(mean(found) > 2 * standard_error(found), "It is ahead of the others there.")
@@ -364,6 +364,7 @@ def facts() -> dict[str, str]:
         "search_mnist_rivals": search_rivals(on_mnist),
         "gradual_table": gradual_table(),
         "gradual_lead": f"{mean(leads['ntk-sap']):.1f}",
+        "gradual_loss": f"{-mean(on_fashion['ntk-sap']):.1f}",
         "tasks_table": tasks_table(),
         "ultra_table": published_beside(load("ultra_sparse")).strip(),
         "lost_on_mnist": f"{lost['mnist']:.1f}",
