@@ -122,13 +122,17 @@ def fair_values(row: tuple[str, str, str, str | None, str], density: float) -> l
     return values(found, method=method, scope=scope, density=density if scope else 1.0)
 
 
+def rounded(numbers: list[float], between: str) -> str:
+    """A mean and its standard error to one digit."""
+    return f"{mean(numbers):.1f}{between}{standard_error(numbers):.1f}"
+
+
 def fair_cells(
     row: tuple[str, str, str, str | None, str], densities: Iterable[float], between: str
 ) -> tuple[list[str], int]:
     """Mean and standard error of a row at each density, and the number of its seeds."""
     of_each = [fair_values(row, density) for density in densities]
-    cells = [f"{mean(found):.1f}{between}{standard_error(found):.1f}" for found in of_each]
-    return cells, len(of_each[0])
+    return [rounded(found, between) for found in of_each], len(of_each[0])
 
 
 def fair_table(*densities: float) -> str:
@@ -179,59 +183,33 @@ def shuffled_table(*densities: float) -> str:
     return table(header, [False] + [True] * (3 * len(densities)), rows)
 
 
-RIVALS_OF_GRADUAL = (  # method, what its row is called, scope, file of the Fashion-MNIST results
-    ("ntk-sap", "NTK-SAP, over all layers", "global", "fashion_mnist_beyond"),
-    ("synflow", "SynFlow, over all layers", "global", "fashion_mnist_beyond"),
-    ("snip", "SNIP, over all layers (sees labels)", "global", "fashion_mnist_fair"),
-    ("random", "random, ERK", "layer", "fashion_mnist_fair"),
+ON_TWO_SETS = (  # method, what its row is called, file of the Fashion-MNIST results, scope, mask
+    ("ntk-sap", "NTK-SAP, over all layers", "fashion_mnist_beyond", "global", ""),
+    ("synflow", "SynFlow, over all layers", "fashion_mnist_beyond", "global", ""),
+    ("ntk-sap", "random, NTK-SAP's shares", "fashion_mnist_shuffled", "global", "shuffle"),
+    ("synflow", "random, SynFlow's shares", "fashion_mnist_shuffled", "global", "shuffle"),
+    ("snip", "SNIP, over all layers (sees labels)", "fashion_mnist_fair", "global", ""),
+    ("random", "random, ERK (NTT's shares)", "fashion_mnist_fair", "layer", "erk"),
 )
+SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
+
+
+def mnist_values(method: str, scope: str | None, mask: str) -> list[float]:
+    """The accuracies on MNIST at 1 %, none where that was not run."""
+    found = [r for r in load("mnist_rivals") if (r["scope"] or None, r["mask"]) == (scope, mask)]
+    return values(found, method=method)
+
+
+def rivals_on(dataset: str) -> dict[str, list[float]]:
+    """The accuracies of the rivals of our transfers at 1 %, by the names of their rows."""
+    if dataset == "mnist":
+        return {row[1]: mnist_values(row[0], row[3], row[4]) for row in ON_TWO_SETS}
+    return {row[1]: fair_values(row, 0.01) for row in ON_TWO_SETS}
 
 
 def gradual_values(dataset: str) -> list[float]:
     """The accuracies after transfers whose density falls, at 1 %."""
     return values(load("gradual"), dataset=dataset)
-
-
-def rival_values(method: str, scope: str, dataset: str, file: str) -> list[float]:
-    """The accuracies of one of their rivals."""
-    if dataset == "mnist":
-        return values(load("mnist_rivals"), method=method)
-    mask = "erk" if scope == "layer" else ""
-    return fair_values((method, "", file, scope, mask), 0.01)
-
-
-def leads_of_gradual(dataset: str) -> dict[str, list[float]]:
-    """How far the transfer is ahead of each rival, by seed."""
-    ours = gradual_values(dataset)
-    found = {}
-    for method, _, scope, file in RIVALS_OF_GRADUAL:
-        theirs = rival_values(method, scope, dataset, file)
-        found[method] = [one - other for one, other in zip(ours, theirs, strict=True)]
-    found["ntt"] = [
-        one - other for one, other in zip(ours, task_values(dataset, None), strict=True)
-    ]
-    return found
-
-
-def gradual_table() -> str:
-    """Transfers whose density falls beside their rivals, on two data sets."""
-    sets = ("mnist", "fashion-mnist")
-    rows = [["**NTT**, ERK, the density falls"]]
-    for dataset in sets:
-        rows[0] += [with_error(gradual_values(dataset)), "–"]
-    steady = ["NTT, ERK, the same steps at 1 % throughout, R = 2"]
-    for dataset in sets:
-        steady += [with_error(task_values(dataset, None))]
-        steady += [with_error(leads_of_gradual(dataset)["ntt"], sign="+")]
-    rows.append(steady)
-    for method, name, scope, file in RIVALS_OF_GRADUAL:
-        row = [name]
-        for dataset in sets:
-            row += [with_error(rival_values(method, scope, dataset, file))]
-            row += [with_error(leads_of_gradual(dataset)[method], sign="+")]
-        rows.append(row)
-    header = ["mask", "MNIST", "NTT's lead", "Fashion-MNIST", "NTT's lead"]
-    return table(header, [False] + [True] * 4, rows)
 
 
 def task_values(dataset: str, images: str | None) -> list[float]:
@@ -240,38 +218,60 @@ def task_values(dataset: str, images: str | None) -> list[float]:
     return values([r for r in found if r["transfer"]["dataset"] == images])
 
 
+def others_on(dataset: str) -> dict[str, list[float]]:
+    """The rivals, and a transfer of the same steps at one density."""
+    steady = {"NTT, ERK, the same steps at 1 % throughout, R = 2": task_values(dataset, None)}
+    return steady | rivals_on(dataset)
+
+
+def leads_of_gradual(dataset: str) -> dict[str, list[float]]:
+    """How far transfers whose density falls are ahead of all others, by seed."""
+    ours = gradual_values(dataset)
+    return {
+        name: [one - other for one, other in zip(ours, theirs, strict=True)]
+        for name, theirs in others_on(dataset).items()
+    }
+
+
+def gradual_table() -> str:
+    """Transfers whose density falls beside all others, on two data sets."""
+    rows = {"**NTT**, ERK, the density falls": list[str]()}
+    for dataset in SETS:
+        rows["**NTT**, ERK, the density falls"] += [with_error(gradual_values(dataset)), "–"]
+        leads = leads_of_gradual(dataset)
+        for name, theirs in others_on(dataset).items():
+            cells = [with_error(theirs), with_error(leads[name], sign="+")]
+            rows[name] = rows.get(name, []) + cells
+    header = ["mask", "MNIST", "NTT's lead", "Fashion-MNIST", "NTT's lead"]
+    return table(header, [False] + [True] * 4, [[name, *row] for name, row in rows.items()])
+
+
 def tasks_table() -> str:
     """Where the images of a transfer came from, and what its network was trained on."""
-    sets = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
-    rows = []
-    for images, name in {**sets, "mnist+fashion-mnist": "both"}.items():
-        cells = [
-            with_error(task_values(dataset, None if images == dataset else images))
-            for dataset in sets
+    found = {
+        f"NTT on images of {name}": [
+            task_values(dataset, None if images == dataset else images) for dataset in SETS
         ]
-        rows.append([f"NTT on images of {name}", *cells])
-    for method, name, scope, file in RIVALS_OF_GRADUAL:
-        cells = [with_error(rival_values(method, scope, dataset, file)) for dataset in sets]
-        rows.append([name, *cells])
-    header = ["mask", *(f"trained on {name}" for name in sets.values())]
+        for images, name in {**SETS, "mnist+fashion-mnist": "both"}.items()
+    }
+    rivals = [rivals_on(dataset) for dataset in SETS]
+    found |= {name: [rival[name] for rival in rivals] for name in rivals[0]}
+    rows = [[name, *map(with_error, each)] for name, each in found.items()]
+    header = ["mask", *(f"trained on {name}" for name in SETS.values())]
     return table(header, [False, True, True], rows)
 
 
 def readme_table(*densities: float) -> str:
     """The fair table in few words, with MNIST at the first density where that was run."""
-    on_mnist, rows = load("mnist_rivals"), []
-    mean_and_error = lambda found: f"{mean(found):.1f}±{standard_error(found):.1f}"
+    rows = []
     for row in FAIR:
-        method, name, file, scope, mask = row
+        method, name, _, scope, mask = row
         cells, _ = fair_cells(row, densities, "±")
+        on_mnist = mnist_values(method, scope, mask)
+        cells.insert(0, rounded(on_mnist, "±") if on_mnist else "–")
         shares = {**SHARES, "global": "global", "layer": "uniform"}[mask or scope]
-        found = [r for r in on_mnist if (r["scope"] or None, r.get("mask", "")) == (scope, mask)]
-        found = values(found, method=method)
-        if (method, scope, mask) == ("random", "layer", ""):  # far behind all others
-            continue
-        cells = [mean_and_error(found) if found else "–", *cells]
         rows.append([f"{name.split(',')[0]}, {shares}" if scope else name, *cells])
-    ours = [mean_and_error(gradual_values(name)) for name in ("mnist", "fashion-mnist")]
+    ours = [rounded(gradual_values(dataset), "±") for dataset in SETS]
     rows.insert(1, ["**NTT**, gradual, ERK", *ours, *["–"] * (len(densities) - 1)])
     header = ["method, shares", f"MNIST {100 * densities[0]:g} %"]
     header += [f"Fashion {100 * density:g} %" for density in densities]
@@ -458,51 +458,6 @@ def least_gain(results: Results, *methods: str) -> float:
         for step in curves[method, seed]
         if step
     )
-
-
-def search_rows(found: dict[str, Any]) -> Results:
-    """The last row of each variant of the search, the best of the last round first."""
-    last = {row["variant"]: row for row in found["variants"]}
-    return sorted(last.values(), key=lambda r: (-r["round"], -mean(r["accuracy"].values())))
-
-
-RIVALS = {  # of the transfers in the search: how their rows and columns are called
-    "ntk-sap@global": "NTK-SAP",
-    "random-ntk-sap-shares": "random, NTK-SAP's shares",
-    "random-synflow-shares": "random, SynFlow's shares",
-    "synflow@global": "SynFlow",
-    "random-equal-counts": "random, as many weights in every layer",
-    "random-output-whole": "random, last layer whole, else ERK",
-    "random@erk": "random, ERK",
-    "random-erk-rescaled": "random, ERK, rescaled",
-    "its shares": "random, its shares",  # those of each transfer
-}
-
-
-def search_rivals(found: dict[str, Any]) -> str:
-    """The rivals of all transfers, each of which costs less than a transfer."""
-    rows = []
-    for rival, name in RIVALS.items():
-        if rival in found["rivals"]:
-            reached = list(found["rivals"][rival].values())
-            rows.append([name, str(len(reached)), with_error(reached)])
-    return table(["mask", "seeds", "accuracy (%)"], [False, True, True], rows)
-
-
-def search_table(found: dict[str, Any]) -> str:
-    """Every variant at its last round, and its leads over four rivals; standard errors."""
-    rivals = ("random@erk", "ntk-sap@global", "synflow@global", "its shares")
-    rows = []
-    for row in search_rows(found):
-        cells = [f"`{row['variant']}`", str(len(row["accuracy"]))]
-        cells.append(with_error(list(row["accuracy"].values())))
-        for rival in rivals:
-            lead = row["against"].get(rival)
-            cells.append("–" if lead is None else with_error([lead["mean"]], lead["error"], "+"))
-            cells[-1] = f"**{cells[-1]}**" if lead is not None and lead["ahead"] else cells[-1]
-        rows.append([*cells, f"{row['seconds']:.0f}"])
-    header = ["variant", "seeds", "accuracy (%)", *(f"over {RIVALS[rival]}" for rival in rivals)]
-    return table([*header, "seconds"], [False] + [True] * 7, rows)
 
 
 def minutes(results: Results, method: str) -> tuple[float, float]:
