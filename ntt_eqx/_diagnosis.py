@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from ._batch import pair
 from ._checks import are_finite, is_finite
 from ._distribute import left_to_xla
-from ._kept import is_kept_layer
+from ._kept import kept_layers
 from ._parameters import parameters
 from ._prunable import marks_of
 from ._sparse import SparseModel
@@ -69,8 +69,7 @@ def _told_apart(
     if isinstance(model, SparseModel):
         seen = model.model if masked else model.to_dense()
         marked = {jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path(model.mask)}
-        nodes = jtu.tree_leaves_with_path(seen, is_leaf=is_kept_layer)
-        marked |= {f"{jtu.keystr(path)}.values" for path, node in nodes if is_kept_layer(node)}
+        marked |= {f"{name}.values" for name in kept_layers(seen)}
     else:
         marks = jax.tree.leaves(marks_of(model, None))
         paths = jtu.tree_leaves_with_path(model)

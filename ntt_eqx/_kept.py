@@ -4,7 +4,7 @@ import abc
 from typing import Any
 
 import equinox as eqx
-import jax
+import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float
 
 from ._types import PyTree
@@ -40,16 +40,18 @@ def is_kept_layer(node: Any) -> bool:
     return isinstance(node, AbstractKeptLayer)
 
 
-def kept_layers(model: PyTree) -> list[AbstractKeptLayer]:
-    """All layers of a model that store kept weights alone."""
-    return [node for node in jax.tree.leaves(model, is_leaf=is_kept_layer) if is_kept_layer(node)]
+def kept_layers(model: PyTree) -> dict[str, AbstractKeptLayer]:
+    """All layers of a model that store kept weights alone, by their key strings."""
+    named = jtu.tree_leaves_with_path(model, is_leaf=is_kept_layer)
+    return {jtu.keystr(path): node for path, node in named if is_kept_layer(node)}
 
 
 def check_masked_form(caller: str, model: PyTree) -> None:
     """Raise `ValueError` if a model has layers without the weights that are not kept."""
     layers = kept_layers(model)
     if layers:
+        first = next(iter(layers.values()))
         raise ValueError(
-            f"{caller}: {type(layers[0]).__name__} stores kept weights alone, and this needs all "
+            f"{caller}: {type(first).__name__} stores kept weights alone, and this needs all "
             "of them; ntt.masked_layers(sparse) brings them back."
         )

@@ -192,7 +192,7 @@ def apply_mask(model: PyTree, mask: MaskTree) -> PyTree:
 
 def kept_of(sparse: SparseModel) -> tuple[Int[Array, ""], int]:
     """How many prunable weights are kept, and how many there are."""
-    masks, layers = jax.tree.leaves(sparse.masks), kept_layers(sparse.model)
+    masks, layers = jax.tree.leaves(sparse.masks), kept_layers(sparse.model).values()
     stored = sum(layer.values.size for layer in layers)
     size = sum(m.size for m in masks) + sum(math.prod(la.weight_shape) for la in layers)
     return count_kept_in_all(masks) + np.int32(stored), size
@@ -227,7 +227,7 @@ def kept_weights(sparse: SparseModel, *, masked: bool = False) -> list[Array]:
     - `masked`: the model has zeros under the mask already.
     """
     return masked_weights(sparse, masked=masked) + [
-        layer.values for layer in kept_layers(sparse.model)
+        layer.values for layer in kept_layers(sparse.model).values()
     ]
 
 

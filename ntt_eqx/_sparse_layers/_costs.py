@@ -61,8 +61,12 @@ def pays(layer: Any, mask: Bool[np.ndarray, "..."], batch_size: int) -> bool:
         cost = _CPU.slot * mask.sum() / height + _CPU.shared * mask.sum()
     else:
         cost = _CPU.slot * (padded_slots(mask.sum(1)) + padded_slots(mask.sum(0))) / 2
-    cost += _CPU.feature * sum(mask.shape)
-    return bool(cost + _CPU.launches * 64 / batch_size < mask.size)
+    return bool(cost + _around_entries(mask, batch_size) < mask.size)
+
+
+def _around_entries(mask: Bool[np.ndarray, "..."], batch_size: int) -> float:
+    """The part of a step's cost that does not depend on the number of entries."""
+    return _CPU.feature * sum(mask.shape) + _CPU.launches * 64 / batch_size
 
 
 # A step of a transfer whose optimiser stores all weights: what is saved are dense products, and the
@@ -89,5 +93,4 @@ def pays_in_training(mask: Bool[np.ndarray, "i j"], batch_size: int) -> bool:
     if not is_large(mask) or shared_rows(mask) > 1:
         return False
     slots = np.count_nonzero(mask) * 1.5  # entries and the padding of their blocks
-    cost = _CPU.slot * slots + _CPU.feature * sum(mask.shape) + _CPU.launches * 64 / batch_size
-    return bool(cost < mask.size)
+    return bool(_CPU.slot * slots + _around_entries(mask, batch_size) < mask.size)

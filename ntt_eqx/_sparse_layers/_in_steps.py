@@ -10,10 +10,10 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool
 
-from .._kept import is_kept_layer
+from .._kept import kept_layers
 from .._sparse import SparseModel, count_kept
 from .._types import MaskTree, PyTree
-from ._layers import SparseLinear
+from ._layers import SparseLinear, with_arrays
 from ._sorted_index import SortedIndex, sorted_each
 
 
@@ -106,27 +106,21 @@ def on_entries(
 
 
 def off_entries(kept: PyTree, masked: PyTree, entries: dict[str, KeptEntries]) -> PyTree:
-    """The way back from `on_entries`: `masked` with the values of `kept`, an array or more later.
+    """The way back from `on_entries`: `masked` with the values of `kept`.
 
     **Arguments:**
 
     - `kept`: a `SparseModel` of layers on kept weights, or what is like one.
     - `masked`: a masked one, whose weights under the mask stay.
     """
-    layers = {
-        jtu.keystr(path): node
-        for path, node in jtu.tree_leaves_with_path(kept.model, is_leaf=is_kept_layer)
-        if is_kept_layer(node)
-    }
+    layers = kept_layers(kept.model)
 
     def one(path: Any, node: Any) -> Any:
         name = jtu.keystr(path)
         if name not in entries:
             return node
         weight = put_back(layers[name].values, entries[name], node.weight)
-        where = lambda layer: (layer.weight, layer.bias)
-        new = (weight, layers[name].bias)
-        return eqx.tree_at(where, node, new, is_leaf=lambda leaf: leaf is None)
+        return with_arrays(node, weight, layers[name].bias)
 
     shared = eqx.combine(like_model(masked.model, kept.model), masked.model)
     model = jtu.tree_map_with_path(one, shared, is_leaf=_is_linear)
@@ -134,7 +128,7 @@ def off_entries(kept: PyTree, masked: PyTree, entries: dict[str, KeptEntries]) -
 
 
 def put_back(values: Array, entries: KeptEntries, under: Array) -> Array:
-    """Like a weight: `values` at the entries of the mask, and elsewhere what `under` has."""
+    """An array with `values` at the entries of the mask and those of `under` elsewhere."""
     return jnp.where(entries.mask, entries.index.scatter(values), under)
 
 

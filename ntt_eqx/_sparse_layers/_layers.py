@@ -60,7 +60,7 @@ class SparseLinear(AbstractKeptLayer):
 
     def dense(self) -> eqx.nn.Linear:
         """The `eqx.nn.Linear` with zeros where no entry is kept."""
-        return _with_arrays(self.settings, self.index.scatter(self.values), self.bias)
+        return with_arrays(self.settings, self.index.scatter(self.values), self.bias)
 
     def __call__(self, x: Float[Array, "*in"], *, key: PRNGKeyArray | None = None) -> Array:
         """What the `eqx.nn.Linear` returns for `x` of shape `[in_features]`; `key` is ignored."""
@@ -120,7 +120,7 @@ class SparseConv(AbstractKeptLayer):
     def dense(self) -> eqx.nn.Conv:
         """The `eqx.nn.Conv` with zeros where no entry is kept."""
         weight = self._of_groups(self.index.scatter(self.values))
-        return _with_arrays(self.settings, weight, self.bias)
+        return with_arrays(self.settings, weight, self.bias)
 
     def __call__(self, x: Float[Array, "in *space"], *, key: PRNGKeyArray | None = None) -> Array:
         """What the `eqx.nn.Conv` returns for `x` of one sample; `key` is ignored."""
@@ -154,7 +154,7 @@ def _without_arrays(layer: Any) -> Any:
     return jax.tree.map(lambda _: None, layer)
 
 
-def _with_arrays(settings: Any, weight: Array, bias: Array | None) -> Any:
+def with_arrays(settings: Any, weight: Array, bias: Array | None) -> Any:
     where = lambda layer: (layer.weight, layer.bias)
     return eqx.tree_at(where, settings, (weight, bias), is_leaf=lambda leaf: leaf is None)
 

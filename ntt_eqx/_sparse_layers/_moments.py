@@ -16,7 +16,7 @@ from .._sparse import SparseModel
 from .._types import GradientTransformation, PyTree
 from ._in_steps import KeptEntries, on_entries, put_back
 
-# What an optimiser may do if it is to treat every weight by itself.
+# An optimiser that consists of these operations treats every weight by itself.
 _ELEMENTWISE = frozenset(
     "abs add and cbrt ceil clamp convert_element_type copy copy_p cos cosh div eq erf exp exp2 "
     "expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg "
@@ -107,7 +107,12 @@ def moments_of(
 
 
 def _program(optimizer: GradientTransformation, params: PyTree, opt_state: PyTree) -> list[Any]:
-    """What an update computes, without shapes; `ValueError` if that is not elementwise."""
+    """The operations of an update in their order, without shapes.
+
+    **Raises:**
+
+    `ValueError` if one of them is not elementwise.
+    """
     value = jax.ShapeDtypeStruct((), jnp.float32)
 
     def update(params: PyTree, opt_state: PyTree, value: Any) -> Any:

@@ -38,29 +38,25 @@ from ._step import TrainConfig, TrainState, with_zeros
 _Step = Callable[[Held[TrainState], PyTree], tuple[Held[TrainState], Any, Any]]
 
 
+@dataclasses.dataclass(frozen=True)
 class OnKeptWeights(AbstractHeld[TrainState]):
-    """A state whose large layers store kept weights alone, and an earlier one with all weights."""
+    """A state whose large layers store kept weights alone.
 
-    def __init__(
-        self,
-        masked: TrainState,
-        entries: dict[str, KeptEntries],
-        moments: Moments,
-        held: Held[TrainState] | None = None,
-    ):
-        """`held`: a later state than `masked`."""
-        self._masked, self._entries, self.moments = masked, entries, moments
-        if held is None:  # in memory of its own, which the steps reuse
-            held = Held.of(copied(_to_kept(masked, entries, moments)))
-        self.held = held
+    Attributes:
+        held: that state.
+        masked: an earlier state with all weights, under the same mask.
+        entries: the places of the kept weights, by the layers' key strings.
+        moments: the arrays of the optimiser that belong to these layers.
+    """
 
-    def after(self, held: Held[TrainState]) -> "OnKeptWeights":
-        """The same layers after a step."""
-        return OnKeptWeights(self._masked, self._entries, self.moments, held)
+    held: Held[TrainState]
+    masked: TrainState
+    entries: dict[str, KeptEntries]
+    moments: Moments
 
     def whole(self) -> TrainState:
-        """The masked state; what is under the mask, weights and moments, is as it was."""
-        return _to_whole(self.held.whole(), self._masked, self._entries, self.moments)
+        """The masked state; weights and moments under the mask are those of `masked`."""
+        return _to_whole(self.held.whole(), self.masked, self.entries, self.moments)
 
 
 class Steps:
@@ -74,7 +70,7 @@ class Steps:
         """`step`: one step of a state in either form, which may reuse its memory."""
         self._step, self._at = step, int(begin.step)
         self._open = _may_change_form(begin)
-        self._due = _refreshes(begin, num_steps) if self._open else {}
+        self._due = _refreshes(begin, num_steps) if self._open else frozenset[int]()
         self._steady = _steady_from(begin.config.dynamic)
         self._tried = False
         self._moments: Moments | None = None  # the same for all masks of the same counts
@@ -82,7 +78,7 @@ class Steps:
     def __call__(self, state: Any, batch: PyTree) -> tuple[Any, Any, Any]:
         """One step: the next state in either form, the metrics, and the weights' norms before."""
         self._at += 1
-        if self._due.get(self._at, False):  # a refresh looks at all weights
+        if self._at in self._due:  # a refresh looks at all weights
             state, self._tried = _as_held(state), False
         elif self._open and not self._tried and self._at > self._steady:
             kept, self._tried = on_kept_weights(state.whole(), batch, self._moments), True
@@ -91,7 +87,7 @@ class Steps:
         if not isinstance(state, OnKeptWeights):
             return self._step(state, batch)
         held, metrics, norms = self._step(state.held, batch)
-        return state.after(held), metrics, norms
+        return dataclasses.replace(state, held=held), metrics, norms
 
 
 def on_kept_weights(
@@ -113,7 +109,8 @@ def on_kept_weights(
         moments = moments_of(state.optimizer, params, state.opt_state, entries)
         if moments is None or not _same_outputs(params, entries, pair("train", batch)[0]):
             return None
-    return OnKeptWeights(state, entries, moments)
+    held = Held.of(copied(_to_kept(state, entries, moments)))  # steps reuse its memory
+    return OnKeptWeights(held, state, entries, moments)
 
 
 def _may_change_form(state: TrainState) -> bool:
@@ -145,16 +142,14 @@ def _steady_from(dynamic: DynamicSparsity | None) -> float:
     return math.inf if end is None else float(end)
 
 
-def _refreshes(state: TrainState, num_steps: int) -> dict[int, bool]:
-    """The steps of the run, and whether each has a refresh behind it."""
+def _refreshes(state: TrainState, num_steps: int) -> frozenset[int]:
+    """The steps of the run that have a refresh behind them."""
     dynamic = state.config.dynamic
     steps = np.arange(int(state.step) + 1, num_steps + 1, dtype=np.int32)
     if dynamic is None or not len(steps):
-        return {}
+        return frozenset()
     due = lambda step: jnp.asarray(refresh_due(dynamic.refresh, dynamic.sparsity, step))
-    return dict(
-        zip(steps.tolist(), np.asarray(jax.jit(jax.vmap(due))(steps)).tolist(), strict=True)
-    )
+    return frozenset(steps[np.asarray(jax.jit(jax.vmap(due))(steps))].tolist())
 
 
 def _as_held(state: AbstractHeld[TrainState]) -> Held[TrainState]:

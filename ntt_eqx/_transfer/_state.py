@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from .._distribute import layout_in_use
-from .._kept import is_kept_layer
+from .._kept import kept_layers
 from .._masks._collapse import is_traced
 from .._ntk import has_room, index_concrete, index_masks, is_index, kernel_spec, stored
 from .._parameters import parameters, partition_parameters
@@ -117,11 +117,7 @@ class NTTState(eqx.Module):
                 "a transfer under one mask has NoRefresh(), or mask_every=None."
             )
         student = sparse_layers(self.student, where)
-        chosen = {
-            jtu.keystr(path)
-            for path, node in jtu.tree_leaves_with_path(student.model, is_leaf=is_kept_layer)
-            if is_kept_layer(node)
-        }
+        chosen = kept_layers(student.model)
         params, static = partition_parameters(self.student)
         like_params = lambda node: jax.tree.structure(node) == jax.tree.structure(params)
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from .. import DivergenceError, LayerCollapseWarning, Progress, prune, scores, sparsify
+from .._sparse_layers import is_large
 from ._errors import Diverged
 from .cells import CONFIG, Cell, plan
 from .claims import CLAIM, Lost, Taken, claimed
@@ -29,12 +30,11 @@ from .progress import Display, duration
 from .pruning import pruned_at_start, sparsity_of
 from .report import REPORT_FILES, write_page, write_tables
 from .results import CELLS, FAILURE, RESULT, Run, read_result, read_run, standard_error
-from .running import check_cells, finished, run_cell, started
+from .running import check_cells, dense_initialisation, finished, run_cell, started
 from .settings import CompareSettings, check, to_json
 from .together import by_first
 
 _TIMED_STEPS = 5
-_WIDE = 2**18  # weights of a layer whose steps may take the time of the kept ones alone
 _POLL = 2.0  # seconds between two looks at what other workers do
 
 
@@ -151,7 +151,9 @@ def _estimate(cells: Sequence[Cell], context: RunContext) -> tuple[float, dict[s
     compiles anyway.
     """
     known: dict[tuple[object, ...], tuple[float, float, float]] = {}
-    wide = {model: _is_wide(cell, context) for model, cell in {c.model: c for c in cells}.items()}
+    first_of = {cell.model: cell for cell in reversed(cells)}
+    dense = lambda cell: dense_initialisation(cell, context.shelf(cell.dataset))
+    wide = {model: _is_wide(dense(cell)) for model, cell in first_of.items()}
     compiled, seconds, steps = set(), 0.0, {}
     for cell in cells:
         for name, count in planned_steps(cell, context.shelf).items():
@@ -180,17 +182,16 @@ def _build(cell: Cell, name: str, context: RunContext) -> Phase:
         start = sparsify(teacher)
         if find_method(cell.method).dynamic is not None:  # its mask decides what it may become
             start = pruned_at_start(cell, teacher, images.input_shape, None, cell.key(1))
-        elif cell.method != "dense" and _is_wide(cell, context):
+        elif cell.method != "dense" and _is_wide(teacher):
             sparsity = sparsity_of(cell, teacher, images.input_shape)
             start = prune(teacher, scores.Random(cell.key(1)), sparsity)
         return training_phase(cell, start, images, "")
     return transfer_phase(cell, teacher, context.shelf(cell.transfer.dataset or cell.dataset), "")
 
 
-def _is_wide(cell: Cell, context: RunContext) -> bool:
+def _is_wide(model: Any) -> bool:
     """Whether a layer is so large that training may store its kept weights alone."""
-    teacher = started(cell, context.shelf(cell.dataset))
-    return any(mask.size >= _WIDE for mask in jax.tree.leaves(sparsify(teacher).mask))
+    return any(is_large(mask) for mask in jax.tree.leaves(sparsify(model).mask))
 
 
 def _measure(phase: Phase) -> tuple[float, float, float]:

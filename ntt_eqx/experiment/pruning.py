@@ -124,8 +124,7 @@ def transfer_sparsity(cell: Cell, teacher: Any, shape: tuple[int, ...], steps: i
     share = 0.0 if cell.transfer is None else cell.transfer.gradual
     if not share:
         return sparsity
-    if isinstance(sparsity.pattern, NM):
-        raise ValueError(f"transfer.gradual lowers the density, which {cell.mask} fixes.")
+    _check_falls("transfer.gradual", cell, sparsity)
     schedule = GradualDensity(cell.density, end=max(1, round(share * steps)))
     return Sparsity(schedule, sparsity.scope, sparsity.allocation, sparsity.pattern)
 
@@ -141,9 +140,15 @@ def dynamic_of(
     if record.dynamic is None or cell.start is not None:  # a mask from a file stays
         return None
     sparsity = sparsity_of(cell, teacher, shape)
-    if record.score is None and isinstance(sparsity.pattern, NM):
-        raise ValueError(f"{record.label} lowers the density, which {cell.mask} fixes.")
+    if record.score is None:
+        _check_falls(record.label, cell, sparsity)
     return record.dynamic(sparsity, steps, cell.seed)
+
+
+def _check_falls(who: str, cell: Cell, sparsity: Sparsity) -> None:
+    """Raise `ValueError` for a pattern whose density no schedule can change."""
+    if isinstance(sparsity.pattern, NM):
+        raise ValueError(f"{who} lowers the density, which {cell.mask} fixes.")
 
 
 def ablated(cell: Cell, teacher: Any, sparse: SparseModel, key: PRNGKeyArray) -> SparseModel:
