@@ -30,7 +30,7 @@ FORMAT = 1
 _LATER_TRAINING = (
     *("optimizer", "momentum", "nesterov", "schedule", "milestones", "step_factor"),
     *("final_share", "warm_up", "weight_decay", "decay", "label_smoothing", "ema", "crop", "flip"),
-    "kernel_images",
+    *("kernel_images", "labels"),
 )
 CONFIG = "config.json"
 

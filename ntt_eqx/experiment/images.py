@@ -106,13 +106,34 @@ def _fits_device(split: Split) -> bool:
 
 
 def parts(
-    images: Dataset, held_out: float, seed: int
+    images: Dataset, held_out: float, seed: int, labels: int | None = None
 ) -> tuple[StandardisedSplit, StandardisedSplit]:
-    """The training images to use and those to hold out: a random share, the same per seed."""
+    """The training images to use and those to hold out: a random share, the same per seed.
+
+    Of the former only `labels`, if it is given, as many of each class as there can be.
+    `ExperimentError` for more than there are.
+    """
     used, kept = images.train, images.train[:0]
     if held_out > 0:
         used, kept = hold_out(images.train, held_out, seed=seed)
+    if labels is not None:
+        if labels > len(used):
+            raise ExperimentError(
+                f"training.labels: {labels} labelled images of {images.name}, which has "
+                f"{len(used)} to train on."
+            )
+        used = used[_balanced(used.y, labels, seed)]
     return StandardisedSplit(images, used), StandardisedSplit(images, kept)
+
+
+def _balanced(y: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """The places of `count` random samples, in order: as many of each class as there can be."""
+    order = np.random.default_rng([seed, 3]).permutation(len(y))
+    turn = np.empty(len(y), np.int64)  # of each sample within its class
+    for label in np.unique(y):
+        mine = order[y[order] == label]
+        turn[mine] = np.arange(len(mine))
+    return np.sort(order[np.argsort(turn[order], kind="stable")][:count])
 
 
 def check_dataset(name: str) -> None:

@@ -80,7 +80,7 @@ def training_phase(cell: Cell, start: SparseModel, images: Dataset, title: str) 
     """Supervised training of the sparse network `start`."""
     settings = cell.training
     assert settings is not None
-    used, _ = parts(images, settings.held_out, cell.seed)
+    used, _ = parts(images, settings.held_out, cell.seed, settings.labels)
     steps = steps_in(settings.epochs, used.size, settings.batch_size)
     recipe = settings.recipe()
     each = settings.evaluate_every or max(1, used.size // settings.batch_size)
@@ -113,7 +113,8 @@ def planned_steps(cell: Cell, shelf: Shelf) -> dict[str, int]:
     for name, settings in (("transfer", cell.transfer), ("train", cell.training)):
         if settings is not None:
             source = getattr(settings, "dataset", None) or cell.dataset
-            used, _ = parts(shelf(source), settings.held_out, cell.seed)
+            labels = getattr(settings, "labels", None)
+            used, _ = parts(shelf(source), settings.held_out, cell.seed, labels)
             steps = steps_in(settings.epochs, used.size, settings.batch_size)
             found[name] = steps if name == "transfer" else _all_trainings(cell, steps)
     return found

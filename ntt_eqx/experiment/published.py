@@ -98,6 +98,8 @@ def published_beside(results: Sequence[dict[str, Any]]) -> str:
     lines = []
     for preset, numbers in PUBLISHED.items():
         mine = [result for result in results if result.get("protocol") == preset]
+        if not mine:
+            continue
         rows = rows_of(summarise(mine))
         seen = {row.dataset for row in rows}
         lines += [line for n in numbers if n.dataset in seen for line in _lines(n, rows)]

@@ -21,7 +21,7 @@ from .loop import RunContext, run_phase
 from .manifest import CHECKPOINTS, RunFolder
 from .metrics import METRICS, MetricsFile, Written
 from .model_file import decode_model, encode_model, load_model
-from .own import build_model
+from .own import build_model, find_method
 from .phases import training_phase, transfer_phase
 from .pruning import ablated, check_fits, collapse_shown, pruned_at_start
 from .published import protocol_of
@@ -170,7 +170,8 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
         outcome = run_phase(phase, run, metrics, context)
         student = outcome.state.trained
         seconds["train"], rows["train"] = outcome.seconds, outcome.row
-        used, held_out = parts(images, cell.training.held_out, cell.seed)
+        trained = cell.training
+        used, held_out = parts(images, trained.held_out, cell.seed, trained.labels)
         looked_at = {
             "test": StandardisedSplit(images, images.test),
             "train": used,
@@ -216,11 +217,19 @@ def _live(student: SparseModel, images: Dataset) -> dict[str, Any]:
 
 
 def _examples(cell: Cell, images: Dataset) -> Any | None:
-    """The labelled examples that the cell's score sees, `None` when it needs none."""
+    """The examples that the cell's score sees, `None` when it needs none.
+
+    They are of the images that are trained on; where few of these have labels, a score that needs
+    none draws from all others, too.
+    """
     if cell.scoring is None or cell.scoring.examples is None:
         return None
-    held_out = cell.training.held_out if cell.training is not None else 0.0
-    used, _ = parts(images, held_out, cell.seed)
+    held_out, labels = 0.0, None
+    if cell.training is not None:
+        record = find_method(cell.method)
+        held_out = cell.training.held_out
+        labels = cell.training.labels if record.labels or record.find is not None else None
+    used, _ = parts(images, held_out, cell.seed, labels)
     return used.examples(cell.scoring.examples, seed=cell.seed)
 
 

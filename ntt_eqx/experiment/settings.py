@@ -119,6 +119,9 @@ class TrainingSettings:
     crop: int = _number(0)  # pixels of padding from which a random crop is cut
     flip: bool = False  # flip half of the images, left to right
     held_out: float = _number(0.1, high=0.9)  # share of the training images that is not trained on
+    # how many of the others are trained on with their labels, as many of each class as there can
+    # be; left out, all. Transfers and scores that need no label still see all images
+    labels: int | None = _number(None, 1)
     rescale: bool = False  # divide the initial weights by the square root of their layer's density
     # steps between two looks at the test images; left out, one epoch
     evaluate_every: int | None = _number(None, 1)
@@ -268,12 +271,13 @@ PRESETS: Mapping[str, CompareSettings] = types.MappingProxyType(
             datasets=("mnist", "fashion-mnist"),
             models=("mlp-1568",),
             methods=(
-                *("random@erk", "snip", "synflow", "ntk-sap", "gmp"),
+                *("ntt-sketch@erk", "random@erk", "snip", "synflow", "ntk-sap", "gmp"),
                 *("rigl@erk", "set@erk", "dense"),
             ),
             densities=(0.01,),
             seeds=(0, 1, 2),
             mask=MaskSettings(pattern="block:1x1"),
+            transfer=TransferSettings(epochs=3.27, learning_rate=1e-3, decay=0.05),
             training=TrainingSettings(
                 epochs=100.0,
                 batch_size=32,
@@ -440,6 +444,13 @@ def _check_mask(settings: CompareSettings) -> None:
                 f"{share:g} and no other allocation."
             )
     found = {name: find_method(name) for name, _ in lines}
+    first = settings.transfer.initial_mask
+    if settings.training.labels is not None and find_method(first).labels:
+        if any(record.kernel for record in found.values()):
+            raise ExperimentError(
+                f"transfer.initial_mask: {first} looks at the labels of all images, of which "
+                "training.labels leaves few; use a score that needs none."
+            )
     unscored = [
         name
         for name, record in found.items()

@@ -14,7 +14,7 @@ ROOMS = {"transfer": "epochs batch_size learning_rate mask_every l2_weight held_
                      "gradual",
          "scoring": "examples iterations schedule", "mask": "allocation pattern ablation",
          "training": "epochs batch_size l2 rescale evaluate_every optimizer momentum milestones "
-                     "schedule weight_decay decay ema crop flip"}  # fmt: skip
+                     "schedule weight_decay decay ema crop flip labels"}  # fmt: skip
 
 
 def inside(room):
