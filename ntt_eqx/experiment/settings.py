@@ -119,8 +119,8 @@ class TrainingSettings:
     crop: int = _number(0)  # pixels of padding from which a random crop is cut
     flip: bool = False  # flip half of the images, left to right
     held_out: float = _number(0.1, high=0.9)  # share of the training images that is not trained on
-    # how many of the others are trained on with their labels, as many of each class as there can
-    # be; left out, all. Transfers and scores that need no label still see all images
+    # labelled images to train on, as many of each class as there can be; left out, all that are not
+    # held out. Transfers, and scores that need no label, see all images in either case
     labels: int | None = _number(None, 1)
     rescale: bool = False  # divide the initial weights by the square root of their layer's density
     # steps between two looks at the test images; left out, one epoch
