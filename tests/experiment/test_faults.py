@@ -213,7 +213,7 @@ def try_faults_together(undisturbed, count, folder, capfd, report):
 
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
 @pytest.mark.parametrize(
-    "count", [pytest.param(10, id="few"), pytest.param(48, id="many", marks=pytest.mark.slow)]
+    "count", [pytest.param(6, id="few"), pytest.param(48, id="many", marks=pytest.mark.slow)]
 )
 def test_whatever_goes_wrong_with_a_file(together, count, undisturbed, tmp_path, capfd):
     report = collections.Counter()

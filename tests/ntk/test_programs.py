@@ -51,7 +51,7 @@ EMPTY = Case(
 )
 
 
-@settings(quiet, max_examples=10)
+@settings(quiet, max_examples=7)
 @example(case=EMPTY)
 @given(case=cases())
 def test_any_program(case):
