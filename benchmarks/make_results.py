@@ -14,6 +14,7 @@ import json
 import pathlib
 import re
 
+from regime_tables import few_labels_facts, ultra_facts
 from result_tables import (
     BEYOND,
     FAIR,
@@ -55,8 +56,6 @@ from result_tables import (
 )
 from search_tables import search_rivals, search_rows, search_table
 
-from ntt_eqx.experiment.published import published_beside
-
 ROOT = pathlib.Path(__file__).parents[1]
 TEXT = ROOT / "benchmarks" / "pages" / "results.md"
 PAGE = ROOT / "docs" / "results.md"
@@ -72,8 +71,11 @@ def collect(name: str, *runs: pathlib.Path) -> None:
         rows = [json.loads(line) for line in lines]
         results.append(result)
         result["lost_classes"] = lost_classes(path.with_name("model.eqx"))
-        if transfer := json.loads(path.with_name("config.json").read_text())["transfer"]:
+        config = json.loads(path.with_name("config.json").read_text())
+        if transfer := config["transfer"]:
             result["transfer"] = transfer
+        if labels := (config["training"] or {}).get("labels"):
+            result["labels"] = labels
         result["transfer_curve"] = [
             [row["step"], *(row["validation"][f"{d}_distance"] for d in ("kernel", "target"))]
             for row in rows
@@ -371,7 +373,8 @@ def facts() -> dict[str, str]:
         "gradual_gain": f"{mean(leads[random_erk]):.1f}",
         "gradual_loss": f"{-mean(on_fashion[ntk_sap]):.1f}",
         "tasks_table": tasks_table(),
-        "ultra_table": published_beside(load("ultra_sparse")).strip(),
+        **few_labels_facts(),
+        **ultra_facts(),
         "lost_on_mnist": f"{lost['mnist']:.1f}",
         "lost_on_fashion": f"{lost['fashion-mnist']:.1f}",
         "notebooks_table": notebooks_table(published["lenet-300-100"], mnist),

@@ -1,0 +1,145 @@
+"""The tables of two regimes: few labelled images, and 1 % of a large perceptron."""
+
+from typing import Any
+
+from result_tables import (
+    SETS,
+    claim,
+    load,
+    mean,
+    standard_error,
+    table,
+    values,
+    with_error,
+)
+
+from ntt_eqx.experiment.published import published_beside
+
+LABELS = (200, 1000)
+OURS = "**NTT**, ERK, the density falls"
+FEW = {
+    OURS: ("ntt-sketch", "layer", "erk"),
+    "NTK-SAP, over all layers": ("ntk-sap", "global", ""),
+    "random, NTK-SAP's shares": ("ntk-sap", "global", "shuffle"),
+    "SynFlow, over all layers": ("synflow", "global", ""),
+    "random, SynFlow's shares": ("synflow", "global", "shuffle"),
+    "SNIP, over all layers (sees labels)": ("snip", "global", ""),
+    "random, ERK (NTT's shares)": ("random", "layer", "erk"),
+    "dense": ("dense", None, ""),
+}
+ULTRA = {
+    ("synflow", "global"): "SynFlow, over all layers",
+    ("ntk-sap", "global"): "NTK-SAP, over all layers",
+    ("ntt-sketch", "global"): "**NTT**, over all layers",
+    ("ntt-sketch", "layer"): "**NTT**, ERK",
+    ("random", "layer"): "random, ERK",
+    ("snip", "global"): "SNIP, over all layers (sees labels)",
+    ("set", "layer"): "SET, ERK (sees labels, changes its mask)",
+    ("rigl", "layer"): "RigL, ERK (sees labels, changes its mask)",
+}
+
+
+def few_values(dataset: str, labels: int, name: str) -> list[float]:
+    """The accuracies of one mask after training on so many labelled images, by seed."""
+    method, scope, mask = FEW[name]
+    where = {"dataset": dataset, "labels": labels, "method": method, "mask": mask}
+    return values([r for r in load("few_labels") if (r["scope"] or None) == scope], **where)
+
+
+def few_leads(dataset: str, labels: int) -> dict[str, list[float]]:
+    """How far NTT is ahead of each other mask, by seed."""
+    ours = few_values(dataset, labels, OURS)
+    others = {name: few_values(dataset, labels, name) for name in FEW if name != OURS}
+    return {
+        name: [one - other for one, other in zip(ours, theirs, strict=True)]
+        for name, theirs in others.items()
+    }
+
+
+def is_ahead(leads: list[float]) -> bool:
+    """Whether a mean is more than two standard errors above zero."""
+    return mean(leads) > 2 * standard_error(leads)
+
+
+def few_labels_table(dataset: str) -> str:
+    """Each mask after training on few labelled images, and NTT's lead; a clear one is bold."""
+    rows = []
+    for name in FEW:
+        cells = []
+        for labels in LABELS:
+            cells.append(with_error(few_values(dataset, labels, name)))
+            lead = "–"
+            if name != OURS:
+                leads = few_leads(dataset, labels)[name]
+                lead = with_error(leads, sign="+")
+                lead = f"**{lead}**" if is_ahead(leads) else lead
+            cells.append(lead)
+        rows.append([name, *cells])
+    header = [cell for labels in LABELS for cell in (f"{labels:,} labels", "NTT's lead")]
+    return table([f"mask, {SETS[dataset]}", *header], [False] + [True] * len(header), rows)
+
+
+def few_labels_facts() -> dict[str, str]:
+    """What the page says of few labels; raises where a sentence would be untrue."""
+    sap, sap_shares, *_, erk, _ = list(FEW)[1:]
+    digits = {labels: few_leads("mnist", labels) for labels in LABELS}
+    fashion = {labels: few_leads("fashion-mnist", labels) for labels in LABELS}
+    behind = lambda leads: is_ahead([-lead for lead in leads])
+    for leads in digits.values():
+        claim(abs(mean(leads[sap])) < standard_error(leads[sap]), "Level with NTK-SAP on MNIST.")
+        others = [name for name in leads if name not in (sap, sap_shares, "dense")]
+        claim(all(is_ahead(leads[name]) for name in others), "Ahead of the others there.")
+    claim(behind(digits[200][sap_shares]), "At 200 labels behind random with NTK-SAP's shares.")
+    claim(is_ahead(digits[1000][sap_shares]), "At 1,000 ahead of them.")
+    for leads in fashion.values():
+        claim(behind(leads[sap]), "Behind NTK-SAP on Fashion-MNIST.")
+    claim(behind(fashion[200][erk]), "At 200 labels behind random with ERK there.")
+    claim(not is_ahead(fashion[1000][erk]), "At 1,000 not ahead of it.")
+    return {
+        "few_mnist_table": few_labels_table("mnist"),
+        "few_fashion_table": few_labels_table("fashion-mnist"),
+    }
+
+
+def ultra_accuracy(method: str, scope: str) -> float:
+    """The accuracy of one method at 1 % of the large perceptron, in percent."""
+    return 100 * _ultra()[method, scope]["test_accuracy"]
+
+
+def ultra_all_table() -> str:
+    """Accuracy, live units and time of all methods that were run on the large perceptron."""
+    rows = []
+    for place, name in ULTRA.items():
+        if result := _ultra().get(place):
+            share = result["test_accuracy"]
+            error = 100 * (share * (1 - share) / result["test_images"]) ** 0.5
+            live = f"{100 * result['live_units'] / result['units']:.0f}"
+            minutes = f"{result['seconds'] / 60:.0f}"
+            rows.append([name, f"{100 * share:.2f} ± {error:.2f}", live, minutes])
+    header = ["mask", "accuracy (%)", "live units (%)", "minutes"]
+    return table(header, [False, True, True, True], rows)
+
+
+def _ultra() -> dict[tuple[str, str], Any]:
+    return {(r["method"], r["scope"]): r for r in load("ultra_sparse")}
+
+
+def ultra_facts() -> dict[str, str]:
+    """What the page says of the large perceptron; raises where a sentence would be untrue."""
+    ours, chance = ultra_accuracy("ntt-sketch", "layer"), ultra_accuracy("random", "layer")
+    changing = [ultra_accuracy(method, "layer") for method in ("set", "rigl")]
+    scores = {method: ultra_accuracy(method, "global") for method in ("synflow", "ntk-sap")}
+    claim(0 < scores["synflow"] - max(changing) < 0.4, "SynFlow ends as high as SET and RigL.")
+    claim(0.6 < ours - chance < 0.8, "NTT is one and a half errors ahead of random with ERK.")
+    level = ultra_accuracy("ntt-sketch", "global") - chance
+    claim(abs(level) < 0.3, "It is level with random over all layers.")
+    claim(0.8 < scores["ntk-sap"] - ours < 1.2, "NTK-SAP is a point ahead.")
+    share = lambda place: _ultra()[place]["live_units"] / _ultra()[place]["units"]
+    claim(max(share(("synflow", "global")), share(("rigl", "layer"))) < 0.5, "Most units are gone.")
+    claim(min(share(("ntt-sketch", where)) for where in ("layer", "global")) > 0.99, "NTT's live.")
+    return {
+        "ultra_all_table": ultra_all_table(),
+        "ultra_table": published_beside(load("ultra_sparse")).strip(),
+        "ultra_gain": f"{ours - chance:.1f}",
+        "ultra_loss": f"{scores['synflow'] - ours:.1f}",
+    }
