@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from .notebooks import read, run
@@ -30,12 +31,14 @@ def test_a_short_form_runs(name):
     import matplotlib
 
     matplotlib.use("Agg")
-    short = {"TRANSFER_STEPS": 6, "TRAINING_STEPS": 4}
+    short = {"SEEDS": (0, 1), "TRANSFER_STEPS": 6, "TRAINING_STEPS": 4}
     found = run(read(EXAMPLES / name), short)
-    assert found["history"][-1]["step"] == 6
-    assert abs(float(found["student"].density()) - 0.03) < 0.001
-    assert {name: curve[-1][0] for name, curve in found["curves"].items()} == {
-        "dense": 4,
-        "NTT": 4,
-        "random": 4,
+    assert [history[-1]["step"] for history in found["histories"].values()] == [6, 6]
+    assert found["steps"] == [0, 1, 2, 3, 4]
+    for networks in found["networks"].values():
+        densities = {name: float(network.density()) for name, network in networks.items()}
+        assert densities.pop("dense") == 1.0 and len(densities) == 4
+        assert all(abs(density - found["DENSITY"]) < 0.001 for density in densities.values())
+    assert {name: np.shape(curve) for name, curve in found["curves"].items()} == {
+        name: (2, 5) for name in ("dense", "NTT", "random", "SynFlow", "NTK-SAP")
     }
