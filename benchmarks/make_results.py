@@ -33,6 +33,7 @@ from result_tables import (
     fair_values,
     gains_within_shares,
     gradual_table,
+    is_ahead,
     leads_of_gradual,
     least_gain,
     load,
@@ -280,7 +281,7 @@ def facts() -> dict[str, str]:
     ntk_sap, synflow, *their_shares, snip, random_erk = rivals_on("mnist")
     leads = leads_of_gradual("mnist")
     for found in leads.values():
-        claim(mean(found) > 2 * standard_error(found), "The falling density is ahead on MNIST.")
+        claim(is_ahead(found), "The falling density is ahead on MNIST.")
     on_fashion = leads_of_gradual("fashion-mnist")
     claim(-0.5 < mean(on_fashion[ntk_sap]) < -0.3, "It is behind NTK-SAP on Fashion-MNIST.")
     for name in their_shares:
@@ -288,7 +289,7 @@ def facts() -> dict[str, str]:
         claim(abs(mean(found)) < standard_error(found), "Random masks with shares are level.")
     for rival in (random_erk, snip, synflow):
         found = on_fashion[rival]
-        claim(mean(found) > 2 * standard_error(found), "It is ahead of the others there.")
+        claim(is_ahead(found), "It is ahead of the others there.")
 
     lost = {}
     for own, other in (("mnist", "fashion-mnist"), ("fashion-mnist", "mnist")):

@@ -3,8 +3,12 @@
 from typing import Any
 
 from result_tables import (
+    GRADUAL,
+    ON_TWO_SETS,
     SETS,
     claim,
+    is_ahead,
+    leads_over,
     load,
     mean,
     standard_error,
@@ -14,17 +18,12 @@ from result_tables import (
 )
 
 from ntt_eqx.experiment.published import published_beside
+from ntt_eqx.experiment.results import standard_error as of_test_images
 
 LABELS = (200, 1000)
-OURS = "**NTT**, ERK, the density falls"
 FEW = {
-    OURS: ("ntt-sketch", "layer", "erk"),
-    "NTK-SAP, over all layers": ("ntk-sap", "global", ""),
-    "random, NTK-SAP's shares": ("ntk-sap", "global", "shuffle"),
-    "SynFlow, over all layers": ("synflow", "global", ""),
-    "random, SynFlow's shares": ("synflow", "global", "shuffle"),
-    "SNIP, over all layers (sees labels)": ("snip", "global", ""),
-    "random, ERK (NTT's shares)": ("random", "layer", "erk"),
+    GRADUAL: ("ntt-sketch", "layer", "erk"),
+    **{name: (method, scope, mask) for method, name, _, scope, mask in ON_TWO_SETS},
     "dense": ("dense", None, ""),
 }
 ULTRA = {
@@ -33,7 +32,6 @@ ULTRA = {
     ("ntt-sketch", "global"): "**NTT**, over all layers",
     ("ntt-sketch", "layer"): "**NTT**, ERK",
     ("random", "layer"): "random, ERK",
-    ("snip", "global"): "SNIP, over all layers (sees labels)",
     ("set", "layer"): "SET, ERK (sees labels, changes its mask)",
     ("rigl", "layer"): "RigL, ERK (sees labels, changes its mask)",
 }
@@ -48,17 +46,8 @@ def few_values(dataset: str, labels: int, name: str) -> list[float]:
 
 def few_leads(dataset: str, labels: int) -> dict[str, list[float]]:
     """How far NTT is ahead of each other mask, by seed."""
-    ours = few_values(dataset, labels, OURS)
-    others = {name: few_values(dataset, labels, name) for name in FEW if name != OURS}
-    return {
-        name: [one - other for one, other in zip(ours, theirs, strict=True)]
-        for name, theirs in others.items()
-    }
-
-
-def is_ahead(leads: list[float]) -> bool:
-    """Whether a mean is more than two standard errors above zero."""
-    return mean(leads) > 2 * standard_error(leads)
+    others = {name: few_values(dataset, labels, name) for name in FEW if name != GRADUAL}
+    return leads_over(few_values(dataset, labels, GRADUAL), others)
 
 
 def few_labels_table(dataset: str) -> str:
@@ -69,7 +58,7 @@ def few_labels_table(dataset: str) -> str:
         for labels in LABELS:
             cells.append(with_error(few_values(dataset, labels, name)))
             lead = "–"
-            if name != OURS:
+            if name != GRADUAL:
                 leads = few_leads(dataset, labels)[name]
                 lead = with_error(leads, sign="+")
                 lead = f"**{lead}**" if is_ahead(leads) else lead
@@ -80,8 +69,9 @@ def few_labels_table(dataset: str) -> str:
 
 
 def few_labels_facts() -> dict[str, str]:
-    """What the page says of few labels; raises where a sentence would be untrue."""
-    sap, sap_shares, *_, erk, _ = list(FEW)[1:]
+    """Make the page's tables of few labels; raise where a sentence beside them would be untrue."""
+    sap, sap_shares = "NTK-SAP, over all layers", "random, NTK-SAP's shares"
+    erk = "random, ERK (NTT's shares)"
     digits = {labels: few_leads("mnist", labels) for labels in LABELS}
     fashion = {labels: few_leads("fashion-mnist", labels) for labels in LABELS}
     behind = lambda leads: is_ahead([-lead for lead in leads])
@@ -110,12 +100,11 @@ def ultra_all_table() -> str:
     """Accuracy, live units and time of all methods that were run on the large perceptron."""
     rows = []
     for place, name in ULTRA.items():
-        if result := _ultra().get(place):
-            share = result["test_accuracy"]
-            error = 100 * (share * (1 - share) / result["test_images"]) ** 0.5
-            live = f"{100 * result['live_units'] / result['units']:.0f}"
-            minutes = f"{result['seconds'] / 60:.0f}"
-            rows.append([name, f"{100 * share:.2f} ± {error:.2f}", live, minutes])
+        result = _ultra()[place]
+        accuracy, error = 100 * result["test_accuracy"], 100 * (of_test_images(result) or 0.0)
+        live = f"{100 * result['live_units'] / result['units']:.0f}"
+        minutes = f"{result['seconds'] / 60:.0f}"
+        rows.append([name, f"{accuracy:.2f} ± {error:.2f}", live, minutes])
     header = ["mask", "accuracy (%)", "live units (%)", "minutes"]
     return table(header, [False, True, True, True], rows)
 
@@ -125,7 +114,7 @@ def _ultra() -> dict[tuple[str, str], Any]:
 
 
 def ultra_facts() -> dict[str, str]:
-    """What the page says of the large perceptron; raises where a sentence would be untrue."""
+    """Make the page's tables of the large perceptron, likewise checked against its sentences."""
     ours, chance = ultra_accuracy("ntt-sketch", "layer"), ultra_accuracy("random", "layer")
     changing = [ultra_accuracy(method, "layer") for method in ("set", "rigl")]
     scores = {method: ultra_accuracy(method, "global") for method in ("synflow", "ntk-sap")}

@@ -191,6 +191,7 @@ ON_TWO_SETS = (  # method, what its row is called, file of the Fashion-MNIST res
     ("snip", "SNIP, over all layers (sees labels)", "fashion_mnist_fair", "global", ""),
     ("random", "random, ERK (NTT's shares)", "fashion_mnist_fair", "layer", "erk"),
 )
+GRADUAL = "**NTT**, ERK, the density falls"
 SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
 
 
@@ -224,20 +225,29 @@ def others_on(dataset: str) -> dict[str, list[float]]:
     return steady | rivals_on(dataset)
 
 
-def leads_of_gradual(dataset: str) -> dict[str, list[float]]:
-    """How far transfers whose density falls are ahead of all others, by seed."""
-    ours = gradual_values(dataset)
+def leads_over(ours: list[float], others: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """How far our transfers are ahead of each of the others, by seed."""
     return {
         name: [one - other for one, other in zip(ours, theirs, strict=True)]
-        for name, theirs in others_on(dataset).items()
+        for name, theirs in others.items()
     }
+
+
+def is_ahead(leads: list[float]) -> bool:
+    """Whether a mean is more than two standard errors above zero."""
+    return mean(leads) > 2 * standard_error(leads)
+
+
+def leads_of_gradual(dataset: str) -> dict[str, list[float]]:
+    """How far transfers whose density falls are ahead of all others, by seed."""
+    return leads_over(gradual_values(dataset), others_on(dataset))
 
 
 def gradual_table() -> str:
     """Transfers whose density falls beside all others, on two data sets."""
-    rows = {"**NTT**, ERK, the density falls": list[str]()}
+    rows = {GRADUAL: list[str]()}
     for dataset in SETS:
-        rows["**NTT**, ERK, the density falls"] += [with_error(gradual_values(dataset)), "–"]
+        rows[GRADUAL] += [with_error(gradual_values(dataset)), "–"]
         leads = leads_of_gradual(dataset)
         for name, theirs in others_on(dataset).items():
             cells = [with_error(theirs), with_error(leads[name], sign="+")]

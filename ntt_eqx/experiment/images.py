@@ -110,8 +110,8 @@ def parts(
 ) -> tuple[StandardisedSplit, StandardisedSplit]:
     """The training images to use and those to hold out: a random share, the same per seed.
 
-    Of the former only `labels`, if it is given, as many of each class as there can be.
-    `ExperimentError` for more than there are.
+    `labels` limits the images to use to so many, as many of each class as there can be.
+    Raises `ExperimentError` when there are fewer.
     """
     used, kept = images.train, images.train[:0]
     if held_out > 0:

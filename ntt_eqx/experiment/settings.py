@@ -331,6 +331,7 @@ def check(settings: _T, place: str = "") -> _T:
         settings.recipe()
     if isinstance(settings, CompareSettings):
         _check_mask(settings)
+        _check_labels(settings)
     return settings
 
 
@@ -444,13 +445,6 @@ def _check_mask(settings: CompareSettings) -> None:
                 f"{share:g} and no other allocation."
             )
     found = {name: find_method(name) for name, _ in lines}
-    first = settings.transfer.initial_mask
-    if settings.training.labels is not None and find_method(first).labels:
-        if any(record.kernel for record in found.values()):
-            raise ExperimentError(
-                f"transfer.initial_mask: {first} looks at the labels of all images, of which "
-                "training.labels leaves few; use a score that needs none."
-            )
     unscored = [
         name
         for name, record in found.items()
@@ -462,6 +456,17 @@ def _check_mask(settings: CompareSettings) -> None:
     if free and (pattern is not None or mask.allocation != "uniform"):
         what = "mask.pattern" if pattern is not None else "mask.allocation"
         raise ExperimentError(f"{what}: {free[0]} finds its mask itself.")
+
+
+def _check_labels(settings: CompareSettings) -> None:
+    """Refuse a transfer whose first mask sees labels that the training is not given."""
+    first = settings.transfer.initial_mask
+    transfers = any(find_method(name).kernel for name, _ in lines_of(settings))
+    if settings.training.labels is not None and transfers and find_method(first).labels:
+        raise ExperimentError(
+            f"transfer.initial_mask: {first} looks at the labels of all images, of which "
+            "training.labels leaves few; use a score that needs none."
+        )
 
 
 def _convert(hint: Any, value: Any, where: str, base: Any) -> Any:
