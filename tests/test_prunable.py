@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from helpers.tiers import FAMILIES, default_only
 
 import ntt_eqx as ntt
 from ntt_eqx.models import MODELS, make_model
@@ -72,7 +73,7 @@ def test_arrays_that_nobody_chose_to_leave_out_are_named_once(model):
         ntt.sparsify(ntt.sparsify(model, lambda path, owner, leaf: path == ".A"))
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", default_only(sorted(MODELS), *FAMILIES))
 def test_the_models_of_the_library_need_no_choice(name):
     model = make_model(name, (3, 32, 32), 10, key=jax.random.key(0))
     assert ntt.describe_prunable(model).left_out == {}

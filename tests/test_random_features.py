@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.comparison import random_mask, relative_error
+from helpers.tiers import slow
 
 import ntt_eqx as ntt
 
@@ -45,7 +46,7 @@ def test_the_same_key_gives_features_that_go_together(x64):
         np.testing.assert_allclose(some, phi[start:stop], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kernel", ["active", "ambient"])
+@pytest.mark.parametrize("kernel", ["active", slow("ambient")])
 def test_ridge_is_that_of_algebra(kernel, x64):
     sparse, x = sparse_and_samples(11)
     new, y = x[7:] + 0.1, jnp.sin(3 * x[:, :2])

@@ -1,7 +1,5 @@
 """`compact` leaves out what cannot matter and nothing else."""
 
-import os
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,12 +7,13 @@ import numpy as np
 import pytest
 from helpers.drawn_networks import draw
 from helpers.refusals import unchecked
+from helpers.tiers import default_only, drawn
 
 import ntt_eqx as ntt
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-MANY = int(os.environ.get("NTT_EQX_PROGRAMS", "20"))
+MANY = drawn(8)
 
 
 @eqx.filter_jit
@@ -130,7 +129,7 @@ def test_a_transformer_loses_hidden_units_and_says_what_stays(getkey):
     assert any("reduce_sum runs over them" in sentence for sentence in found.stayed)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", default_only(range(3), 2))
 def test_drawn_networks(seed):
     sparse, x = draw(seed)
     assert_same(sparse, ntt.compact(sparse, x[:2]), x)

@@ -1,7 +1,5 @@
 """Masks of coupled channels keep and drop whole channels of a network."""
 
-import os
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,12 +7,13 @@ import numpy as np
 import optax
 import pytest
 from helpers.drawn_networks import draw
+from helpers.tiers import default_only, drawn, slow
 
 import ntt_eqx as ntt
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-MANY = int(os.environ.get("NTT_EQX_PROGRAMS", "20"))
+MANY = drawn(8)
 
 
 def widened(leaf):
@@ -68,7 +67,7 @@ def emptied(pattern, found):
     "name, shape, sets",
     [
         ("lenet-300-100", (1, 4, 4), [300, 100]),
-        ("lenet-5", (1, 16, 16), [20, 50, 500]),
+        slow("lenet-5", (1, 16, 16), [20, 50, 500]),
         pytest.param(
             *("resnet-20-bn", (3, 4, 4)),
             [16, 16, 16, 16, 32, 16, 32, 32, 64, 32, 64, 64],
@@ -128,7 +127,7 @@ def test_a_residual_sum_and_a_concatenation_by_hand(getkey):
     np.testing.assert_allclose(np.asarray(found[".stem.weight"]), by_hand, rtol=1e-13)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", default_only(range(3), 2))
 def test_drawn_networks(seed, getkey):
     look_at(seed, getkey())
 

@@ -1,7 +1,5 @@
 """Products of the operator over eight devices are those of one, over four those of the kernel."""
 
-import os
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,7 @@ from helpers.comparison import every_array, random_mask
 from helpers.devices import close, mesh_of, model_and_samples
 from helpers.operators import worst_error
 from helpers.programs import build, programs
-from helpers.tiers import slow
+from helpers.tiers import drawn, slow
 from hypothesis import HealthCheck, given, settings, strategies as st
 from jax.sharding import AxisType
 
@@ -102,7 +100,7 @@ def test_any_program(program, sizes, seed):
 
 
 @pytest.mark.slow
-@settings(quiet, max_examples=int(os.environ.get("NTT_EQX_PROGRAMS", "150")) // 10)
+@settings(quiet, max_examples=drawn(6))
 @given(program=programs(), sizes=sizes, seed=st.integers(0, 99))
 def test_many_programs(program, sizes, seed):
     check_program(program, sizes, seed)

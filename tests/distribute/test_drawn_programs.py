@@ -4,11 +4,10 @@ The explicit Jacobian, on one device and in float64, is what values and gradient
 `tests/ntk/test_programs.py` explains the programs.
 """
 
-import os
-
 import jax
 import pytest
 from helpers.programs import cases, check
+from helpers.tiers import drawn
 from hypothesis import HealthCheck, given, settings
 
 import ntt_eqx as ntt
@@ -43,7 +42,7 @@ def test_any_program_in_tiles(case):
 
 
 @pytest.mark.slow
-@settings(quiet, max_examples=int(os.environ.get("NTT_EQX_PROGRAMS", "150")) // 10)
+@settings(quiet, max_examples=drawn(6))
 @given(case=cases())
 def test_many_programs_in_tiles(case):
     assert_exact(case)

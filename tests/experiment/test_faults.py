@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.tiers import drawn
 
 from ntt_eqx.experiment.claims import claimed
 from ntt_eqx.experiment.cli import main
@@ -30,7 +31,7 @@ from ntt_eqx.experiment.manifest import problems, read_manifest
 from .conftest import DATASET, own_process, tiny
 from .disks import Disk, Turns, faults_of, work, work_together
 
-KILLS = 16
+KILLS = drawn(8)
 
 
 def command(out, *more):
@@ -152,7 +153,7 @@ def undisturbed(tmp_path_factory):
     return found
 
 
-def drawn(operations, count, seed=0):
+def chosen_faults(operations, count, seed=0):
     """Positions with their faults: each kind once, then others at random."""
     cases = [
         (position, fault, (name, fault))
@@ -181,7 +182,7 @@ def assert_explained(code, said, where):
 
 def try_faults(undisturbed, count, folder, capfd, report):
     whole, operations = undisturbed["alone"]
-    for number, (position, fault) in enumerate(drawn(operations, count)):
+    for number, (position, fault) in enumerate(chosen_faults(operations, count)):
         where = f"{fault} at operation {position}, {operations[position][:2]}"
         disk = Disk(folder / f"alone-{number}", position, fault)
         code = work(disk, small(disk.root, ALONE))
@@ -197,7 +198,7 @@ def try_faults(undisturbed, count, folder, capfd, report):
 def try_faults_together(undisturbed, count, folder, capfd, report):
     for seed in range(SCHEDULES):
         whole, operations = undisturbed[seed]
-        for number, (position, fault) in enumerate(drawn(operations, count, seed)):
+        for number, (position, fault) in enumerate(chosen_faults(operations, count, seed)):
             where = f"{fault} at operation {position}, {operations[position][:2]}, seed {seed}"
             disk = Disk(folder / f"{seed}-{number}", position, fault, Turns(seed, 2))
             first, second = work_together(disk, small(disk.root, TOGETHER))
@@ -213,7 +214,7 @@ def try_faults_together(undisturbed, count, folder, capfd, report):
 
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
 @pytest.mark.parametrize(
-    "count", [pytest.param(6, id="few"), pytest.param(48, id="many", marks=pytest.mark.slow)]
+    "count", [pytest.param(6, id="few"), pytest.param(drawn(24), id="many", marks=pytest.mark.slow)]
 )
 def test_whatever_goes_wrong_with_a_file(together, count, undisturbed, tmp_path, capfd):
     report = collections.Counter()

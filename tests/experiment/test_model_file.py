@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.tiers import FAMILIES, default_only
 
 from ntt_eqx import (
     SparseModel,
@@ -57,7 +58,7 @@ def network():
     return SparseModel(sparse.to_dense(), sparse.mask)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", default_only(MODELS, *FAMILIES))
 def test_every_architecture_comes_back(name, tmp_path):
     """Also those with numbers that are no arrays, such as where a pool starts its maximum."""
     shape = (1, 28, 28) if name.startswith("lenet") else (3, 32, 32)

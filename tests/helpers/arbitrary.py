@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from .refusals import unchecked
+from .tiers import drawn
 
 OUTCOMES = collections.Counter()
 
@@ -36,16 +37,16 @@ def examples(few, many):
     how = lambda count, **more: settings(max_examples=count, deadline=None, database=None, **more)
     runs = [
         pytest.param(how(few, derandomize=True), id="few"),
-        pytest.param(how(many), id="many", marks=pytest.mark.slow),
+        pytest.param(how(drawn(many)), id="many", marks=pytest.mark.slow),
     ]
     return pytest.mark.parametrize("examples", runs)
 
 
-def explore(holds, examples, *, both=True, **drawn):
+def explore(holds, examples, *, both=True, **strategies):
     """Call `holds` with drawn arguments; `both`: some must be taken, and some refused."""
     OUTCOMES.clear()
     with unchecked():
-        examples(given(**drawn)(holds))()
+        examples(given(**strategies)(holds))()
     assert not both or min(OUTCOMES["passed"], OUTCOMES["refused"]) > 0, "one outcome alone"
 
 

@@ -1,11 +1,18 @@
-"""Which cases of a test run by default, and which only with `-m slow`.
+"""Which cases of a test run by default, which only with `-m slow`, and how many are drawn there.
 
 A default case takes a few seconds at most. Where each case compiles programs of its own, one or two
 stand for their kind by default, and `-m slow` runs the rest.
 """
 
+import os
+
 import jax
 import pytest
+
+TIMES = float(os.environ.get("NTT_EQX_DRAWN", "1"))
+
+# Of the library's models one of each family.
+FAMILIES = ("lenet-300-100", "lenet-5", "conv-4", "mlp-1568", "vgg-11-bn", "resnet-20-bn", "vit")
 
 
 def default_only(values, *chosen):
@@ -17,6 +24,14 @@ def default_only(values, *chosen):
 def slow(*values):
     """One slow case of a parametrised test."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def drawn(count):
+    """How many cases a slow test draws: `count`, or `NTT_EQX_DRAWN` times as many.
+
+    The variable is for whoever has changed the engine or makes a release; 5 takes an hour or two.
+    """
+    return max(1, round(TIMES * count))
 
 
 def as_users_compile(test):

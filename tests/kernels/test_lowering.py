@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers.oracle import Sizes
+from helpers.tiers import slow
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from ntt_eqx import kernels
@@ -71,7 +72,7 @@ def check_lowering(platform, sizes, dtype, precision, binary=True):
 
 
 @pytest.mark.parametrize("platform", DEVICES)
-@pytest.mark.parametrize("precision", ("float32", "bfloat16"))
+@pytest.mark.parametrize("precision", (slow("float32"), "bfloat16"))
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16), ids=("f32", "bf16"))
 @pytest.mark.parametrize("name", QUICK)
 def test_lowering(platform, name, dtype, precision):

@@ -10,6 +10,7 @@ import pytest
 from helpers import oracle
 from helpers.comparison import relative_error
 from helpers.oracle import IMPLEMENTATIONS, KERNELS, TOLERANCE, Sizes
+from helpers.tiers import drawn
 from hypothesis import HealthCheck, given, settings, strategies as st
 from jax.experimental.pallas import tpu as pltpu
 from jax.test_util import check_grads
@@ -250,14 +251,14 @@ def test_any_case_in_the_kernels(implementation, case):
 
 
 @pytest.mark.slow
-@any_case("reference", 150)
+@any_case("reference", drawn(50))
 def test_many_cases_in_the_reference(case):
     check_case("reference", case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", KERNELS)
-@any_case(KERNELS[0], 20)
+@any_case(KERNELS[0], drawn(8))
 def test_many_cases_in_the_kernels(implementation, case):
     check_case(implementation, case)
 

@@ -33,7 +33,7 @@ def expected(scores, density, group):
     return np.repeat(marks, group, axis=0)[: len(flat)].reshape(scores.shape)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     shape=st.sampled_from([(1, 9), (7, 1), (8, 3, 2, 2)]),
     group=st.sampled_from([1, 3, 16]),

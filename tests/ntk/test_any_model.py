@@ -53,7 +53,7 @@ def test_path_of_each_parameter(name):
     assert found == case.paths
 
 
-@pytest.mark.parametrize("name", default_only(ZOO, "custom", "tied", "half"))
+@pytest.mark.parametrize("name", default_only(ZOO, "custom", "tied"))
 def test_kernel_and_gradient(name):
     """Against the explicit Jacobian, for masks of all kinds, dense and gathered, both kernels."""
     case = ZOO[name]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers.comparison import random_mask, relative_error
 from helpers.refusals import refusals
+from helpers.tiers import slow
 
 import ntt_eqx as ntt
 
@@ -52,8 +53,8 @@ def only(model, name):
     return jax.tree_util.tree_map_with_path(on, dense)
 
 
-@pytest.mark.parametrize("density", [None, 0.1, 1.0])
-@pytest.mark.parametrize("outputs", ["full", "diagonal", "trace"])
+@pytest.mark.parametrize("density", [None, 0.1, slow(1.0)])
+@pytest.mark.parametrize("outputs", ["full", slow("diagonal"), "trace"])
 def test_each_is_the_kernel_of_its_layer_alone(density, outputs, gathers, x64):
     model, x1, x2 = given(density)
     found = ntt.ntk(model, x1, x2, outputs=outputs, by_layer=True)

@@ -1,7 +1,5 @@
 """The kernel as an operator: its products are those of the formed matrix."""
 
-import os
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,7 @@ from helpers import zoo, zoo_today
 from helpers.comparison import every_array, random_mask, relative_error, some_of_every_row
 from helpers.operators import product, vectors, worst_error
 from helpers.programs import build, programs, tolerance
-from helpers.tiers import default_only
+from helpers.tiers import default_only, drawn
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 import ntt_eqx as ntt
@@ -187,14 +185,14 @@ quiet = settings(
 )
 
 
-@settings(quiet, max_examples=3)
+@settings(quiet, max_examples=2)
 @given(program=programs(most=4), seed=st.integers(0, 99))
 def test_any_program(program, seed, x64):
     check_program(program, seed)
 
 
 @pytest.mark.slow
-@settings(quiet, max_examples=int(os.environ.get("NTT_EQX_PROGRAMS", "50")))
+@settings(quiet, max_examples=drawn(15))
 @given(program=programs(), seed=st.integers(0, 99))
 def test_many_programs(program, seed, x64):
     check_program(program, seed)

@@ -2,20 +2,17 @@
 
 `programs.py` draws them, in float64, of dense, convolutional, recurrent, gated, tied, complex and
 parameter-only pieces, with masks, metrics, sketches and blocks. They are evaluated by NumPy, which
-compiles nothing. The variable `NTT_EQX_PROGRAMS` says how many the slow run takes.
+compiles nothing.
 """
 
 import itertools
-import os
 
 import jax
 import pytest
 from helpers.pieces import PIECES
 from helpers.programs import NARROW, NUMBERED, Case, Program, Sample, cases, check, step, tolerance
-from helpers.tiers import as_users_compile
+from helpers.tiers import as_users_compile, drawn
 from hypothesis import HealthCheck, example, given, settings, strategies as st
-
-MANY = int(os.environ.get("NTT_EQX_PROGRAMS", "60"))
 
 pytestmark = pytest.mark.usefixtures("gathers", "x64")
 
@@ -79,21 +76,21 @@ def test_narrow_numbers(dtype, data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", NARROW)
-@settings(quiet, max_examples=MANY // 10)
+@settings(quiet, max_examples=drawn(3))
 @given(data=st.data())
 def test_many_narrow_numbers(dtype, data):
     assert_exact(data.draw(cases(dtype=dtype)))
 
 
 @pytest.mark.slow
-@settings(quiet, max_examples=MANY // 3)
+@settings(quiet, max_examples=drawn(10))
 @given(case=cases(without=NOT_EDGES, large=True))
 def test_many_dtypes_and_sizes(case):
     assert_exact(case)
 
 
 @pytest.mark.slow
-@settings(quiet, max_examples=MANY // 10)
+@settings(quiet, max_examples=drawn(3))
 @given(case=cases())
 def test_compiled_under_debug_nans(case):
     """JAX's own check, of what is compiled and of what runs between."""
@@ -104,7 +101,7 @@ def test_compiled_under_debug_nans(case):
 
 
 @pytest.mark.slow
-@settings(quiet, max_examples=MANY)
+@settings(quiet, max_examples=drawn(30))
 @given(case=cases())
 def test_many_programs(case):
     assert_exact(case)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from helpers.comparison import random_mask, relative_error, weighted_sum
 from helpers.support import known
+from helpers.tiers import drawn
 from hypothesis import HealthCheck, given, settings, strategies as st
 from pytest import mark
 
@@ -180,7 +181,7 @@ def test_any_case(case):
 
 
 @mark.slow
-@settings(quiet, max_examples=60)
+@settings(quiet, max_examples=drawn(25))
 @given(case=cases())
 def test_many_cases(case):
     check_case(case)

@@ -25,7 +25,8 @@ EXACT = 1e-10  # float64
 # What takes longest: convolutions and gathers are compiled one by one.
 LONG = ("mobilenet, squeeze-excitation", "u-net", "perceiver", "mamba, scan", "mlp-mixer",
         "weight norm", "transformer, rope, tied tokens", "fno, complex", "fno, pairs",
-        "mamba, associative scan", "experts, vmapped", "lstm")  # fmt: skip
+        "mamba, associative scan", "experts, vmapped", "experts, einsum", "lstm",
+        "kan, chebyshev", "batch norm")  # fmt: skip
 
 # Of these 20 steps are taken, not of all: a step is compiled, for seconds.
 every_model = pytest.mark.parametrize(

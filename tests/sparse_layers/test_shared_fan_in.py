@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.comparison import relative_error
+from helpers.tiers import drawn
 from hypothesis import given, settings, strategies as st
 
 import ntt_eqx as ntt
@@ -60,7 +61,7 @@ def test_shared_inputs(case):
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=drawn(8), deadline=None)
 @given(
     rows=st.integers(8, 50),
     columns=st.integers(1, 30),

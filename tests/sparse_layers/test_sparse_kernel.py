@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.comparison import relative_error, weighted_sum
+from helpers.tiers import drawn
 from hypothesis import given, settings, strategies as st
 
 import ntt_eqx as ntt
@@ -76,7 +77,7 @@ def test_the_kernel_is_that_of_explicit_jacobians(width, density, n, outputs):
 
 
 @pytest.mark.slow
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=drawn(6), deadline=None)
 @given(
     width=st.sampled_from([1, 5, 40]),
     density=st.sampled_from([0.0, 0.1, 0.4, 1.0]),

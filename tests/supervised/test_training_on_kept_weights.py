@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.drawn_networks import draw
-from helpers.tiers import default_only
+from helpers.tiers import default_only, slow
 
 import ntt_eqx as ntt
 from ntt_eqx._supervised import _on_kept_weights
@@ -121,7 +121,7 @@ def test_other_optimisers_see_all_weights(name, formed, getkey):
 
 
 @pytest.mark.parametrize(
-    "refresh", [ntt.SETRefresh(4), ntt.RigLRefresh(4, until=9), ntt.SETRefresh(1)]
+    "refresh", [ntt.RigLRefresh(4, until=9), slow(ntt.SETRefresh(4)), slow(ntt.SETRefresh(1))]
 )
 def test_masks_that_change_are_those_of_masked_training(refresh, formed, getkey):
     sparsity = ntt.Sparsity(0.2)
@@ -253,7 +253,7 @@ def test_only_large_layers_with_few_weights_change_their_form(monkeypatch, getke
 
 
 @pytest.mark.filterwarnings("ignore::ntt_eqx.LayerCollapseWarning")
-@pytest.mark.parametrize("seed", default_only(range(12), 0, 1))
+@pytest.mark.parametrize("seed", default_only(range(12), 0))
 def test_drawn_networks_train_as_masked_ones(seed, formed):
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):

@@ -8,6 +8,7 @@ import optax
 import pytest
 from helpers.comparison import counts
 from helpers.refusals import refusals
+from helpers.tiers import slow
 
 import ntt_eqx as ntt
 
@@ -31,13 +32,13 @@ def cheap(density, num_steps, **options):
 @pytest.mark.parametrize(
     "steps, every, density",
     [
-        (100, 100, ntt.GradualDensity(0.1, end=100)),
+        slow(100, 100, ntt.GradualDensity(0.1, end=100)),
         (120, 100, ntt.GradualDensity(0.1, end=120)),
         (30, 7, ntt.GradualDensity(0.1, end=11, begin=3)),
         (9, 100, ntt.GradualDensity(0.1, end=9)),
         (13, 5, lambda step: jnp.where(step < 12, 0.5, 0.1)),
-        (12, 5, optax.linear_schedule(1.0, 0.1, 12)),
-        (12, 5, lambda step: 0.1 ** (step / 12)),
+        slow(12, 5, optax.linear_schedule(1.0, 0.1, 12)),
+        slow(12, 5, lambda step: 0.1 ** (step / 12)),
         (12, 5, optax.constant_schedule(0.1)),
     ],
 )
