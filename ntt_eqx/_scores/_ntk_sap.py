@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, PRNGKeyArray
 
 from .._checks import check_key
@@ -57,44 +58,64 @@ class NTKSAP(AbstractLabelFreeScore, AbstractDrawingScore):
         """Score the prunable weights of `model`; of `x` only the shape `[batch, ...]` is used."""
         shape = batch_of_shape("NTKSAP", x)
         check_warm("NTKSAP", model)
-        settings = (self.rounds, self.epsilon, self.initialise)
-        return _ntk_sap(widened(sparsify(model)), shape, self.key, settings)
+        sparse = widened(sparsify(model))
+        total, keys = _begin(sparse, self.key, self.rounds)
+        one_round = lambda total, key: (
+            _one_round(total, sparse, shape, key, self.epsilon, self.initialise),
+            None,
+        )
+        if isinstance(keys, Tracer):
+            total, _ = jax.lax.scan(one_round, total, keys)
+            return _magnitudes(total)
+        # XLA computes convolutions within a loop on one thread of a CPU, and several times slower.
+        for key in keys:
+            total, _ = one_round(total, key)
+        return _magnitudes(total)
 
 
 @eqx.filter_jit
-def _ntk_sap(
-    sparse: SparseModel, shape: tuple[int, ...], key: PRNGKeyArray, settings: tuple[Any, ...]
-) -> ScoreTree:
-    rounds, epsilon, initialise = settings
-
-    def one_round(total: ScoreTree, key: PRNGKeyArray) -> tuple[ScoreTree, None]:
-        keys = jax.random.split(key, 3)
-        drawn = _redraw(sparse, keys[0]) if initialise is None else widened(initialise(keys[0]))
-        theta, rest = split_weights(drawn, sparse.mask)
-        rest = eqx.nn.inference_mode(rest)
-        dtype = jnp.result_type(*jax.tree.leaves(theta))
-        x = jax.random.normal(keys[1], shape, dtype)
-        noise = jax.random.split(keys[2], len(jax.tree.leaves(theta)))
-        noise = jax.tree.unflatten(jax.tree.structure(theta), list(noise))
-        moved = jax.tree.map(
-            lambda w, k: w + epsilon * jax.random.normal(k, w.shape, w.dtype), theta, noise
-        )
-        masked = lambda weights: jax.tree.map(
-            lambda m, w: jnp.where(m, w, jnp.zeros_like(w)), sparse.mask, weights
-        )
-        outputs = lambda weights: jax.vmap(eqx.combine(weights, rest))(x)
-
-        def distance(first: PyTree, second: PyTree) -> Array:
-            return jnp.sum(jnp.square(outputs(first) - outputs(second)))
-
-        # c scales both networks: ∂/∂c_j = θ_j ∂/∂first_j + (θ_j + Δθ_j) ∂/∂second_j
-        slopes = jax.grad(distance, (0, 1))(masked(theta), masked(moved))
-        change = jax.tree.map(lambda w, v, g, h: w * g + v * h, theta, moved, slopes[0], slopes[1])
-        return jax.tree.map(jnp.add, total, change), None
-
+def _begin(sparse: SparseModel, key: PRNGKeyArray, rounds: int) -> tuple[ScoreTree, Any]:
     weights, _ = split_weights(sparse.model, sparse.mask)
-    zero = jax.tree.map(jnp.zeros_like, weights)
-    total, _ = jax.lax.scan(one_round, zero, jax.random.split(key, rounds))
+    return jax.tree.map(jnp.zeros_like, weights), jax.random.split(key, rounds)
+
+
+@eqx.filter_jit
+def _one_round(
+    total: ScoreTree,
+    sparse: SparseModel,
+    shape: tuple[int, ...],
+    key: PRNGKeyArray,
+    epsilon: float,
+    initialise: Callable[[PRNGKeyArray], Any] | None,
+) -> ScoreTree:
+    """`total` and the derivative of one more draw."""
+    keys = jax.random.split(key, 3)
+    drawn = _redraw(sparse, keys[0]) if initialise is None else widened(initialise(keys[0]))
+    theta, rest = split_weights(drawn, sparse.mask)
+    rest = eqx.nn.inference_mode(rest)
+    dtype = jnp.result_type(*jax.tree.leaves(theta))
+    x = jax.random.normal(keys[1], shape, dtype)
+    noise = jax.random.split(keys[2], len(jax.tree.leaves(theta)))
+    noise = jax.tree.unflatten(jax.tree.structure(theta), list(noise))
+    moved = jax.tree.map(
+        lambda w, k: w + epsilon * jax.random.normal(k, w.shape, w.dtype), theta, noise
+    )
+    masked = lambda weights: jax.tree.map(
+        lambda m, w: jnp.where(m, w, jnp.zeros_like(w)), sparse.mask, weights
+    )
+    outputs = lambda weights: jax.vmap(eqx.combine(weights, rest))(x)
+
+    def distance(first: PyTree, second: PyTree) -> Array:
+        return jnp.sum(jnp.square(outputs(first) - outputs(second)))
+
+    # c scales both networks: ∂/∂c_j = θ_j ∂/∂first_j + (θ_j + Δθ_j) ∂/∂second_j
+    slopes = jax.grad(distance, (0, 1))(masked(theta), masked(moved))
+    change = jax.tree.map(lambda w, v, g, h: w * g + v * h, theta, moved, slopes[0], slopes[1])
+    return jax.tree.map(jnp.add, total, change)
+
+
+@jax.jit
+def _magnitudes(total: PyTree) -> PyTree:
     return jax.tree.map(jnp.abs, total)
 
 

@@ -32,6 +32,7 @@ def test_a_short_form_runs(name):
 
     matplotlib.use("Agg")
     short = {"SEEDS": (0, 1), "TRANSFER_STEPS": 6, "TRAINING_STEPS": 4}
+    short |= {"SYNFLOW_ROUNDS": 2, "NTK_SAP_ROUNDS": 2}
     found = run(read(EXAMPLES / name), short)
     assert [history[-1]["step"] for history in found["histories"].values()] == [6, 6]
     assert found["steps"] == [0, 1, 2, 3, 4]

@@ -114,12 +114,13 @@ def test_errors_are_as_documented(implementation, precision):
 @pytest.mark.parametrize(
     ("sizes", "counts"),
     [
-        pytest.param(Sizes(n=66, m=130, k=1, l=2, i=2, j=40), (40, 3), id="edges of tiles"),
+        pytest.param(Sizes(n=66, m=2, k=1, l=2, i=2, j=40), (40, 3), id="edges of tiles of n"),
+        pytest.param(Sizes(n=2, m=130, k=1, l=1, i=2, j=40), (40, 3), id="edges of tiles of m"),
         pytest.param(Sizes(n=1, m=1, k=1, l=1, i=1, j=1), (1,), id="ones"),
         pytest.param(Sizes(n=2, m=3, k=1, l=1, i=2, j=5), (0, 0), id="no entry"),
         pytest.param(Sizes(n=5, m=3, k=2, l=3, i=2, j=250), (150, 50), id="chunks of 32"),
         pytest.param(Sizes(n=5, m=3, k=2, l=3, i=2, j=500), (384, 64), id="chunks of 64"),
-        pytest.param(Sizes(n=3, m=5, k=3, l=35, i=70, j=9), (4,) * 70, id="tiles of outputs"),
+        pytest.param(Sizes(n=2, m=3, k=3, l=35, i=70, j=9), (4,) * 70, id="tiles of outputs"),
     ],
 )
 def test_sizes(sizes, counts, implementation):

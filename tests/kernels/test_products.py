@@ -27,9 +27,10 @@ DENSE = (
 )
 # Over the edge of a tile: 64 samples, 64 or 128 features, 16 outputs.
 DENSE_EDGES = (
-    Sizes(n=66, m=2, k=1, l=17, i=70, j=130),
+    Sizes(n=66, m=2, k=1, l=2, i=19, j=17),
     Sizes(n=20, m=37, k=2, l=2, i=19, j=19),
-    Sizes(n=2, m=3, k=17, l=18, i=129, j=257),
+    Sizes(n=1, m=2, k=17, l=18, i=70, j=257),
+    Sizes(n=2, m=3, k=1, l=17, i=129, j=19),
 )
 POSITIONS = (
     Sizes(n=1, m=1, k=1, l=1, i=1, j=1, s=1),

@@ -192,7 +192,7 @@ def test_any_program(program, seed, x64):
 
 
 @pytest.mark.slow
-@settings(quiet, max_examples=drawn(15))
+@settings(quiet, max_examples=drawn(10))
 @given(program=programs(), seed=st.integers(0, 99))
 def test_many_programs(program, seed, x64):
     check_program(program, seed)
