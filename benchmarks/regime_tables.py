@@ -32,6 +32,11 @@ ULTRA = {
     ("ntt-sketch", "global"): "**NTT**, over all layers",
     ("ntt-sketch", "layer"): "**NTT**, ERK",
     ("random", "layer"): "random, ERK",
+    ("few_units.py:THIRD", None): "random, ERK, on a third of the units",
+    ("few_units.py:TENTH", None): "random, ERK, on a tenth of the units",
+    ("few_units.py:THIRD_NTT", None): "**NTT**, ERK, on a third of the units",
+    ("shuffled synflow", "global"): "random, SynFlow's shares",
+    ("shuffled ntk-sap", "global"): "random, NTK-SAP's shares",
     ("set", "layer"): "SET, ERK (sees labels, changes its mask)",
     ("rigl", "layer"): "RigL, ERK (sees labels, changes its mask)",
 }
@@ -91,7 +96,7 @@ def few_labels_facts() -> dict[str, str]:
     }
 
 
-def ultra_accuracy(method: str, scope: str) -> float:
+def ultra_accuracy(method: str, scope: str | None) -> float:
     """The accuracy of one method at 1 % of the large perceptron, in percent."""
     return 100 * _ultra()[method, scope]["test_accuracy"]
 
@@ -99,8 +104,9 @@ def ultra_accuracy(method: str, scope: str) -> float:
 def ultra_all_table() -> str:
     """Accuracy, live units and time of all methods that were run on the large perceptron."""
     rows = []
-    for place, name in ULTRA.items():
-        result = _ultra()[place]
+    found = _ultra()
+    for place in [place for place in ULTRA if place in found]:
+        name, result = ULTRA[place], found[place]
         accuracy, error = 100 * result["test_accuracy"], 100 * (of_test_images(result) or 0.0)
         live = f"{100 * result['live_units'] / result['units']:.0f}"
         minutes = f"{result['seconds'] / 60:.0f}"
@@ -109,8 +115,9 @@ def ultra_all_table() -> str:
     return table(header, [False, True, True, True], rows)
 
 
-def _ultra() -> dict[tuple[str, str], Any]:
-    return {(r["method"], r["scope"]): r for r in load("ultra_sparse")}
+def _ultra() -> dict[tuple[str, str | None], Any]:
+    name = lambda r: f"shuffled {r['method']}" if "shuffle" in r["mask"] else r["method"]
+    return {(name(r), r["scope"]): r for r in load("ultra_sparse")}
 
 
 def ultra_facts() -> dict[str, str]:
@@ -126,7 +133,17 @@ def ultra_facts() -> dict[str, str]:
     share = lambda place: _ultra()[place]["live_units"] / _ultra()[place]["units"]
     claim(max(share(("synflow", "global")), share(("rigl", "layer"))) < 0.5, "Most units are gone.")
     claim(min(share(("ntt-sketch", where)) for where in ("layer", "global")) > 0.99, "NTT's live.")
+    third = ultra_accuracy("few_units.py:THIRD", None)
+    claim(third - chance > 1.4, "A third of the units is more than three errors above all of them.")
+    claim(abs(third - scores["ntk-sap"]) < 0.3, "It is level with NTK-SAP.")
+    most = 0.6 * (scores["synflow"] - chance)
+    claim(third - chance > most, "It explains most of SynFlow's gain.")
+    shares = ultra_accuracy("shuffled synflow", "global")
+    claim(shares < chance, "SynFlow's shares alone end below ERK's.")
     return {
+        "ultra_third": f"{third:.2f}",
+        "ultra_few_gain": f"{third - chance:.1f}",
+        "ultra_shares_loss": f"{scores['synflow'] - shares:.1f}",
         "ultra_all_table": ultra_all_table(),
         "ultra_table": published_beside(load("ultra_sparse")).strip(),
         "ultra_gain": f"{ours - chance:.1f}",
