@@ -9,6 +9,7 @@ from ._allocation import allocate as allocate
 from ._collapse import (
     LayerCollapseWarning as LayerCollapseWarning,
     check_collapse as check_collapse,
+    is_traced as is_traced,
 )
 from ._coupled import CoupledAxis as CoupledAxis, CoupledChannels as CoupledChannels
 from ._fan_in import ConstantFanIn as ConstantFanIn

@@ -6,11 +6,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
-from jaxtyping import Array, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from .._checks import check_key
 from .._examples import Samples
+from .._masks import is_traced
 from .._sparse import SparseModel, map_masked, sparsify
 from .._stateful import check_warm
 from .._types import PyTree, ScoreTree
@@ -59,37 +60,33 @@ class NTKSAP(AbstractLabelFreeScore, AbstractDrawingScore):
         shape = batch_of_shape("NTKSAP", x)
         check_warm("NTKSAP", model)
         sparse = widened(sparsify(model))
-        total, keys = _begin(sparse, self.key, self.rounds)
-        one_round = lambda total, key: (
-            _one_round(total, sparse, shape, key, self.epsilon, self.initialise),
-            None,
-        )
-        if isinstance(keys, Tracer):
-            total, _ = jax.lax.scan(one_round, total, keys)
-            return _magnitudes(total)
-        # XLA computes convolutions within a loop on one thread of a CPU, and several times slower.
-        for key in keys:
-            total, _ = one_round(total, key)
+        total, numbers = _zeros(sparse), np.arange(self.rounds, dtype=np.int32)
+        if is_traced(total):
+            add = lambda total, number: (_add_round(total, number, self, sparse, shape), None)
+            total, _ = jax.lax.scan(add, total, numbers)
+        else:
+            # On a CPU XLA computes convolutions within a loop on one thread, several times slower.
+            for number in numbers:
+                total = _add_round(total, number, self, sparse, shape)
         return _magnitudes(total)
 
 
 @eqx.filter_jit
-def _begin(sparse: SparseModel, key: PRNGKeyArray, rounds: int) -> tuple[ScoreTree, Any]:
-    weights, _ = split_weights(sparse.model, sparse.mask)
-    return jax.tree.map(jnp.zeros_like, weights), jax.random.split(key, rounds)
+def _zeros(sparse: SparseModel) -> ScoreTree:
+    return jax.tree.map(jnp.zeros_like, split_weights(sparse.model, sparse.mask)[0])
 
 
 @eqx.filter_jit
-def _one_round(
+def _add_round(
     total: ScoreTree,
+    number: Int[Array | np.integer, ""],
+    score: NTKSAP,
     sparse: SparseModel,
     shape: tuple[int, ...],
-    key: PRNGKeyArray,
-    epsilon: float,
-    initialise: Callable[[PRNGKeyArray], Any] | None,
 ) -> ScoreTree:
-    """`total` and the derivative of one more draw."""
-    keys = jax.random.split(key, 3)
+    """`total` and the derivative of the draw with this number."""
+    keys = jax.random.split(jax.random.split(score.key, score.rounds)[number], 3)
+    epsilon, initialise = score.epsilon, score.initialise
     drawn = _redraw(sparse, keys[0]) if initialise is None else widened(initialise(keys[0]))
     theta, rest = split_weights(drawn, sparse.mask)
     rest = eqx.nn.inference_mode(rest)
