@@ -29,7 +29,8 @@ def slow(*values):
 def drawn(count):
     """How many cases a slow test draws: `count`, or `NTT_EQX_DRAWN` times as many.
 
-    The variable is for whoever has changed the engine or makes a release; 5 takes an hour or two.
+    Set it to 5, for an hour or two, after a change to the engine or before a release. `.ci/run`
+    sets it below 1 on a slow machine.
     """
     return max(1, round(TIMES * count))
 
