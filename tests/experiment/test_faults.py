@@ -31,7 +31,7 @@ from ntt_eqx.experiment.manifest import problems, read_manifest
 from .conftest import DATASET, own_process, tiny
 from .disks import Disk, Turns, faults_of, work, work_together
 
-KILLS = drawn(8)
+KILLS = max(10, drawn(10))  # fewer would not fall into every phase
 
 
 def command(out, *more):
