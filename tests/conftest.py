@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 
 import jax
 import pytest
@@ -34,6 +35,16 @@ if jax.default_backend() == "cpu":
     jax.config.update("jax_compilation_cache_dir", COMPILED)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+BEGUN = time.monotonic()
+
+
+def pytest_runtest_setup(item):
+    """Skip what is left after `NTT_EQX_SECONDS`: on a slow machine, too, CI has to end."""
+    limit = float(os.environ.get("NTT_EQX_SECONDS", "inf"))
+    if time.monotonic() - BEGUN > limit:
+        pytest.skip(f"after {limit:.0f} s, the limit NTT_EQX_SECONDS")
 
 
 def pytest_unconfigure():
