@@ -12,7 +12,6 @@ what the preset `ultra-sparse` gives them.
 """
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -57,6 +56,9 @@ class OnFewUnits:
         if not self.steps:
             return ntt.SparseModel(teacher, mask)
         x = np.asarray(examples[0])
+        images = ntt.data.Split(x, np.zeros(len(x), np.int32))
+        seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
+        batches = ntt.data.batches(images, 64, seed=seed)
         method = ntt.NeuralTangentTransfer(
             sparsity=counts,
             optimizer=optax.adam(optax.cosine_decay_schedule(1e-3, self.steps, 0.05)),
@@ -65,7 +67,7 @@ class OnFewUnits:
             num_steps=self.steps,
         )
         state = ntt.ntt_init(teacher, method, key=key, mask=mask)
-        state, _ = ntt.transfer(state, _batches(x, key), num_steps=self.steps, log_every=None)
+        state, _ = ntt.transfer(state, batches, num_steps=self.steps, log_every=None)
         return state.student
 
     def may(self, mask: Any, key: Any) -> Any:
@@ -82,14 +84,6 @@ class OnFewUnits:
                 chosen.append(jnp.ones_like(leaf))  # the last layer is whole
             before = units
         return tree.unflatten(chosen)
-
-
-def _batches(x: np.ndarray, key: Any, size: int = 64) -> Iterator[np.ndarray]:
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    while True:
-        order = rng.permutation(len(x))
-        for start in range(0, len(x) - size + 1, size):
-            yield x[order[start : start + size]]
 
 
 THIRD, SIXTH, TENTH = (OnFewUnits(share) for share in (1 / 3, 1 / 6, 1 / 10))

@@ -33,10 +33,7 @@ ULTRA = {
     ("ntt-sketch", "layer"): "**NTT**, ERK",
     ("random", "layer"): "random, ERK",
     ("few_units.py:THIRD", None): "random, ERK, on a third of the units",
-    ("few_units.py:TENTH", None): "random, ERK, on a tenth of the units",
-    ("few_units.py:THIRD_NTT", None): "**NTT**, ERK, on a third of the units",
     ("shuffled synflow", "global"): "random, SynFlow's shares",
-    ("shuffled ntk-sap", "global"): "random, NTK-SAP's shares",
     ("set", "layer"): "SET, ERK (sees labels, changes its mask)",
     ("rigl", "layer"): "RigL, ERK (sees labels, changes its mask)",
 }
@@ -104,9 +101,8 @@ def ultra_accuracy(method: str, scope: str | None) -> float:
 def ultra_all_table() -> str:
     """Accuracy, live units and time of all methods that were run on the large perceptron."""
     rows = []
-    found = _ultra()
-    for place in [place for place in ULTRA if place in found]:
-        name, result = ULTRA[place], found[place]
+    for place, name in ULTRA.items():
+        result = _ultra()[place]
         accuracy, error = 100 * result["test_accuracy"], 100 * (of_test_images(result) or 0.0)
         live = f"{100 * result['live_units'] / result['units']:.0f}"
         minutes = f"{result['seconds'] / 60:.0f}"

@@ -11,7 +11,7 @@ import pytest
 
 TIMES = float(os.environ.get("NTT_EQX_DRAWN", "1"))
 
-# Of the library's models one of each family.
+# These stand for the families of the library's models.
 FAMILIES = ("lenet-300-100", "lenet-5", "conv-4", "mlp-1568", "vgg-11-bn", "resnet-20-bn", "vit")
 
 
