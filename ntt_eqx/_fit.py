@@ -9,11 +9,13 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
+import numpy as np
 
 from ._checks import check_count
 from ._diagnosis import Diagnosis, Evidence, all_finite, faults_of_batch, tolerates
 from ._errors import DivergenceError
 from ._held import whole
+from .kernels import target_device
 
 State = TypeVar("State")
 
@@ -280,9 +282,8 @@ class _Window(Generic[State]):
     def _look(self, state: Callable[[], State], looked: list[Any], left: list[Any]) -> None:
         self._pending = left
         self._held = sum(_bytes_of(evidence.batch) for _, evidence in left)
-        # Lists, for device_get sorts the names of dicts.
         entries = [scalars(metrics) for metrics, _ in looked]
-        fetched = jax.device_get([list(entry.values()) for entry in entries])
+        fetched = _fetched([list(entry.values()) for entry in entries])
         lost: DivergenceError | None = None
         for (_, evidence), names, numbers in zip(looked, entries, fetched, strict=True):
             self._step += 1
@@ -308,6 +309,15 @@ class _Window(Generic[State]):
         if self._diagnosis is None:
             return faults_of_batch(evidence.batch, self._step)
         return self._diagnosis(state(), self._step, evidence, self._before, self._first)
+
+
+def _fetched(rows: list[list[Any]]) -> list[list[Any]]:
+    """The numbers of each step, on the host."""
+    # `device_get` starts every transfer before it waits for one. On a CPU nothing is transferred,
+    # and it takes 20 us a step of the 600 of LeNet-300-100's, where this takes 4.
+    if target_device().platform != "cpu":
+        return jax.device_get(rows)
+    return [[np.asarray(x) for x in row] for row in rows]
 
 
 def _bytes_of(batch: Any) -> int:

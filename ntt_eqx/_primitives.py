@@ -169,7 +169,9 @@ def _windows_in_a_loop(a: Array, starts: np.ndarray, count: int, axis: int, plac
     into what reads it: a max-pool's gradient reads each entry several times, and would compute the
     sum again each time.
     """
-    one = lambda start: lax.dynamic_slice_in_dim(a, start, count, axis)
+    one = lambda start: lax.dynamic_slice_in_dim(
+        a, start, count, axis, allow_negative_indices=False
+    )
     return jnp.moveaxis(lax.map(one, jnp.asarray(starts, jnp.int32)), 0, place)
 
 
