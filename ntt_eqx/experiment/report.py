@@ -128,10 +128,10 @@ def save_page(run: RunFolder, page: Page, figures: Mapping[str, bytes]) -> None:
 
 
 def _figure(name: str, content: bytes) -> dict[str, Any]:
-    kind, _, place = name.removesuffix(".png").partition("-")
+    kind = name.removesuffix(".png").partition("-")[0]
     return {
         "kind": kind,
-        "caption": f"{_CAPTIONS.get(kind, kind)} {place}".strip(),
+        "caption": _CAPTIONS.get(kind, kind),  # the figure itself names data, model and density
         "content": base64.b64encode(content).decode(),
         "width": int.from_bytes(content[16:20], "big") // 2,  # of the PNG's header
     }
