@@ -3,12 +3,14 @@
     few=benchmarks/few_units.py
     ntt-eqx compare --preset ultra-sparse --mask.pattern None --densities 0.0126 --seeds 0 \
       --datasets fashion-mnist --methods $few:THIRD $few:TENTH $few:THIRD_NTT
+    ntt-eqx compare --preset paper --densities 0.01 --seeds 0 1 2 3 4 --training.epochs 20 \
+      --datasets mnist fashion-mnist --methods $few:ERK_SIXTH $few:ERK_SIXTH_NTT $few:ERK_SIXTH_NTT_MASK
 
 Scores over all layers leave most units of a very sparse perceptron without a weight. Here a random
-part of the units of every hidden layer is all that a mask may use, with the counts of ERK in every
-layer and the last one whole: a random mask on them, and Neural Tangent Transfer with magnitude
-refreshes among them. The density that is asked for counts the last layer, too; the hidden ones keep
-what the preset `ultra-sparse` gives them.
+part of the units of every hidden layer is all that a mask may use: a random mask on them, and
+Neural Tangent Transfer with magnitude refreshes among them. The names with ERK have its counts at
+the density that is asked for. The others have the last layer whole, for which the density counts,
+and in the hidden ones what the preset `ultra-sparse` gives them.
 """
 
 import dataclasses
@@ -24,16 +26,33 @@ import ntt_eqx as ntt
 
 
 class RefreshWithin(ntt.AbstractPeriodicRefresh):
-    """The largest weights among those that may be kept."""
+    """The largest weights among those that may be kept, and before there are few enough, others."""
 
     may: Any
     every: int = eqx.field(static=True, default=100)
     until: int | None = eqx.field(static=True, default=None)
 
     def scores(self, view: ntt.AbstractRefreshView) -> Any:
-        """The absolute value of each weight that may be kept, -1 for the others."""
-        within = lambda w, may: jnp.where(may, jnp.abs(w), -1.0)
+        """The absolute value of each weight that may be kept; below these, the others in order."""
+        within = lambda w, may: jnp.where(may, jnp.abs(w), -1 / (1e-3 + jnp.abs(w)))
         return jax.tree.map(within, view.weights(), self.may)
+
+
+def between_few_units(mask: Any, share: float, key: Any) -> Any:
+    """Which weights of a perceptron lie between units of a random part of every hidden layer.
+
+    Inputs and outputs are all of it. `mask` says which weights there are.
+    """
+    leaves, tree = jax.tree.flatten(mask)
+    before, chosen = jnp.ones(leaves[0].shape[1], bool), []
+    for number, leaf in enumerate(leaves):
+        units = jnp.ones(leaf.shape[0], bool)
+        if number < len(leaves) - 1:
+            order = jax.random.permutation(jax.random.fold_in(key, number), leaf.shape[0])
+            units = order < round(share * leaf.shape[0])
+        chosen.append(units[:, None] & before[None])
+        before = units
+    return tree.unflatten(chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,19 +61,30 @@ class OnFewUnits:
 
     share: float  # of the units
     steps: int = 0  # of a transfer; 0 for a random mask
-    hidden: float = 0.01  # density of all layers but the last
+    hidden: float | None = 0.01  # density of all layers but the last; None for ERK in all of them
+    gradual: bool = False  # whether the density falls from 1 within half of the steps
+    kernel_weight: float = 1e-3
+    initial: bool = False  # whether the mask alone is taken from the transfer
 
     def __call__(self, teacher: Any, examples: Any, density: float, key: Any) -> ntt.SparseModel:
         """The sparse network; `examples` are used without their labels, and by a transfer alone."""
-        erk = ntt.Sparsity(self.hidden, allocation="erk", pattern=ntt.Block((1, 1)))
         random = ntt.scores.Random(jax.random.fold_in(key, 1))
-        whole = ntt.prune(teacher, random, erk)
-        may = self.may(whole.mask, jax.random.fold_in(key, 2))
-        counts = ntt.Sparsity(self.hidden).of_mask(whole.mask)
-        scores = jax.tree.map(lambda s, m: jnp.where(m, s, -1.0), random(teacher), may)
+        dense = ntt.sparsify(teacher).mask
+        may = between_few_units(dense, self.share, jax.random.fold_in(key, 2))
+        if self.hidden is None:
+            counts = ntt.Sparsity(density, allocation="erk")
+        else:
+            erk = ntt.Sparsity(self.hidden, allocation="erk", pattern=ntt.Block((1, 1)))
+            counts = ntt.Sparsity(self.hidden).of_mask(ntt.prune(teacher, random, erk).mask)
+            *rest, last = jax.tree.leaves(may)
+            may = jax.tree.structure(may).unflatten([*rest, jnp.ones_like(last)])
+        scores = jax.tree.map(lambda s, m: jnp.where(m, s, s - 10), random(teacher), may)
         mask = ntt.make_mask(scores, counts)
         if not self.steps:
             return ntt.SparseModel(teacher, mask)
+        if self.gradual:
+            falling = ntt.GradualDensity(density, self.steps // 2)
+            counts, mask = ntt.Sparsity(falling, allocation="erk"), None
         x = np.asarray(examples[0])
         images = ntt.data.Split(x, np.zeros(len(x), np.int32))
         seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
@@ -62,29 +92,22 @@ class OnFewUnits:
         method = ntt.NeuralTangentTransfer(
             sparsity=counts,
             optimizer=optax.adam(optax.cosine_decay_schedule(1e-3, self.steps, 0.05)),
-            loss=ntt.KernelMatching("ambient", ntt.Sketch(2)),
+            loss=ntt.KernelMatching("ambient", ntt.Sketch(2), kernel_weight=self.kernel_weight),
             refresh=RefreshWithin(may=may),
             num_steps=self.steps,
         )
         state = ntt.ntt_init(teacher, method, key=key, mask=mask)
         state, _ = ntt.transfer(state, batches, num_steps=self.steps, log_every=None)
-        return state.student
-
-    def may(self, mask: Any, key: Any) -> Any:
-        """Which weights lie between units of the chosen part; outputs and inputs are all of it."""
-        leaves, tree = jax.tree.flatten(mask)
-        before, chosen = jnp.ones(leaves[0].shape[1], bool), []
-        for number, leaf in enumerate(leaves):
-            units = jnp.ones(leaf.shape[0], bool)
-            if number < len(leaves) - 1:
-                order = jax.random.permutation(jax.random.fold_in(key, number), leaf.shape[0])
-                units = order < round(self.share * leaf.shape[0])
-                chosen.append(units[:, None] & before[None])
-            else:
-                chosen.append(jnp.ones_like(leaf))  # the last layer is whole
-            before = units
-        return tree.unflatten(chosen)
+        found = state.student
+        return ntt.SparseModel(teacher, found.mask) if self.initial else found
 
 
 THIRD, SIXTH, TENTH = (OnFewUnits(share) for share in (1 / 3, 1 / 6, 1 / 10))
 THIRD_NTT, SIXTH_NTT = (OnFewUnits(share, 3057) for share in (1 / 3, 1 / 6))
+ERK_THIRD, ERK_SIXTH, ERK_TENTH = (OnFewUnits(share, hidden=None) for share in (1 / 3, 1 / 6, 0.1))
+ERK_THIRD_NTT, ERK_SIXTH_NTT = (
+    OnFewUnits(share, 3057, None, gradual=True, kernel_weight=1e-2) for share in (1 / 3, 1 / 6)
+)
+ERK_THIRD_NTT_MASK, ERK_SIXTH_NTT_MASK = (
+    dataclasses.replace(one, initial=True) for one in (ERK_THIRD_NTT, ERK_SIXTH_NTT)
+)

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from few_units import RefreshWithin, between_few_units
 
 import ntt_eqx as ntt
 
@@ -98,6 +99,7 @@ class Variant:
     sketch_size: int = 8
     learning_rate: float = 1e-3
     weights: Literal["transferred", "initial", "rescaled"] = "transferred"
+    units: float = 1.0  # the share of hidden units, drawn at random, that a mask may use
 
     def sparsity(self, teacher: Any, x: Any, density: float, key: Any) -> ntt.Sparsity:
         """The shares of the layers, at this density."""
@@ -131,6 +133,10 @@ class Variant:
             refresh = FallingShares(shares=tuple(sparsity.density.values()), every=every)
             falling = ntt.GradualDensity(density, max(1, self.steps // 2))
             sparsity = ntt.Sparsity(falling, "global")
+        if self.units < 1:
+            dense = ntt.sparsify(teacher).mask
+            may = between_few_units(dense, self.units, jax.random.fold_in(key, 2))
+            refresh = RefreshWithin(may=may, every=every)
         rate = optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.05)
         method = ntt.NeuralTangentTransfer(
             sparsity=sparsity,
@@ -173,12 +179,16 @@ class RandomMask:
 
     shares: Rule | Literal["ntk-sap", "synflow"]
     weights: Literal["initial", "rescaled"] = "initial"
+    units: float = 1.0
 
     def __call__(self, teacher: Any, examples: Any, density: float, key: Any) -> ntt.SparseModel:
         """The dense initialisation under this mask."""
         if self.shares in ("erk", "equal", "output"):
-            random = ntt.scores.Random(jax.random.fold_in(key, 1))
-            mask = ntt.prune(teacher, random, by_rule(self.shares, teacher, density)).mask
+            random = ntt.scores.Random(jax.random.fold_in(key, 1))(teacher)
+            dense = ntt.sparsify(teacher).mask
+            may = between_few_units(dense, self.units, jax.random.fold_in(key, 2))
+            scores = jax.tree.map(lambda s, m: jnp.where(m, s, s - 10), random, may)
+            mask = ntt.make_mask(scores, by_rule(self.shares, teacher, density))
         else:
             mask = ranked(self.shares, teacher, np.asarray(examples[0]), density, key)
             mask = ntt.shuffle_mask(mask, jax.random.fold_in(key, 1))
@@ -291,6 +301,11 @@ def variants(steps: int) -> dict[str, Variant]:
         "gradual-initial": best(weights="initial"),
         "gradual-kernel-alone": best(match="kernel"),
         "gradual-kernel-x100": best(kernel_weight=1e-1),
+        # On a part of the hidden units, with ERK's counts.
+        "third-of-units": best(units=1 / 3),
+        "third-of-units-initial": best(units=1 / 3, weights="initial"),
+        "sixth-of-units": best(units=1 / 6),
+        "sixth-of-units-initial": best(units=1 / 6, weights="initial"),
     }
 
 
@@ -301,6 +316,9 @@ CONTROLS = {
     "random-output-whole": RandomMask("output"),
     "random-synflow-shares": RandomMask("synflow"),
     "random-ntk-sap-shares": RandomMask("ntk-sap"),
+    "random-third-of-units": RandomMask("erk", units=1 / 3),
+    "random-sixth-of-units": RandomMask("erk", units=1 / 6),
+    "random-tenth-of-units": RandomMask("erk", units=1 / 10),
 }
 
 
