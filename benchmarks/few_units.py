@@ -4,7 +4,7 @@
     ntt-eqx compare --preset ultra-sparse --mask.pattern None --densities 0.0126 --seeds 0 \
       --datasets fashion-mnist --methods $few:THIRD $few:TENTH $few:THIRD_NTT
     ntt-eqx compare --preset paper --densities 0.01 --seeds 0 1 2 3 4 --training.epochs 20 \
-      --datasets mnist fashion-mnist --methods $few:ERK_SIXTH $few:ERK_SIXTH_NTT $few:ERK_SIXTH_NTT_MASK
+      --datasets mnist fashion-mnist --methods $few:ERK_SIXTH $few:ERK_SIXTH_NTT
 
 Scores over all layers leave most units of a very sparse perceptron without a weight. Here a random
 part of the units of every hidden layer is all that a mask may use: a random mask on them, and
@@ -104,7 +104,7 @@ class OnFewUnits:
 
 THIRD, SIXTH, TENTH = (OnFewUnits(share) for share in (1 / 3, 1 / 6, 1 / 10))
 THIRD_NTT, SIXTH_NTT = (OnFewUnits(share, 3057) for share in (1 / 3, 1 / 6))
-ERK_THIRD, ERK_SIXTH, ERK_TENTH = (OnFewUnits(share, hidden=None) for share in (1 / 3, 1 / 6, 0.1))
+ERK_HALF, ERK_THIRD, ERK_SIXTH = (OnFewUnits(1 / n, hidden=None) for n in (2, 3, 6))
 ERK_THIRD_NTT, ERK_SIXTH_NTT = (
     OnFewUnits(share, 3057, None, gradual=True, kernel_weight=1e-2) for share in (1 / 3, 1 / 6)
 )
