@@ -14,6 +14,7 @@ import json
 import pathlib
 import re
 
+from few_units_tables import units_facts, units_rows
 from regime_tables import few_labels_facts, ultra_facts
 from result_tables import (
     BEYOND,
@@ -336,7 +337,7 @@ def facts() -> dict[str, str]:
     ambient, active = minutes(main, "ntt-ambient"), minutes(main, "ntt")
     return {
         "main_table": main_table(main),
-        "readme_table": readme_table(0.01, 0.03),
+        "readme_table": readme_table(units_rows(), 0.01, 0.03),
         "fair_table": fair_table(0.01, 0.03),
         "networks": str(len(main)),
         "minutes": f"{sum(r['seconds'] for r in main) / 60:.0f}",
@@ -376,6 +377,7 @@ def facts() -> dict[str, str]:
         "tasks_table": tasks_table(),
         **few_labels_facts(),
         **ultra_facts(),
+        **units_facts(),
         "lost_on_mnist": f"{lost['mnist']:.1f}",
         "lost_on_fashion": f"{lost['fashion-mnist']:.1f}",
         "notebooks_table": notebooks_table(published["lenet-300-100"], mnist),
