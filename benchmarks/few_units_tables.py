@@ -3,12 +3,15 @@
 from result_tables import (
     GRADUAL,
     SETS,
+    claim,
     gradual_values,
     is_ahead,
     leads_over,
     load,
+    mean,
     rivals_on,
     rounded,
+    standard_error,
     table,
     values,
     with_error,
@@ -17,11 +20,16 @@ from result_tables import (
 UNITS = {
     "ERK_SIXTH_NTT_MASK": "**NTT's mask**, initial weights, on a sixth",
     "ERK_SIXTH_NTT": "**NTT** on a sixth",
-    "ERK_SIXTH": "random on a sixth",
     "ERK_THIRD_NTT_MASK": "**NTT's mask**, initial weights, on a third",
     "ERK_THIRD_NTT": "**NTT** on a third",
+    "ERK_HALF": "random on half",
     "ERK_THIRD": "random on a third",
+    "ERK_SIXTH": "random on a sixth",
+    "ERK_TENTH": "random on a tenth",
 }
+
+
+UNITS_AT_THREE = ("ERK_HALF", "ERK_THIRD")
 
 
 def units_values(dataset: str, name: str, density: float = 0.01) -> list[float]:
@@ -62,3 +70,34 @@ def units_table() -> str:
     over = "over NTK-SAP"
     header = ["mask", "MNIST", over, "Fashion-MNIST", over]
     return table(header, [False] + [True] * 4, [[name, *cells] for name, cells in rows.items()])
+
+
+def units_facts() -> dict[str, str]:
+    """Make the page's table of few units; raise where a sentence beside it would be untrue."""
+    few = {d: {n: units_values(d, n) for n in UNITS} for d in SETS}
+    leads = {
+        d: {n: leads_over(found, on_all_units(d)) for n, found in few[d].items()} for d in SETS
+    }
+    within = lambda d, name: leads_over(few[d][name + "_NTT"], {"": few[d][name]})[""]
+    level = lambda found: abs(mean(found)) < 2 * standard_error(found)
+    ntk_sap, *_ = on_all_units("mnist")
+    digits, fashion = leads["mnist"], leads["fashion-mnist"]
+    for name, found in digits["ERK_SIXTH"].items():
+        ahead = level(found) if name == GRADUAL else is_ahead(found)
+        claim(ahead, "On MNIST random on a sixth is ahead of all, level with NTT on all units.")
+    claim(all(map(is_ahead, digits["ERK_SIXTH_NTT"].values())), "NTT on a sixth is ahead of all.")
+    claim(is_ahead(within("mnist", "ERK_SIXTH")), "It is ahead of random on a sixth there.")
+    claim(level(fashion["ERK_THIRD"][ntk_sap]), "On Fashion-MNIST a third is level with NTK-SAP.")
+    for name, found in fashion["ERK_THIRD"].items():
+        claim(name == ntk_sap or is_ahead(found), "It is ahead of all others.")
+    for part in ("ERK_SIXTH", "ERK_THIRD"):
+        claim(not is_ahead(within("fashion-mnist", part)), "NTT adds nothing to it there.")
+    denser = {name: mean(units_values("fashion-mnist", name, 0.03)) for name in UNITS_AT_THREE}
+    claim(max(denser.values()) < 87.4, "At 3 % random with SynFlow's shares is not below.")
+    return {
+        "units_table": units_table(),
+        "units_gain": f"{mean(within('mnist', 'ERK_SIXTH')):.1f}",
+        "units_over_ntk_sap": f"{mean(digits['ERK_SIXTH_NTT'][ntk_sap]):.1f}",
+        "units_half_at_three": f"{denser['ERK_HALF']:.1f}",
+        "units_third_at_three": f"{denser['ERK_THIRD']:.1f}",
+    }

@@ -274,7 +274,7 @@ def tasks_table() -> str:
 def readme_table(first: list[list[str]], *densities: float) -> str:
     """The fair table in few words, with MNIST at the first density where that was run.
 
-    The rows `first` stand behind that of the dense network. Two of the others are on the page alone.
+    The rows `first` stand behind the dense network's. Two of the others are on the page alone.
     """
     rows = []
     for row in FAIR:

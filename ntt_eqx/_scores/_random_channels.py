@@ -42,7 +42,7 @@ class RandomChannels(AbstractLabelFreeScore):
             raise ValueError(f"RandomChannels: share must be in (0, 1], got {self.share!r}.")
 
     def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
-        """Score the prunable weights of `model`, whose program is read on inputs of the shape of `x`.
+        """Score the prunable weights of `model`; its program is read for inputs like `x`.
 
         **Raises:**
 
