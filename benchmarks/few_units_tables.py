@@ -80,23 +80,32 @@ def units_facts() -> dict[str, str]:
     }
     within = lambda d, name: leads_over(few[d][name + "_NTT"], {"": few[d][name]})[""]
     level = lambda found: abs(mean(found)) < 2 * standard_error(found)
-    ntk_sap, *_ = on_all_units("mnist")
+    ntk_sap, synflow, *shares, snip, erk, _ = on_all_units("mnist")
     digits, fashion = leads["mnist"], leads["fashion-mnist"]
     for name, found in digits["ERK_SIXTH"].items():
-        ahead = level(found) if name == GRADUAL else is_ahead(found)
-        claim(ahead, "On MNIST random on a sixth is ahead of all, level with NTT on all units.")
-    claim(all(map(is_ahead, digits["ERK_SIXTH_NTT"].values())), "NTT on a sixth is ahead of all.")
-    claim(is_ahead(within("mnist", "ERK_SIXTH")), "It is ahead of random on a sixth there.")
-    claim(level(fashion["ERK_THIRD"][ntk_sap]), "On Fashion-MNIST a third is level with NTK-SAP.")
-    for name, found in fashion["ERK_THIRD"].items():
-        claim(name == ntk_sap or is_ahead(found), "It is ahead of all others.")
+        ahead = level(found) if name in (GRADUAL, snip) else is_ahead(found)
+        claim(ahead, "On MNIST random on a sixth is ahead of all but SNIP and NTT on all units.")
+    for name in (name for name in UNITS if "NTT" in name):
+        claim(all(map(is_ahead, digits[name].values())), "NTT on few units is ahead of all.")
+        claim(abs(mean(few["mnist"][name]) - 95.1) < 0.1, "A third and a sixth are alike.")
+        for other in (synflow, snip, erk):
+            claim(is_ahead(fashion[name][other]), "On Fashion-MNIST it is ahead of three.")
+        for other in (ntk_sap, *shares):
+            claim(not is_ahead(fashion[name][other]), "It is not ahead of the others.")
     for part in ("ERK_SIXTH", "ERK_THIRD"):
-        claim(not is_ahead(within("fashion-mnist", part)), "NTT adds nothing to it there.")
+        claim(is_ahead(within("mnist", part)), "It is ahead of random on the same part there.")
+    claim(all(map(is_ahead, fashion["ERK_THIRD"].values())), "Random on a third is ahead of all.")
+    claim(level(within("fashion-mnist", "ERK_SIXTH")), "On a sixth NTT is level with random.")
+    behind = [-lead for lead in within("fashion-mnist", "ERK_THIRD")]
+    claim(is_ahead(behind), "On a third it is behind random.")
     denser = {name: mean(units_values("fashion-mnist", name, 0.03)) for name in UNITS_AT_THREE}
     claim(max(denser.values()) < 87.4, "At 3 % random with SynFlow's shares is not below.")
     return {
         "units_table": units_table(),
         "units_gain": f"{mean(within('mnist', 'ERK_SIXTH')):.1f}",
+        "units_loss": f"{mean(behind):.1f}",
+        "units_free": f"{mean(digits['ERK_SIXTH'][ntk_sap]):.1f}",
+        "units_third_free": with_error(fashion["ERK_THIRD"][ntk_sap]),
         "units_over_ntk_sap": f"{mean(digits['ERK_SIXTH_NTT'][ntk_sap]):.1f}",
         "units_half_at_three": f"{denser['ERK_HALF']:.1f}",
         "units_third_at_three": f"{denser['ERK_THIRD']:.1f}",

@@ -274,7 +274,7 @@ def tasks_table() -> str:
 def readme_table(first: list[list[str]], *densities: float) -> str:
     """The fair table in few words, with MNIST at the first density where that was run.
 
-    The rows `first` stand behind the dense network's. Two of the others are on the page alone.
+    The rows `first` stand behind the dense network's. Others are on the page alone.
     """
     rows = []
     for row in FAIR:
@@ -286,8 +286,6 @@ def readme_table(first: list[list[str]], *densities: float) -> str:
         cells.insert(0, rounded(on_mnist, "±") if on_mnist else "–")
         shares = {**SHARES, "global": "global", "layer": "uniform"}[mask or scope]
         rows.append([f"{name.split(',')[0]}, {shares}" if scope else name, *cells])
-    ours = [rounded(gradual_values(dataset), "±") for dataset in SETS]
-    first = [*first, ["**NTT**, ERK", *ours, *["–"] * (len(densities) - 1)]]
     rows[1:1] = first
     header = ["method, shares", f"MNIST {100 * densities[0]:g} %"]
     header += [f"Fashion {100 * density:g} %" for density in densities]
