@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from .._batch import as_array, inputs_of
 from .._checks import check_key
 from .._compact import coupled_channels
 from .._examples import Samples
@@ -49,8 +50,9 @@ class RandomChannels(AbstractLabelFreeScore):
         `ValueError` without inputs, and for a model without such channels.
         """
         sparse = sparsify(model)
-        inputs = jnp.zeros(batch_of_shape("RandomChannels", x), jnp.asarray(x).dtype)
-        pattern = coupled_channels(sparse, inputs)
+        shape = batch_of_shape("RandomChannels", x)
+        like = as_array("RandomChannels", "x", inputs_of("RandomChannels", x))
+        pattern = coupled_channels(sparse, jnp.zeros(shape, like.dtype))
         of_channels, of_weights = jax.random.split(self.key)
         chosen = make_mask(Random(of_channels)(sparse), self.share, pattern=pattern)
         return jax.tree.map(lambda m, s: jnp.where(m, 1 + s, s), chosen, Random(of_weights)(sparse))

@@ -37,6 +37,23 @@ def test_a_mask_lies_on_its_part_of_the_channels(name, getkey):
     assert small.compact_parameters < 0.3 * small.parameters
 
 
+@pytest.mark.parametrize("form", [lambda x: (x, None), lambda x: {"image": x}, np.asarray])
+def test_inputs_may_have_any_form_of_a_batch(form, getkey):
+    model, x = ntt.models.LeNet300100(key=getkey()), jnp.ones((2, 1, 28, 28))
+    score = ntt.scores.RandomChannels(getkey())
+    one, other = (ntt.prune(model, score, 0.1, given).mask for given in (x, form(x)))
+    for m, same in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(m, same)
+
+
+def test_a_residual_network_with_batch_norm(getkey):
+    model = ntt.models.make_model("resnet-20-bn", (3, 8, 8), 10, key=getkey())
+    x = jnp.ones((2, 3, 8, 8))
+    sparse = ntt.prune(model, ntt.scores.RandomChannels(getkey(), 1 / 4), 0.02, x)
+    small = ntt.compact(ntt.warm_up(sparse, jax.random.normal(getkey(), x.shape)), x)
+    assert small.compact_parameters < 0.15 * small.parameters
+
+
 def test_rounds_keep_their_channels(getkey):
     model, x = ntt.models.LeNet300100(key=getkey()), jnp.ones((1, 1, 28, 28))
     score = ntt.scores.RandomChannels(getkey(), 1 / 4)
