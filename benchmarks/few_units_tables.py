@@ -29,6 +29,7 @@ UNITS = {
 }
 
 
+CHANNELS = ("random-channels", "random", "ntk-sap", "synflow")
 UNITS_AT_THREE = ("ERK_HALF", "ERK_THIRD")
 
 
@@ -98,10 +99,17 @@ def units_facts() -> dict[str, str]:
     claim(level(within("fashion-mnist", "ERK_SIXTH")), "On a sixth NTT is level with random.")
     behind = [-lead for lead in within("fashion-mnist", "ERK_THIRD")]
     claim(is_ahead(behind), "On a third it is behind random.")
+    channels = {m: values(load("few_channels"), method=m) for m in CHANNELS}
+    on_lenet5 = leads_over(channels["random-channels"], channels)
+    for score in ("synflow", "ntk-sap"):
+        claim(is_ahead(on_lenet5[score]), "On LeNet-5 it is ahead of both scores.")
+    claim(not is_ahead(on_lenet5["random"]), "Three seeds do not tell it from random ERK.")
     denser = {name: mean(units_values("fashion-mnist", name, 0.03)) for name in UNITS_AT_THREE}
     claim(max(denser.values()) < 87.4, "At 3 % random with SynFlow's shares is not below.")
     return {
         "units_table": units_table(),
+        **{f"channels_{m.replace('-', '_')}": with_error(found) for m, found in channels.items()},
+        "channels_lead": with_error(on_lenet5["random"], sign="+"),
         "units_gain": f"{mean(within('mnist', 'ERK_SIXTH')):.1f}",
         "units_loss": f"{mean(behind):.1f}",
         "units_free": f"{mean(digits['ERK_SIXTH'][ntk_sap]):.1f}",
