@@ -55,6 +55,13 @@ def between_few_units(mask: Any, share: float, key: Any) -> Any:
     return tree.unflatten(chosen)
 
 
+def random_within(teacher: Any, may: Any, counts: ntt.Sparsity, key: Any) -> Any:
+    """A random mask with these counts, of weights that may be kept as long as there are any."""
+    scores = ntt.scores.Random(jax.random.fold_in(key, 1))(teacher)
+    first = jax.tree.map(lambda s, m: jnp.where(m, s, s - 10), scores, may)
+    return ntt.make_mask(first, counts)
+
+
 @dataclasses.dataclass(frozen=True)
 class OnFewUnits:
     """A mask on a random part of the units of every hidden layer of a perceptron."""
@@ -68,18 +75,17 @@ class OnFewUnits:
 
     def __call__(self, teacher: Any, examples: Any, density: float, key: Any) -> ntt.SparseModel:
         """The sparse network; `examples` are used without their labels, and by a transfer alone."""
-        random = ntt.scores.Random(jax.random.fold_in(key, 1))
         dense = ntt.sparsify(teacher).mask
         may = between_few_units(dense, self.share, jax.random.fold_in(key, 2))
         if self.hidden is None:
             counts = ntt.Sparsity(density, allocation="erk")
         else:
             erk = ntt.Sparsity(self.hidden, allocation="erk", pattern=ntt.Block((1, 1)))
+            random = ntt.scores.Random(key)  # of its mask the counts alone are used
             counts = ntt.Sparsity(self.hidden).of_mask(ntt.prune(teacher, random, erk).mask)
             *rest, last = jax.tree.leaves(may)
             may = jax.tree.structure(may).unflatten([*rest, jnp.ones_like(last)])
-        scores = jax.tree.map(lambda s, m: jnp.where(m, s, s - 10), random(teacher), may)
-        mask = ntt.make_mask(scores, counts)
+        mask = random_within(teacher, may, counts, key)
         if not self.steps:
             return ntt.SparseModel(teacher, mask)
         if self.gradual:

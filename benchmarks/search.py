@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from few_units import RefreshWithin, between_few_units
+from few_units import RefreshWithin, between_few_units, random_within
 
 import ntt_eqx as ntt
 
@@ -184,11 +184,9 @@ class RandomMask:
     def __call__(self, teacher: Any, examples: Any, density: float, key: Any) -> ntt.SparseModel:
         """The dense initialisation under this mask."""
         if self.shares in ("erk", "equal", "output"):
-            random = ntt.scores.Random(jax.random.fold_in(key, 1))(teacher)
             dense = ntt.sparsify(teacher).mask
             may = between_few_units(dense, self.units, jax.random.fold_in(key, 2))
-            scores = jax.tree.map(lambda s, m: jnp.where(m, s, s - 10), random, may)
-            mask = ntt.make_mask(scores, by_rule(self.shares, teacher, density))
+            mask = random_within(teacher, may, by_rule(self.shares, teacher, density), key)
         else:
             mask = ranked(self.shares, teacher, np.asarray(examples[0]), density, key)
             mask = ntt.shuffle_mask(mask, jax.random.fold_in(key, 1))

@@ -25,8 +25,9 @@ class RandomChannels(AbstractLabelFreeScore):
     more weights than lie there keeps others, too. Weights are not used, and of the inputs their
     shape alone.
 
-    At 1 % such masks train to a higher accuracy than random ones on all channels. Every round of
-    iterative pruning has the same scores, and so the same channels.
+    With 1 % of its weights LeNet-300-100 trains to a higher accuracy by such masks than by random
+    ones on all channels. Every round of iterative pruning has the same scores, and so the same
+    channels.
 
     Attributes:
         key: the PRNG key.

@@ -1,4 +1,4 @@
-"""`scores.RandomChannels`: the mask lies on its part of the channels, which nothing leaves."""
+"""`scores.RandomChannels`: a mask of few weights lies on its part of the channels."""
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,7 @@ MODELS = {
 def test_a_mask_lies_on_its_part_of_the_channels(name, getkey):
     make, shape = MODELS[name]
     model, x, key = make(getkey()), jnp.ones((2, *shape)), getkey()
-    sparse = ntt.prune(
-        model, ntt.scores.RandomChannels(key, 1 / 4), 0.01, x, pattern=None, allocation="erk"
-    )
+    sparse = ntt.prune(model, ntt.scores.RandomChannels(key, 1 / 4), 0.01, x, allocation="erk")
     *hidden, last = jax.tree.leaves(sparse.mask)
     before = None
     for mask in hidden:
