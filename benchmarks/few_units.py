@@ -109,7 +109,7 @@ class OnFewUnits:
 
 
 THIRD, SIXTH, TENTH = (OnFewUnits(share) for share in (1 / 3, 1 / 6, 1 / 10))
-THIRD_NTT, SIXTH_NTT = (OnFewUnits(share, 3057) for share in (1 / 3, 1 / 6))
+THIRD_NTT, SIXTH_NTT, TENTH_NTT = (OnFewUnits(share, 3057) for share in (1 / 3, 1 / 6, 1 / 10))
 ERK_HALF, ERK_THIRD, ERK_SIXTH, ERK_TENTH = (OnFewUnits(1 / n, hidden=None) for n in (2, 3, 6, 10))
 ERK_THIRD_NTT, ERK_SIXTH_NTT = (
     OnFewUnits(share, 3057, None, gradual=True, kernel_weight=1e-2) for share in (1 / 3, 1 / 6)

@@ -15,6 +15,7 @@ from ._compact import (
     compact as compact,
     coupled_channels as coupled_channels,
     effective_sparsity as effective_sparsity,
+    few_channels as few_channels,
 )
 from ._distribute import distribute as distribute
 from ._errors import DivergenceError as DivergenceError
@@ -59,6 +60,7 @@ from ._masks import (
     Channels as Channels,
     ConstantFanIn as ConstantFanIn,
     CoupledChannels as CoupledChannels,
+    FewChannels as FewChannels,
     GradualDensity as GradualDensity,
     InLayout as InLayout,
     LayerCollapseWarning as LayerCollapseWarning,

@@ -5,7 +5,7 @@ from ._compact import (
     CompactedArray as CompactedArray,
     compact as compact,
 )
-from ._coupled import coupled_channels as coupled_channels
+from ._coupled import coupled_channels as coupled_channels, few_channels as few_channels
 from ._effective import (
     EffectiveLayer as EffectiveLayer,
     EffectiveSparsity as EffectiveSparsity,

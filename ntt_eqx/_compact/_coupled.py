@@ -1,13 +1,18 @@
-"""`coupled_channels`: which channels of which layers go together, found on a model's program."""
+"""`coupled_channels`: which channels of which layers go together, found on a model's program.
 
+`few_channels`: a part of them, drawn at random.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, PRNGKeyArray, Shaped
 
 from .._batch import as_array
-from .._checks import check_batch
-from .._masks import CoupledAxis, CoupledChannels
+from .._checks import check_batch, check_key
+from .._masks import CoupledAxis, CoupledChannels, FewChannels, make_mask
 from .._sparse import SparseModel, sparsify
 from ._axes import Units
 from ._traced import trace
@@ -67,3 +72,39 @@ def coupled_channels(model: Any, x: Shaped[Array | np.ndarray, "n ..."]) -> Coup
             found.append(CoupledAxis(traced.names[slot], axis, along.tobytes()))
     sizes = map(len, sets.values())
     return CoupledChannels(tuple(zip(names, sizes, strict=True)), tuple(found))
+
+
+def few_channels(
+    model: Any,
+    x: Shaped[Array | np.ndarray, "n ..."],
+    share: float | Mapping[str, float] = 1 / 6,
+    *,
+    key: PRNGKeyArray,
+) -> FewChannels:
+    """A part of a model's channels, drawn at random, as a pattern: masks keep weights between them.
+
+    Of every set of channels that go together (see `coupled_channels`) the same share is drawn.
+
+    **Arguments:**
+
+    - `model`: any Equinox model of one sample, or a `SparseModel`, whose masked leaves are then the
+      prunable weights.
+    - `x`: inputs `[n, ...]`; the first is used.
+    - `share`: the share of the channels, in `(0, 1]`; or a mapping from every set to its own.
+    - `key`: the PRNG key.
+
+    **Returns:**
+
+    A `FewChannels`, for `Sparsity`, `make_mask` and `prune`.
+
+    **Raises:**
+
+    `ValueError` for a model without such channels, for inputs that do not suit it, and for a share
+    that is out of range or leaves a set without a channel.
+    """
+    check_key("few_channels", key)
+    sparse = model if isinstance(model, SparseModel) else sparsify(model)
+    pattern = coupled_channels(sparse, x)
+    drawn = iter(jax.random.split(key, len(jax.tree.leaves(sparse.mask))))
+    scores = jax.tree.map(lambda m: jax.random.uniform(next(drawn), m.shape), sparse.mask)
+    return FewChannels.of_mask(make_mask(scores, share, pattern=pattern))

@@ -13,6 +13,7 @@ from ._collapse import (
 )
 from ._coupled import CoupledAxis as CoupledAxis, CoupledChannels as CoupledChannels
 from ._fan_in import ConstantFanIn as ConstantFanIn
+from ._few_channels import ChosenIndices as ChosenIndices, FewChannels as FewChannels
 from ._layout import InLayout as InLayout
 from ._make_mask import make_mask as make_mask
 from ._pattern import (

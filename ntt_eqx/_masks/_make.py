@@ -38,6 +38,7 @@ def build_mask(
     within: MaskTree | None = None,
     steps: int = 1,
     last: bool = True,
+    scheduled: bool = False,
 ) -> tuple[MaskTree, Bool[Array | np.ndarray, ""]]:
     """The mask of the highest scores, and inside `jit` whether that is lost.
 
@@ -55,11 +56,12 @@ def build_mask(
     - `steps`: in how many rounds weights are pruned; see `by_index`.
     - `last`: whether this is the last round. In an earlier round all remaining weights are kept if
       they are fewer than the density requires.
+    - `scheduled`: whether the density is one of a schedule, which may begin with more weights than
+      the pattern lets a layer keep. The layer then keeps all of those, as in an earlier round.
     """
     with _known(scores, density, within):
-        masks, unranked = _built(
-            scores, density, scope, allocation, pattern, lenient=steps > 1, most=not last
-        )
+        rounds = {"lenient": steps > 1, "most": not last, "scheduled": scheduled or not last}
+        masks, unranked = _built(scores, density, scope, allocation, pattern, **rounds)
         leaves, treedef = jax.tree.flatten(masks)
         olds = leaves if within is None else jax.tree.leaves(within)
         returns = [False] * len(leaves) if within is None else _returns(leaves, olds)
@@ -90,9 +92,10 @@ def ranked(
     scope: Literal["layer", "global"],
     allocation: Allocation | None,
     pattern: AbstractPattern | None,
+    scheduled: bool,
 ) -> tuple[MaskTree, Bool[Array, ""]]:
     """The mask of the highest scores, and whether they can rank the weights."""
-    masks, unranked = _built(scores, density, scope, allocation, pattern)
+    masks, unranked = _built(scores, density, scope, allocation, pattern, scheduled=scheduled)
     return masks, ~jnp.stack(unranked).any()
 
 
@@ -146,6 +149,7 @@ def _keep_by_pool(
     density: Any,
     allocation: Allocation,
     pattern: AbstractPattern | None,
+    scheduled: bool = False,
     **rounds: bool,
 ) -> dict[str, _Kept]:
     """The mask of each layer, in every pool of which its density of groups is kept."""
@@ -158,27 +162,36 @@ def _keep_by_pool(
     groups = layers if pattern is None else pattern.group_scores(layers, shares)
     shares = {pool: shares[pool] for pool in groups}  # a pattern may order its pools in two ways
     whole = density if pattern is None and isinstance(density, Tracer) else None
-    sizes = [leaf.size for leaf in groups.values()]
-    counts = whole_counts(shares, sizes, allocation == "erk", whole)
-    for (name, leaf), count in zip(groups.items(), counts, strict=True):
-        if isinstance(count, int):
-            _check_count(count, float(shares[name]), leaf.size, f"layer {name}")
+    rooms = {pool: leaf.size for pool, leaf in groups.items()}
+    totals = rooms if pattern is None else pattern.totals(shapes, rooms)
+    counts = whole_counts(shares, [totals[pool] for pool in groups], allocation == "erk", whole)
+    counts = [
+        _checked_count(count, shares[pool], room, f"layer {pool}", pattern, scheduled)
+        for count, (pool, room) in zip(counts, rooms.items(), strict=True)
+    ]
     chosen = _select(list(groups.values()), _int32(counts), **rounds)
     return _masks(dict(zip(groups, chosen, strict=True)), shapes, pattern)
 
 
 def _keep_of_all(
-    layers: Mapping[str, Array], density: Any, pattern: AbstractPattern | None, **rounds: bool
+    layers: Mapping[str, Array],
+    density: Any,
+    pattern: AbstractPattern | None,
+    scheduled: bool = False,
+    **rounds: bool,
 ) -> dict[str, _Kept]:
     """The mask of each layer, where the groups of all pools compete for one density."""
+    shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
     groups = layers if pattern is None else pattern.group_scores(layers, None)
-    size = sum(leaf.size for leaf in groups.values())
+    rooms = {pool: leaf.size for pool, leaf in groups.items()}
+    size = sum((rooms if pattern is None else pattern.totals(shapes, rooms)).values())
     if isinstance(density, Tracer):
         (count,) = whole_counts({"": density.astype(jnp.float32)}, [size], together=False)
     else:
         density = check_density(density, "make_mask")
         count = round(density * size)
-        _check_count(count, density, size, "the network")
+    room = sum(rooms.values())
+    count = _checked_count(count, density, room, "the network", pattern, scheduled)
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*groups.values())
     flat = jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in groups.values()])
@@ -187,7 +200,7 @@ def _keep_of_all(
     for name, leaf in groups.items():
         chosen[name] = marks[start : start + leaf.size].reshape(leaf.shape), unranked
         start += leaf.size
-    return _masks(chosen, {n: tuple(leaf.shape) for n, leaf in layers.items()}, pattern)
+    return _masks(chosen, shapes, pattern)
 
 
 def _masks(
@@ -222,12 +235,32 @@ def _int32(counts: Sequence[Any]) -> list[Any]:
     return [np.int32(c) if isinstance(c, int) else c.astype(jnp.int32) for c in counts]
 
 
-def _check_count(count: int, density: float, size: int, what: str) -> None:
+def _checked_count(
+    count: Any,
+    density: Any,
+    room: int,
+    what: str,
+    pattern: AbstractPattern | None,
+    scheduled: bool,
+) -> Any:
+    """The number of groups to keep, of `room` that there are; at most these with a schedule.
+
+    Raises `ValueError` for none, and without a schedule for more than there are.
+    """
+    if not isinstance(count, int):
+        return jnp.minimum(count, room)
     if count == 0:
         raise ValueError(
-            f"make_mask: density {density:g} leaves no weight in {what}, which has {size} to "
-            f"choose from; it takes more than {0.5 / size:.3g}."
+            f"make_mask: density {density:g} leaves no weight in {what}, which has {room} to "
+            f"choose from; it takes more than {0.5 / room:.3g}."
         )
+    if count > room and not scheduled:
+        raise ValueError(
+            f"make_mask: density {density:g} of {what} is {count:,} weights, and the pattern "
+            f"{pattern} has {room:,} to choose from there; ask for fewer, or let the pattern have "
+            "more."
+        )
+    return min(count, room)
 
 
 def _checked(scores: ScoreTree, layers: Mapping[str, Any]) -> dict[str, Array]:

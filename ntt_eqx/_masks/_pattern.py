@@ -73,6 +73,19 @@ class AbstractPattern(eqx.Module):
     def pools_of(self, name: str) -> tuple[str, ...]:
         """The pools that have weights of the layer with this path."""
 
+    def totals(
+        self, shapes: Mapping[str, tuple[int, ...]], groups: Mapping[str, int]
+    ) -> Mapping[str, int]:
+        """The number of groups by pool of which a density is a share: all, by default.
+
+        **Arguments:**
+
+        - `shapes`: shape of each weight by path.
+        - `groups`: the number of groups of each pool.
+        """
+        del shapes
+        return groups
+
     def spared(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
         """Paths of the layers that the pattern never prunes.
 

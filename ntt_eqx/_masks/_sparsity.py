@@ -38,7 +38,7 @@ class Sparsity(eqx.Module):
         allocation: with `scope="layer"`, how one density is distributed: `"uniform"` (the default)
             or `"erk"`; see `allocate`.
         pattern: which weights are kept or dropped together: `NM`, `Block`, `Channels`,
-            `CoupledChannels`, `ConstantFanIn`, or an `AbstractLayerPattern` of
+            `CoupledChannels`, `ConstantFanIn`, `FewChannels`, or an `AbstractLayerPattern` of
             your own.
     """
 
@@ -138,6 +138,7 @@ class Sparsity(eqx.Module):
             scope=self.scope,
             allocation=self.allocation,
             pattern=self.pattern,
+            scheduled=callable(self.density),
         )
 
     def pooled_layer(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
@@ -147,6 +148,26 @@ class Sparsity(eqx.Module):
         spared = self.pattern.spared(shapes)
         found = (n for n, s in shapes.items() if n not in spared and self.pattern.averages(s))
         return next(found, None)
+
+    def widest(self, mask: MaskTree) -> MaskTree:
+        """The mask of all weights that the pattern lets a model with this `mask` keep."""
+        if self.pattern is None:
+            return jax.tree.map(jnp.ones_like, mask)
+        layers = {jtu.keystr(path): leaf for path, leaf in jtu.tree_leaves_with_path(mask)}
+        marks = jax.tree.map(jnp.ones_like, self.pattern.marks_of(layers))
+        found = self.pattern.masks(marks, {name: leaf.shape for name, leaf in layers.items()})
+        return jax.tree.unflatten(jax.tree.structure(mask), [found[name] for name in layers])
+
+    def check_end(self, mask: MaskTree) -> None:
+        """Check that the masks which a schedule ends with can be made, without computing them.
+
+        Raises:
+            ValueError: as `make_mask` does, for a model with this `mask`.
+        """
+        if self.end is not None:
+            last = Sparsity(self.at(self.end), self.scope, self.allocation, self.pattern)
+            shape = lambda m: jax.ShapeDtypeStruct(m.shape, jnp.float32)
+            jax.eval_shape(last.quiet_mask, jax.tree.map(shape, mask))
 
     def holds(self, mask: MaskTree, step: Int[Array, ""] | int = 0) -> Bool[Array, ""]:
         """Whether `mask` is one that this sparsity makes: its counts and its pattern.
@@ -159,6 +180,7 @@ class Sparsity(eqx.Module):
             scope=self.scope,
             allocation=self.allocation,
             pattern=self.pattern,
+            scheduled=callable(self.density),
         )
         same = jax.tree.map(lambda a, b: jnp.all(a == b), again, mask)
         return jnp.stack(jax.tree.leaves(same)).all() & decided
@@ -189,7 +211,10 @@ class Sparsity(eqx.Module):
                         f"Sparsity: in layer {name} the given mask does not have the pattern "
                         f"{self.pattern}; make it with the same `pattern`, or leave that out."
                     )
-        densities = {name: int(kept.sum()) / kept.size for name, kept in marks.items()}
+        shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
+        rooms = {pool: kept.size for pool, kept in marks.items()}
+        totals = rooms if self.pattern is None else self.pattern.totals(shapes, rooms)
+        densities = {pool: int(kept.sum()) / totals[pool] for pool, kept in marks.items()}
         return Sparsity(densities, "layer", None, self.pattern)
 
 

@@ -18,6 +18,5 @@ from ._ntk_sap import NTKSAP as NTKSAP
 from ._path_exclusion import PathExclusion as PathExclusion
 from ._prune import prune as prune
 from ._random import Random as Random
-from ._random_channels import RandomChannels as RandomChannels
 from ._snip import Snip as Snip
 from ._synflow import SynFlow as SynFlow

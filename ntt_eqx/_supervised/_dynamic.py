@@ -143,6 +143,7 @@ def with_first_mask(caller: str, model: PyTree, dynamic: DynamicSparsity | None)
     if dynamic is None:
         return model
     sparse = sparsify(model)
+    dynamic.sparsity.check_end(sparse.mask)
     dynamic.refresh.check_pattern(dynamic.sparsity, sparse.mask)
     if not bool(dynamic.sparsity.holds(sparse.mask, 0)):
         raise ValueError(

@@ -69,6 +69,7 @@ def ntt_init(
     check_warm("ntt_init", teacher)
     full = sparsify(teacher, where)
     _check_schedule(method, full.mask)
+    method.sparsity.check_end(full.mask)
     method.refresh.check_pattern(method.sparsity, full.mask)
     if mask is None:
         mask = method.sparsity.mask(_initial_scores(method, full, x))

@@ -73,7 +73,7 @@ class Cell:
         return Line.of({**vars(self), "mask": self.mask and self.mask.label})
 
     def key(self, purpose: int) -> PRNGKeyArray:
-        """A random key: 0 for the dense network, 1 for its mask, 2 for dropout, 3 for ablation."""
+        """A random key: of weights (0), mask (1), dropout (2), ablation (3), few channels (4)."""
         return jax.random.fold_in(jax.random.key(self.seed), purpose)
 
     @property

@@ -127,10 +127,6 @@ METHODS: dict[str, Method] = {
     "random": Method(
         "random", "#8A8A8A", "X", (0, (1, 1.2)), score=_drawn(scores.Random), examples=False
     ),
-    "random-channels": Method(
-        *("random, a sixth of the channels", "#AAAAAA", "3", (0, (3, 1, 1, 2))),
-        score=_drawn(scores.RandomChannels),
-    ),
     "magnitude": Method(
         "magnitude",
         "#7A5230",

@@ -12,12 +12,12 @@ from jaxtyping import Array, PRNGKeyArray
 
 from .. import (
     NM,
+    AbstractPattern,
     DynamicSparsity,
     GradualDensity,
     LayerCollapseWarning,
     SparseModel,
     Sparsity,
-    coupled_channels,
     make_mask,
     prune,
     reinitialise,
@@ -50,8 +50,8 @@ def pruned_at_start(
     if record.find is not None:
         found = record.find(teacher, examples, cell.density, key)
         return _checked(cell, found, sparse)
-    if record.score is None:
-        return sparse
+    if record.score is None:  # training drops its first weights
+        return sparse.with_mask(sparsity_of(cell, teacher, shape).widest(sparse.mask))
     score = record.score(key, teacher, cell.density)
     inputs: Any = examples
     if examples is not None and not record.labels:
@@ -101,12 +101,12 @@ def sparsity_of(cell: Cell, teacher: Any, shape: tuple[int, ...]) -> Sparsity:
     """How many weights the cell keeps, where, and in which pattern.
 
     An N:M pattern has a density for each layer: 1 where the inputs do not divide into groups.
-    Coupled channels are found on the program of the network for one sample of this `shape`.
+    Channels are found on the program of the network for one sample of this `shape`.
     """
     mask, density = cell.mask or MaskSettings(), cell.density
     pattern = parse_pattern(mask.pattern)
-    if isinstance(pattern, type):
-        pattern = coupled_channels(teacher, np.zeros((1, *shape), np.float32))
+    if pattern is not None and not isinstance(pattern, AbstractPattern):
+        pattern = pattern(teacher, np.zeros((1, *shape), np.float32), key=cell.key(4))
     if isinstance(pattern, NM):
         named = jtu.tree_leaves_with_path(sparsify(teacher).mask)
         whole = lambda m: m.ndim < 2 or m.shape[1] % pattern.m
@@ -151,15 +151,27 @@ def _check_falls(who: str, cell: Cell, sparsity: Sparsity) -> None:
         raise ValueError(f"{who} lowers the density, which {cell.mask} fixes.")
 
 
-def ablated(cell: Cell, teacher: Any, sparse: SparseModel, key: PRNGKeyArray) -> SparseModel:
+def ablated(
+    cell: Cell, teacher: Any, shape: tuple[int, ...], sparse: SparseModel, key: PRNGKeyArray
+) -> SparseModel:
     """`sparse` with its mask shuffled or its weights drawn again, if the cell asks for it.
 
-    `teacher` is the dense initialisation, whose weights a transfer has changed.
+    `teacher` is the dense initialisation, whose weights a transfer has changed. A shuffled mask
+    keeps its pattern. Raises `ExperimentError` for a mask of a pattern that leaves a layer empty.
     """
     ablation = cell.mask.ablation if cell.mask is not None else None
     if ablation in ("shuffle", "shares"):
         weights = sparse if ablation == "shuffle" else sparsify(teacher)
-        return weights.with_mask(shuffle_mask(sparse.mask, key))
+        sparsity = sparsity_of(cell, teacher, shape)
+        if sparsity.pattern is None:
+            return weights.with_mask(shuffle_mask(sparse.mask, key))
+        try:
+            counts = sparsity.of_mask(sparse.mask)
+        except ValueError as error:
+            raise ExperimentError(f"{cell.name}: {_plain(error)}") from error
+        return weights.with_mask(counts.mask(scores.Random(key)(sparsify(teacher))))
+    if ablation == "initial":
+        return sparsify(teacher).with_mask(sparse.mask)
     return reinitialise(sparse, key) if ablation == "reinitialise" else sparse
 
 

@@ -157,7 +157,7 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
                 student = pruned_at_start(cell, teacher, images.input_shape, examples, cell.key(1))
                 jax.block_until_ready(student.mask)
                 found["mask_seconds"] = time.monotonic() - begun
-        student = ablated(cell, teacher, student, cell.key(3))
+        student = ablated(cell, teacher, images.input_shape, student, cell.key(3))
         # what the file gives back, so that a resumed training starts from the same arrays
         student = SparseModel(student.to_dense(), student.mask)
         known = {**header, **found, "written": metrics.written}

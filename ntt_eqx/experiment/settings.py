@@ -1,16 +1,27 @@
 """The settings of a run: one schema for flags, JSON files, checks and the run's identity."""
 
 import dataclasses
+import fractions
+import functools
 import json
 import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .. import NM, Block, Channels, ConstantFanIn, CoupledChannels, Recipe
+from .. import (
+    NM,
+    AbstractPattern,
+    Block,
+    Channels,
+    ConstantFanIn,
+    Recipe,
+    coupled_channels,
+    few_channels,
+)
 from ._errors import ExperimentError, did_you_mean
 from ._files import read_json
 from .methods import FirstMask, Scope, split_scope
@@ -73,13 +84,14 @@ class MaskSettings:
     allocation: Literal["uniform", "erk"] = "uniform"
     # keep weights together: N:M, as 2:4, along inputs; blocks, as block:4x4; fan-in (as many inputs
     # for each output), fan-in:16 (the same ones for 16 outputs); filters; inputs (whole input
-    # channels); channels (in all layers that make or read them; a density counts channels). Left
-    # out, single weights
+    # channels); channels (in all layers that make or read them; a density counts channels);
+    # few-channels:1/6 (single weights, all between a random sixth of the channels). Left out,
+    # single weights
     pattern: str | None = None
     # a check of the method: `shuffle` the mask within each layer; keep only its `shares` of the
-    # layers, by a shuffled mask on the initial weights; `reinitialise` the weights under it; or
-    # `invert` the scores
-    ablation: Literal["shuffle", "shares", "reinitialise", "invert"] | None = None
+    # layers, by a shuffled mask on the initial weights; take it on the `initial` weights, which a
+    # transfer changes; `reinitialise` the weights under it; or `invert` the scores
+    ablation: Literal["shuffle", "shares", "initial", "reinitialise", "invert"] | None = None
 
     @property
     def label(self) -> str:
@@ -335,17 +347,15 @@ def check(settings: _T, place: str = "") -> _T:
     return settings
 
 
-def parse_pattern(
-    text: str | None,
-) -> NM | Block | Channels | ConstantFanIn | type[CoupledChannels] | None:
-    """The pattern that `text` names; its class where the model decides the rest.
+def parse_pattern(text: str | None) -> AbstractPattern | Callable[..., AbstractPattern] | None:
+    """The pattern that `text` names; a function of `(model, x, key=key)` where the model decides.
 
     Raises `ExperimentError` for any other text, with those there are.
     """
     if text is None:
         return None
     if text == "channels":
-        return CoupledChannels
+        return lambda model, x, *, key: coupled_channels(model, x)
     if text in ("filters", "inputs"):
         return Channels(axis=0 if text == "filters" else 1)
     try:
@@ -355,11 +365,16 @@ def parse_pattern(
             return ConstantFanIn(int(found[1] or 1))
         if found := re.fullmatch(r"block:(\d{1,6})x(\d{1,6})", text):
             return Block(shape=(int(found[1]), int(found[2])))
+        if found := re.fullmatch(r"few-channels(?::(1/[1-9]\d{0,5}|0?\.\d{1,9}))?", text):
+            share = float(fractions.Fraction(found[1] or "1/6"))
+            if share > 0:
+                return functools.partial(few_channels, share=share)
     except ValueError as error:
         raise ExperimentError(f"mask.pattern: {text!r}: {error}") from None
     raise ExperimentError(
         f"mask.pattern: {_show(text)} is none; there are N:M (2:4), block:ROWSxCOLUMNS "
-        "(block:4x4), fan-in, fan-in:OUTPUTS (fan-in:16), filters, inputs and channels."
+        "(block:4x4), fan-in, fan-in:OUTPUTS (fan-in:16), filters, inputs, channels, few-channels "
+        "and few-channels:SHARE (few-channels:1/6)."
     )
 
 

@@ -184,27 +184,39 @@ def test_ablations(teacher):
     )
     assert bool((plain.mask.hidden.weight ^ upside.mask.hidden.weight).all())
     key = jax.random.key(4)
-    shuffled = ablated(cell_of("snip", mask=MaskSettings(ablation="shuffle")), teacher, plain, key)
+    shape = teacher.hidden.weight.shape[1:]
+    changed = lambda kind, sparse: ablated(
+        cell_of("snip", mask=MaskSettings(ablation=kind)), teacher, shape, sparse, key
+    )
+    shuffled = changed("shuffle", plain)
     assert shuffled.mask.hidden.weight.sum() == plain.mask.hidden.weight.sum()
     assert bool((shuffled.mask.hidden.weight != plain.mask.hidden.weight).any())
     moved = SparseModel(jax.tree.map(lambda leaf: 2 * leaf, plain.model), plain.mask)  # transferred
-    random = ablated(cell_of("snip", mask=MaskSettings(ablation="shares")), teacher, moved, key)
+    random = changed("shares", moved)
     assert eqx.tree_equal(random.mask, shuffled.mask)
     assert eqx.tree_equal(random.model, sparsify(teacher).model)
-    other = ablated(
-        cell_of("snip", mask=MaskSettings(ablation="reinitialise")), teacher, plain, key
-    )
+    same = changed("initial", moved)
+    assert eqx.tree_equal(same, SparseModel(sparsify(teacher).model, plain.mask))
+    other = changed("reinitialise", plain)
     assert bool((other.mask.hidden.weight == plain.mask.hidden.weight).all())
     assert bool((other.model.hidden.weight != plain.model.hidden.weight).any())
 
 
-@pytest.mark.parametrize("text", ["2:4", "1:1", "block:4x4", "filters", "inputs", "channels", None])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("2:4", "1:1", "block:4x4", "filters", "inputs", "channels"),
+        *("few-channels", "few-channels:1/6", "few-channels:0.1", None),
+    ],
+)
 def test_patterns_by_name(text):
     assert (parse_pattern(text) is None) == (text is None)
 
 
 @pytest.mark.parametrize(
-    "text", ["4:2", "0:4", "2-4", "block:0x4", "block:4", "rows", "", "9" * 99]
+    "text",
+    ["4:2", "0:4", "2-4", "block:0x4", "block:4", "rows", "", "9" * 99]
+    + ["few-channels:0", "few-channels:2", "few-channels:1/0", "few-channels:0.0"],
 )
 def test_unknown_patterns_are_explained(text):
     with pytest.raises(ExperimentError, match=r"mask\.pattern: "):

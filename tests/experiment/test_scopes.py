@@ -30,7 +30,6 @@ def lines(**fields):
 def test_each_method_has_its_published_scope():
     found = {line.method: line.scope for line in lines(methods=tuple(METHODS))}
     layer = {"ntt", "ntt-ambient", "ntt-sketch", "random", "logit-snip", "ntt-gradient"}
-    layer |= {"random-channels"}
     layer |= {"gmp", "rigl", "set"}
     assert {name for name, scope in found.items() if scope == "layer"} == layer
     assert {name for name, scope in found.items() if scope == ""} == {"dense"}

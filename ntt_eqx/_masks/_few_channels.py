@@ -1,0 +1,182 @@
+"""`FewChannels`: single weights, all of them between a part of a network's channels."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float
+
+from .._types import MaskTree
+from ._allocation import Allocation, Share, densities_of
+from ._pattern import AbstractPattern
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenIndices:
+    """The indices along one axis of a weight that belong to the part.
+
+    Attributes:
+        weight: path of the weight.
+        axis: the axis.
+        size: its length.
+        indices: int32, ascending, as bytes: these hash and compare fast.
+    """
+
+    weight: str
+    axis: int
+    size: int
+    indices: bytes = dataclasses.field(repr=False)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """`indices` as an array."""
+        return np.frombuffer(self.indices, np.int32)
+
+
+class FewChannels(AbstractPattern):
+    """Keep single weights, all of them between a part of the network's channels.
+
+    Channels are the units of hidden layers and the filters of convolutions. The network's inputs
+    and outputs all take part. `few_channels(model, x, share, key=key)` draws a part of the channels
+    at random. Masks, refreshes of transfers and of trainings stay within it, and `compact` leaves
+    the rest of the network out.
+
+    A density counts the weights of whole layers, as without a pattern, so that masks on few
+    channels have as many weights as others. ERK shares are those of the part's shapes.
+
+    Attributes:
+        chosen: the part's indices along each axis that has channels.
+    """
+
+    chosen: tuple[ChosenIndices, ...] = eqx.field(static=True)
+
+    @classmethod
+    def of_mask(cls, mask: MaskTree) -> "FewChannels":
+        """The part that a concrete mask of whole channels keeps, as `CoupledChannels` makes it.
+
+        **Raises:**
+
+        `ValueError` for a mask that keeps other weights than all between some outputs and inputs.
+        """
+        chosen = []
+        for path, leaf in jtu.tree_leaves_with_path(mask):
+            kept, name = np.asarray(leaf), jtu.keystr(path)
+            axes = range(kept.ndim)
+            along = [kept.any(tuple(n for n in axes if n != axis)) for axis in axes]
+            if not kept.any() or not (kept == _product(along)).all():
+                raise ValueError(
+                    f"FewChannels: the mask of {name} is not made of whole channels; make it by "
+                    "Sparsity(share, pattern=coupled_channels(model, x))."
+                )
+            for axis, used in enumerate(along):
+                if not used.all():
+                    indices = np.flatnonzero(used).astype(np.int32).tobytes()
+                    chosen.append(ChosenIndices(name, axis, len(used), indices))
+        return cls(tuple(chosen))
+
+    def __repr__(self) -> str:
+        """Short: the channels of a network may be thousands."""
+        shares = [len(one.numbers) / one.size for one in self.chosen]
+        most = f", at most {max(shares):.3g} along an axis" if shares else ""
+        return f"FewChannels({len(shares)} axes{most})"
+
+    def densities(
+        self, shapes: Mapping[str, tuple[int, ...]], density: Any, allocation: Allocation
+    ) -> dict[str, Share]:
+        """The density of each layer, as a share of all of its weights.
+
+        The part may have fewer weights than a density of the whole network asks for.
+        """
+        self._check(shapes)
+        if allocation != "erk":
+            return densities_of(shapes, density, allocation)
+        parts = {name: self._part(name, shape) for name, shape in shapes.items()}
+        part, whole = (sum(map(math.prod, every.values())) for every in (parts, shapes))
+        share = density * (whole / part)
+        over = 1.0 if isinstance(share, Tracer) else max(1.0, share)
+        inner = densities_of(parts, share if isinstance(share, Tracer) else share / over, "erk")
+        ratio = {name: over * math.prod(parts[name]) / math.prod(shapes[name]) for name in parts}
+        return {name: found * ratio[name] for name, found in inner.items()}
+
+    def group_scores(
+        self, scores: Mapping[str, Float[Array, "..."]], densities: Mapping[str, Share] | None
+    ) -> dict[str, Float[Array, "..."]]:
+        """The scores of the part's weights of each layer.
+
+        **Raises:**
+
+        `ValueError` for scores of other weights than those of the model that it was made of.
+        """
+        del densities  # the part is the same at every density
+        return self._of_part(scores)
+
+    def totals(
+        self, shapes: Mapping[str, tuple[int, ...]], groups: Mapping[str, int]
+    ) -> dict[str, int]:
+        """The number of all weights of each layer."""
+        return {name: math.prod(shapes[name]) for name in groups}
+
+    def masks(
+        self, marks: Mapping[str, Bool[Array, "..."]], shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, Bool[Array, "..."]]:
+        """The marks of the part's weights, and no other weight."""
+        found = {}
+        for name, shape in shapes.items():
+            places = [np.arange(size) for size in shape]
+            for one in self.chosen:
+                if one.weight == name:
+                    places[one.axis] = one.numbers
+            found[name] = jnp.zeros(shape, bool).at[np.ix_(*places)].set(marks[name])
+        return found
+
+    def marks_of(self, masks: Mapping[str, Bool[Array, "..."]]) -> dict[str, Bool[Array, "..."]]:
+        """What the masks keep of the part."""
+        return self._of_part(masks)
+
+    def pools_of(self, name: str) -> tuple[str, ...]:
+        """The layer itself."""
+        return (name,)
+
+    def keeps_count(self, shape: tuple[int, ...]) -> bool:
+        """Single weights are kept, as many as the density says."""
+        return True
+
+    def _of_part(self, leaves: Mapping[str, Array]) -> dict[str, Array]:
+        """The entries of each weight that lie in the part."""
+        self._check({name: leaf.shape for name, leaf in leaves.items()})
+        found = dict(leaves)
+        for one in self.chosen:
+            found[one.weight] = jnp.take(found[one.weight], one.numbers, axis=one.axis)
+        return found
+
+    def _part(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a weight's part."""
+        sizes = list(shape)
+        for one in self.chosen:
+            if one.weight == name:
+                sizes[one.axis] = len(one.numbers)
+        return tuple(sizes)
+
+    def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for one in self.chosen:
+            shape = shapes.get(one.weight, ())
+            if one.axis >= len(shape) or shape[one.axis] != one.size:
+                raise ValueError(
+                    f"make_mask: the few channels are those of another model: {one.weight} has "
+                    f"{one.size} along axis {one.axis} there, and its shape is {tuple(shape)} "
+                    "here. Make them of this model: few_channels(model, x, key=key)."
+                )
+
+
+def _product(along: list[np.ndarray]) -> np.ndarray:
+    """What lies in the kept indices along every axis."""
+    found = np.ones((), bool)
+    for used in along:
+        found = found[..., None] & used
+    return found

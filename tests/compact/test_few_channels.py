@@ -1,0 +1,237 @@
+"""Masks on few channels keep single weights, all of them between a part of the channels."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers.drawn_networks import draw
+from helpers.tiers import drawn, slow
+
+import ntt_eqx as ntt
+
+MODELS = {
+    "perceptron": (lambda key: ntt.models.LeNet300100(key=key), (1, 28, 28)),
+    "convolutions": (lambda key: ntt.models.LeNet5(key=key), (1, 28, 28)),
+}
+
+
+def arrays_of(tree):
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in named}
+
+
+def counts(mask):
+    return [int(m.sum()) for m in jax.tree.leaves(mask)]
+
+
+def part_of(pattern, mask):
+    """All that the part has, worked out from its indices alone."""
+    found = {name: np.ones(m.shape, bool) for name, m in arrays_of(mask).items()}
+    for one in pattern.chosen:
+        along = np.isin(np.arange(one.size), one.numbers)
+        shape = [-1 if n == one.axis else 1 for n in range(found[one.weight].ndim)]
+        found[one.weight] &= along.reshape(shape)
+    return found
+
+
+def lies_within(mask, part):
+    return all(not (m & ~part[name]).any() for name, m in arrays_of(mask).items())
+
+
+def check_few(model, x, density, key):
+    """Everything that masks on few channels promise; returns what `compact` makes of one."""
+    pattern = ntt.few_channels(model, x, 1 / 2, key=key)
+    dense = ntt.sparsify(model).mask
+    part, size = part_of(pattern, dense), sum(m.size for m in jax.tree.leaves(dense))
+    scores, drawn_scores = ntt.scores.Random(key)(model), {}
+    for scope, allocation in (("layer", None), ("layer", "erk"), ("global", None)):
+        sparsity = ntt.Sparsity(density, scope, allocation, pattern)
+        mask = sparsity.quiet_mask(scores)
+        assert lies_within(mask, part)
+        if allocation is None and scope == "layer":
+            whole = [round(density * m.size) for m in jax.tree.leaves(dense)]
+            assert counts(mask) == whole
+        else:
+            assert sum(counts(mask)) == round(density * size)
+        assert bool(sparsity.holds(mask))
+        assert counts(jax.jit(sparsity.quiet_mask)(scores)) == counts(mask)
+        for name, leaf in arrays_of(mask).items():  # the highest scores of the part, and no others
+            drawn_scores[name] = np.asarray(arrays_of(scores)[name])
+            if scope == "layer":
+                ranked = np.sort(drawn_scores[name][part[name]])
+                np.testing.assert_array_equal(
+                    np.sort(drawn_scores[name][leaf]), ranked[len(ranked) - leaf.sum() :]
+                )
+    sparse = ntt.SparseModel(model, mask)
+    found = ntt.compact(sparse, x)
+    return part, found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_mask_lies_on_its_part_of_the_channels(name, getkey):
+    make, shape = MODELS[name]
+    model, x = make(getkey()), jnp.ones((2, *shape))
+    _, found = check_few(model, x, 0.05, getkey())
+    assert found.compact_parameters < 0.6 * found.parameters
+    pattern = ntt.few_channels(model, x, key=getkey())
+    sixth = ntt.prune(
+        model, ntt.scores.Random(getkey()), ntt.Sparsity(0.01, "layer", "erk", pattern)
+    )
+    *hidden, last = jax.tree.leaves(sixth.mask)
+    for mask in hidden:
+        assert mask.reshape(len(mask), -1).any(1).sum() <= round(len(mask) / 6)
+    assert last.any(1).all()  # outputs are not channels that could go
+    small = ntt.compact(sixth, x)
+    assert small.compact_parameters < 0.18 * small.parameters
+
+
+def look_at(seed, key):
+    sparse, x = draw(seed)
+    try:
+        check_few(sparse.model, x, 0.1, key)
+    except ValueError as error:
+        text = str(error)
+        assert "no channels that could go" in text or "leaves no weight" in text, text
+        return False
+    return True
+
+
+def test_networks_that_were_drawn(getkey, x64):
+    assert any([look_at(seed, getkey()) for seed in range(4)])
+
+
+@slow
+def test_many_networks_that_were_drawn(getkey, x64):
+    assert sum(look_at(seed, getkey()) for seed in range(drawn(40))) > 5
+
+
+def test_erk_shares_are_those_of_the_part(getkey):
+    model, x = eqx.nn.MLP(6, 4, 12, 2, key=getkey()), jnp.ones((1, 6))
+    pattern = ntt.few_channels(model, x, 1 / 2, key=getkey())
+    mask = ntt.prune(model, ntt.scores.Random(getkey()), ntt.Sparsity(0.2, "layer", "erk", pattern))
+    shapes = [(6, 6), (6, 6), (4, 6)]
+    part = ntt.allocate([jnp.ones(s) for s in shapes], 0.2 * 264 / 96, "erk")
+    amounts = [d * a * b for d, (a, b) in zip(part.values(), shapes, strict=True)]
+    assert sum(counts(mask.mask)) == round(0.2 * 264)
+    np.testing.assert_allclose(counts(mask.mask), amounts, atol=1)
+
+
+@pytest.mark.parametrize("allocation", [None, "erk"])
+def test_a_schedule_begins_with_all_of_the_part(allocation, getkey):
+    model, x = ntt.models.LeNet300100(key=getkey()), jnp.ones((1, 1, 28, 28))
+    pattern, scores = ntt.few_channels(model, x, key=getkey()), ntt.scores.Random(getkey())(model)
+    falling = ntt.Sparsity(ntt.GradualDensity(0.01, 10), "layer", allocation, pattern)
+    inside = jax.jit(falling.mask)
+    constant = ntt.Sparsity(0.01, "layer", allocation, pattern)
+    assert counts(falling.mask(scores, 0)) == counts(falling.widest(ntt.sparsify(model).mask))
+    assert counts(falling.mask(scores, 10)) == counts(constant.mask(scores))
+    part = part_of(pattern, ntt.sparsify(model).mask)
+    for step in range(0, 11, 2):
+        np.testing.assert_allclose(
+            counts(inside(scores, step)), counts(falling.mask(scores, step)), atol=1
+        )
+        assert lies_within(inside(scores, step), part)
+
+
+REFRESHES = {
+    "magnitude": ntt.MagnitudeRefresh(1),
+    "rigl": ntt.RigLRefresh(1),
+    "set": ntt.SETRefresh(1),
+}
+
+
+@pytest.mark.parametrize("kind", REFRESHES)
+def test_a_transfer_stays_within_its_part(kind, getkey):
+    model = eqx.nn.MLP(4, 3, 8, 2, key=getkey())
+    x = jax.random.normal(getkey(), (8, 4))
+    pattern = ntt.few_channels(model, x, 1 / 2, key=getkey())
+    method = ntt.NeuralTangentTransfer(
+        sparsity=ntt.Sparsity(0.15, "layer", "erk", pattern),
+        optimizer=optax.adam(0.1),
+        refresh=REFRESHES[kind],
+        num_steps=8,
+    )
+    state = ntt.ntt_init(model, method, x=x, key=getkey())
+    step, first = eqx.filter_jit(ntt.ntt_step), arrays_of(state.student.mask)
+    part = part_of(pattern, state.student.mask)
+    for _ in range(6):
+        state, _ = step(state, x)
+        assert lies_within(state.student.mask, part)
+        assert counts(state.student.mask) == [m.sum() for m in first.values()]
+    after = arrays_of(state.student.mask)
+    assert any((after[name] != first[name]).any() for name in first)
+
+
+def test_a_training_stays_within_its_part(getkey):
+    """Its density falls from the part whole, which is what `widest` gives."""
+    model = eqx.nn.MLP(4, 3, 8, 2, key=getkey())
+    x, y = jax.random.normal(getkey(), (64, 4)), jnp.arange(64) % 3
+    pattern = ntt.few_channels(model, x, 1 / 2, key=getkey())
+    sparsity = ntt.Sparsity(ntt.GradualDensity(0.15, 6), "layer", "erk", pattern)
+    dynamic = ntt.DynamicSparsity(sparsity, ntt.MagnitudeRefresh(2))
+    dense = ntt.sparsify(model)
+    config = ntt.TrainConfig(dynamic=dynamic)
+    first = dense.with_mask(sparsity.widest(dense.mask))
+    state = ntt.train_init(first, config, optax.adam(1e-2))
+    step, part = eqx.filter_jit(ntt.train_step), part_of(pattern, dense.mask)
+    assert lies_within(first.mask, part)
+    for _ in range(8):
+        state, _ = step(state, (x[:16], y[:16]))
+        assert lies_within(state.model.mask, part)
+    assert sum(counts(state.model.mask)) == round(0.15 * 120)
+
+
+def test_a_residual_network_with_batch_norm(getkey):
+    model = ntt.models.make_model("resnet-20-bn", (3, 8, 8), 10, key=getkey())
+    x = jax.random.normal(getkey(), (2, 3, 8, 8))
+    pattern = ntt.few_channels(model, x, 1 / 4, key=getkey())
+    sparsity = ntt.Sparsity(0.04, "layer", "erk", pattern)
+    sparse = ntt.prune(model, ntt.scores.Random(getkey()), sparsity)
+    small = ntt.compact(ntt.warm_up(sparse, x), x)
+    assert small.compact_parameters < 0.1 * small.parameters
+
+
+def test_rounds_keep_their_part(getkey):
+    model, x = ntt.models.LeNet300100(key=getkey()), jnp.ones((4, 1, 28, 28))
+    sparsity = ntt.Sparsity(0.01, "global", pattern=ntt.few_channels(model, x, key=getkey()))
+    found = ntt.prune(model, ntt.scores.SynFlow(), sparsity, x, steps=5)
+    assert lies_within(found.mask, part_of(sparsity.pattern, found.mask))
+    assert sum(counts(found.mask)) == 2662 and bool(sparsity.holds(found.mask))
+
+
+def test_counts_of_a_mask_are_kept(getkey):
+    model, x = ntt.models.LeNet300100(key=getkey()), jnp.ones((1, 1, 28, 28))
+    pattern = ntt.few_channels(
+        model, x, {".hidden1.weight": 0.5, ".hidden2.weight": 0.1}, key=getkey()
+    )
+    mask = ntt.Sparsity(0.01, "layer", "erk", pattern).mask(ntt.scores.Random(getkey())(model))
+    again = ntt.Sparsity(0.5, pattern=pattern).of_mask(mask)
+    assert counts(again.mask(ntt.scores.Magnitude()(model))) == counts(mask)
+    outside = jax.tree.map(lambda m: jnp.ones_like(m), mask)
+    with pytest.raises(ValueError, match="does not have the pattern FewChannels"):
+        again.of_mask(outside)
+
+
+def test_what_does_not_fit_is_refused(getkey):
+    model, x = ntt.models.LeNet300100(key=getkey()), jnp.ones((1, 1, 28, 28))
+    pattern, scores = ntt.few_channels(model, x, key=getkey()), ntt.scores.Magnitude()(model)
+    for allocation, scope in ((None, "layer"), ("erk", "layer"), (None, "global")):
+        sparsity = ntt.Sparsity(0.2, scope, allocation, pattern)
+        with pytest.raises(ValueError, match=r"0\.2.* of .* to choose from there"):
+            ntt.make_mask(scores, sparsity)
+    falling = ntt.Sparsity(ntt.GradualDensity(0.2, 4), "layer", "erk", pattern)
+    method = ntt.NeuralTangentTransfer(sparsity=falling, optimizer=optax.adam(1e-3), num_steps=8)
+    with pytest.raises(ValueError, match="to choose from there"):
+        ntt.ntt_init(model, method, x=x, key=getkey())
+    with pytest.raises(ValueError, match="those of another model"):
+        other = eqx.nn.MLP(4, 3, 8, 1, key=getkey())
+        ntt.prune(other, ntt.scores.Magnitude(), ntt.Sparsity(0.1, pattern=pattern))
+    with pytest.raises(ValueError, match="not made of whole channels"):
+        ntt.FewChannels.of_mask(ntt.make_mask(scores, 0.1))
+    with pytest.raises(ValueError, match="no channels that could go"):
+        ntt.few_channels(eqx.nn.Linear(3, 2, key=getkey()), jnp.ones((1, 3)), key=getkey())
+    for share in (0.0, 1.5, 1e-6):
+        with pytest.raises(ValueError, match="density"):
+            ntt.few_channels(model, x, share, key=getkey())
