@@ -30,7 +30,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from few_units import RefreshWithin, between_few_units, random_within
 
 import ntt_eqx as ntt
 
@@ -99,7 +98,7 @@ class Variant:
     sketch_size: int = 8
     learning_rate: float = 1e-3
     weights: Literal["transferred", "initial", "rescaled"] = "transferred"
-    units: float = 1.0  # the share of hidden units, drawn at random, that a mask may use
+    units: float = 1.0  # the share of hidden units, drawn at random, that a mask may use (ERK)
 
     def sparsity(self, teacher: Any, x: Any, density: float, key: Any) -> ntt.Sparsity:
         """The shares of the layers, at this density."""
@@ -108,7 +107,7 @@ class Variant:
         if self.shares == "global":
             return ntt.Sparsity(schedule, "global")
         if self.shares in ("uniform", "erk"):
-            return ntt.Sparsity(schedule, allocation=self.shares)
+            return ntt.Sparsity(schedule, "layer", self.shares, part(teacher, x, self.units, key))
         if self.shares in ("ntk-sap", "synflow"):
             return ntt.Sparsity(density).of_mask(ranked(self.shares, teacher, x, density, key))
         return by_rule(self.shares, teacher, density)
@@ -133,10 +132,6 @@ class Variant:
             refresh = FallingShares(shares=tuple(sparsity.density.values()), every=every)
             falling = ntt.GradualDensity(density, max(1, self.steps // 2))
             sparsity = ntt.Sparsity(falling, "global")
-        if self.units < 1:
-            dense = ntt.sparsify(teacher).mask
-            may = between_few_units(dense, self.units, jax.random.fold_in(key, 2))
-            refresh = RefreshWithin(may=may, every=every)
         rate = optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.05)
         method = ntt.NeuralTangentTransfer(
             sparsity=sparsity,
@@ -183,14 +178,24 @@ class RandomMask:
 
     def __call__(self, teacher: Any, examples: Any, density: float, key: Any) -> ntt.SparseModel:
         """The dense initialisation under this mask."""
+        x = np.asarray(examples[0])
         if self.shares in ("erk", "equal", "output"):
-            dense = ntt.sparsify(teacher).mask
-            may = between_few_units(dense, self.units, jax.random.fold_in(key, 2))
-            mask = random_within(teacher, may, by_rule(self.shares, teacher, density), key)
+            counts = by_rule(self.shares, teacher, density)
+            few = part(teacher, x, self.units, key)
+            sparsity = ntt.Sparsity(counts.density, "layer", counts.allocation, few)
+            scores = ntt.scores.Random(jax.random.fold_in(key, 1))
+            mask = ntt.prune(teacher, scores, sparsity).mask
         else:
-            mask = ranked(self.shares, teacher, np.asarray(examples[0]), density, key)
+            mask = ranked(self.shares, teacher, x, density, key)
             mask = ntt.shuffle_mask(mask, jax.random.fold_in(key, 1))
         return start(teacher, mask, self.weights)
+
+
+def part(teacher: Any, x: Any, share: float, key: Any) -> ntt.FewChannels | None:
+    """A random part of the units of every hidden layer, `None` for all of them."""
+    if share == 1:
+        return None
+    return ntt.few_channels(teacher, x[:1], share, key=jax.random.fold_in(key, 2))
 
 
 def by_rule(rule: Rule, teacher: Any, density: float) -> ntt.Sparsity:

@@ -52,9 +52,12 @@ def allocate(
 
 
 def allocate_shapes(
-    shapes: Mapping[str, tuple[int, ...]], density: Density, allocation: Allocation
+    shapes: Mapping[str, tuple[int, ...]],
+    density: Density,
+    allocation: Allocation,
+    most: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """`allocate` for shapes by path."""
+    """`allocate` for shapes by path; `most` is the highest density of each layer with ERK."""
     if allocation not in ("uniform", "erk"):
         raise ValueError(f"allocate: allocation must be 'uniform' or 'erk', got {allocation!r}.")
     if isinstance(density, Mapping):
@@ -63,20 +66,24 @@ def allocate_shapes(
         return _in_tree_order(density, shapes)
     density = check_density(density, "allocate")
     if allocation == "erk":
-        return _erdos_renyi_kernel(shapes, density)
+        return _erdos_renyi_kernel(shapes, density, most or dict.fromkeys(shapes, 1.0))
     return dict.fromkeys(shapes, density)
 
 
 def densities_of(
-    shapes: Mapping[str, tuple[int, ...]], density: Any, allocation: Allocation
+    shapes: Mapping[str, tuple[int, ...]],
+    density: Any,
+    allocation: Allocation,
+    most: Mapping[str, float] | None = None,
 ) -> dict[str, Share]:
-    """`allocate` for shapes by path; one density may be traced."""
+    """`allocate_shapes`; one density may be traced."""
     if isinstance(density, Tracer):
         shares = jnp.broadcast_to(jnp.clip(density.astype(jnp.float32), 0.0, 1.0), (len(shapes),))
         if allocation == "erk":
-            shares = _traced_erk(list(shapes.values()), shares[0])
+            ends = jnp.asarray([1.0 if most is None else most[name] for name in shapes])
+            shares = _traced_erk(list(shapes.values()), shares[0], ends.astype(jnp.float32))
         return {name: shares[i] for i, name in enumerate(shapes)}
-    return dict(allocate_shapes(shapes, density, allocation))
+    return dict(allocate_shapes(shapes, density, allocation, most))
 
 
 def whole_counts(
@@ -189,43 +196,47 @@ def _in_tree_order(
     return {name: check_density(density[name], f"allocate: {name}") for name in shapes}
 
 
-def _erdos_renyi_kernel(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
+def _erdos_renyi_kernel(
+    shapes: Mapping[str, tuple[int, ...]], density: float, most: Mapping[str, float]
+) -> dict[str, float]:
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     # A scalar counts as one axis of length 1.
     raw = {name: (sum(shape) or 1) / sizes[name] for name, shape in shapes.items()}
-    dense: set[str] = set()
+    full: set[str] = set()
     while True:
-        # scale · Σ raw·size over the sparse layers = what the dense layers leave of the budget
-        budget = density * sum(sizes.values()) - sum(sizes[name] for name in dense)
-        sparse = [name for name in shapes if name not in dense]
+        # scale · Σ raw·size over the other layers = what the full layers leave of the budget
+        budget = density * sum(sizes.values()) - sum(most[name] * sizes[name] for name in full)
+        sparse = [name for name in shapes if name not in full]
         if not sparse:
-            return dict.fromkeys(shapes, 1.0)
+            return dict(most)
         scale = budget / sum(raw[name] * sizes[name] for name in sparse)
-        full = [name for name in sparse if scale * raw[name] >= 1.0]
-        if not full:
-            return {name: 1.0 if name in dense else scale * raw[name] for name in shapes}
-        # the layer that exceeds 1 by most first: freezing it changes the scale of the others
-        dense.add(max(full, key=raw.__getitem__))
+        over = [name for name in sparse if scale * raw[name] >= most[name]]
+        if not over:
+            return {name: most[name] if name in full else scale * raw[name] for name in shapes}
+        # the layer that exceeds its most by most first: freezing it changes the others' scale
+        full.add(max(over, key=lambda name: raw[name] / most[name]))
 
 
-def _traced_erk(shapes: list[tuple[int, ...]], density: Float[Array, ""]) -> Float[Array, " layer"]:
+def _traced_erk(
+    shapes: list[tuple[int, ...]], density: Float[Array, ""], most: Float[Array, " layer"]
+) -> Float[Array, " layer"]:
     """`_erdos_renyi_kernel` for a density that is known at run time only."""
     sizes = jnp.asarray([math.prod(shape) for shape in shapes], jnp.float32)
     sums = jnp.asarray([sum(shape) or 1 for shape in shapes], jnp.float32)
     raw = sums / sizes
 
-    def scale(dense: Array) -> Array:
-        budget = density * jnp.sum(sizes) - jnp.sum(jnp.where(dense, sizes, 0.0))
-        left = jnp.sum(jnp.where(dense, 0.0, sums))
+    def scale(full: Array) -> Array:
+        budget = density * jnp.sum(sizes) - jnp.sum(jnp.where(full, most * sizes, 0.0))
+        left = jnp.sum(jnp.where(full, 0.0, sums))
         return jnp.where(left > 0, budget / jnp.where(left > 0, left, 1.0), 1.0)
 
-    def freeze_one(_: Array, dense: Array) -> Array:
-        over = ~dense & (scale(dense) * raw >= 1.0)
-        worst = jnp.argmax(jnp.where(over, raw, -1.0))
-        return dense.at[worst].set(dense[worst] | over[worst])
+    def freeze_one(_: Array, full: Array) -> Array:
+        over = ~full & (scale(full) * raw >= most)
+        worst = jnp.argmax(jnp.where(over, raw / most, -1.0))
+        return full.at[worst].set(full[worst] | over[worst])
 
-    dense = jax.lax.fori_loop(0, len(shapes), freeze_one, jnp.zeros(len(shapes), bool))
-    return jnp.where(dense, 1.0, jnp.clip(scale(dense) * raw, 0.0, 1.0))
+    full = jax.lax.fori_loop(0, len(shapes), freeze_one, jnp.zeros(len(shapes), bool))
+    return jnp.where(full, most, jnp.clip(scale(full) * raw, 0.0, most))
 
 
 def _rounded_together(

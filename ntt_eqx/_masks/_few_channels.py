@@ -9,7 +9,6 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from .._types import MaskTree
@@ -94,15 +93,14 @@ class FewChannels(AbstractPattern):
         The part may have fewer weights than a density of the whole network asks for.
         """
         self._check(shapes)
-        if allocation != "erk":
-            return densities_of(shapes, density, allocation)
-        parts = {name: self._part(name, shape) for name, shape in shapes.items()}
-        part, whole = (sum(map(math.prod, every.values())) for every in (parts, shapes))
-        share = density * (whole / part)
-        over = 1.0 if isinstance(share, Tracer) else max(1.0, share)
-        inner = densities_of(parts, share if isinstance(share, Tracer) else share / over, "erk")
-        ratio = {name: over * math.prod(parts[name]) / math.prod(shapes[name]) for name in parts}
-        return {name: found * ratio[name] for name, found in inner.items()}
+        most = {n: math.prod(self._part(n, s)) / math.prod(s) for n, s in shapes.items()}
+        if isinstance(density, float | int):
+            # More than the whole part is told with the counts, which then exceed every layer's.
+            size = {name: math.prod(shape) for name, shape in shapes.items()}
+            over = density * sum(size.values()) / sum(most[name] * size[name] for name in size)
+            if allocation == "erk" and over > 1:
+                return {name: over * share for name, share in most.items()}
+        return densities_of(shapes, density, allocation, most)
 
     def group_scores(
         self, scores: Mapping[str, Float[Array, "..."]], densities: Mapping[str, Share] | None

@@ -16,9 +16,9 @@ from .images import shelf_of
 from .loop import RunContext, StopRequest
 from .methods import split_scope
 from .own import enter_object
+from .presets import PRESETS
 from .progress import Display
 from .settings import (
-    PRESETS,
     CompareSettings,
     MaskSettings,
     ScoringSettings,

@@ -7,7 +7,10 @@ from typing import Any
 
 from .cells import Cell
 from .methods import method
-from .settings import PRESETS, MaskSettings
+from .presets import PRESETS
+from .settings import (
+    MaskSettings,
+)
 from .table import markdown, rows_of, summarise
 
 

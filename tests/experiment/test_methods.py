@@ -15,6 +15,7 @@ from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.cells import plan
 from ntt_eqx.experiment.methods import METHODS, FirstMask
 from ntt_eqx.experiment.phases import planned_steps, training_phase, transfer_phase
+from ntt_eqx.experiment.presets import PRESETS
 from ntt_eqx.experiment.pruning import (
     ablated,
     check_fits,
@@ -23,7 +24,6 @@ from ntt_eqx.experiment.pruning import (
     sparsity_of,
 )
 from ntt_eqx.experiment.settings import (
-    PRESETS,
     CompareSettings,
     MaskSettings,
     ScoringSettings,

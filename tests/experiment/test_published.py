@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from ntt_eqx.experiment.cells import plan
+from ntt_eqx.experiment.presets import PRESETS
 from ntt_eqx.experiment.published import PUBLISHED, protocol_of, published_beside
 from ntt_eqx.experiment.report import write_tables
-from ntt_eqx.experiment.settings import PRESETS
 from ntt_eqx.models import MODELS
 
 from .fabricated import held

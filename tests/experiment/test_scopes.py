@@ -13,9 +13,14 @@ from ntt_eqx.experiment.comparison import accuracies, checked
 from ntt_eqx.experiment.figures import sparsity_figure
 from ntt_eqx.experiment.figures._style import arrange
 from ntt_eqx.experiment.methods import METHODS, Line, split_scope
+from ntt_eqx.experiment.presets import PRESETS
 from ntt_eqx.experiment.pruning import pruned_at_start
 from ntt_eqx.experiment.results import find_runs, standard_error
-from ntt_eqx.experiment.settings import PRESETS, CompareSettings, MaskSettings, check
+from ntt_eqx.experiment.settings import (
+    CompareSettings,
+    MaskSettings,
+    check,
+)
 from ntt_eqx.experiment.table import markdown, shown, summarise
 
 from .conftest import TwoLayers

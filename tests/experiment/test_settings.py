@@ -8,8 +8,8 @@ import pytest
 from ntt_eqx import Recipe
 from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.cells import plan, write_or_check_config
+from ntt_eqx.experiment.presets import PRESETS
 from ntt_eqx.experiment.settings import (
-    PRESETS,
     CompareSettings,
     TrainingSettings,
     TransferSettings,

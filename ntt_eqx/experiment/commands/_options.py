@@ -16,12 +16,12 @@ from ..images import shelf_of
 from ..loop import RunContext, StopRequest
 from ..manifest import check_folder
 from ..methods import Scope
+from ..presets import PRESETS
 from ..progress import Display
 from ..report import REPORT_FILES, write_page, write_tables
 from ..results import MODEL, RESULT, find_runs
 from ..running import check_cells, run_cell
 from ..settings import (
-    PRESETS,
     CompareSettings,
     ScoringSettings,
     TransferSettings,

@@ -11,12 +11,23 @@ from ..images import shelf_of
 from ..launch import launch
 from ..loop import RunContext, StopRequest
 from ..manifest import create
+from ..presets import PRESETS
 from ..progress import Display
-from ..settings import PRESETS, CompareSettings
+from ..settings import (
+    CompareSettings,
+)
 from ._options import RunOptions
 
 Preset = Literal[
-    "quick", "fast", "gradual", "paper", "conv-4", "vgg-19", "resnet-20", "ultra-sparse"
+    "quick",
+    "fast",
+    "gradual",
+    "few-channels",
+    "paper",
+    "conv-4",
+    "vgg-19",
+    "resnet-20",
+    "ultra-sparse",
 ]
 
 
@@ -34,10 +45,10 @@ class Compare(RunOptions):
     # what is compared
     settings: Annotated[CompareSettings, tyro.conf.arg(name="")] = PRESETS["quick"]
     # where defaults come from: `quick` ends within minutes, `fast` transfers by a sketch of the
-    # kernel in a fraction of the time, `gradual` lets the density fall in a short transfer, `paper`
-    # is the published protocol. `conv-4`, `vgg-19`, `resnet-20` and `ultra-sparse` are protocols on
-    # which pruning is compared; table.md has their published numbers. Single options and --config
-    # change it
+    # kernel in a fraction of the time, `gradual` lets the density fall in a short transfer,
+    # `few-channels` does so with masks on a sixth of the units, `paper` is the published protocol.
+    # `conv-4`, `vgg-19`, `resnet-20` and `ultra-sparse` are protocols on which pruning is compared;
+    # table.md has their published numbers. Single options and --config change it
     preset: Preset = "quick"
     # JSON file with fields like those of config.json's `settings`; options override it
     config: Path | None = None
