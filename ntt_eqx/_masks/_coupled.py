@@ -60,7 +60,12 @@ class CoupledChannels(AbstractPattern):
     axes: tuple[CoupledAxis, ...] = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        """Reject a network without channels to choose from."""
+        """Reject a network without channels to choose from, and a model instead of its channels."""
+        if not isinstance(self.sets, tuple):
+            raise ValueError(
+                f"CoupledChannels: sets must be a tuple, got {type(self.sets).__name__}; "
+                "coupled_channels(model, x) makes the pattern of a model."
+            )
         if not self.sets:
             raise ValueError(
                 "coupled_channels: the model has no channels that could go: its inputs and outputs "

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.drawn_networks import draw
+from helpers.refusals import unchecked
 from helpers.tiers import drawn, slow
 
 import ntt_eqx as ntt
@@ -240,3 +241,10 @@ def test_what_does_not_fit_is_refused(getkey):
     for share in (0.0, 1.5, 1e-6):
         with pytest.raises(ValueError, match="density"):
             ntt.few_channels(model, x, share, key=getkey())
+
+
+def test_a_model_is_not_its_channels():
+    made: list[Any] = [lambda: ntt.FewChannels(len), lambda: ntt.CoupledChannels(len, len)]
+    for make, name in zip(made, ("few_channels", "coupled_channels"), strict=True):
+        with unchecked(), pytest.raises(ValueError, match=rf"{name}\(model, x"):
+            make()
