@@ -60,12 +60,60 @@ class Compacted:
         arrays: one entry for each parameter, in the model's order.
         stayed: a sentence for each weight with empty rows or columns that could not go.
         difference: largest difference of an output from that of the model given, on the samples.
+        indices: for each leaf of the model the indices that stay along each axis, `None` where
+            all do.
     """
 
     model: SparseModel
     arrays: tuple[CompactedArray, ...]
     stayed: tuple[str, ...]
     difference: float
+    indices: tuple[tuple[np.ndarray, ...] | None, ...]
+
+    def take(self, sparse: SparseModel) -> SparseModel:
+        """The same part of another model, such as the same one under a mask of fewer weights.
+
+        **Arguments:**
+
+        - `sparse`: a model with arrays of the shapes that the compacted one had before.
+
+        **Raises:**
+
+        `ValueError` for a model of other arrays.
+        """
+        return _cut(sparse, self.indices, "Compacted.take")
+
+    def expand(self, small: SparseModel, whole: SparseModel) -> SparseModel:
+        """`whole` with the arrays of `small`, trained or not, where its indices stay.
+
+        Constants that went into a bias are in it still, so this is the inverse of `take`, and of
+        `model` where units without weights alone went.
+
+        **Arguments:**
+
+        - `small`: a model like `model`.
+        - `whole`: one like that which was compacted; the rest of its arrays and masks stays.
+
+        **Raises:**
+
+        `ValueError` for models of other arrays.
+        """
+        same = [
+            (old.shape, old.dtype) == (new.shape, new.dtype)
+            for old, new in zip(*map(_arrays, (self.take(whole), small)), strict=False)
+        ]
+        if len(same) != len(_arrays(small)) or not all(same):
+            raise ValueError("Compacted.expand: `small` has other arrays than the compacted model.")
+        (named, treedef), found = flat(whole.model), flat(small.model)[0]
+        leaves, masks = [leaf for _, leaf in named], list(whole.masks)
+        for n, (index, (_, leaf)) in enumerate(zip(self.indices, found, strict=True)):
+            if index is None:
+                leaves[n], masks[n] = leaf, small.masks[n]
+                continue
+            leaves[n] = _put(leaves[n], index, leaf)
+            if masks[n] is not None:
+                masks[n] = _put(masks[n], index, small.masks[n])
+        return SparseModel(treedef.unflatten(leaves), treedef.unflatten(masks))
 
     @property
     def parameters(self) -> int:
@@ -136,7 +184,9 @@ def compact(sparse: SparseModel, x: Shaped[Array | np.ndarray, "n ..."]) -> Comp
     for fragile in (False, True):
         units = Units(traced, fragile)
         removed, obstacles = _removed(traced, flow, units)
-        model = _without(sparse, traced, flow, units, removed)
+        indices = _indices(sparse, traced, units, removed)
+        folded = _with_biases(sparse, _folded(traced, flow, units, removed))
+        model = _cut(folded, indices, "compact")
         try:
             got = np.asarray(_outputs(model, x))
             if got.shape != want.shape:
@@ -148,7 +198,7 @@ def compact(sparse: SparseModel, x: Shaped[Array | np.ndarray, "n ..."]) -> Comp
         if difference <= _TOLERANCE[want.dtype.itemsize] * scale:
             arrays = _compared(sparse, model, traced)
             stayed = _stayed(traced, units, removed, obstacles)
-            return Compacted(model, arrays, stayed, difference)
+            return Compacted(model, arrays, stayed, difference, indices)
         refusal = ValueError(f"its outputs differ by up to {difference:.3g}.")
     name = type(sparse.model).__name__
     raise ValueError(
@@ -250,27 +300,62 @@ def _any_along(array: np.ndarray, axis: int) -> np.ndarray:
     return np.asarray(array.any(axis=tuple(n for n in range(array.ndim) if n != axis)))
 
 
-def _without(
-    sparse: SparseModel, traced: TracedModel, flow: UnitFlow, units: Units, removed: np.ndarray
+def _indices(
+    sparse: SparseModel, traced: TracedModel, units: Units, removed: np.ndarray
+) -> tuple[tuple[np.ndarray, ...] | None, ...]:
+    """What stays of each leaf without these units."""
+    named, _ = flat(sparse.model)
+    found: list[tuple[np.ndarray, ...] | None] = [None] * len(named)
+    for slot, n in enumerate(n for n, (_, leaf) in enumerate(named) if eqx.is_array(leaf)):
+        kept = [~removed[units.root(axis)] for axis in units.labels[slot]]
+        if not all(axis.all() for axis in kept):
+            found[n] = tuple(np.flatnonzero(axis) for axis in kept)
+    return tuple(found)
+
+
+def _with_biases(sparse: SparseModel, deltas: dict[int, np.ndarray]) -> SparseModel:
+    """The model with sums added to biases, by their slot."""
+    named, treedef = flat(sparse.model)
+    leaves = [leaf for _, leaf in named]
+    held = [n for n, leaf in enumerate(leaves) if eqx.is_array(leaf)]
+    for slot, delta in deltas.items():
+        leaf = leaves[held[slot]]
+        wide = np.asarray(leaf).astype(delta.dtype) + delta
+        leaves[held[slot]] = jnp.asarray(wide.astype(leaf.dtype))
+    return SparseModel(treedef.unflatten(leaves), sparse.mask)
+
+
+def _cut(
+    sparse: SparseModel, indices: tuple[tuple[np.ndarray, ...] | None, ...], caller: str
 ) -> SparseModel:
-    """The model without these units."""
-    deltas = _folded(traced, flow, units, removed)
+    """The model with these indices of its leaves alone."""
     named, treedef = flat(sparse.model)
     leaves, masks = [leaf for _, leaf in named], list(sparse.masks)
-    held = [n for n, leaf in enumerate(leaves) if eqx.is_array(leaf)]
-    for slot, n in enumerate(held):
-        if slot in deltas:
-            wide = np.asarray(leaves[n]).astype(deltas[slot].dtype) + deltas[slot]
-            leaves[n] = jnp.asarray(wide.astype(leaves[n].dtype))
-        kept = [~removed[units.root(axis)] for axis in units.labels[slot]]
-        if all(axis.all() for axis in kept):
+    if len(leaves) != len(indices):
+        raise ValueError(f"{caller}: the model has other arrays than the compacted one.")
+    for n, index in enumerate(indices):
+        if index is None:
             continue
-        index = np.ix_(*kept)
-        leaves[n] = jnp.asarray(np.asarray(leaves[n])[index])
+        shape = np.shape(leaves[n])
+        if len(shape) != len(index) or any(
+            i.max(initial=0) >= size for i, size in zip(index, shape, strict=True)
+        ):
+            raise ValueError(f"{caller}: the model has other arrays than the compacted one.")
+        leaves[n] = jnp.asarray(np.asarray(leaves[n])[np.ix_(*index)])
         if masks[n] is not None:
-            masks[n] = jnp.asarray(np.asarray(masks[n])[index])
+            masks[n] = jnp.asarray(np.asarray(masks[n])[np.ix_(*index)])
     model = with_sizes(treedef.unflatten(leaves))
     return SparseModel(model, flat(model)[1].unflatten(masks))
+
+
+def _arrays(sparse: SparseModel) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(sparse.model) if eqx.is_array(leaf)]
+
+
+def _put(array: Array, index: tuple[np.ndarray, ...], values: Any) -> Array:
+    found = np.array(array)
+    found[np.ix_(*index)] = np.asarray(values)
+    return jnp.asarray(found)
 
 
 def _folded(

@@ -25,6 +25,7 @@ from .loop import Phase, RunContext
 from .manifest import CHECKPOINTS, RunFolder, check_folder, holds, read_manifest
 from .methods import method as look_of, split_scope
 from .own import check_model, enter, find_method
+from .part import part_of
 from .phases import planned_steps, training_phase, transfer_phase
 from .progress import Display, duration
 from .pruning import pruned_at_start, sparsity_of
@@ -185,7 +186,8 @@ def _build(cell: Cell, name: str, context: RunContext) -> Phase:
         elif cell.method != "dense" and _is_wide(teacher):
             sparsity = sparsity_of(cell, teacher, images.input_shape)
             start = prune(teacher, scores.Random(cell.key(1)), sparsity)
-        return training_phase(cell, start, images, "")
+        steps = planned_steps(cell, context.shelf)["train"]
+        return training_phase(cell, start, images, "", part_of(cell, start, images, steps))
     return transfer_phase(cell, teacher, context.shelf(cell.transfer.dataset or cell.dataset), "")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 from .. import (
+    Compacted,
     KernelObserver,
     NTTConfig,
     RoundRefresh,
@@ -76,8 +77,10 @@ def transfer_phase(cell: Cell, teacher: Any, images: Dataset, title: str) -> Pha
     )
 
 
-def training_phase(cell: Cell, start: SparseModel, images: Dataset, title: str) -> Phase:
-    """Supervised training of the sparse network `start`."""
+def training_phase(
+    cell: Cell, start: SparseModel, images: Dataset, title: str, part: Compacted | None = None
+) -> Phase:
+    """Supervised training of the sparse network `start`, or of a part of it."""
     settings = cell.training
     assert settings is not None
     used, _ = parts(images, settings.held_out, cell.seed, settings.labels)
@@ -86,6 +89,7 @@ def training_phase(cell: Cell, start: SparseModel, images: Dataset, title: str) 
     each = settings.evaluate_every or max(1, used.size // settings.batch_size)
     key = cell.key(2) if draws_in_training(cell.model, start.model) else None
     model = rescale_by_density(start) if settings.rescale else start
+    model = model if part is None else part.take(model)
     dynamic = dynamic_of(cell, start.model, images.input_shape, steps)
     test, observe = StandardisedSplit(images, images.test), {}
     if settings.kernel_images:

@@ -22,7 +22,8 @@ from .manifest import CHECKPOINTS, RunFolder
 from .metrics import METRICS, MetricsFile, Written
 from .model_file import decode_model, encode_model, load_model
 from .own import build_model, find_method
-from .phases import training_phase, transfer_phase
+from .part import part_of
+from .phases import planned_steps, training_phase, transfer_phase
 from .pruning import ablated, check_fits, collapse_shown, pruned_at_start
 from .published import protocol_of
 from .results import FAILURE, MODEL, RESULT, TRANSFERRED, read_result
@@ -166,9 +167,12 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
     rows, accuracies = {"transfer": found["row"], "train": {}}, {}
     if cell.training is not None:
         with display.busy(f"{title}, preparing the training"):
-            phase = training_phase(cell, student, images, title)
+            steps = planned_steps(cell, context.shelf)["train"]
+            part = part_of(cell, student, images, steps)
+            phase = training_phase(cell, student, images, title, part)
         outcome = run_phase(phase, run, metrics, context)
-        student = outcome.state.trained
+        trained_model = outcome.state.trained
+        student = trained_model if part is None else part.expand(trained_model, student)
         seconds["train"], rows["train"] = outcome.seconds, outcome.row
         trained = cell.training
         used, held_out = parts(images, trained.held_out, cell.seed, trained.labels)

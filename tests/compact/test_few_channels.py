@@ -248,3 +248,44 @@ def test_a_model_is_not_its_channels():
     for make, name in zip(made, ("few_channels", "coupled_channels"), strict=True):
         with unchecked(), pytest.raises(ValueError, match=rf"{name}\(model, x"):
             make()
+
+
+def test_a_part_is_trained_in_place_of_the_whole(getkey):
+    """`take` and `expand`: the steps of the part are those of the network."""
+    model = ntt.models.LeNet5(key=getkey())
+    x, y = jax.random.normal(getkey(), (64, 1, 28, 28)), jnp.arange(64) % 10
+    sparsity = ntt.Sparsity(0.02, "layer", "erk", ntt.few_channels(model, x, 1 / 4, key=getkey()))
+    whole = ntt.prune(model, ntt.scores.Random(getkey()), sparsity)
+    part = ntt.compact(whole.with_mask(sparsity.widest(whole.mask)), x)
+    small = part.take(whole)
+    assert counts(small.mask) == counts(whole.mask)
+    assert eqx.tree_equal(part.expand(small, whole), whole)
+    batches = [(x[n : n + 16], y[n : n + 16]) for n in range(0, 64, 16)]
+    optimizer = optax.adam(1e-2)
+    one, _ = ntt.train(whole, iter(batches), optimizer, num_steps=4)
+    two, _ = ntt.train(small, iter(batches), optimizer, num_steps=4)
+    two = part.expand(two, whole)
+    arrays = lambda tree: jax.tree.leaves(eqx.filter(tree, eqx.is_array))
+    for ours, theirs in zip(arrays(two), arrays(one), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert not eqx.tree_equal(two, whole)
+    for wrong in (small, ntt.sparsify(ntt.models.LeNet300100(key=getkey()))):
+        with pytest.raises(ValueError, match=r"Compacted\.take: the model has other arrays"):
+            part.take(wrong)
+    with pytest.raises(ValueError, match=r"Compacted\.expand: `small` has other arrays"):
+        part.expand(whole, whole)
+
+
+def test_running_statistics_of_a_part_return(getkey):
+    model = ntt.models.make_model("resnet-20-bn", (3, 8, 8), 10, key=getkey())
+    x = jax.random.normal(getkey(), (4, 3, 8, 8))
+    pattern = ntt.few_channels(model, x, 1 / 4, key=getkey())
+    whole = ntt.warm_up(
+        ntt.prune(model, ntt.scores.Random(getkey()), ntt.Sparsity(0.04, "layer", "erk", pattern)),
+        x,
+    )
+    part = ntt.compact(whole.with_mask(ntt.Sparsity(0.04, pattern=pattern).widest(whole.mask)), x)
+    small = ntt.warm_up(part.take(whole), 2 * x)
+    again = part.expand(small, whole)
+    one, two = (jax.vmap(eqx.nn.inference_mode(each))(x) for each in (small, again))
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)

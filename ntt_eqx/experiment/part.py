@@ -1,0 +1,33 @@
+"""Training on the channels between which a mask lies, at the cost of these alone."""
+
+from .. import Compacted, FewChannels, SparseModel, compact, sparsify
+from ..data import Dataset
+from .cells import Cell
+from .images import StandardisedSplit
+from .own import draws_in_training, find_method
+from .pruning import sparsity_of
+
+_LEAST_STEPS = 1000  # fewer take less time than to find the part
+
+
+def part_of(cell: Cell, start: SparseModel, images: Dataset, steps: int) -> Compacted | None:
+    """The part of the network `start` that its pattern leaves, `None` where training needs all.
+
+    Channels outside of the part have no weights to or from them and get no gradient, so that its
+    training is that of the whole network to rounding. A method that changes its mask in training
+    finds the new one in the whole network, and layers that draw random numbers would draw others.
+    """
+    if steps < _LEAST_STEPS or cell.mask is None or "few-channels" not in (cell.mask.pattern or ""):
+        return None
+    if find_method(cell.method).dynamic is not None or draws_in_training(cell.model, start.model):
+        return None
+    sparsity = sparsity_of(cell, start.model, images.input_shape)
+    assert isinstance(sparsity.pattern, FewChannels)
+    widest = start.with_mask(sparsity.widest(sparsify(start.model).mask))
+    try:
+        found = compact(widest, StandardisedSplit(images, images.train).first(1).x)
+        small = found.take(start)
+    except ValueError:  # a model that is another function once it is smaller
+        return None
+    kept = [sum(int(m.sum()) for m in each.masks if m is not None) for each in (start, small)]
+    return found if kept[0] == kept[1] else None  # a mask from a file may lie elsewhere

@@ -1,0 +1,66 @@
+"""Training on the channels between which a mask lies gives what training of the whole gives."""
+
+import jax
+import numpy as np
+import pytest
+
+import ntt_eqx as ntt
+from ntt_eqx.experiment import compare, part, report, running
+from ntt_eqx.experiment.model_file import load_model
+from ntt_eqx.experiment.results import MODEL
+
+from .conftest import DATASET
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """Whether each network was trained by its part."""
+    parts = []
+    find = running.part_of
+
+    def watched(*arguments):
+        parts.append(find(*arguments))
+        return parts[-1]
+
+    monkeypatch.setattr(running, "part_of", watched)
+    monkeypatch.setattr(report, "draw_figures", lambda runs, say: {})
+    return parts
+
+
+def run(out, monkeypatch, least, methods, pattern="few-channels:1/2"):
+    monkeypatch.setattr(part, "_LEAST_STEPS", least)
+    return compare(
+        methods,
+        models="tiny",
+        datasets=DATASET,
+        densities=0.1,
+        seeds=(0, 1),
+        scopes="layer",
+        mask={"pattern": pattern},
+        training={"epochs": 1.0, "batch_size": 8, "rescale": True},
+        out=out,
+        progress=False,
+    )
+
+
+def test_a_part_is_trained_as_the_whole(tmp_path, monkeypatch, found):
+    one = run(tmp_path / "part", monkeypatch, 1, ("random", "magnitude"))
+    assert len(found) == 4 and all(each is not None for each in found)
+    assert all(each.compact_parameters < 0.6 * each.parameters for each in found)
+    other = run(tmp_path / "whole", monkeypatch, 10**9, ("random", "magnitude"))
+    assert not any(found[4:])
+    for name in ("test_loss", "train_loss", "test_accuracy", "kept_density", "live_units"):
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-4)
+    for folder, second in zip(one.folder, other.folder, strict=True):
+        models = [load_model(tmp_path / f / MODEL).model for f in (folder, second)]
+        assert all(isinstance(model, ntt.SparseModel) for model in models)
+        for a, b in zip(*map(jax.tree.leaves, (m.mask for m in models)), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern"), [("rigl", "few-channels:1/2"), ("random", None), ("random", "filters")]
+)
+def test_others_are_trained_whole(method, pattern, tmp_path, monkeypatch, found):
+    run(tmp_path, monkeypatch, 1, (method,), pattern)
+    assert len(found) == 2 and not any(found)
