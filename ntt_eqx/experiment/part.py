@@ -1,6 +1,6 @@
 """Training on the channels between which a mask lies, at the cost of these alone."""
 
-from .. import Compacted, FewChannels, SparseModel, compact, sparsify
+from .. import Compacted, CoupledChannels, FewChannels, SparseModel, compact, sparsify
 from ..data import Dataset
 from .cells import Cell
 from .images import StandardisedSplit
@@ -17,13 +17,17 @@ def part_of(cell: Cell, start: SparseModel, images: Dataset, steps: int) -> Comp
     training is that of the whole network to rounding. A method that changes its mask in training
     finds the new one in the whole network, and layers that draw random numbers would draw others.
     """
-    if steps < _LEAST_STEPS or cell.mask is None or "few-channels" not in (cell.mask.pattern or ""):
+    if steps < _LEAST_STEPS or cell.mask is None or cell.mask.pattern is None:
         return None
     if find_method(cell.method).dynamic is not None or draws_in_training(cell.model, start.model):
         return None
     sparsity = sparsity_of(cell, start.model, images.input_shape)
-    assert isinstance(sparsity.pattern, FewChannels)
-    widest = start.with_mask(sparsity.widest(sparsify(start.model).mask))
+    if isinstance(sparsity.pattern, FewChannels):
+        widest = start.with_mask(sparsity.widest(sparsify(start.model).mask))
+    elif isinstance(sparsity.pattern, CoupledChannels):
+        widest = start
+    else:
+        return None
     try:
         found = compact(widest, StandardisedSplit(images, images.train).first(1).x)
         small = found.take(start)

@@ -27,13 +27,13 @@ def found(monkeypatch):
     return parts
 
 
-def run(out, monkeypatch, least, methods, pattern="few-channels:1/2"):
+def run(out, monkeypatch, least, methods, pattern, density=0.1):
     monkeypatch.setattr(part, "_LEAST_STEPS", least)
     return compare(
         methods,
         models="tiny",
         datasets=DATASET,
-        densities=0.1,
+        densities=density,
         seeds=(0, 1),
         scopes="layer",
         mask={"pattern": pattern},
@@ -43,11 +43,14 @@ def run(out, monkeypatch, least, methods, pattern="few-channels:1/2"):
     )
 
 
-def test_a_part_is_trained_as_the_whole(tmp_path, monkeypatch, found):
-    one = run(tmp_path / "part", monkeypatch, 1, ("random", "magnitude"))
+@pytest.mark.parametrize("pattern", ["few-channels:1/2", "channels"])
+def test_a_part_is_trained_as_the_whole(pattern, tmp_path, monkeypatch, found):
+    density = 0.1 if pattern == "few-channels:1/2" else 0.5
+    methods = ("random", "magnitude")
+    one = run(tmp_path / "part", monkeypatch, 1, methods, pattern, density)
     assert len(found) == 4 and all(each is not None for each in found)
     assert all(each.compact_parameters < 0.6 * each.parameters for each in found)
-    other = run(tmp_path / "whole", monkeypatch, 10**9, ("random", "magnitude"))
+    other = run(tmp_path / "whole", monkeypatch, 10**9, methods, pattern, density)
     assert not any(found[4:])
     for name in ("test_loss", "train_loss", "test_accuracy", "kept_density", "live_units"):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-4)
