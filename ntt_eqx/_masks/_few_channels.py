@@ -55,9 +55,12 @@ class FewChannels(AbstractPattern):
 
     Attributes:
         chosen: the part's indices along each axis that has channels.
+        whole: path and shape of each whole weight, where the masks are those of the part alone; see
+            `inside`.
     """
 
     chosen: tuple[ChosenIndices, ...] = eqx.field(static=True)
+    whole: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True, default=())
 
     def __check_init__(self) -> None:
         """Reject a model instead of its channels."""
@@ -91,11 +94,21 @@ class FewChannels(AbstractPattern):
                     chosen.append(ChosenIndices(name, axis, kept.shape[axis], indices))
         return cls(tuple(chosen))
 
+    def inside(self, mask: MaskTree) -> "FewChannels":
+        """The pattern for a network that has the part alone: the same counts, of all its weights.
+
+        **Arguments:**
+
+        - `mask`: the mask of the whole network, of which the shapes count.
+        """
+        named = jtu.tree_leaves_with_path(mask)
+        return FewChannels((), tuple((jtu.keystr(path), tuple(m.shape)) for path, m in named))
+
     def __repr__(self) -> str:
         """Short: the channels of a network may be thousands."""
         shares = [len(one.numbers) / one.size for one in self.chosen]
         most = f", up to {max(shares):.3g} of each" if shares else ""
-        return f"FewChannels({len(shares)} axes{most})"
+        return f"FewChannels({len(shares)} axes{most})" if shares else "FewChannels(inside)"
 
     def densities(
         self, shapes: Mapping[str, tuple[int, ...]], density: Any, allocation: Allocation
@@ -105,7 +118,9 @@ class FewChannels(AbstractPattern):
         The part may have fewer weights than a density of the whole network asks for.
         """
         self._check(shapes)
-        most = {n: math.prod(self._part(n, s)) / math.prod(s) for n, s in shapes.items()}
+        inner = {name: self._part(name, shape) for name, shape in shapes.items()}
+        shapes = self._whole(shapes)
+        most = {name: math.prod(inner[name]) / math.prod(shapes[name]) for name in shapes}
         if isinstance(density, float | int):
             # More than the whole part is told with the counts, which then exceed every layer's.
             size = {name: math.prod(shape) for name, shape in shapes.items()}
@@ -130,7 +145,7 @@ class FewChannels(AbstractPattern):
         self, shapes: Mapping[str, tuple[int, ...]], groups: Mapping[str, int]
     ) -> dict[str, int]:
         """The number of all weights of each layer."""
-        return {name: math.prod(shapes[name]) for name in groups}
+        return {name: math.prod(self._whole(shapes)[name]) for name in groups}
 
     def masks(
         self, marks: Mapping[str, Bool[Array, "..."]], shapes: Mapping[str, tuple[int, ...]]
@@ -164,6 +179,11 @@ class FewChannels(AbstractPattern):
         for one in self.chosen:
             found[one.weight] = jnp.take(found[one.weight], one.numbers, axis=one.axis)
         return found
+
+    def _whole(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The shapes of whole weights."""
+        known = dict(self.whole)
+        return {name: known.get(name, shape) for name, shape in shapes.items()}
 
     def _part(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a weight's part."""

@@ -23,6 +23,7 @@ from .cells import Cell
 from .images import Shelf, StandardisedSplit, check_labelled, parts
 from .loop import Phase
 from .own import draws_in_training, find_method
+from .part import inside
 from .pruning import dynamic_of, pruned_at_start, transfer_sparsity
 
 _CURVE_IMAGES = 10_000
@@ -91,6 +92,8 @@ def training_phase(
     model = rescale_by_density(start) if settings.rescale else start
     model = model if part is None else part.take(model)
     dynamic = dynamic_of(cell, start.model, images.input_shape, steps)
+    if part is not None and dynamic is not None:
+        dynamic = inside(dynamic, start.mask)
     test, observe = StandardisedSplit(images, images.test), {}
     if settings.kernel_images:
         x, y = test.first(settings.kernel_images)

@@ -289,3 +289,20 @@ def test_running_statistics_of_a_part_return(getkey):
     again = part.expand(small, whole)
     one, two = (jax.vmap(eqx.nn.inference_mode(each))(x) for each in (small, again))
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
+
+
+def test_inside_its_part_a_pattern_keeps_the_same_weights(getkey):
+    model, x = ntt.models.LeNet300100(key=getkey()), jnp.ones((1, 1, 28, 28))
+    pattern = ntt.few_channels(model, x, 1 / 5, key=getkey())
+    dense, score = ntt.sparsify(model), ntt.scores.Magnitude()
+    for scope, allocation in HOW:
+        whole = ntt.Sparsity(0.02, scope, allocation, pattern)
+        part = ntt.compact(dense.with_mask(whole.widest(dense.mask)), x)
+        inner = ntt.Sparsity(0.02, scope, allocation, pattern.inside(dense.mask))
+        small = part.take(dense.with_mask(whole.mask(score(model))))
+        scores = score(small.model)
+        again = inner.mask(scores)
+        assert eqx.tree_equal(again, small.mask) and bool(inner.holds(again))
+        assert counts(jax.jit(inner.mask)(scores)) == counts(again)
+        with pytest.raises(ValueError, match="to choose from there"):
+            ntt.Sparsity(0.3, scope, allocation, inner.pattern).mask(scores)

@@ -61,8 +61,18 @@ def test_a_part_is_trained_as_the_whole(pattern, tmp_path, monkeypatch, found):
             np.testing.assert_array_equal(a, b)
 
 
+def test_masks_that_change_are_those_of_the_whole(tmp_path, monkeypatch, found):
+    methods, pattern = ("gmp", "rigl", "set", "lottery-ticket"), "few-channels:1/2"
+    one = run(tmp_path / "part", monkeypatch, 1, methods, pattern)
+    assert len(found) == 8 and all(each is not None for each in found)
+    other = run(tmp_path / "whole", monkeypatch, 10**9, methods, pattern)
+    np.testing.assert_array_equal(one.kept_density, other.kept_density)
+    same = one.method != "set"  # which grows other weights
+    np.testing.assert_allclose(one.test_loss[same], other.test_loss[same], rtol=1e-3)
+
+
 @pytest.mark.parametrize(
-    ("method", "pattern"), [("rigl", "few-channels:1/2"), ("random", None), ("random", "filters")]
+    ("method", "pattern"), [("gmp", "channels"), ("random", None), ("random", "filters")]
 )
 def test_others_are_trained_whole(method, pattern, tmp_path, monkeypatch, found):
     run(tmp_path, monkeypatch, 1, (method,), pattern)
