@@ -1,11 +1,9 @@
-"""The tables of docs/results.md on masks that lie on a part of the hidden units."""
+"""The tables of docs/results.md on masks that lie on a part of the channels."""
 
 from result_tables import (
-    FAIR,
     GRADUAL,
     SETS,
     claim,
-    fair_values,
     gradual_values,
     is_ahead,
     leads_over,
@@ -19,24 +17,31 @@ from result_tables import (
     with_error,
 )
 
-UNITS = {
-    "ERK_SIXTH_NTT_MASK": "**NTT's mask**, initial weights, on a sixth",
-    "ERK_SIXTH_NTT": "**NTT** on a sixth",
-    "ERK_THIRD_NTT_MASK": "**NTT's mask**, initial weights, on a third",
-    "ERK_THIRD_NTT": "**NTT** on a third",
-    "ERK_HALF": "random on half",
-    "ERK_THIRD": "random on a third",
-    "ERK_SIXTH": "random on a sixth",
-    "ERK_TENTH": "random on a tenth",
-}
-CHANNELS = ("random-channels", "random", "ntk-sap", "synflow")
-UNITS_AT_THREE = ("ERK_HALF", "ERK_THIRD")
+ROWS = (  # method, what its row is called, share of the units, whether with initial weights
+    ("ntt-sketch", "**NTT**, ERK, on a sixth", "1/6", False),
+    ("ntt-sketch", "**NTT's mask**, initial weights, on a sixth", "1/6", True),
+    ("ntt-sketch", "**NTT**, ERK, on a third", "1/3", False),
+    ("random", "random, ERK, on half", "1/2", False),
+    ("random", "random, ERK, on a third", "1/3", False),
+    ("random", "random, ERK, on a sixth", "1/6", False),
+    ("random", "random, ERK, on a tenth", "1/10", False),
+    ("ntk-sap", "NTK-SAP, on a third", "1/3", False),
+    ("ntk-sap", "NTK-SAP, on a sixth", "1/6", False),
+    ("synflow", "SynFlow, on a sixth", "1/6", False),
+    ("snip", "SNIP, on a sixth (sees labels)", "1/6", False),
+)
+OF_LAYERS = ("ntt-sketch", "random")  # others rank over all layers
 
 
-def units_values(dataset: str, name: str, density: float = 0.01) -> list[float]:
-    """The accuracies of masks on a part of the units, by seed."""
-    where = {"dataset": dataset, "density": density, "method": f"few_units.py:{name}"}
-    return values(load("few_units"), **where)
+def few_values(
+    dataset: str, method: str, share: str, initial: bool = False, model: str = "lenet-300-100"
+) -> list[float]:
+    """The accuracies of masks at 1 % on a share of the channels, by seed; `1` is all of them."""
+    parts = ["erk"] if method in OF_LAYERS else []
+    parts += [f"few-channels:{share}"] if share != "1" else []
+    where = {"dataset": dataset, "model": model, "method": method}
+    mask = ", ".join(parts + ["initial"] * initial)
+    return values(load("few_channels"), mask=mask, **where)
 
 
 def on_all_units(dataset: str) -> dict[str, list[float]]:
@@ -50,81 +55,86 @@ def lead(ours: list[float], others: list[float]) -> list[float]:
 
 
 def units_rows() -> list[list[str]]:
-    """The rows of the README's table: MNIST and Fashion-MNIST at 1 %, Fashion-MNIST at 3 %."""
+    """The rows of the README's table: MNIST and Fashion-MNIST at 1 %."""
     rows = []
-    for name, shown in {
-        "ERK_SIXTH_NTT": "**NTT**, ERK, 1/6 of units",
-        "ERK_SIXTH": "random, ERK, 1/6 of units",
-        "ERK_THIRD": "random, ERK, 1/3 of units",
-    }.items():
-        cells = [rounded(units_values(dataset, name), "±") for dataset in SETS]
-        denser = units_values("fashion-mnist", name, 0.03)
-        rows.append([shown, *cells, rounded(denser, "±") if denser else "–"])
+    for method, share, shown in (
+        ("ntt-sketch", "1/6", "**NTT**, ERK, 1/6 of units"),
+        ("random", "1/6", "random, ERK, 1/6 of units"),
+        ("random", "1/3", "random, ERK, 1/3 of units"),
+    ):
+        cells = [rounded(few_values(dataset, method, share), "±") for dataset in SETS]
+        rows.append([shown, *cells, "–"])
     return rows
 
 
 def units_table() -> str:
     """Masks on a part of the units, and those on all of them, on two data sets."""
-    rows = {name: list[str]() for name in (*UNITS.values(), *on_all_units("mnist"))}
+    few = {shown: (method, share, initial) for method, shown, share, initial in ROWS}
+    rows = {name: list[str]() for name in (*few, *on_all_units("mnist"))}
     for dataset in SETS:
         on_all = on_all_units(dataset)
-        on_few = {shown: units_values(dataset, name) for name, shown in UNITS.items()}
+        on_few = {shown: few_values(dataset, *row) for shown, row in few.items()}
         for name, found in (on_few | on_all).items():
             leads = lead(found, next(iter(on_all.values())))
             shown = with_error(leads, sign="+") if any(leads) else "–"
             rows[name] += [with_error(found), f"**{shown}**" if is_ahead(leads) else shown]
-    over = "over NTK-SAP"
+    over = "over NTK-SAP on all"
     header = ["mask", "MNIST", over, "Fashion-MNIST", over]
     return table(header, [False] + [True] * 4, [[name, *cells] for name, cells in rows.items()])
 
 
 def units_facts() -> dict[str, str]:
     """Make the page's table of few units; raise where a sentence beside it would be untrue."""
-    few = {d: {n: units_values(d, n) for n in UNITS} for d in SETS}
-    leads = {
-        d: {n: leads_over(found, on_all_units(d)) for n, found in few[d].items()} for d in SETS
-    }
-    within = lambda d, name: lead(few[d][name + "_NTT"], few[d][name])
     level = lambda found: abs(mean(found)) < 2 * standard_error(found)
-    ntk_sap, synflow, *shares, snip, erk, _ = on_all_units("mnist")
-    digits, fashion = leads["mnist"], leads["fashion-mnist"]
-    for name, found in digits["ERK_SIXTH"].items():
-        ahead = level(found) if name in (GRADUAL, snip) else is_ahead(found)
-        claim(ahead, "On MNIST random on a sixth is ahead of all but SNIP and NTT on all units.")
-    for name in (name for name in UNITS if "NTT" in name):
-        claim(all(map(is_ahead, digits[name].values())), "NTT on few units is ahead of all.")
-        claim(abs(mean(few["mnist"][name]) - 95.1) < 0.1, "A third and a sixth are alike.")
-        for other in (synflow, snip, erk):
-            claim(is_ahead(fashion[name][other]), "On Fashion-MNIST it is ahead of three.")
-        for other in (ntk_sap, *shares):
-            claim(not is_ahead(fashion[name][other]), "It is not ahead of the others.")
-    for part in ("ERK_SIXTH", "ERK_THIRD"):
-        claim(is_ahead(within("mnist", part)), "It is ahead of random on the same part there.")
-    claim(all(map(is_ahead, fashion["ERK_THIRD"].values())), "Random on a third is ahead of all.")
-    sixth_behind = [-gap for gap in fashion["ERK_SIXTH"][ntk_sap]]
-    claim(is_ahead(sixth_behind), "Random on a sixth is behind NTK-SAP there.")
-    claim(level(within("fashion-mnist", "ERK_SIXTH")), "On a sixth NTT is level with random.")
-    behind = lead(few["fashion-mnist"]["ERK_THIRD"], few["fashion-mnist"]["ERK_THIRD_NTT"])
-    claim(is_ahead(behind), "On a third it is behind random.")
-    channels = {m: values(load("few_channels"), method=m) for m in CHANNELS}
-    on_lenet5 = leads_over(channels["random-channels"], channels)
+    few = {d: {(m, s, i): few_values(d, m, s, i) for m, _, s, i in ROWS} for d in SETS}
+    whole = {d: on_all_units(d) for d in SETS}
+    over = lambda d, ours, other: lead(few[d][ours], few[d][other])
+    over_all = lambda d, ours: leads_over(few[d][ours], whole[d])
+    ntk_sap, synflow, *shares, _, erk, _ = whole["mnist"]
+    ntt, third_ntt = ("ntt-sketch", "1/6", False), ("ntt-sketch", "1/3", False)
+    sixth, third = ("random", "1/6", False), ("random", "1/3", False)
+    others = [(m, s, i) for m, _, s, i in ROWS if m != "ntt-sketch"]
+    for ours in (ntt, third_ntt, ("ntt-sketch", "1/6", True)):
+        claim(all(map(is_ahead, over_all("mnist", ours).values())), "NTT is ahead of all units.")
+        for other in others:
+            claim(is_ahead(over("mnist", ours, other)), "NTT is ahead of all others on few units.")
+    for part in (sixth, third):
+        for name, found in over_all("mnist", part).items():
+            ahead = level(found) if name == GRADUAL else is_ahead(found)
+            claim(ahead, "On MNIST random on few units is ahead of all on all but NTT.")
+    for method in ("ntk-sap", "synflow"):
+        same = over("mnist", (method, "1/6", False), sixth)
+        claim(level(same), "Neither score is ahead of random on the same sixth.")
+    claim(is_ahead(over("mnist", ("snip", "1/6", False), sixth)), "SNIP, with labels, is.")
+    for ours in (ntt, third_ntt):
+        found = over_all("fashion-mnist", ours)
+        claim(level(found[ntk_sap]), "On Fashion-MNIST NTT is level with NTK-SAP on all units.")
+        claim(is_ahead(found[synflow]) and is_ahead(found[erk]), "It is ahead of both others.")
+        for part in (sixth, third):
+            claim(level(over("fashion-mnist", ours, part)), "It is level with random there.")
+    for part in (sixth, third):
+        found = over_all("fashion-mnist", part)
+        claim(is_ahead(found[synflow]) and is_ahead(found[erk]), "Random is ahead of both, too.")
+        claim(not is_ahead(found[ntk_sap]), "It is not ahead of NTK-SAP.")
+    best = over_all("fashion-mnist", ("ntk-sap", "1/3", False))
+    claim(all(map(is_ahead, best.values())), "NTK-SAP on a third is ahead of all on all units.")
+    behind = over("fashion-mnist", ("ntk-sap", "1/3", False), third_ntt)
+    claim(is_ahead(behind), "NTT on the same third is behind it.")
+    lenet5 = lambda method, share: few_values("fashion-mnist", method, share, model="lenet-5")
+    channels = {m: lenet5(m, "1") for m in ("random", "ntk-sap", "synflow")}
+    on_sixth = lenet5("random", "1/6")
+    channel_leads = leads_over(on_sixth, channels)
     for score in ("synflow", "ntk-sap"):
-        claim(is_ahead(on_lenet5[score]), "On LeNet-5 it is ahead of both scores.")
-    claim(not is_ahead(on_lenet5["random"]), "Three seeds do not tell it from random ERK.")
-    (erk_row,) = (row for row in FAIR if row[4] == "erk")
-    denser = {name: units_values("fashion-mnist", name, 0.03) for name in UNITS_AT_THREE}
-    for found in denser.values():
-        claim(level(lead(found, fair_values(erk_row, 0.03))), "At 3 % few units gain nothing.")
+        claim(is_ahead(channel_leads[score]), "On LeNet-5 it is ahead of both scores.")
+    claim(not is_ahead(channel_leads["random"]), "Three seeds do not tell it from random ERK.")
     return {
+        **{f"channels_{m.replace('-', '_')}": with_error(v) for m, v in channels.items()},
+        "channels_sixth": with_error(on_sixth),
+        "channels_lead": with_error(channel_leads["random"], sign="+"),
         "units_table": units_table(),
-        **{f"channels_{m.replace('-', '_')}": with_error(found) for m, found in channels.items()},
-        "channels_lead": with_error(on_lenet5["random"], sign="+"),
-        "units_gain": f"{mean(within('mnist', 'ERK_SIXTH')):.1f}",
-        "units_loss": f"{mean(behind):.1f}",
-        "units_free": f"{mean(digits['ERK_SIXTH'][ntk_sap]):.1f}",
-        "units_sixth_loss": f"{mean(sixth_behind):.1f}",
-        "units_third_free": with_error(fashion["ERK_THIRD"][ntk_sap]),
-        "units_over_ntk_sap": f"{mean(digits['ERK_SIXTH_NTT'][ntk_sap]):.1f}",
-        "units_half_at_three": f"{mean(denser['ERK_HALF']):.1f}",
-        "units_third_at_three": f"{mean(denser['ERK_THIRD']):.1f}",
+        "units_gain": f"{mean(over('mnist', ntt, sixth)):.1f}",
+        "units_free": f"{mean(over_all('mnist', sixth)[ntk_sap]):.1f}",
+        "units_over_ntk_sap": f"{mean(over_all('mnist', ntt)[ntk_sap]):.1f}",
+        "units_best": with_error(best[ntk_sap]),
+        "units_behind": f"{mean(behind):.1f}",
     }

@@ -14,7 +14,7 @@ import json
 import pathlib
 import re
 
-from few_units_tables import units_facts, units_rows
+from few_channels_tables import units_facts, units_rows
 from regime_tables import few_labels_facts, ultra_facts
 from result_tables import (
     BEYOND,

@@ -6,10 +6,11 @@ import pytest
 
 import ntt_eqx as ntt
 from ntt_eqx.experiment import compare, part, report, running
+from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.model_file import load_model
 from ntt_eqx.experiment.results import MODEL
 
-from .conftest import DATASET
+from .conftest import DATASET, run_in_pieces, tiny
 
 
 @pytest.fixture
@@ -77,3 +78,18 @@ def test_masks_that_change_are_those_of_the_whole(tmp_path, monkeypatch, found):
 def test_others_are_trained_whole(method, pattern, tmp_path, monkeypatch, found):
     run(tmp_path, monkeypatch, 1, (method,), pattern)
     assert len(found) == 2 and not any(found)
+
+
+@pytest.mark.parametrize("method", ["random", "rigl"])
+def test_an_interrupted_training_of_a_part_gives_the_same_bits(
+    method, tmp_path, monkeypatch, found
+):
+    monkeypatch.setattr(part, "_LEAST_STEPS", 1)
+    options = tiny("--methods", method, "--scopes", "layer", "--densities", "0.1", "--seeds", "0")
+    words = ["compare", *options, "--mask.pattern", "few-channels:1/2", "--out"]
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    run_in_pieces([*words, str(tmp_path / "cut")], monkeypatch, every=7)
+    assert found and all(each is not None for each in found)
+    (one,), (two,) = ((tmp_path / n / "cells").glob("*/" + MODEL) for n in ("whole", "cut"))
+    for a, b in zip(*(jax.tree.leaves(load_model(p).model) for p in (one, two)), strict=True):
+        np.testing.assert_array_equal(a, b)
