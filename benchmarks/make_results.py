@@ -14,6 +14,7 @@ import json
 import pathlib
 import re
 
+from cifar_tables import cifar_facts, lottery_facts
 from few_channels_tables import units_facts, units_rows
 from regime_tables import few_labels_facts, ultra_facts
 from result_tables import (
@@ -377,6 +378,8 @@ def facts() -> dict[str, str]:
         "tasks_table": tasks_table(),
         **few_labels_facts(),
         **ultra_facts(),
+        **cifar_facts(),
+        **lottery_facts(),
         **units_facts(),
         "lost_on_mnist": f"{lost['mnist']:.1f}",
         "lost_on_fashion": f"{lost['fashion-mnist']:.1f}",

@@ -1,0 +1,65 @@
+"""The tables of docs/results.md on CIFAR-10, and the lottery ticket beside its paper."""
+
+from result_tables import claim, is_ahead, leads_over, load, mean, table, values, with_error
+
+METHODS = {
+    "ntt-sketch": ("**NTT**, ERK", "layer", "erk"),
+    "random": ("random, ERK", "layer", "erk"),
+    "ntk-sap": ("NTK-SAP", "global", ""),
+    "synflow": ("SynFlow", "global", ""),
+    "snip": ("SNIP (sees labels)", "global", ""),
+}
+
+
+def cifar_values(method: str, share: str | None, model: str = "lenet-300-100") -> list[float]:
+    """The accuracies on CIFAR-10 by seed, on a share of the channels or on all."""
+    _, scope, shares = METHODS[method]
+    parts = [shares] * bool(shares) + [f"few-channels:{share}"] * bool(share)
+    where = {"model": model, "method": method, "scope": scope, "mask": ", ".join(parts)}
+    return values(load("cifar"), **where)
+
+
+def cifar_table() -> str:
+    """Perceptrons on CIFAR-10, on all units and on a sixth."""
+    rows = []
+    for method, (name, *_) in METHODS.items():
+        found = [cifar_values(method, share) for share in ("1/6", None)]
+        rows.append([name, *(with_error(f) if f else "–" for f in found)])
+    return table(["mask", "on a sixth of the units", "on all units"], [False, True, True], rows)
+
+
+def cifar_facts() -> dict[str, str]:
+    """Make the page's table of CIFAR-10; raise where a sentence beside it would be untrue."""
+    few = {method: cifar_values(method, "1/6") for method in METHODS}
+    leads = leads_over(few["ntt-sketch"], few)
+    conv = {share: cifar_values("random", share, "conv-4") for share in ("1/4", None)}
+    seconds = {
+        share: mean(r["train_seconds"] for r in load("cifar") if wanted(r, share))
+        for share in ("1/4", None)
+    }
+    claim(all(conv.values()), "Conv-4 was run on a quarter and on all channels.")
+    return {
+        "cifar_table": cifar_table(),
+        "cifar_ntt_lead": with_error(leads["random"], sign="+"),
+        "cifar_conv_few": with_error(conv["1/4"]),
+        "cifar_conv_all": with_error(conv[None]),
+        "cifar_conv_seconds": f"{seconds['1/4']:.0f}",
+        "cifar_conv_times": f"{seconds[None] / seconds['1/4']:.0f}",
+        "ahead": str(is_ahead(leads["random"])),
+    }
+
+
+def wanted(result: dict, share: str | None) -> bool:
+    """Whether it is a random mask of Conv-4 on this share of the channels."""
+    few = f"few-channels:{share}" if share else "few"
+    inside = few in result["mask"]
+    same = (result["model"], result["method"]) == ("conv-4", "random")
+    return same and (inside if share else not inside)
+
+
+def lottery_facts() -> dict[str, str]:
+    """A lottery ticket beside random masks and the dense network; checked as above."""
+    found = {r["method"]: 100 * r["test_accuracy"] for r in load("lottery")}
+    claim(abs(found["lottery-ticket"] - found["dense"]) < 0.3, "The ticket is level with dense.")
+    claim(found["lottery-ticket"] - found["random"] > 0.5, "A random mask is not.")
+    return {f"lottery_{name.split('-')[0]}": f"{value:.2f}" for name, value in found.items()}
