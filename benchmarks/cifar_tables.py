@@ -1,28 +1,27 @@
 """The tables of docs/results.md on CIFAR-10, and the lottery ticket beside its paper."""
 
+from few_channels_tables import lead, mask_of
 from result_tables import claim, is_ahead, leads_over, load, mean, table, values, with_error
 
 METHODS = {
-    "ntt-sketch": ("**NTT**, ERK", "layer", "erk"),
-    "random": ("random, ERK", "layer", "erk"),
-    "ntk-sap": ("NTK-SAP", "global", ""),
-    "synflow": ("SynFlow", "global", ""),
-    "snip": ("SNIP (sees labels)", "global", ""),
+    "ntt-sketch": "**NTT**, ERK",
+    "random": "random, ERK",
+    "ntk-sap": "NTK-SAP",
+    "synflow": "SynFlow",
+    "snip": "SNIP (sees labels)",
 }
 
 
 def cifar_values(method: str, share: str | None, model: str = "lenet-300-100") -> list[float]:
     """The accuracies on CIFAR-10 by seed, on a share of the channels or on all."""
-    _, scope, shares = METHODS[method]
-    parts = [shares] * bool(shares) + [f"few-channels:{share}"] * bool(share)
-    where = {"model": model, "method": method, "scope": scope, "mask": ", ".join(parts)}
+    where = {"model": model, "method": method, "mask": mask_of(method, share)}
     return values(load("cifar"), **where)
 
 
 def cifar_table() -> str:
     """Perceptrons on CIFAR-10, on all units and on a sixth."""
     rows = []
-    for method, (name, *_) in METHODS.items():
+    for method, name in METHODS.items():
         found = [cifar_values(method, share) for share in ("1/6", None)]
         rows.append([name, *(with_error(f) if f else "–" for f in found)])
     return table(["mask", "on a sixth of the units", "on all units"], [False, True, True], rows)
@@ -32,17 +31,21 @@ def cifar_facts() -> dict[str, str]:
     """Make the page's table of CIFAR-10; raise where a sentence beside it would be untrue."""
     few, whole = ({m: cifar_values(m, share) for m in METHODS} for share in ("1/6", None))
     for method in ("random", "ntk-sap", "synflow"):
-        (gap,) = leads_over(few[method], {"": whole[method]}).values()
-        claim(mean(gap) < 0, "Few units gain nothing there.")
+        claim(mean(lead(few[method], whole[method])) < 0, "Few units gain nothing there.")
     others = leads_over(whole["ntk-sap"], {**few, **{m: whole[m] for m in whole if m != "ntk-sap"}})
     claim(all(map(is_ahead, others.values())), "NTK-SAP on all units is ahead of all others.")
     for masks in (few, whole):
-        (gap,) = leads_over(masks["ntt-sketch"], {"": masks["random"]}).values()
+        gap = lead(masks["ntt-sketch"], masks["random"])
         claim(not is_ahead(gap), "NTT is level with random masks.")
     conv = {share: cifar_values("random", share, "conv-4") for share in ("1/4", None)}
     claim(mean(conv["1/4"]) - max(conv[None]) > 2, "On Conv-4 a quarter is well ahead.")
     seconds = {
-        share: mean(r["train_seconds"] for r in load("cifar") if wanted(r, share))
+        share: mean(
+            r["train_seconds"]
+            for r in load("cifar")
+            if (r["model"], r["method"]) == ("conv-4", "random")
+            and r["mask"] == mask_of("random", share)
+        )
         for share in ("1/4", None)
     }
     return {
@@ -52,14 +55,6 @@ def cifar_facts() -> dict[str, str]:
         "cifar_conv_seconds": f"{seconds['1/4']:.0f}",
         "cifar_conv_seconds_all": f"{seconds[None]:.0f}",
     }
-
-
-def wanted(result: dict, share: str | None) -> bool:
-    """Whether it is a random mask of Conv-4 on this share of the channels."""
-    few = f"few-channels:{share}" if share else "few"
-    inside = few in result["mask"]
-    same = (result["model"], result["method"]) == ("conv-4", "random")
-    return same and (inside if share else not inside)
 
 
 def lottery_facts() -> dict[str, str]:

@@ -33,15 +33,23 @@ ROWS = (  # method, what its row is called, share of the units, whether with ini
 OF_LAYERS = ("ntt-sketch", "random")  # others rank over all layers
 
 
-def few_values(
-    dataset: str, method: str, share: str, initial: bool = False, model: str = "lenet-300-100"
-) -> list[float]:
-    """The accuracies of masks at 1 % on a share of the channels, by seed; `1` is all of them."""
+def mask_of(method: str, share: str | None, initial: bool = False) -> str:
+    """The label of a mask in the results, on a share of the channels; `None` is all of them."""
     parts = ["erk"] if method in OF_LAYERS else []
-    parts += [f"few-channels:{share}"] if share != "1" else []
+    parts += [f"few-channels:{share}"] if share else []
+    return ", ".join(parts + ["initial"] * initial)
+
+
+def few_values(
+    dataset: str,
+    method: str,
+    share: str | None,
+    initial: bool = False,
+    model: str = "lenet-300-100",
+) -> list[float]:
+    """The accuracies of masks at 1 % on a share of the channels, by seed."""
     where = {"dataset": dataset, "model": model, "method": method}
-    mask = ", ".join(parts + ["initial"] * initial)
-    return values(load("few_channels"), mask=mask, **where)
+    return values(load("few_channels"), mask=mask_of(method, share, initial), **where)
 
 
 def on_all_units(dataset: str) -> dict[str, list[float]]:
@@ -121,7 +129,7 @@ def units_facts() -> dict[str, str]:
     behind = over("fashion-mnist", ("ntk-sap", "1/3", False), third_ntt)
     claim(is_ahead(behind), "NTT on the same third is behind it.")
     lenet5 = lambda method, share: few_values("fashion-mnist", method, share, model="lenet-5")
-    channels = {m: lenet5(m, "1") for m in ("random", "ntk-sap", "synflow")}
+    channels = {m: lenet5(m, None) for m in ("random", "ntk-sap", "synflow")}
     on_sixth = lenet5("random", "1/6")
     channel_leads = leads_over(on_sixth, channels)
     claim(all(map(is_ahead, channel_leads.values())), "On LeNet-5 it is ahead of all three.")

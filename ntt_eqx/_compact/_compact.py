@@ -303,7 +303,7 @@ def _any_along(array: np.ndarray, axis: int) -> np.ndarray:
 def _indices(
     sparse: SparseModel, traced: TracedModel, units: Units, removed: np.ndarray
 ) -> tuple[tuple[np.ndarray, ...] | None, ...]:
-    """What stays of each leaf without these units."""
+    """The indices of each leaf that stay without these units, `None` where all do."""
     named, _ = flat(sparse.model)
     found: list[tuple[np.ndarray, ...] | None] = [None] * len(named)
     for slot, n in enumerate(n for n, (_, leaf) in enumerate(named) if eqx.is_array(leaf)):

@@ -83,7 +83,7 @@ def few_channels(
 ) -> FewChannels:
     """A part of a model's channels, drawn at random, as a pattern: masks keep weights between them.
 
-    Of every set of channels that go together (see `coupled_channels`) the same share is drawn.
+    The same share is drawn of every set of channels that go together (see `coupled_channels`).
 
     **Arguments:**
 

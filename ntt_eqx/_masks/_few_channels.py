@@ -107,8 +107,9 @@ class FewChannels(AbstractPattern):
     def __repr__(self) -> str:
         """Short: the channels of a network may be thousands."""
         shares = [len(one.numbers) / one.size for one in self.chosen]
-        most = f", up to {max(shares):.3g} of each" if shares else ""
-        return f"FewChannels({len(shares)} axes{most})" if shares else "FewChannels(inside)"
+        if not shares:
+            return "FewChannels(inside)"
+        return f"FewChannels({len(shares)} axes, up to {max(shares):.3g} of each)"
 
     def densities(
         self, shapes: Mapping[str, tuple[int, ...]], density: Any, allocation: Allocation
@@ -161,7 +162,7 @@ class FewChannels(AbstractPattern):
         return found
 
     def marks_of(self, masks: Mapping[str, Bool[Array, "..."]]) -> dict[str, Bool[Array, "..."]]:
-        """What the masks keep of the part."""
+        """The entries of the masks that lie in the part, by layer."""
         return self._of_part(masks)
 
     def pools_of(self, name: str) -> tuple[str, ...]:
@@ -205,7 +206,7 @@ class FewChannels(AbstractPattern):
 
 
 def _product(along: Sequence[Any]) -> np.ndarray:
-    """What lies in the kept indices along every axis."""
+    """The mask of all entries whose index along every axis is kept."""
     found = np.ones((), bool)
     for used in along:
         found = found[..., None] & used

@@ -71,9 +71,7 @@ def parse(words: Sequence[str]) -> Any:
     tyro = require("tyro")
     from .commands import COMMANDS, Compare
     from .presets import PRESETS
-    from .settings import (
-        load_config,
-    )
+    from .settings import load_config
 
     command = next((word for word in words if not word.startswith("-")), None)
     if command is not None:

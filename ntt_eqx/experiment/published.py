@@ -8,9 +8,7 @@ from typing import Any
 from .cells import Cell
 from .methods import method
 from .presets import PRESETS
-from .settings import (
-    MaskSettings,
-)
+from .settings import MaskSettings
 from .table import markdown, rows_of, summarise
 
 

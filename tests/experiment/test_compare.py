@@ -19,9 +19,7 @@ from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.metrics import read_metrics
 from ntt_eqx.experiment.object_digest import object_digest
 from ntt_eqx.experiment.presets import PRESETS
-from ntt_eqx.experiment.settings import (
-    TrainingSettings,
-)
+from ntt_eqx.experiment.settings import TrainingSettings
 
 from .conftest import DATASET, TwoLayers
 

@@ -13,9 +13,7 @@ from ..loop import RunContext, StopRequest
 from ..manifest import create
 from ..presets import PRESETS
 from ..progress import Display
-from ..settings import (
-    CompareSettings,
-)
+from ..settings import CompareSettings
 from ._options import RunOptions
 
 Preset = Literal[

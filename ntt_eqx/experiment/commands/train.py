@@ -7,10 +7,7 @@ from pathlib import Path
 from ..model_file import load_model
 from ..presets import PRESETS
 from ..results import model_path
-from ..settings import (
-    MaskSettings,
-    TrainingSettings,
-)
+from ..settings import MaskSettings, TrainingSettings
 from ._options import NetworkOptions, make_one
 
 
