@@ -107,7 +107,7 @@ def whole_counts(
     whole = jnp.asarray(sizes, jnp.int32)
     counts, fraction = exact_product(jnp.stack(values), whole)
     if together:
-        total = jnp.sum(counts) + jnp.round(jnp.sum(fraction)).astype(jnp.int32)
+        total = jnp.sum(counts, dtype=jnp.int32) + jnp.round(jnp.sum(fraction)).astype(jnp.int32)
         if density is not None:
             everything = jnp.asarray([sum(sizes)], jnp.int32)
             total = _round(*exact_product(density[None], everything))[0]
@@ -251,14 +251,14 @@ def _rounded_together(
 
     def unfinished(state: tuple[Array, Array]) -> Array:
         counts, moved = state
-        return moved & (total != jnp.sum(counts))
+        return moved & (total != jnp.sum(counts, dtype=jnp.int32))
 
     def one_each(state: tuple[Array, Array]) -> tuple[Array, Array]:
         counts, _ = state
-        missing = total - jnp.sum(counts)
+        missing = total - jnp.sum(counts, dtype=jnp.int32)
         order = jnp.where(missing > 0, falling, rising)
         room = jnp.where(missing > 0, counts < sizes, counts > 1)[order]
-        chosen = room & (jnp.cumsum(room.astype(jnp.int32)) <= jnp.abs(missing))
+        chosen = room & (jnp.cumsum(room, dtype=jnp.int32) <= jnp.abs(missing))
         change = jnp.sign(missing) * chosen.astype(jnp.int32)
         return counts.at[order].add(change), chosen.any()
 

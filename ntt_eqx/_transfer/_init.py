@@ -6,6 +6,7 @@ from jaxtyping import Array, PRNGKeyArray, Shaped
 
 from .._checks import check_key, check_optimizer, check_weights
 from .._distribute import replicate
+from .._kept import check_masked_form
 from .._optimise import copied, init_optimizer
 from .._parameters import parameters
 from .._scores._base import scored
@@ -26,6 +27,7 @@ def ntt_init(
     where: Where | None = None,
     x: Shaped[Array, "batch ..."] | None = None,
     mask: PyTree | None = None,
+    student: PyTree | None = None,
     key: PRNGKeyArray | None = None,
 ) -> NTTState:
     """The state before the first step: the student is the teacher under its initial mask.
@@ -43,6 +45,10 @@ def ntt_init(
     - `mask`: an initial mask from elsewhere, instead of the initial score's. Refreshes keep what it
       is: it goes on as any mask where it has the counts and the pattern of the method's sparsity,
       and with the number of weights that it keeps in each layer where it has not.
+    - `student`: the network to fit, where it is not the teacher itself: any model with as many
+      outputs, such as a part of the teacher (`Compacted.take`), whose steps cost less. `where`,
+      the method's sparsity and `mask` are those of its weights; the mask of a `SparseModel` is the
+      initial one, unless `mask` is given.
     - `key`: what the steps' draws come from, such as a sketch's directions; `jax.random.key(0)`
       without.
 
@@ -52,9 +58,10 @@ def ntt_init(
 
     **Raises:**
 
-    `ValueError` if the density leaves a layer empty (`scope="layer"`), `x` is missing, the
-    teacher's weights are NaN or infinite, the initial score cannot rank the weights, the refreshes
-    cannot keep the given mask or rank the groups of the pattern, or `key` is not one random key.
+    `ValueError` if the density leaves a layer empty (`scope="layer"`), `x` is missing, weights of
+    the teacher or the student are NaN or infinite, the initial score cannot rank the weights, the
+    refreshes cannot keep the given mask or rank the groups of the pattern, or `key` is not one
+    random key.
 
     **Warns:**
 
@@ -67,7 +74,10 @@ def ntt_init(
     if x is not None and is_cold(teacher):
         teacher = warm_up(teacher, x)
     check_warm("ntt_init", teacher)
-    full = sparsify(teacher, where)
+    if isinstance(student, SparseModel) and mask is None:
+        mask = student.mask
+    check_masked_form("ntt_init", teacher)
+    full = sparsify(teacher if student is None else _usable(student, x), where)
     _check_schedule(method, full.mask)
     method.sparsity.check_end(full.mask)
     method.refresh.check_pattern(method.sparsity, full.mask)
@@ -77,13 +87,12 @@ def ntt_init(
         full.with_mask(mask)
         method, mask = hold_mask("ntt_init", method, mask, 0)
     # The student must not share buffers with the teacher: users may donate the state.
-    student = copied(full.with_mask(mask))
-    params = parameters(student)
-    entries = entries_for(method, student.model, mask)
+    first = copied(full.with_mask(mask))
+    entries = entries_for(method, first.model, mask)
     state = NTTState(
-        teacher=full.model,
-        student=student,
-        opt_state=init_optimizer("ntt_init", method.optimizer, params),
+        teacher=teacher.model if isinstance(teacher, SparseModel) else teacher,
+        student=first,
+        opt_state=init_optimizer("ntt_init", method.optimizer, parameters(first)),
         step=jnp.zeros((), jnp.int32),
         key=key_words(key),
         support=support_for(method, mask, entries),
@@ -91,6 +100,15 @@ def ntt_init(
         entries=entries,
     )
     return replicate(state)
+
+
+def _usable(student: PyTree, x: Array | None) -> PyTree:
+    """A student of its own, once it was checked as the teacher is."""
+    check_weights("ntt_init: student", student)
+    if x is not None and is_cold(student):
+        student = warm_up(student, x)
+    check_warm("ntt_init: student", student)
+    return student
 
 
 def _method(

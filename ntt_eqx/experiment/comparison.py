@@ -25,7 +25,7 @@ from .loop import Phase, RunContext
 from .manifest import CHECKPOINTS, RunFolder, check_folder, holds, read_manifest
 from .methods import method as look_of, split_scope
 from .own import check_model, enter, find_method
-from .part import part_of
+from .part import part_in_training, part_in_transfer
 from .phases import planned_steps, training_phase, transfer_phase
 from .progress import Display, duration
 from .pruning import pruned_at_start, sparsity_of
@@ -187,8 +187,10 @@ def _build(cell: Cell, name: str, context: RunContext) -> Phase:
             sparsity = sparsity_of(cell, teacher, images.input_shape)
             start = prune(teacher, scores.Random(cell.key(1)), sparsity)
         steps = planned_steps(cell, context.shelf)["train"]
-        return training_phase(cell, start, images, "", part_of(cell, start, images, steps))
-    return transfer_phase(cell, teacher, context.shelf(cell.transfer.dataset or cell.dataset), "")
+        part = part_in_training(cell, start, images, steps)
+        return training_phase(cell, start, images, "", part)
+    source = context.shelf(cell.transfer.dataset or cell.dataset)
+    return transfer_phase(cell, teacher, source, "", part_in_transfer(cell, teacher, source))
 
 
 def _is_wide(model: Any) -> bool:

@@ -1,4 +1,7 @@
-"""Training on the channels between which a mask lies, at the cost of these alone."""
+"""Transfer and training on the channels between which a mask lies, at the cost of these alone."""
+
+import jax
+import jax.numpy as jnp
 
 from .. import (
     Compacted,
@@ -10,26 +13,44 @@ from .. import (
     compact,
     sparsify,
 )
-from .._types import MaskTree
+from .._types import MaskTree, PyTree
 from ..data import Dataset
 from .cells import Cell
 from .images import StandardisedSplit
 from .own import draws_in_training, find_method
 from .pruning import sparsity_of
 
-_LEAST_STEPS = 1000  # fewer take less time than to find the part
+_LEAST_STEPS = 1000  # a training of fewer takes less time than to find the part
 
 
-def inside(dynamic: DynamicSparsity, whole: MaskTree) -> DynamicSparsity:
-    """The same changes of a mask, where the network is the part of its pattern alone."""
-    sparsity = dynamic.sparsity
+def inside(sparsity: Sparsity, whole: MaskTree) -> Sparsity:
+    """The same sparsity for a network that is the part of its pattern alone."""
     assert isinstance(sparsity.pattern, FewChannels)
     pattern = sparsity.pattern.inside(whole)
-    sparsity = Sparsity(sparsity.density, sparsity.scope, sparsity.allocation, pattern)
-    return DynamicSparsity(sparsity, dynamic.refresh, dynamic.rewind)
+    return Sparsity(sparsity.density, sparsity.scope, sparsity.allocation, pattern)
 
 
-def part_of(cell: Cell, start: SparseModel, images: Dataset, steps: int) -> Compacted | None:
+def dynamic_inside(dynamic: DynamicSparsity, whole: MaskTree) -> DynamicSparsity:
+    """The same changes of a mask, where the network is the part of its pattern alone."""
+    return DynamicSparsity(inside(dynamic.sparsity, whole), dynamic.refresh, dynamic.rewind)
+
+
+def part_in_transfer(cell: Cell, teacher: PyTree, images: Dataset) -> Compacted | None:
+    """The part of `teacher` that the student of a transfer is, `None` where it is the whole.
+
+    To the active kernel and the outputs it makes no difference, up to rounding. The ambient kernel
+    of the whole network has the masked weights from channels outside of the part, too.
+    """
+    sparsity = sparsity_of(cell, teacher, images.input_shape)
+    if not isinstance(sparsity.pattern, FewChannels):
+        return None
+    dense = sparsify(teacher)
+    return _found(dense.with_mask(sparsity.widest(dense.mask)), images)
+
+
+def part_in_training(
+    cell: Cell, start: SparseModel, images: Dataset, steps: int
+) -> Compacted | None:
     """The part of the network `start` that its pattern leaves, `None` where training needs all.
 
     Channels outside of the part have no weights to or from them and get no gradient, so that its
@@ -46,10 +67,27 @@ def part_of(cell: Cell, start: SparseModel, images: Dataset, steps: int) -> Comp
         widest = start
     else:
         return None
-    try:
-        found = compact(widest, StandardisedSplit(images, images.train).first(1).x)
-        small = found.take(start)
-    except ValueError:  # a model that is another function once it is smaller
+    found = _found(widest, images)
+    if found is None:
         return None
+    small = found.take(start)
     kept = [sum(int(m.sum()) for m in each.masks if m is not None) for each in (start, small)]
     return found if kept[0] == kept[1] else None  # a mask from a file may lie elsewhere
+
+
+def whole_of(part: Compacted | None, small: SparseModel, start: SparseModel) -> SparseModel:
+    """The whole network whose part is `small`, all else as in `start`; `small` without a part."""
+    if part is None:
+        return small
+    empty = jax.tree.map(jnp.zeros_like, start.mask)
+    return part.expand(small, start.with_mask(empty))
+
+
+def _found(widest: SparseModel, images: Dataset) -> Compacted | None:
+    """The part, `None` for a model that is another function once it is smaller."""
+    try:
+        found = compact(widest, StandardisedSplit(images, images.train).first(1).x)
+        found.take(widest)
+    except ValueError:
+        return None
+    return found

@@ -15,6 +15,7 @@ from .. import (
     Sparsity,
     ntt_init,
     rescale_by_density,
+    sparsify,
     train_steps,
     transfer,
 )
@@ -23,20 +24,25 @@ from .cells import Cell
 from .images import Shelf, StandardisedSplit, check_labelled, parts
 from .loop import Phase
 from .own import draws_in_training, find_method
-from .part import inside
+from .part import dynamic_inside, inside
 from .pruning import dynamic_of, pruned_at_start, transfer_sparsity
 
 _CURVE_IMAGES = 10_000
 _VALIDATION_IMAGES = 128
 
 
-def transfer_phase(cell: Cell, teacher: Any, images: Dataset, title: str) -> Phase:
-    """Neural Tangent Transfer from `teacher`, on images without their labels."""
+def transfer_phase(
+    cell: Cell, teacher: Any, images: Dataset, title: str, part: Compacted | None = None
+) -> Phase:
+    """Neural Tangent Transfer from `teacher` to itself or a part of it, on unlabelled images."""
     settings = cell.transfer
     assert settings is not None and settings.l2_weight is not None
     used, held_out = parts(images, settings.held_out, cell.seed)
     steps = steps_in(settings.epochs, used.size, settings.batch_size)
     sparsity = transfer_sparsity(cell, teacher, images.input_shape, steps)
+    dense = sparsify(teacher)
+    if part is not None:
+        sparsity = inside(sparsity, dense.mask)
     config = NTTConfig(
         density=sparsity.density,
         num_steps=steps,
@@ -57,6 +63,7 @@ def transfer_phase(cell: Cell, teacher: Any, images: Dataset, title: str) -> Pha
         count = cell.scoring.examples if cell.scoring is not None else None
         seen = None if count is None else used.examples(count, seed=cell.seed)
         first = pruned_at_start(cell, teacher, images.input_shape, seen, cell.key(1)).mask
+        first = first if part is None else part.take(dense.with_mask(first)).mask
     watched = min(held_out.size, _VALIDATION_IMAGES) // 2 * 2
 
     def shown(row: dict[str, Any]) -> dict[str, float]:
@@ -69,7 +76,11 @@ def transfer_phase(cell: Cell, teacher: Any, images: Dataset, title: str) -> Pha
         num_steps=steps,
         log_every=min(settings.log_every, steps),
         state=ntt_init(
-            teacher, config, _adam(settings.learning_rate, settings.decay, steps), mask=first
+            teacher,
+            config,
+            _adam(settings.learning_rate, settings.decay, steps),
+            mask=first,
+            student=None if part is None else part.take(dense).model,
         ),
         batches=used.batches(settings.batch_size, seed=cell.seed),
         run=functools.partial(transfer, validation=held_out.first(watched).x if watched else None),
@@ -93,7 +104,7 @@ def training_phase(
     model = model if part is None else part.take(model)
     dynamic = dynamic_of(cell, start.model, images.input_shape, steps)
     if part is not None and dynamic is not None:
-        dynamic = inside(dynamic, start.mask)
+        dynamic = dynamic_inside(dynamic, start.mask)
     test, observe = StandardisedSplit(images, images.test), {}
     if settings.kernel_images:
         x, y = test.first(settings.kernel_images)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .. import SparseModel, effective_sparsity, warm_up
+from .. import SparseModel, effective_sparsity, sparsify, warm_up
 from .._stateful import has_state
 from ..data import Dataset
 from ._errors import Diverged, ExperimentError
@@ -22,7 +22,7 @@ from .manifest import CHECKPOINTS, RunFolder
 from .metrics import METRICS, MetricsFile, Written
 from .model_file import decode_model, encode_model, load_model
 from .own import build_model, find_method
-from .part import part_of
+from .part import part_in_training, part_in_transfer, whole_of
 from .phases import planned_steps, training_phase, transfer_phase
 from .pruning import ablated, check_fits, collapse_shown, pruned_at_start
 from .published import protocol_of
@@ -145,9 +145,10 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
             source = context.shelf(cell.transfer.dataset or cell.dataset)
             _check_shapes(images, source)
             with display.busy(f"{title}, preparing the transfer"):
-                phase = transfer_phase(cell, teacher, source, title)
+                part = part_in_transfer(cell, teacher, source)
+                phase = transfer_phase(cell, teacher, source, title, part)
             outcome = run_phase(phase, run, metrics, context)
-            student = outcome.state.student
+            student = whole_of(part, outcome.state.student, sparsify(teacher))
             found = {"seconds": outcome.seconds, "row": outcome.row}
             run.write({TRANSFERRED: encode_model(student, header)})
         elif cell.start is not None:
@@ -168,11 +169,10 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
     if cell.training is not None:
         with display.busy(f"{title}, preparing the training"):
             steps = planned_steps(cell, context.shelf)["train"]
-            part = part_of(cell, student, images, steps)
+            part = part_in_training(cell, student, images, steps)
             phase = training_phase(cell, student, images, title, part)
         outcome = run_phase(phase, run, metrics, context)
-        trained_model = outcome.state.trained
-        student = trained_model if part is None else part.expand(trained_model, student)
+        student = whole_of(part, outcome.state.trained, student)
         seconds["train"], rows["train"] = outcome.seconds, outcome.row
         trained = cell.training
         used, held_out = parts(images, trained.held_out, cell.seed, trained.labels)

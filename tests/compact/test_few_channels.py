@@ -170,6 +170,74 @@ def test_a_transfer_stays_within_its_part(kind, getkey):
     assert any((after[name] != first[name]).any() for name in first)
 
 
+TRANSFERRED = {
+    "active": ("active", "full"),
+    "active, sketched": ("active", "sketch"),
+    "ambient": ("ambient", "full"),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSFERRED)
+@pytest.mark.parametrize("name", ["perceptron", "convolutions"])
+def test_a_transfer_to_the_part_is_that_to_the_whole(name, kind, getkey, x64):
+    """The ambient kernel of both is one where channels outside of the part are constant 0."""
+    if name == "perceptron":
+        model, shape = eqx.nn.MLP(6, 3, 12, 2, key=getkey()), (6,)
+    else:
+        model, shape = SmallConvolutions(getkey()), (2, 6, 6)
+    kernel, outputs = TRANSFERRED[kind]
+    if kernel == "ambient":
+        arrays, rest = eqx.partition(model, eqx.is_array)
+        model = eqx.combine(
+            jax.tree.map(lambda a: a if a.ndim == 2 or a.ndim > 3 else 0 * a, arrays), rest
+        )
+    x = jax.random.normal(getkey(), (6, *shape))
+    dense = ntt.sparsify(model)
+    few = ntt.few_channels(model, x, 1 / 2, key=getkey())
+
+    def method(pattern):
+        return ntt.NeuralTangentTransfer(
+            sparsity=ntt.Sparsity(ntt.GradualDensity(0.1, 4), "layer", "erk", pattern),
+            optimizer=optax.sgd(0.05, momentum=0.9),
+            loss=ntt.KernelMatching(kernel, ntt.Sketch(2) if outputs == "sketch" else ntt.Full()),
+            refresh=ntt.MagnitudeRefresh(2),
+            num_steps=6,
+        )
+
+    part = ntt.compact(dense.with_mask(method(few).sparsity.widest(dense.mask)), x)
+    assert part.compact_parameters < 0.6 * part.parameters
+    one = ntt.ntt_init(model, method(few))
+    small = part.take(dense).model
+    two = ntt.ntt_init(model, method(few.inside(dense.mask)), student=small)
+    assert jax.tree.structure(two.teacher) == jax.tree.structure(model)
+    step = eqx.filter_jit(ntt.ntt_step)
+    for _ in range(6):
+        one, first = step(one, x)
+        two, second = step(two, x)
+        for field in ("loss", "kernel_distance", "target_distance", "weight_norm"):
+            np.testing.assert_allclose(getattr(first, field), getattr(second, field), rtol=1e-5)
+    again = part.expand(two.student, one.student)
+    leaves = [jax.tree.leaves(eqx.filter(each, eqx.is_array)) for each in (one.student, again)]
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+class SmallConvolutions(eqx.Module):
+    first: eqx.nn.Conv2d
+    second: eqx.nn.Conv2d
+    last: eqx.nn.Linear
+
+    def __init__(self, key):
+        one, two, three = jax.random.split(key, 3)
+        self.first = eqx.nn.Conv2d(2, 6, 3, padding=1, key=one)
+        self.second = eqx.nn.Conv2d(6, 8, 3, stride=2, key=two)
+        self.last = eqx.nn.Linear(32, 3, key=three)
+
+    def __call__(self, x):
+        x = jax.nn.relu(self.second(jax.nn.relu(self.first(x))))
+        return self.last(x.reshape(-1))
+
+
 def test_a_training_stays_within_its_part(getkey):
     """Its density falls from the part whole, which is what `widest` gives."""
     model = eqx.nn.MLP(4, 3, 8, 2, key=getkey())

@@ -1,4 +1,4 @@
-"""Training on the channels between which a mask lies gives what training of the whole gives."""
+"""Transfer and training on the channels between which a mask lies give what the whole gives."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ import ntt_eqx as ntt
 from ntt_eqx.experiment import compare, part, report, running
 from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.model_file import load_model
-from ntt_eqx.experiment.results import MODEL
+from ntt_eqx.experiment.results import MODEL, TRANSFERRED
 
 from .conftest import DATASET, run_in_pieces, tiny
 
@@ -17,13 +17,13 @@ from .conftest import DATASET, run_in_pieces, tiny
 def found(monkeypatch):
     """Whether each network was trained by its part."""
     parts = []
-    find = running.part_of
+    find = running.part_in_training
 
     def watched(*arguments):
         parts.append(find(*arguments))
         return parts[-1]
 
-    monkeypatch.setattr(running, "part_of", watched)
+    monkeypatch.setattr(running, "part_in_training", watched)
     monkeypatch.setattr(report, "draw_figures", lambda runs, say: {})
     return parts
 
@@ -80,10 +80,46 @@ def test_others_are_trained_whole(method, pattern, tmp_path, monkeypatch, found)
     assert len(found) == 2 and not any(found)
 
 
-@pytest.mark.parametrize("method", ["random", "rigl"])
-def test_an_interrupted_training_of_a_part_gives_the_same_bits(
-    method, tmp_path, monkeypatch, found
-):
+@pytest.mark.parametrize("first", ["magnitude", "synflow"])
+def test_a_transfer_to_a_part_is_that_to_the_whole(first, tmp_path, monkeypatch):
+    parts = []
+
+    def watched(*arguments):
+        parts.append(part.part_in_transfer(*arguments))
+        return parts[-1]
+
+    def transferred(out):
+        return compare(
+            ("ntt",),
+            models="tiny",
+            datasets=DATASET,
+            densities=0.1,
+            seeds=(0, 1),
+            mask={"pattern": "few-channels:1/2"},
+            transfer={"epochs": 2.0, "batch_size": 8, "mask_every": 3, "initial_mask": first},
+            training={"epochs": 0.5, "batch_size": 8},
+            out=out,
+            progress=False,
+        )
+
+    monkeypatch.setattr(report, "draw_figures", lambda runs, say: {})
+    monkeypatch.setattr(running, "part_in_transfer", watched)
+    one = transferred(tmp_path / "part")
+    assert len(parts) == 2 and all(
+        each.compact_parameters < 0.6 * each.parameters for each in parts
+    )
+    monkeypatch.setattr(running, "part_in_transfer", lambda *arguments: None)
+    other = transferred(tmp_path / "whole")
+    for name in ("kernel_distance", "target_distance", "test_loss", "kept_density", "live_units"):
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5)
+    for pair in zip(one.folder, other.folder, strict=True):
+        found, whole = (load_model(tmp_path / folder / TRANSFERRED).model for folder in pair)
+        for a, b in zip(*map(jax.tree.leaves, (found, whole)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["random", "rigl", "ntt"])
+def test_an_interrupted_run_of_a_part_gives_the_same_bits(method, tmp_path, monkeypatch, found):
     monkeypatch.setattr(part, "_LEAST_STEPS", 1)
     options = tiny("--methods", method, "--scopes", "layer", "--densities", "0.1", "--seeds", "0")
     words = ["compare", *options, "--mask.pattern", "few-channels:1/2", "--out"]

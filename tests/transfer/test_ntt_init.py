@@ -118,3 +118,41 @@ def test_another_number_of_weights_is_gathered_too_for_it_stays(getkey, mask_eve
     mask = random_mask(teacher, getkey(), 0.1)
     state = ntt.ntt_init(teacher, config, ADAM, mask=mask)
     assert [len(flat_indices(places)) for places in known(state.support)] == [3, 2]
+
+
+def test_a_student_of_its_own(getkey):
+    """The teacher stays whole; the first mask, its score and counts are those of the student."""
+    student = eqx.nn.MLP(4, 3, 5, 1, key=getkey())
+    teacher = eqx.nn.MLP(4, 3, 16, 2, key=getkey())
+    state = ntt.ntt_init(teacher, CONFIG, ADAM, student=student)
+    assert same(state.teacher, teacher) and same(state.student.model, student)
+    assert same(state.student.mask, ntt.make_mask(ntt.scores.Magnitude()(student), DENSITY))
+    x = jax.random.normal(getkey(), (8, 4))
+    state, metrics = step(state, x)
+    again = ntt.ntt_loss(
+        ntt.ntt_init(teacher, CONFIG, ADAM, student=student).student, teacher, x, CONFIG
+    )
+    np.testing.assert_allclose(metrics.loss, again[0], rtol=1e-5)
+    assert np.isfinite(metrics.kernel_distance) and metrics.kernel_distance > 0
+
+
+def test_a_sparse_student_brings_its_mask(getkey):
+    teacher = eqx.nn.MLP(4, 3, 16, 2, key=getkey())
+    dense = ntt.sparsify(eqx.nn.MLP(4, 3, 5, 1, key=getkey()))
+    first = ntt.make_mask(ntt.scores.Random(getkey())(dense), DENSITY)
+    state = ntt.ntt_init(teacher, CONFIG, ADAM, student=dense.with_mask(first))
+    assert same(state.student.mask, first)
+    other = ntt.make_mask(ntt.scores.Magnitude()(dense), DENSITY)
+    state = ntt.ntt_init(teacher, CONFIG, ADAM, student=dense.with_mask(first), mask=other)
+    assert same(state.student.mask, other)
+
+
+def test_students_that_cannot_be_fitted(getkey):
+    teacher = eqx.nn.MLP(4, 3, 16, 2, key=getkey())
+    lost = jax.tree.map(lambda a: a * np.nan if eqx.is_array(a) else a, teacher)
+    with pytest.raises(ValueError, match="ntt_init: student"):
+        ntt.ntt_init(teacher, CONFIG, ADAM, student=lost)
+    wide = eqx.nn.MLP(4, 5, 16, 2, key=getkey())
+    state = ntt.ntt_init(teacher, CONFIG, ADAM, student=wide)
+    with pytest.raises(ValueError, match="outputs have the shape"):
+        step(state, jax.random.normal(getkey(), (8, 4)))
