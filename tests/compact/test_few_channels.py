@@ -170,7 +170,7 @@ def test_a_transfer_stays_within_its_part(kind, getkey):
     assert any((after[name] != first[name]).any() for name in first)
 
 
-TRANSFERRED = {
+TRANSFERRED: dict[str, tuple[Any, str]] = {
     "active": ("active", "full"),
     "active, sketched": ("active", "sketch"),
     "ambient": ("ambient", "full"),
