@@ -1,6 +1,7 @@
 """Search for a transfer that is ahead of random masks: variants, a ladder of seeds, a verdict.
 
     python benchmarks/search.py --out runs/search
+    python benchmarks/search.py --out runs/search-units --units --epochs 20
     python benchmarks/search.py --out runs/tiny --images fashion-mnist-mini --steps 60 --epochs 1
 
 Interrupted, the same command goes on where it was, and several of it share the work: each takes the
@@ -12,7 +13,8 @@ The rule for being ahead is fixed here, before any run: over the seeds that both
 difference of test accuracy to a baseline is above two standard errors of these differences, with
 five seeds or more. A variant is ahead if that holds against each baseline (published scores, random
 masks with given shares, rescaled or not), random masks with the variant's own shares and weights
-that are rescaled like its own among them.
+that are rescaled like its own among them. Those of a variant on a part of the units (`--units`) lie
+on the same part.
 """
 
 import argparse
@@ -98,18 +100,20 @@ class Variant:
     sketch_size: int = 8
     learning_rate: float = 1e-3
     weights: Literal["transferred", "initial", "rescaled"] = "transferred"
-    units: float = 1.0  # the share of hidden units, drawn at random, that a mask may use (ERK)
+    units: float = 1.0  # the share of hidden units, drawn at random, that a mask may use
 
     def sparsity(self, teacher: Any, x: Any, density: float, key: Any) -> ntt.Sparsity:
         """The shares of the layers, at this density."""
         end = max(1, self.steps // 2)
         schedule: Any = ntt.GradualDensity(density, end) if self.gradual else density
+        few = part(teacher, x, self.units, key)
         if self.shares == "global":
-            return ntt.Sparsity(schedule, "global")
+            return ntt.Sparsity(schedule, "global", pattern=few)
         if self.shares in ("uniform", "erk"):
-            return ntt.Sparsity(schedule, "layer", self.shares, part(teacher, x, self.units, key))
+            return ntt.Sparsity(schedule, "layer", self.shares, few)
         if self.shares in ("ntk-sap", "synflow"):
-            return ntt.Sparsity(density).of_mask(ranked(self.shares, teacher, x, density, key))
+            found = ranked(self.shares, teacher, x, density, key, few)
+            return ntt.Sparsity(density, pattern=few).of_mask(found)
         return by_rule(self.shares, teacher, density)
 
     def __call__(self, teacher: Any, examples: Any, density: float, key: Any) -> ntt.SparseModel:
@@ -131,7 +135,12 @@ class Variant:
             # The fall is one of the whole network, which the refresh shares out.
             refresh = FallingShares(shares=tuple(sparsity.density.values()), every=every)
             falling = ntt.GradualDensity(density, max(1, self.steps // 2))
-            sparsity = ntt.Sparsity(falling, "global")
+            sparsity = ntt.Sparsity(falling, "global", pattern=sparsity.pattern)
+        dense, cut = ntt.sparsify(teacher), None
+        if isinstance(sparsity.pattern, ntt.FewChannels):
+            cut = ntt.compact(dense.with_mask(sparsity.widest(dense.mask)), x[:1])
+            inside = sparsity.pattern.inside(dense.mask)
+            sparsity = ntt.Sparsity(sparsity.density, sparsity.scope, sparsity.allocation, inside)
         rate = optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.05)
         method = ntt.NeuralTangentTransfer(
             sparsity=sparsity,
@@ -147,9 +156,12 @@ class Variant:
             num_steps=self.steps,
             pruned="zero" if self.refresh == "rigl" else "free",
         )
-        state = ntt.ntt_init(teacher, method, key=key)
+        student = None if cut is None else cut.take(dense).model
+        state = ntt.ntt_init(teacher, method, student=student, key=key)
         state, _ = ntt.transfer(state, _batches(x, key), num_steps=self.steps, log_every=None)
         found = state.student
+        if cut is not None:
+            found = cut.expand(found, dense.with_mask(jax.tree.map(jnp.zeros_like, dense.mask)))
         if self.weights == "transferred":
             return found
         return start(teacher, found.mask, self.weights)
@@ -163,8 +175,13 @@ class WithItsShares:
 
     def __call__(self, teacher: Any, examples: Any, density: float, key: Any) -> ntt.SparseModel:
         """The dense initialisation under the variant's mask, shuffled within each layer."""
-        found = self.variant(teacher, examples, density, key)
-        mask = ntt.shuffle_mask(found.mask, jax.random.fold_in(key, 1))
+        found, again = self.variant(teacher, examples, density, key), jax.random.fold_in(key, 1)
+        few = part(teacher, np.asarray(examples[0]), self.variant.units, key)
+        if few is None:
+            mask = ntt.shuffle_mask(found.mask, again)
+        else:  # on the same units
+            counts = ntt.Sparsity(density, pattern=few).of_mask(found.mask)
+            mask = counts.mask(ntt.scores.Random(again)(teacher))
         return start(teacher, mask, self.variant.weights)
 
 
@@ -189,6 +206,20 @@ class RandomMask:
             mask = ranked(self.shares, teacher, x, density, key)
             mask = ntt.shuffle_mask(mask, jax.random.fold_in(key, 1))
         return start(teacher, mask, self.weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreMask:
+    """The mask of a score over all layers, on a part of the units."""
+
+    score: Literal["ntk-sap", "synflow"]
+    units: float
+
+    def __call__(self, teacher: Any, examples: Any, density: float, key: Any) -> ntt.SparseModel:
+        """The dense initialisation under this mask."""
+        x = np.asarray(examples[0])
+        few = part(teacher, x, self.units, key)
+        return ntt.SparseModel(teacher, ranked(self.score, teacher, x, density, key, few))
 
 
 def part(teacher: Any, x: Any, share: float, key: Any) -> ntt.FewChannels | None:
@@ -221,13 +252,20 @@ def by_rule(rule: Rule, teacher: Any, density: float) -> ntt.Sparsity:
     return ntt.Sparsity({**{name: scale * erk[name] for name in rest}, last: 1.0})
 
 
-def ranked(score: str, teacher: Any, x: Any, density: float, key: Any) -> Any:
+def ranked(
+    score: str,
+    teacher: Any,
+    x: Any,
+    density: float,
+    key: Any,
+    few: ntt.FewChannels | None = None,
+) -> Any:
     """The mask of a score over all layers, found in as many rounds as its authors take."""
     method, rounds = {
         "ntk-sap": (ntt.scores.NTKSAP(key), 20),
         "synflow": (ntt.scores.SynFlow(), 100),
     }[score]
-    whole = ntt.Sparsity(density, "global")
+    whole = ntt.Sparsity(density, "global", pattern=few)
     return ntt.prune(teacher, method, whole, x[:100], steps=rounds).mask
 
 
@@ -304,11 +342,29 @@ def variants(steps: int) -> dict[str, Variant]:
         "gradual-initial": best(weights="initial"),
         "gradual-kernel-alone": best(match="kernel"),
         "gradual-kernel-x100": best(kernel_weight=1e-1),
-        # On a part of the hidden units, with ERK's counts.
-        "third-of-units": best(units=1 / 3),
-        "third-of-units-initial": best(units=1 / 3, weights="initial"),
-        "sixth-of-units": best(units=1 / 6),
-        "sixth-of-units-initial": best(units=1 / 6, weights="initial"),
+    }
+
+
+def on_units(steps: int) -> dict[str, Variant]:
+    """The variants on a part of the hidden units, by name."""
+    base = Variant(steps, gradual=True, kernel_weight=1e-2, units=1 / 3)
+    third = lambda **fields: dataclasses.replace(base, **fields)
+    return {
+        "third": third(),
+        "sixth": third(units=1 / 6),
+        "half": third(units=1 / 2),
+        "third-initial": third(weights="initial"),
+        "third-long": third(steps=4 * steps),
+        "third-long-slow": third(steps=4 * steps, learning_rate=2e-4),
+        "half-long": third(units=1 / 2, steps=4 * steps),
+        "third-constant": third(gradual=False),
+        "third-kernel-alone": third(match="kernel"),
+        "third-kernel-x10": third(kernel_weight=1e-1),
+        "third-sketch-2": third(sketch_size=2),
+        "third-global": third(shares="global"),
+        "third-ntk-sap": third(shares="ntk-sap"),
+        "third-ntk-sap-initial": third(shares="ntk-sap", weights="initial"),
+        "third-synflow": third(shares="synflow"),
     }
 
 
@@ -319,9 +375,12 @@ CONTROLS = {
     "random-output-whole": RandomMask("output"),
     "random-synflow-shares": RandomMask("synflow"),
     "random-ntk-sap-shares": RandomMask("ntk-sap"),
-    "random-third-of-units": RandomMask("erk", units=1 / 3),
-    "random-sixth-of-units": RandomMask("erk", units=1 / 6),
-    "random-tenth-of-units": RandomMask("erk", units=1 / 10),
+}
+CONTROLS_ON_UNITS = {
+    "random-ntk-sap-shares": RandomMask("ntk-sap"),
+    "random-third": RandomMask("erk", units=1 / 3),
+    "random-sixth": RandomMask("erk", units=1 / 6),
+    "ntk-sap-third": ScoreMask("ntk-sap", 1 / 3),
 }
 
 
@@ -376,9 +435,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help="of a transfer (default: 3000)")
     parser.add_argument("--epochs", type=float, default=5.0, help="of a training (default: 5)")
     parser.add_argument("--ladder", type=int, nargs="+", default=[1, 3, 5], help="seeds a round")
+    parser.add_argument("--units", action="store_true", help="variants on a part of the units")
     parser.add_argument("--only", nargs="+", help="variants to begin with")
     options = parser.parse_args()
-    left = variants(options.steps)
+    left = on_units(options.steps) if options.units else variants(options.steps)
+    controls = CONTROLS_ON_UNITS if options.units else CONTROLS
     if options.only:
         left = {name: left[name] for name in options.only}
     log: list[dict[str, Any]] = []
@@ -394,7 +455,7 @@ def main() -> None:
     published = {**common, "scoring": {}}
     for number, seeds in enumerate(options.ladder):
         last = number == len(options.ladder) - 1
-        methods: dict[str, Any] = left | CONTROLS
+        methods: dict[str, Any] = left | controls
         if last:
             methods |= {f"{name}-shuffled": WithItsShares(v) for name, v in left.items()}
         found, cost = {}, {}
@@ -407,7 +468,7 @@ def main() -> None:
         baselines, _ = trained(
             list(BASELINES), "baselines", options.out, seeds=range(seeds), **published
         )
-        baselines |= {name: found.get(name, {}) for name in CONTROLS}
+        baselines |= {name: found.get(name, {}) for name in controls}
         order = sorted(
             left, key=lambda n: -statistics.mean([*found.get(n, {}).values(), 0.0][:seeds])
         )
