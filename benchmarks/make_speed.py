@@ -265,31 +265,26 @@ def sparse_layers_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-PATTERNS = {  # of benchmarks/patterns.py, in the order of the table
-    "dense": "dense",
-    "scattered": "scattered",
-    "fan-in": "constant fan-in",
-    "fan-in:16": "fan-in shared by 16",
-    "2:4": "2:4",
-    "filters": "filters",
-    "channels": "coupled channels",
-}
-
-
 def patterns_table(found: dict[str, Any]) -> str:
     """Accuracy and milliseconds of masks in several patterns."""
     names = ["pattern", "density", "parameters left", "test accuracy (%)", "runner"]
     names += ["64 (ms)", "1 (ms)", "64 (times)", "1 (times)"]
     lines = [line(names), line(["---", "---:", "---:", "---:", "---"] + ["---:"] * 4)]
-    for pattern, label in PATTERNS.items():
-        rows = find_all(found["rows"], pattern=pattern)
+    for series in dict.fromkeys(row["series"] for row in found["rows"]):
+        rows = find_all(found["rows"], series=series)
         for row in sorted(rows, key=lambda row: row["density"]):
             # the dense network is in onnxruntime, the runner it is compared in
-            runners = ["onnxruntime"] if pattern == "dense" else ["numpy", "onnxruntime"]
+            runners = ["onnxruntime"] if series == "dense" else ["numpy", "onnxruntime"]
             runner = min(runners, key=lambda name, row=row: row[name]["64"])
             spread = row["standard_error"]
             accuracy = f"{row['accuracy']:.2f}" + (f" ± {spread:.2f}" if spread else "")
-            cells = [label, f"{row['density']:.0%}", f"{row['compacted']:,}", accuracy, runner]
+            cells = [
+                row["label"],
+                f"{row['density']:.0%}",
+                f"{row['compacted']:,}",
+                accuracy,
+                runner,
+            ]
             cells += [f"{row[runner][n]:.3g}" for n in ("64", "1")]
             cells += [f"{row['dense'][n] / row[runner][n]:.1f}" for n in ("64", "1")]
             lines.append(line(cells))

@@ -13,7 +13,7 @@ import argparse
 import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -27,42 +27,69 @@ from ntt_eqx.export._format import timed
 from ntt_eqx.export._numpy import SPARSE_BELOW, Numpy
 from ntt_eqx.export._onnx import Onnx
 
-LOOKS = {  # pattern -> (label, colour, marker)
-    "scattered": ("scattered", "#0072B2", "o"),
-    "fan-in": ("constant fan-in", "#56B4E9", "v"),
-    "fan-in:16": ("fan-in shared by 16", "#009E73", "s"),
-    "2:4": ("2:4", "#CC79A7", "*"),
-    "filters": ("filters", "#E69F00", "^"),
-    "channels": ("coupled channels", "#D55E00", "D"),
-}
-DENSITIES = {
-    "scattered": (0.01, 0.03, 0.1, 0.3),
-    "fan-in": (0.03, 0.1, 0.3),
-    "fan-in:16": (0.03, 0.1, 0.3),
-    "2:4": (0.5,),
-    "filters": (0.1, 0.25, 0.5),
-    "channels": (0.1, 0.25, 0.5),
+
+class Series(NamedTuple):
+    """Masks of one kind: how they are drawn, and pattern and density of each."""
+
+    label: str
+    colour: str
+    marker: str
+    masks: tuple[tuple[str | None, float], ...]
+    scope: Literal["layer", "erk"] = "layer"  # ERK's shares, where a pattern leaves any choice
+
+
+def at(pattern: str | None, *densities: float) -> tuple[tuple[str | None, float], ...]:
+    """Masks of one pattern at several densities."""
+    return tuple((pattern, density) for density in densities)
+
+
+SERIES = {  # by name, as a folder is called
+    "scattered": Series("scattered", "#0072B2", "o", at(None, 0.01, 0.03, 0.1, 0.3)),
+    "scattered-erk": Series("scattered, ERK", "#000000", "x", at(None, 0.01, 0.03, 0.1), "erk"),
+    "few-channels": Series(
+        "few channels, ERK",
+        "#F0E442",
+        "P",
+        (
+            *at("few-channels:1/6", 0.01),
+            *at("few-channels:1/4", 0.02),
+            *at("few-channels:1/3", 0.03),
+            *at("few-channels:1/2", 0.1),
+        ),
+        "erk",
+    ),
+    "fan-in": Series("constant fan-in", "#56B4E9", "v", at("fan-in", 0.03, 0.1, 0.3)),
+    "fan-in:16": Series("fan-in shared by 16", "#009E73", "s", at("fan-in:16", 0.03, 0.1, 0.3)),
+    "2:4": Series("2:4", "#CC79A7", "*", at("2:4", 0.5)),
+    "filters": Series("filters", "#E69F00", "^", at("filters", 0.1, 0.25, 0.5)),
+    "channels": Series("coupled channels", "#D55E00", "D", at("channels", 0.1, 0.25, 0.5)),
 }
 RUNNERS = {"numpy": Numpy(SPARSE_BELOW), "onnxruntime": Onnx()}
 
 
 def trained(options: argparse.Namespace) -> list[tuple[str, Any]]:
-    """Pattern and row of each network, the dense ones first."""
+    """Series and row of each network, the dense ones first."""
     found = []
-    for pattern, densities in DENSITIES.items():
-        frame = ntt.experiment.compare(
-            ["magnitude", "dense"] if pattern == "scattered" else "magnitude",
-            models="lenet-5",
-            datasets=options.dataset,
-            densities=densities,
-            seeds=range(options.seeds),
-            scopes="layer",
-            mask={"pattern": None if pattern == "scattered" else pattern},
-            training={"epochs": options.epochs},
-            out=options.out / pattern.replace(":", "-"),
-        )
-        for row in frame.to_dict("records"):
-            found.append(("dense" if row["method"] == "dense" else pattern, row))
+    for name in options.series:
+        series = SERIES[name]
+        groups: dict[str | None, list[float]] = {}
+        for pattern, density in series.masks:
+            groups.setdefault(pattern, []).append(density)
+        for pattern, densities in groups.items():
+            folder = name if len(groups) == 1 else f"{name}-{pattern}"
+            frame = ntt.experiment.compare(
+                ["magnitude", "dense"] if name == "scattered" else "magnitude",
+                models="lenet-5",
+                datasets=options.dataset,
+                densities=densities,
+                seeds=range(options.seeds),
+                scopes=series.scope,
+                mask={"pattern": pattern},
+                training={"epochs": options.epochs},
+                out=options.out / folder.replace(":", "-").replace("/", "-"),
+            )
+            for row in frame.to_dict("records"):
+                found.append(("dense" if row["method"] == "dense" else name, row))
     return sorted(found, key=lambda pair: pair[0] != "dense")
 
 
@@ -100,14 +127,15 @@ def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     data = ntt.data.load_dataset(options.dataset)
     images = np.asarray(ntt.data.as_batch(data.test, mean=data.mean, std=data.std).x[:64])
     groups: dict[tuple[str, float], list[Any]] = {}
-    for pattern, row in trained(options):
-        groups.setdefault((pattern, row["density"]), []).append(row)
+    for name, row in trained(options):
+        groups.setdefault((name, row["density"]), []).append(row)
     found = []
-    for (pattern, density), rows in groups.items():
+    for (name, density), rows in groups.items():
         accuracies = [100 * row["test_accuracy"] for row in rows]
         spread = statistics.stdev(accuracies) / len(rows) ** 0.5 if len(rows) > 1 else None
         found.append({
-            "pattern": pattern,
+            "series": name,
+            "label": label_of(name, rows[0]["mask"]),
             "density": density,
             "kept": rows[0]["kept_density"],
             "accuracy": statistics.fmean(accuracies),
@@ -119,6 +147,14 @@ def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def label_of(name: str, mask: str) -> str:
+    """What a row of the table is called, by the mask's label in the results."""
+    if name not in SERIES:
+        return name
+    *_, share = mask.rpartition("few-channels:") if "few-channels" in mask else ("",)
+    return SERIES[name].label + (f" ({share})" if share else "")
+
+
 def fastest(row: dict[str, Any], samples: str) -> tuple[str, float]:
     """The faster runner of a row, and its milliseconds."""
     return min(((name, row[name][samples]) for name in RUNNERS), key=lambda pair: pair[1])
@@ -127,28 +163,26 @@ def fastest(row: dict[str, Any], samples: str) -> tuple[str, float]:
 def figure(found: dict[str, Any], path: Path) -> None:
     """Test error against milliseconds of 64 samples."""
     rows = found["rows"]
-    dense = next(row for row in rows if row["pattern"] == "dense")
-    labels = [label for label, *_ in LOOKS.values()]
+    dense = next(row for row in rows if row["series"] == "dense")
+    labels = [series.label for series in SERIES.values()]
     with new_figure(found["caption"], 2.6, labels) as (drawn, axes):
-        at = axes[0][0]
-        for pattern, (label, colour, marker) in LOOKS.items():
-            own = sorted(
-                (row for row in rows if row["pattern"] == pattern), key=lambda r: r["density"]
-            )
+        axis = axes[0][0]
+        for name, series in SERIES.items():
+            own = sorted((row for row in rows if row["series"] == name), key=lambda r: r["density"])
             x = [fastest(row, "64")[1] for row in own]
             y = [100 - row["accuracy"] for row in own]
             error = [row["standard_error"] or 0 for row in own]
-            look: Any = {"color": colour, "marker": marker, "label": label, "ms": 3.6, "lw": 1}
-            at.errorbar(x, y, yerr=error, elinewidth=0.6, capsize=1.2, **look)
-        at.axhline(100 - dense["accuracy"], color="0.4", lw=0.8, ls=":")
-        at.axvline(dense["onnxruntime"]["64"], color="0.4", lw=0.8, ls=":")
-        at.annotate("dense", (dense["onnxruntime"]["64"], 100 - dense["accuracy"]),
+            look: Any = {"color": series.colour, "marker": series.marker, "label": series.label}
+            axis.errorbar(x, y, yerr=error, elinewidth=0.6, capsize=1.2, **look)
+        axis.axhline(100 - dense["accuracy"], color="0.4", lw=0.8, ls=":")
+        axis.axvline(dense["onnxruntime"]["64"], color="0.4", lw=0.8, ls=":")
+        axis.annotate("dense", (dense["onnxruntime"]["64"], 100 - dense["accuracy"]),
                     xytext=(-3, 3), textcoords="offset points", ha="right", fontsize=7)  # fmt: skip
-        at.set(xscale="log", yscale="log")
-        at.set_xlabel("Milliseconds of 64 images, one core")
-        at.set_ylabel("Test error (%)")
-        plain_decades(at.xaxis)
-        plain_decades(at.yaxis)
+        axis.set(xscale="log", yscale="log")
+        axis.set_xlabel("Milliseconds of 64 images, one core")
+        axis.set_ylabel("Test error (%)")
+        plain_decades(axis.xaxis)
+        plain_decades(axis.yaxis)
     path.write_bytes(render_figure(drawn, "patterns")["patterns.png"])
 
 
@@ -159,19 +193,23 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=5.0)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/patterns"))
-    parser.add_argument("--json", type=Path, help="write all rows, or read them if it is there")
-    parser.add_argument("--figure", type=Path, help="draw them")
+    parser.add_argument("--series", nargs="+", choices=tuple(SERIES), default=list(SERIES))
+    parser.add_argument("--json", type=Path, help="add series to these, unless they are there")
+    parser.add_argument("--figure", type=Path, help="draw all of them")
     options = parser.parse_args()
+    caption = f"LeNet-5, {options.dataset}, magnitude before training"
+    many = f"mean of {options.seeds} seeds, bars: ± standard error"
+    caption += f"\nepochs: {options.epochs:g}; {'one seed' if options.seeds == 1 else many}"
+    found = {"caption": caption, "jax": jax.__version__, "rows": []}
     if options.json and options.json.exists():
         found = json.loads(options.json.read_text())
-    else:
-        caption = f"LeNet-5, {options.dataset}, magnitude before training"
-        many = f"mean of {options.seeds} seeds, bars: ± standard error"
-        caption += f"\nepochs: {options.epochs:g}; {'one seed' if options.seeds == 1 else many}"
-        found = {"caption": caption, "jax": jax.__version__, "rows": rows_of(options)}
-        found = json.loads(json.dumps(found))
-        if options.json:
-            options.json.write_text(json.dumps(found, indent=1))
+    there = {row["series"] for row in found["rows"]}
+    options.series = [name for name in options.series if name not in there]
+    if options.series and found["caption"] != caption:
+        parser.error(f"{options.json} has rows of other settings: {found['caption']}")
+    found["rows"] += json.loads(json.dumps(rows_of(options))) if options.series else []
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
     if options.figure:
         figure(found, options.figure)
 
