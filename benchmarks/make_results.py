@@ -16,7 +16,7 @@ import re
 
 from cifar_tables import cifar_facts, lottery_facts
 from few_channels_tables import units_facts, units_rows
-from regime_tables import few_labels_facts, ultra_facts
+from few_labels_tables import few_labels_facts
 from result_tables import (
     BEYOND,
     FAIR,
@@ -58,6 +58,7 @@ from result_tables import (
     values,
 )
 from search_tables import search_rivals, search_rows, search_table
+from ultra_sparse_tables import ultra_facts
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXT = ROOT / "benchmarks" / "pages" / "results.md"

@@ -1,31 +1,12 @@
-"""The tables of two regimes: few labelled images, and 1 % of a large perceptron."""
+"""The tables of docs/results.md on 1 % of a large perceptron."""
 
 from typing import Any
 
-from result_tables import (
-    GRADUAL,
-    ON_TWO_SETS,
-    SETS,
-    claim,
-    is_ahead,
-    leads_over,
-    load,
-    mean,
-    standard_error,
-    table,
-    values,
-    with_error,
-)
+from result_tables import SETS, claim, load, table, values, with_error
 
 from ntt_eqx.experiment.published import published_beside
 from ntt_eqx.experiment.results import standard_error as of_test_images
 
-LABELS = (200, 1000)
-FEW = {
-    GRADUAL: ("ntt-sketch", "layer", "erk"),
-    **{name: (method, scope, mask) for method, name, _, scope, mask in ON_TWO_SETS},
-    "dense": ("dense", None, ""),
-}
 ULTRA = {  # by method, scope and mask
     ("synflow", "global", "block:1x1"): "SynFlow, over all layers",
     ("ntk-sap", "global", "block:1x1"): "NTK-SAP, over all layers",
@@ -43,60 +24,6 @@ ULTRA = {  # by method, scope and mask
     ("rigl", "layer", "erk, few-channels:1/10"): "RigL, ERK, on a tenth (as above)",
     ("gmp", "layer", "erk, few-channels:1/10"): "GMP, ERK, on a tenth (as above)",
 }
-
-
-def few_values(dataset: str, labels: int, name: str) -> list[float]:
-    """The accuracies of one mask after training on so many labelled images, by seed."""
-    method, scope, mask = FEW[name]
-    where = {"dataset": dataset, "labels": labels, "method": method, "mask": mask}
-    return values([r for r in load("few_labels") if (r["scope"] or None) == scope], **where)
-
-
-def few_leads(dataset: str, labels: int) -> dict[str, list[float]]:
-    """How far NTT is ahead of each other mask, by seed."""
-    others = {name: few_values(dataset, labels, name) for name in FEW if name != GRADUAL}
-    return leads_over(few_values(dataset, labels, GRADUAL), others)
-
-
-def few_labels_table(dataset: str) -> str:
-    """Each mask after training on few labelled images, and NTT's lead; a clear one is bold."""
-    rows = []
-    for name in FEW:
-        cells = []
-        for labels in LABELS:
-            cells.append(with_error(few_values(dataset, labels, name)))
-            lead = "–"
-            if name != GRADUAL:
-                leads = few_leads(dataset, labels)[name]
-                lead = with_error(leads, sign="+")
-                lead = f"**{lead}**" if is_ahead(leads) else lead
-            cells.append(lead)
-        rows.append([name, *cells])
-    header = [cell for labels in LABELS for cell in (f"{labels:,} labels", "NTT's lead")]
-    return table([f"mask, {SETS[dataset]}", *header], [False] + [True] * len(header), rows)
-
-
-def few_labels_facts() -> dict[str, str]:
-    """Make the page's tables of few labels; raise where a sentence beside them would be untrue."""
-    sap, sap_shares = "NTK-SAP, over all layers", "random, NTK-SAP's shares"
-    erk = "random, ERK (NTT's shares)"
-    digits = {labels: few_leads("mnist", labels) for labels in LABELS}
-    fashion = {labels: few_leads("fashion-mnist", labels) for labels in LABELS}
-    behind = lambda leads: is_ahead([-lead for lead in leads])
-    for leads in digits.values():
-        claim(abs(mean(leads[sap])) < standard_error(leads[sap]), "Level with NTK-SAP on MNIST.")
-        others = [name for name in leads if name not in (sap, sap_shares, "dense")]
-        claim(all(is_ahead(leads[name]) for name in others), "Ahead of the others there.")
-    claim(behind(digits[200][sap_shares]), "At 200 labels behind random with NTK-SAP's shares.")
-    claim(is_ahead(digits[1000][sap_shares]), "At 1,000 ahead of them.")
-    for leads in fashion.values():
-        claim(behind(leads[sap]), "Behind NTK-SAP on Fashion-MNIST.")
-    claim(behind(fashion[200][erk]), "At 200 labels behind random with ERK there.")
-    claim(not is_ahead(fashion[1000][erk]), "At 1,000 not ahead of it.")
-    return {
-        "few_mnist_table": few_labels_table("mnist"),
-        "few_fashion_table": few_labels_table("fashion-mnist"),
-    }
 
 
 TENTH = "erk, few-channels:1/10"
