@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from result_tables import SETS, claim, load, table, values, with_error
+from result_tables import SETS, claim, load, mean, table, values, with_error
 
 from ntt_eqx.experiment.published import published_beside
 from ntt_eqx.experiment.results import standard_error as of_test_images
@@ -23,6 +23,7 @@ ULTRA = {  # by method, scope and mask
     ("set", "layer", "erk, few-channels:1/10"): "SET, ERK, on a tenth (as above)",
     ("rigl", "layer", "erk, few-channels:1/10"): "RigL, ERK, on a tenth (as above)",
     ("gmp", "layer", "erk, few-channels:1/10"): "GMP, ERK, on a tenth (as above)",
+    ("random", "layer", "channels"): "dense, 67 units a layer: as many weights",
 }
 
 
@@ -99,14 +100,21 @@ def ultra_facts() -> dict[str, str]:
     claim(abs(gain) < 0.2, "A transfer adds nothing there.")
     claim(0.1 < min(marks["mnist"].values()) - digits < 0.4, "On MNIST labels add little.")
     claim(max(marks["mnist"].values()) > 98.62, "GMP ends where it was published.")
-    by_seed = {
-        dataset: with_error(values(
-            load("ultra_sparse"), dataset=dataset, method="random", mask=TENTH
-        ))
-        for dataset in SETS
-    }  # fmt: skip
+    seeds = lambda dataset, mask: values(
+        load("ultra_sparse"), dataset=dataset, method="random", mask=mask
+    )
+    by_seed = {dataset: with_error(seeds(dataset, TENTH)) for dataset in SETS}
+    small = {dataset: seeds(dataset, "channels") for dataset in SETS}
+    gaps = {d: mean(small[d]) - mean(seeds(d, TENTH)) for d in SETS}
+    claim(0.1 < gaps["mnist"] < 0.3, "A small dense network is ahead of random on MNIST.")
+    claim(-0.3 < gaps["fashion-mnist"] < 0, "It is a little behind it on Fashion-MNIST.")
+    over_small = {d: max(marks[d].values()) - mean(small[d]) for d in SETS}
+    claim(0.1 < min(over_small.values()) and max(over_small.values()) < 0.4, "Labels add little.")
     return {
         **{f"ultra_{m}": f"{found:.2f}" for m, found in marks["mnist"].items()},
+        "ultra_small_mnist": with_error(small["mnist"]),
+        "ultra_small_fashion": with_error(small["fashion-mnist"]),
+        "ultra_over_small": f"{max(over_small.values()):.1f}",
         "ultra_seeds_mnist": by_seed["mnist"],
         "ultra_seeds_fashion": by_seed["fashion-mnist"],
         "ultra_gmp_fashion": f"{marks['fashion-mnist']['gmp']:.2f}",
