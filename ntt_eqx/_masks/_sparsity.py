@@ -23,6 +23,8 @@ from ._pattern import AbstractPattern
 Schedule: TypeAlias = Callable[[Any], Any]
 """The density after a number of steps: `step -> density`, as optax writes schedules."""
 
+_FAR = 2**30  # steps that no run takes
+
 
 class Sparsity(eqx.Module):
     """How many weights are kept, where, and in which pattern: one description for every mask.
@@ -158,16 +160,30 @@ class Sparsity(eqx.Module):
         found = self.pattern.masks(marks, {name: leaf.shape for name, leaf in layers.items()})
         return jax.tree.unflatten(jax.tree.structure(mask), [found[name] for name in layers])
 
-    def check_end(self, mask: MaskTree) -> None:
+    def check_end(self, mask: MaskTree, last: int | None = None) -> None:
         """Check that the masks which a schedule ends with can be made, without computing them.
+
+        They are those at its `end`, without one at the `last` step, or where it comes to rest.
 
         Raises:
             ValueError: as `make_mask` does, for a model with this `mask`.
         """
-        if self.end is not None:
-            last = Sparsity(self.at(self.end), self.scope, self.allocation, self.pattern)
+        if not callable(self.density):
+            return
+        step = last if self.end is None else self.end
+        density = self.resting() if step is None else self.at(step)
+        if density is not None:
+            final = Sparsity(density, self.scope, self.allocation, self.pattern)
             shape = lambda m: jax.ShapeDtypeStruct(m.shape, jnp.float32)
-            jax.eval_shape(last.quiet_mask, jax.tree.map(shape, mask))
+            jax.eval_shape(final.quiet_mask, jax.tree.map(shape, mask))
+
+    def resting(self) -> float | None:
+        """The density at which a schedule comes to rest, `None` where it does not, or is none."""
+        try:
+            density, before = self.at(_FAR), self.at(_FAR // 2)
+        except Exception:  # a schedule may raise anything at a step that no run reaches
+            return None
+        return density if callable(self.density) and density == before else None
 
     def holds(self, mask: MaskTree, step: Int[Array, ""] | int = 0) -> Bool[Array, ""]:
         """Whether `mask` is one that this sparsity makes: its counts and its pattern.

@@ -79,7 +79,7 @@ def ntt_init(
     check_masked_form("ntt_init", teacher)
     full = sparsify(teacher if student is None else _usable(student, x), where)
     _check_schedule(method, full.mask)
-    method.sparsity.check_end(full.mask)
+    method.sparsity.check_end(full.mask, method.num_steps)
     method.refresh.check_pattern(method.sparsity, full.mask)
     if mask is None:
         mask = method.sparsity.mask(_initial_scores(method, full, x))

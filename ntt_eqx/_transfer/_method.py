@@ -56,10 +56,12 @@ def check_arrival(
             f"{caller}: the density's schedule ends at step {end}, after the last step, "
             f"{num_steps}: make its end at most {num_steps}, or num_steps at least {end}."
         )
-    last, rest = _density_at(schedule, num_steps), _density_at(schedule, _FAR)
-    if rest is None or last is None or rest != _density_at(schedule, _FAR // 2):
+    rest = sparsity.resting()
+    try:
+        last = sparsity.at(num_steps)
+    except Exception:  # told when the step is reached, with what the schedule says itself
         return
-    if abs(last - rest) > 1e-6 * rest:
+    if rest is not None and abs(last - rest) > 1e-6 * rest:
         raise ValueError(
             f"{caller}: the density's schedule comes to rest at {rest:g}, but is at {last:g} after "
             f"the last step, {num_steps}: make it end by step {num_steps}, or num_steps larger."
@@ -82,17 +84,6 @@ def check_last_step(caller: str, method: "NeuralTangentTransfer", num_steps: int
             f"but the mask is last taken after step {taken}, at {found:g}: give num_steps to "
             "NTTConfig or NeuralTangentTransfer, so that the mask is taken after the last step."
         )
-
-
-_FAR = 2**30
-
-
-def _density_at(schedule: Any, step: int) -> float | None:
-    """The density of a schedule at `step`, or `None` if it is not in `(0, 1]`."""
-    try:
-        return Sparsity(schedule).at(step)
-    except Exception:  # a schedule may raise anything at a step that no run reaches
-        return None
 
 
 class NeuralTangentTransfer(eqx.Module):

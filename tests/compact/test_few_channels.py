@@ -141,6 +141,28 @@ def test_a_schedule_begins_with_all_of_the_part(allocation, getkey):
         assert lies_within(inside(scores, step), part)
 
 
+@pytest.mark.parametrize("num_steps", [None, 20])
+def test_a_schedule_must_not_end_with_more_than_the_part(num_steps, getkey):
+    """Also one that says no `end`: what counts is the last step, or where it comes to rest."""
+    model, x = eqx.nn.MLP(4, 3, 8, 2, key=getkey()), jnp.ones((8, 4))
+    pattern = ntt.few_channels(model, x, 1 / 2, key=getkey())
+
+    def method(last):
+        falling = lambda step: jnp.maximum(1 - 0.1 * step, last)
+        return ntt.NeuralTangentTransfer(
+            sparsity=ntt.Sparsity(falling, "layer", "erk", pattern),
+            optimizer=optax.adam(1e-3),
+            num_steps=num_steps,
+        )
+
+    ntt.ntt_init(model, method(0.2))
+    with pytest.raises(ValueError, match="to choose from there"):
+        ntt.ntt_init(model, method(0.5))
+    dynamic = ntt.DynamicSparsity(method(0.5).sparsity, ntt.MagnitudeRefresh(2))
+    with pytest.raises(ValueError, match="to choose from there"):
+        ntt.train_init(ntt.sparsify(model), ntt.TrainConfig(dynamic=dynamic), optax.adam(1e-2))
+
+
 REFRESHES = {
     "magnitude": ntt.MagnitudeRefresh(1),
     "rigl": ntt.RigLRefresh(1),
