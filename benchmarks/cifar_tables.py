@@ -1,7 +1,11 @@
 """The tables of docs/results.md on CIFAR-10, and the lottery ticket beside its paper."""
 
+from typing import Any
+
 from few_channels_tables import lead, mask_of
 from result_tables import claim, is_ahead, leads_over, load, mean, table, values, with_error
+
+from ntt_eqx.experiment.results import standard_error as of_test_images
 
 METHODS = {
     "ntt-sketch": "**NTT**, ERK",
@@ -25,6 +29,38 @@ def cifar_table() -> str:
         found = [cifar_values(method, share) for share in ("1/6", None)]
         rows.append([name, *(with_error(f) if f else "–" for f in found)])
     return table(["mask", "on a sixth of the units", "on all units"], [False, True, True], rows)
+
+
+CONV = {  # method and mask at 3 % of Conv-4, by what a row is called
+    "**NTT**, ERK, on a quarter": ("ntt-sketch", mask_of("ntt-sketch", "1/4")),
+    "random, ERK, on a quarter": ("random", mask_of("random", "1/4")),
+    "NTK-SAP, on a quarter": ("ntk-sap", mask_of("ntk-sap", "1/4")),
+    "SynFlow, on a quarter": ("synflow", mask_of("synflow", "1/4")),
+    "SNIP, on a quarter (sees labels)": ("snip", mask_of("snip", "1/4")),
+    "dense, 17 % of the channels: as many weights": ("random", "channels"),
+}
+
+
+def conv_result(name: str) -> dict[str, Any] | None:
+    """The result of one mask of Conv-4, `None` where it was not run."""
+    method, mask = CONV[name]
+    found = [r for r in load("cifar_conv") if (r["method"], r["mask"]) == (method, mask)]
+    return found[0] if found else None
+
+
+def conv_table() -> str:
+    """Masks of Conv-4 on a quarter of the channels, and a dense network of as many weights."""
+    rows = []
+    for name in CONV:
+        result = conv_result(name)
+        if result is not None:
+            error = 100 * (of_test_images(result) or 0.0)
+            cells = [f"{100 * result['test_accuracy']:.2f} ± {error:.2f}"]
+            cells += [f"{100 * result['kept_density']:.1f}"]
+            cells += [f"{result[f'{phase}_seconds'] / 60:.0f}" for phase in ("transfer", "train")]
+            rows.append([name, *cells])
+    header = ["mask", "accuracy (%)", "weights (%)", "minutes of transfer", "of training"]
+    return table(header, [False] + [True] * 4, rows)
 
 
 def cifar_facts() -> dict[str, str]:

@@ -256,21 +256,6 @@ def gradual_table() -> str:
     return table(header, [False] + [True] * 4, [[name, *row] for name, row in rows.items()])
 
 
-def tasks_table() -> str:
-    """Where the images of a transfer came from, and what its network was trained on."""
-    found = {
-        f"NTT on images of {name}": [
-            task_values(dataset, None if images == dataset else images) for dataset in SETS
-        ]
-        for images, name in {**SETS, "mnist+fashion-mnist": "both"}.items()
-    }
-    rivals = [rivals_on(dataset) for dataset in SETS]
-    found |= {name: [rival[name] for rival in rivals] for name in rivals[0]}
-    rows = [[name, *map(with_error, each)] for name, each in found.items()]
-    header = ["mask", *(f"trained on {name}" for name in SETS.values())]
-    return table(header, [False, True, True], rows)
-
-
 def readme_table(first: list[list[str]], *densities: float) -> str:
     """The fair table in few words, with MNIST at the first density where that was run.
 

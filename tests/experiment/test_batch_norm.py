@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ntt_eqx as ntt
+from ntt_eqx.experiment import running
 from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.model_file import load_model
 from ntt_eqx.models import MODELS
@@ -49,6 +50,25 @@ def normed(monkeypatch):
 def command(out):
     words = [word if word != "tiny" else "normed" for word in tiny("--methods", *METHODS)]
     return ["compare", "--out", str(out), *words, "--densities", "0.2", *RECIPE]
+
+
+def test_a_transfer_to_few_channels_is_that_to_the_whole(tmp_path, monkeypatch):
+    words = tiny("--methods", "ntt", "--densities", "0.1", "--mask.pattern", "few-channels:1/2")
+    words = ["compare", *(word if word != "tiny" else "normed" for word in words), "--out"]
+    find, parts = running.part_in_transfer, []
+
+    def watched(*arguments):
+        parts.append(find(*arguments))
+        return parts[-1]
+
+    monkeypatch.setattr(running, "part_in_transfer", watched)
+    assert main([*words, str(tmp_path / "part")]) == 0
+    assert parts[0].compact_parameters < 0.6 * parts[0].parameters
+    monkeypatch.setattr(running, "part_in_transfer", lambda *arguments: None)
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    (one,), (two,) = (read(tmp_path / name / "results.json") for name in ("part", "whole"))
+    for name in ("kernel_distance", "target_distance", "test_loss", "kept_density"):
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-3)
 
 
 @pytest.mark.slow
