@@ -51,13 +51,12 @@ from result_tables import (
     sparsity_table,
     spread,
     standard_error,
-    task_values,
-    tasks_table,
     time_table,
     time_values,
     values,
 )
 from search_tables import search_rivals, search_rows, search_table
+from tasks_tables import tasks_facts
 from ultra_sparse_tables import ultra_facts
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -294,22 +293,6 @@ def facts() -> dict[str, str]:
         found = on_fashion[rival]
         claim(is_ahead(found), "It is ahead of the others there.")
 
-    lost = {}
-    for own, other in (("mnist", "fashion-mnist"), ("fashion-mnist", "mnist")):
-        reached = {i: mean(task_values(own, i)) for i in (None, other, "mnist+fashion-mnist")}
-        lost[own] = reached[None] - reached[other]
-        both = abs(reached["mnist+fashion-mnist"] - reached[None])
-        claim(both < 0.2, "One mask for both is as good as one for each.")
-    claim(0.1 < lost["fashion-mnist"] < lost["mnist"] < 1, "Those of another task are worse.")
-    found = mean(task_values("mnist", "fashion-mnist"))
-    erk = mean(rivals_on("mnist")[random_erk])
-    claim(1 < found - erk < 1.3, "A point ahead of random on MNIST.")
-    claim(found < mean(rivals_on("mnist")[their_shares[1]]), "Not of SynFlow's shares.")
-    found = mean(task_values("fashion-mnist", "mnist"))
-    erk = mean(rivals_on("fashion-mnist")[random_erk])
-    claim(0.1 < found - erk < 0.3, "Two tenths ahead of random on Fashion-MNIST.")
-    claim(found < mean(rivals_on("fashion-mnist")[their_shares[1]]), "Not of SynFlow's shares.")
-
     published, mnist = load("published_notebooks"), load("mnist_notebooks")
     claim(least_gain(mnist, "ntt-ambient", "ntt-sketch") > 1.5, "ahead by more than 1.5 points.")
     conv_gain = least_gain(lenet5, "ntt-sketch")
@@ -376,14 +359,12 @@ def facts() -> dict[str, str]:
         "gradual_lead": f"{mean(leads[ntk_sap]):.1f}",
         "gradual_gain": f"{mean(leads[random_erk]):.1f}",
         "gradual_loss": f"{-mean(on_fashion[ntk_sap]):.1f}",
-        "tasks_table": tasks_table(),
+        **tasks_facts(),
         **few_labels_facts(),
         **ultra_facts(),
         **cifar_facts(),
         **lottery_facts(),
         **units_facts(),
-        "lost_on_mnist": f"{lost['mnist']:.1f}",
-        "lost_on_fashion": f"{lost['fashion-mnist']:.1f}",
         "notebooks_table": notebooks_table(published["lenet-300-100"], mnist),
         "time_table": time_table(timed),
         "evolution_table": evolution_table(evolution),

@@ -213,15 +213,15 @@ def gradual_values(dataset: str) -> list[float]:
     return values(load("gradual"), dataset=dataset)
 
 
-def task_values(dataset: str, images: str | None) -> list[float]:
-    """The accuracies on `dataset` of masks that a transfer on `images` found; `None`: its own."""
-    found = [r for r in load("tasks") if r["dataset"] == dataset]
-    return values([r for r in found if r["transfer"]["dataset"] == images])
+def steady_values(dataset: str) -> list[float]:
+    """The accuracies of transfers at one density throughout, at 1 % on all units, by seed."""
+    where = {"dataset": dataset, "method": "ntt-sketch", "mask": "erk"}
+    return values(load("tasks"), **where)
 
 
 def others_on(dataset: str) -> dict[str, list[float]]:
     """The rivals, and a transfer of the same steps at one density."""
-    steady = {"NTT, ERK, the same steps at 1 % throughout, R = 2": task_values(dataset, None)}
+    steady = {"NTT, ERK, the same steps at 1 % throughout, R = 2": steady_values(dataset)}
     return steady | rivals_on(dataset)
 
 
