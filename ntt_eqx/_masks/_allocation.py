@@ -96,14 +96,16 @@ def whole_counts(
     - `shares`: the density of every layer.
     - `sizes`: the number of groups of each layer.
     - `together`: whether the counts shall add up to the rounded sum, as those of ERK do.
-    - `density`: of all choices together, where that is known: their sum is exact inside `jit`, too.
+    - `density`: of all choices together, where that is known: the counts add up to it, exactly.
     """
     values = list(shares.values())
     if not any(isinstance(value, Tracer) for value in values):
         amounts = [float(d) * size for d, size in zip(values, sizes, strict=True)]
-        return (
-            round_together(amounts, round(sum(amounts))) if together else list(map(round, amounts))
-        )
+        if not together:
+            return list(map(round, amounts))
+        asked, total = sum(sizes) * (density or 0.0), sum(amounts)
+        # A sum has errors, by which a half would go the other way; what is capped is no such sum.
+        return round_together(amounts, round(asked if abs(asked - total) < 1e-6 else total))
     whole = jnp.asarray(sizes, jnp.int32)
     counts, fraction = exact_product(jnp.stack(values), whole)
     if together:

@@ -161,10 +161,11 @@ def _keep_by_pool(
     )
     groups = layers if pattern is None else pattern.group_scores(layers, shares)
     shares = {pool: shares[pool] for pool in groups}  # a pattern may order its pools in two ways
-    whole = density if pattern is None and isinstance(density, Tracer) else None
+    known = isinstance(density, float | int) or pattern is None and isinstance(density, Tracer)
     rooms = {pool: leaf.size for pool, leaf in groups.items()}
     totals = rooms if pattern is None else pattern.totals(shapes, rooms)
-    counts = whole_counts(shares, [totals[pool] for pool in groups], allocation == "erk", whole)
+    sizes, together = [totals[pool] for pool in groups], allocation == "erk"
+    counts = whole_counts(shares, sizes, together, density if known else None)
     counts = [
         _checked_count(count, shares[pool], room, f"layer {pool}", pattern, scheduled)
         for count, (pool, room) in zip(counts, rooms.items(), strict=True)

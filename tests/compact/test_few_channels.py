@@ -108,9 +108,9 @@ def test_networks_that_were_drawn(getkey, x64):
     assert any([look_at(seed, getkey()) for seed in range(4)])
 
 
-@slow
+@pytest.mark.slow
 def test_many_networks_that_were_drawn(getkey, x64):
-    assert sum(look_at(seed, getkey()) for seed in range(drawn(40))) > 5
+    assert sum(look_at(seed, getkey()) for seed in range(drawn(12))) > 5
 
 
 def test_erk_shares_are_those_of_whole_layers_up_to_the_part(getkey):
@@ -200,7 +200,7 @@ TRANSFERRED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("kind", TRANSFERRED)
-@pytest.mark.parametrize("name", ["perceptron", "convolutions"])
+@pytest.mark.parametrize("name", ["perceptron", slow("convolutions")])
 def test_a_transfer_to_the_part_is_that_to_the_whole(name, kind, getkey, x64):
     """The ambient kernel of both is one where channels outside of the part are constant 0."""
     if name == "perceptron":

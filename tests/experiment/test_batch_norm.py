@@ -52,6 +52,7 @@ def command(out):
     return ["compare", "--out", str(out), *words, "--densities", "0.2", *RECIPE]
 
 
+@pytest.mark.slow
 def test_a_transfer_to_few_channels_is_that_to_the_whole(tmp_path, monkeypatch):
     words = tiny("--methods", "ntt", "--densities", "0.1", "--mask.pattern", "few-channels:1/2")
     words = ["compare", *(word if word != "tiny" else "normed" for word in words), "--out"]

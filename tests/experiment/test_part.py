@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from helpers.tiers import slow
 
 import ntt_eqx as ntt
 from ntt_eqx.experiment import compare, part, report, running
@@ -80,7 +81,7 @@ def test_others_are_trained_whole(method, pattern, tmp_path, monkeypatch, found)
     assert len(found) == 2 and not any(found)
 
 
-@pytest.mark.parametrize("first", ["magnitude", "synflow"])
+@pytest.mark.parametrize("first", ["magnitude", slow("synflow")])
 def test_a_transfer_to_a_part_is_that_to_the_whole(first, tmp_path, monkeypatch):
     parts = []
 
