@@ -84,8 +84,7 @@ def units_rows() -> list[list[str]]:
     rows = []
     for method, name in ON_A_THIRD.items():
         found = [few_values(dataset, method, "1/3", density=d) for dataset, d in where]
-        short = name.replace("NTK-SAP, on a third", "NTK-SAP, 1/3 of units")
-        short = short.replace("on a third", "1/3 of units")
+        short = name.replace("on a third", "1/3 of units")
         rows.append([short, *(rounded(each, "±") for each in found)])
     return rows
 

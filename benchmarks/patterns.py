@@ -148,10 +148,10 @@ def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def label_of(name: str, mask: str) -> str:
-    """What a row of the table is called, by the mask's label in the results."""
+    """The name of a row in the table, from the mask's label in the results."""
     if name not in SERIES:
         return name
-    *_, share = mask.rpartition("few-channels:") if "few-channels" in mask else ("",)
+    _, _, share = mask.partition("few-channels:")
     return SERIES[name].label + (f" ({share})" if share else "")
 
 

@@ -34,6 +34,7 @@ import numpy as np
 import optax
 
 import ntt_eqx as ntt
+from ntt_eqx.experiment.part import inside, whole_of
 
 LEAST_SEEDS = 5
 BASELINES = ("random@erk", "ntk-sap@global", "synflow@global")
@@ -139,8 +140,7 @@ class Variant:
         dense, cut = ntt.sparsify(teacher), None
         if isinstance(sparsity.pattern, ntt.FewChannels):
             cut = ntt.compact(dense.with_mask(sparsity.widest(dense.mask)), x[:1])
-            inside = sparsity.pattern.inside(dense.mask)
-            sparsity = ntt.Sparsity(sparsity.density, sparsity.scope, sparsity.allocation, inside)
+            sparsity = inside(sparsity, dense.mask)
         rate = optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.05)
         method = ntt.NeuralTangentTransfer(
             sparsity=sparsity,
@@ -159,9 +159,7 @@ class Variant:
         student = None if cut is None else cut.take(dense).model
         state = ntt.ntt_init(teacher, method, student=student, key=key)
         state, _ = ntt.transfer(state, _batches(x, key), num_steps=self.steps, log_every=None)
-        found = state.student
-        if cut is not None:
-            found = cut.expand(found, dense.with_mask(jax.tree.map(jnp.zeros_like, dense.mask)))
+        found = whole_of(cut, state.student, dense)
         if self.weights == "transferred":
             return found
         return start(teacher, found.mask, self.weights)

@@ -53,15 +53,8 @@ def tasks_table() -> str:
         rows.append([f"**NTT** on images of {name}", *found])
     for share, names in (("1/6", SIXTH), (None, WHOLE)):
         for method, name in names.items():
-            rows.append(
-                [
-                    name,
-                    *(
-                        with_error(found) if len(found := rival(task, method, share)) > 1 else "–"
-                        for task in TASKS
-                    ),
-                ]
-            )
+            found = [with_error(rival(task, method, share)) for task in TASKS]
+            rows.append([name, *found])
     header = ["mask", *(f"trained on {name}" for name in TASKS.values())]
     return table(header, [False] + [True] * len(TASKS), rows)
 

@@ -86,8 +86,6 @@ def whole_of(part: Compacted | None, small: SparseModel, start: SparseModel) -> 
 def _found(widest: SparseModel, images: Dataset) -> Compacted | None:
     """The part, `None` for a model that is another function once it is smaller."""
     try:
-        found = compact(widest, StandardisedSplit(images, images.train).first(1).x)
-        found.take(widest)
+        return compact(widest, StandardisedSplit(images, images.train).first(1).x)
     except ValueError:
         return None
-    return found

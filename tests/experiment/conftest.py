@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import pytest
 
+from ntt_eqx.experiment import running
 from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.progress import Display
 from ntt_eqx.models import MODELS
@@ -56,6 +57,18 @@ def tiny(*more):
         *("--training.evaluate-every", "3"),
         *more,
     ]
+
+
+def watched_parts(monkeypatch, name):
+    """The part by which each network goes from now on, of `part_in_transfer` or `_in_training`."""
+    parts, find = [], getattr(running, name)
+
+    def watched(*arguments):
+        parts.append(find(*arguments))
+        return parts[-1]
+
+    monkeypatch.setattr(running, name, watched)
+    return parts
 
 
 def run_in_pieces(words, monkeypatch, *, every):

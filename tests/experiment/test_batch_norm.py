@@ -12,7 +12,7 @@ from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.model_file import load_model
 from ntt_eqx.models import MODELS
 
-from .conftest import run_in_pieces, tiny
+from .conftest import run_in_pieces, tiny, watched_parts
 from .test_cli import read, stable
 
 METHODS = ("ntt", "snip", "ntk-sap", "gmp", "rigl", "dense")
@@ -56,13 +56,7 @@ def command(out):
 def test_a_transfer_to_few_channels_is_that_to_the_whole(tmp_path, monkeypatch):
     words = tiny("--methods", "ntt", "--densities", "0.1", "--mask.pattern", "few-channels:1/2")
     words = ["compare", *(word if word != "tiny" else "normed" for word in words), "--out"]
-    find, parts = running.part_in_transfer, []
-
-    def watched(*arguments):
-        parts.append(find(*arguments))
-        return parts[-1]
-
-    monkeypatch.setattr(running, "part_in_transfer", watched)
+    parts = watched_parts(monkeypatch, "part_in_transfer")
     assert main([*words, str(tmp_path / "part")]) == 0
     assert parts[0].compact_parameters < 0.6 * parts[0].parameters
     monkeypatch.setattr(running, "part_in_transfer", lambda *arguments: None)

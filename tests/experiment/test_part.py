@@ -11,22 +11,14 @@ from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.model_file import load_model
 from ntt_eqx.experiment.results import MODEL, TRANSFERRED
 
-from .conftest import DATASET, run_in_pieces, tiny
+from .conftest import DATASET, run_in_pieces, tiny, watched_parts
 
 
 @pytest.fixture
 def found(monkeypatch):
     """Whether each network was trained by its part."""
-    parts = []
-    find = running.part_in_training
-
-    def watched(*arguments):
-        parts.append(find(*arguments))
-        return parts[-1]
-
-    monkeypatch.setattr(running, "part_in_training", watched)
     monkeypatch.setattr(report, "draw_figures", lambda runs, say: {})
-    return parts
+    return watched_parts(monkeypatch, "part_in_training")
 
 
 def run(out, monkeypatch, least, methods, pattern, density=0.1):
@@ -83,12 +75,6 @@ def test_others_are_trained_whole(method, pattern, tmp_path, monkeypatch, found)
 
 @pytest.mark.parametrize("first", ["magnitude", slow("synflow")])
 def test_a_transfer_to_a_part_is_that_to_the_whole(first, tmp_path, monkeypatch):
-    parts = []
-
-    def watched(*arguments):
-        parts.append(part.part_in_transfer(*arguments))
-        return parts[-1]
-
     def transferred(out):
         return compare(
             ("ntt",),
@@ -104,7 +90,7 @@ def test_a_transfer_to_a_part_is_that_to_the_whole(first, tmp_path, monkeypatch)
         )
 
     monkeypatch.setattr(report, "draw_figures", lambda runs, say: {})
-    monkeypatch.setattr(running, "part_in_transfer", watched)
+    parts = watched_parts(monkeypatch, "part_in_transfer")
     one = transferred(tmp_path / "part")
     assert len(parts) == 2 and all(
         each.compact_parameters < 0.6 * each.parameters for each in parts
