@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from make_results import ROOT
-from result_tables import load, time_values, values, variant
+from pages.results.raw import load, values
+from pages.results.same_share import time_values, variant
 
 from ntt_eqx.experiment.figures import (
     new_figure,

@@ -24,10 +24,12 @@ def script(name):
     return module
 
 
-@pytest.mark.parametrize("name", ["make_results", "make_speed"])
-def test_a_page_is_what_its_script_makes(name):
-    module = script(name)
-    assert module.PAGE.read_text() == module.page(), f"run python benchmarks/{name}.py"
+def test_pages_are_what_their_scripts_make():
+    made = script("make_results")
+    written = {path.stem: path.read_text() for path in made.FOLDER.glob("*.md")}
+    assert written == {name: made.text(name) for name in made.PAGES}, "run make_results.py"
+    speed = script("make_speed")
+    assert speed.PAGE.read_text() == speed.page(), "run python benchmarks/make_speed.py"
 
 
 def test_the_figures_of_the_page_can_be_drawn_from_the_results(tmp_path):
@@ -41,7 +43,7 @@ def test_the_figures_of_the_page_can_be_drawn_from_the_results(tmp_path):
 def test_the_table_of_the_readme_is_made_from_the_results():
     module = script("make_results")
     assert module.readme() == README, "run python benchmarks/make_results.py"
-    assert module.facts()["readme_table"] in README
+    assert module.index.facts()["readme_table"] in README
 
 
 def test_the_speed_of_the_readme_is_that_of_the_timings():
@@ -54,21 +56,22 @@ def test_other_results_give_another_page_or_are_refused(tmp_path, monkeypatch):
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):
         (tmp_path / path.name).write_text(path.read_text())
     module = script("make_results")
-    monkeypatch.setattr(importlib.import_module("result_tables"), "RAW", tmp_path)
-    assert module.page() == module.PAGE.read_text()
+    monkeypatch.setattr(importlib.import_module("pages.results.raw"), "RAW", tmp_path)
+    page = lambda: module.text("same-share")
+    assert page() == (module.FOLDER / "same-share.md").read_text()
     path = tmp_path / "fashion_mnist_lenet300100.json"
     results = json.loads(path.read_text())
     for result in results:
         if result["method"] == "dense":
             result["test_accuracy"] = 0.5
     path.write_text(json.dumps(results))
-    assert "| 50.00 ± 0.00 | 50.00, 50.00, 50.00 |" in module.page()
+    assert "| 50.00 ± 0.00 | 50.00, 50.00, 50.00 |" in page()
     for result in results:
         if result["method"] == "ntt":
             result["test_accuracy"] = 0.8
     path.write_text(json.dumps(results))
     with pytest.raises(SystemExit, match="no longer say: A random mask"):
-        module.page()
+        page()
 
 
 def test_the_readme_is_short():

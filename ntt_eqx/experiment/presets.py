@@ -53,7 +53,7 @@ PRESETS: Mapping[str, CompareSettings] = types.MappingProxyType(
             transfer=TransferSettings(epochs=20.0, held_out=0.02, learning_rate=1e-3, decay=0.05),
             training=TrainingSettings(epochs=25.0),
         ),
-        # A transfer of 3,000 steps, in half of which the density falls (docs/results.md)
+        # A transfer of 3,000 steps, in half of which the density falls (docs/results/search.md)
         "gradual": _GRADUAL,
         # The same on a sixth of the units, by which every method may keep weights
         "few-channels": dataclasses.replace(

@@ -1,20 +1,19 @@
-"""The tables of docs/results.md on training with few labelled images."""
+"""The page on training with few labelled images."""
 
-from few_channels_tables import mask_of
-from result_tables import (
-    GRADUAL,
-    ON_TWO_SETS,
+from .raw import (
     SETS,
     claim,
     is_ahead,
     leads_over,
     load,
+    mask_of,
     mean,
     standard_error,
     table,
     values,
     with_error,
 )
+from .rivals import GRADUAL, ON_TWO_SETS
 
 LABELS = (50, 200, 1000)
 OURS = "**NTT**, ERK, on a sixth"
@@ -61,7 +60,7 @@ def few_labels_table(dataset: str) -> str:
     return table([f"mask, {SETS[dataset]}", *header], [False] + [True] * len(header), rows)
 
 
-def few_labels_facts() -> dict[str, str]:
+def facts() -> dict[str, str]:
     """Make the page's tables of few labels; raise where a sentence beside them would be untrue."""
     digits = {labels: few_labels_leads("mnist", labels) for labels in LABELS}
     fashion = {labels: few_labels_leads("fashion-mnist", labels) for labels in LABELS}

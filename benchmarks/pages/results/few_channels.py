@@ -1,23 +1,21 @@
-"""The tables of docs/results.md on masks that lie on a part of the channels."""
+"""The page on masks that lie on a part of the channels."""
 
-from result_tables import (
-    FAIR,
-    GRADUAL,
+from .raw import (
     SETS,
     claim,
-    fair_values,
-    gradual_values,
     is_ahead,
+    is_level,
+    lead,
     leads_over,
     load,
+    mask_of,
     mean,
-    rivals_on,
     rounded,
-    standard_error,
     table,
     values,
     with_error,
 )
+from .rivals import FAIR, GRADUAL, fair_values, gradual_values, rivals_on
 
 ROWS = (  # method, what its row is called, share of the units, whether with initial weights
     ("ntt-sketch", "**NTT**, ERK, on a sixth", "1/6", False),
@@ -32,14 +30,6 @@ ROWS = (  # method, what its row is called, share of the units, whether with ini
     ("synflow", "SynFlow, on a sixth", "1/6", False),
     ("snip", "SNIP, on a sixth (sees labels)", "1/6", False),
 )
-OF_LAYERS = ("ntt-sketch", "random")  # others rank over all layers
-
-
-def mask_of(method: str, share: str | None, initial: bool = False) -> str:
-    """The label of a mask in the results, on a share of the channels; `None` is all of them."""
-    parts = ["erk"] if method in OF_LAYERS else []
-    parts += [f"few-channels:{share}"] if share else []
-    return ", ".join(parts + ["initial"] * initial)
 
 
 def few_values(
@@ -64,11 +54,6 @@ def small_values(dataset: str, model: str = "lenet-300-100") -> list[float]:
 def on_all_units(dataset: str) -> dict[str, list[float]]:
     """The accuracies of the masks that may use every unit; NTK-SAP's are the first."""
     return {**rivals_on(dataset), GRADUAL: gradual_values(dataset)}
-
-
-def lead(ours: list[float], others: list[float]) -> list[float]:
-    """How far one mask is ahead of another, by seed."""
-    return leads_over(ours, {"": others})[""]
 
 
 ON_A_THIRD = {
@@ -126,9 +111,8 @@ def units_table() -> str:
     return table(header, [False] + [True] * 4, [[name, *cells] for name, cells in rows.items()])
 
 
-def units_facts() -> dict[str, str]:
+def facts() -> dict[str, str]:
     """Make the page's table of few units; raise where a sentence beside it would be untrue."""
-    level = lambda found: abs(mean(found)) < 2 * standard_error(found)
     few = {d: {(m, s, i): few_values(d, m, s, i) for m, _, s, i in ROWS} for d in SETS}
     whole = {d: on_all_units(d) for d in SETS}
     over = lambda d, ours, other: lead(few[d][ours], few[d][other])
@@ -147,7 +131,7 @@ def units_facts() -> dict[str, str]:
             claim(ahead, "On MNIST random on few units is ahead of all but NTT and SNIP on all.")
     for method in ("ntk-sap", "synflow"):
         same = over("mnist", (method, "1/6", False), sixth)
-        claim(level(same), "Neither score is ahead of random on the same sixth.")
+        claim(is_level(same), "Neither score is ahead of random on the same sixth.")
     claim(is_ahead(over("mnist", ("snip", "1/6", False), sixth)), "SNIP, with labels, is.")
     for ours in (ntt, third_ntt):
         found = over_all("fashion-mnist", ours)
@@ -174,13 +158,13 @@ def units_facts() -> dict[str, str]:
     at_three = few_values("fashion-mnist", "ntt-sketch", "1/3", density=0.03)
     on_all = {(row[0], row[4] or row[3]): fair_values(row, 0.03) for row in FAIR}
     for name in (("ntk-sap", "global"), ("synflow", "global"), ("random", "erk")):
-        claim(level(lead(at_three, on_all[name])), "It is level with three on all units.")
+        claim(is_level(lead(at_three, on_all[name])), "It is level with three on all units.")
     shares = lead(on_all["synflow", "shuffle"], at_three)
     claim(is_ahead(shares), "It is behind random masks with SynFlow's shares.")
     small = {dataset: small_values(dataset) for dataset in SETS}
     claim(max(map(max, small.values())) < 70, "A dense LeNet-300-100 of as many weights fails.")
     small_conv = small_values("fashion-mnist", "lenet-5")
-    claim(level(lead(on_sixth, small_conv)), "On LeNet-5 it is level with random on a sixth.")
+    claim(is_level(lead(on_sixth, small_conv)), "On LeNet-5 it is level with random on a sixth.")
     return {
         **{f"units_small_{d.partition('-')[0]}": with_error(v) for d, v in small.items()},
         "channels_small": with_error(small_conv),

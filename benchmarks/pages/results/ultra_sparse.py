@@ -1,11 +1,11 @@
-"""The tables of docs/results.md on 1 % of a large perceptron."""
+"""The page on 1 % of a large perceptron."""
 
 from typing import Any
 
-from result_tables import SETS, claim, load, mean, table, values, with_error
-
 from ntt_eqx.experiment.published import published_beside
 from ntt_eqx.experiment.results import standard_error as of_test_images
+
+from .raw import SETS, claim, load, mean, table, values, with_error
 
 ULTRA = {  # by method, scope and mask
     ("synflow", "global", "block:1x1"): "SynFlow, over all layers",
@@ -63,7 +63,7 @@ def ultra_all_table() -> str:
     return table(header, [False, True, True, True, True], rows)
 
 
-def ultra_facts() -> dict[str, str]:
+def facts() -> dict[str, str]:
     """Make the page's tables of the large perceptron, likewise checked against its sentences."""
     by_layer = lambda method: ultra_accuracy(method, "layer", "erk, block:1x1")
     over_all = lambda method: ultra_accuracy(method, "global", "block:1x1")

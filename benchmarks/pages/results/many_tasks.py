@@ -1,17 +1,20 @@
-"""The table of docs/results.md on masks that serve several tasks."""
+"""The page on masks that serve several tasks."""
 
-from few_channels_tables import few_values, lead, mask_of
-from result_tables import (
+from .few_channels import few_values
+from .raw import (
     SETS,
     claim,
     is_ahead,
+    is_level,
+    lead,
     load,
+    mask_of,
     mean,
-    rivals_on,
     table,
     values,
     with_error,
 )
+from .rivals import rivals_on
 
 GREY = "npy:runs/grey"  # CIFAR-10 in grey, by grey_images.py
 TASKS = {**SETS, GREY: "CIFAR-10, grey"}
@@ -59,20 +62,19 @@ def tasks_table() -> str:
     return table(header, [False] + [True] * len(TASKS), rows)
 
 
-def tasks_facts() -> dict[str, str]:
+def facts() -> dict[str, str]:
     """Make the page's table of tasks; raise where a sentence beside it would be untrue."""
     over = lambda task, images, method: lead(transferred(task, images), rival(task, method, "1/6"))
     behind = lambda leads: is_ahead([-each for each in leads])
     below = lambda task, images: [-each for each in over(task, images, "random")]
-    level = lambda leads: not is_ahead(leads) and not behind(leads)
     for images in IMAGES:
         for method in ("random", "ntk-sap"):
             claim(is_ahead(over("mnist", images, method)), "Any images serve MNIST.")
     for task, images in ((GREY, "mnist"), (GREY, "fashion-mnist"), ("fashion-mnist", "mnist")):
         claim(behind(over(task, images, "random")), "Images of simpler tasks harm.")
     for task in (GREY, "fashion-mnist"):
-        claim(level(over(task, GREY, "random")), "Grey images of CIFAR-10 harm no task.")
-        claim(level(over(task, task, "random")), "Nor is a task's own ahead of random there.")
+        claim(is_level(over(task, GREY, "random")), "Grey images of CIFAR-10 harm no task.")
+        claim(is_level(over(task, task, "random")), "Nor is a task's own ahead of random there.")
     lost = {t: mean(lead(transferred(t, t), transferred(t, GREY))) for t in SETS}
     claim(0.4 < lost["mnist"] < 0.6, "On MNIST they lose half a point to its own.")
     return {

@@ -1,11 +1,10 @@
-"""The tables of docs/results.md on CIFAR-10, and the lottery ticket beside its paper."""
+"""The page on CIFAR-10."""
 
 from typing import Any
 
-from few_channels_tables import lead, mask_of
-from result_tables import claim, is_ahead, leads_over, load, mean, table, values, with_error
-
 from ntt_eqx.experiment.results import standard_error as of_test_images
+
+from .raw import claim, is_ahead, lead, leads_over, load, mask_of, mean, table, values, with_error
 
 METHODS = {
     "ntt-sketch": "**NTT**, ERK",
@@ -60,7 +59,7 @@ def conv_table() -> str:
     return table(header, [False] + [True] * 4, rows)
 
 
-def cifar_facts() -> dict[str, str]:
+def facts() -> dict[str, str]:
     """Make the page's table of CIFAR-10; raise where a sentence beside it would be untrue."""
     few, whole = ({m: cifar_values(m, share) for m in METHODS} for share in ("1/6", None))
     for method in ("random", "ntk-sap", "synflow"):
@@ -98,11 +97,3 @@ def cifar_facts() -> dict[str, str]:
         "cifar_conv_seconds": f"{seconds['1/4']:.0f}",
         "cifar_conv_seconds_all": f"{seconds[None]:.0f}",
     }
-
-
-def lottery_facts() -> dict[str, str]:
-    """A lottery ticket beside random masks and the dense network; checked as above."""
-    found = {r["method"]: 100 * r["test_accuracy"] for r in load("lottery")}
-    claim(found["lottery-ticket"] > found["dense"] - 0.1, "The ticket is as accurate as dense.")
-    claim(found["lottery-ticket"] - found["random"] > 0.5, "A random mask is not.")
-    return {f"lottery_{name.split('-')[0]}": f"{value:.2f}" for name, value in found.items()}
