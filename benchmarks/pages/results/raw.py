@@ -1,5 +1,6 @@
 """Raw results of benchmarks/results, their statistics, and how tables show them."""
 
+import functools
 import json
 import pathlib
 import statistics
@@ -35,8 +36,13 @@ def claim(holds: bool, sentence: str) -> None:
 
 
 def load(name: str) -> Any:
-    """The raw results of one file."""
-    return json.loads((RAW / f"{name}.json").read_text())
+    """The raw results of one file, not to be changed."""
+    return _parsed((RAW / f"{name}.json").read_text())
+
+
+@functools.cache
+def _parsed(text: str) -> Any:
+    return json.loads(text)
 
 
 def values(results: Results, key: str = "test_accuracy", **where: Any) -> list[float]:
