@@ -32,6 +32,7 @@ class Phase:
     run: Callable[..., tuple[PyTree, Any]]  # `transfer`, `train_steps`, or what is called like them
     shown: Callable[[dict[str, Any]], Mapping[str, float]]  # picks from a row what a display shows
     advice: str  # what to try when the loss diverges
+    noted: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda row: row  # what a row keeps
 
 
 class Outcome(NamedTuple):
@@ -130,7 +131,7 @@ def _run(
 
     def on_log(state: PyTree, found: Mapping[str, Any]) -> None:
         nonlocal row, shown
-        row = {"phase": phase.name, **found}
+        row = {"phase": phase.name, **phase.noted(found)}
         metrics.append(row)
         for observer in observers:
             observer(state, row)

@@ -1,5 +1,8 @@
 """Transfer and training on the channels between which a mask lies, at the cost of these alone."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -81,6 +84,22 @@ def whole_of(part: Compacted | None, small: SparseModel, start: SparseModel) -> 
         return small
     empty = jax.tree.map(jnp.zeros_like, start.mask)
     return part.expand(small, start.with_mask(empty))
+
+
+def densities_of_whole(
+    part: Compacted, dense: SparseModel
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """A map of rows of metrics of the part to rows whose densities are those of the whole."""
+    small, whole = (
+        sum(mask.size for mask in jax.tree.leaves(each.mask)) for each in (part.take(dense), dense)
+    )
+
+    def of_whole(values: Any) -> Any:
+        if not isinstance(values, Mapping) or "density" not in values:
+            return values
+        return {**values, "density": values["density"] * small / whole}
+
+    return lambda row: {name: of_whole(values) for name, values in row.items()}
 
 
 def _found(widest: SparseModel, images: Dataset) -> Compacted | None:

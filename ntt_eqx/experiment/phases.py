@@ -24,7 +24,7 @@ from .cells import Cell
 from .images import Shelf, StandardisedSplit, check_labelled, parts
 from .loop import Phase
 from .own import draws_in_training, find_method
-from .part import dynamic_inside, inside
+from .part import densities_of_whole, dynamic_inside, inside
 from .pruning import dynamic_of, pruned_at_start, transfer_sparsity
 
 _CURVE_IMAGES = 10_000
@@ -40,9 +40,10 @@ def transfer_phase(
     used, held_out = parts(images, settings.held_out, cell.seed)
     steps = steps_in(settings.epochs, used.size, settings.batch_size)
     sparsity = transfer_sparsity(cell, teacher, images.input_shape, steps)
-    dense = sparsify(teacher)
+    dense, noted = sparsify(teacher), lambda row: row
     if part is not None:
         sparsity = inside(sparsity, dense.mask)
+        noted = densities_of_whole(part, dense)
     config = NTTConfig(
         density=sparsity.density,
         num_steps=steps,
@@ -86,6 +87,7 @@ def transfer_phase(
         run=functools.partial(transfer, validation=held_out.first(watched).x if watched else None),
         shown=shown,
         advice=f"Try a smaller --transfer.learning-rate (now {settings.learning_rate:g}).",
+        noted=noted,
     )
 
 

@@ -1,5 +1,7 @@
 """Transfer and training on the channels between which a mask lies give what the whole gives."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from helpers.tiers import slow
 import ntt_eqx as ntt
 from ntt_eqx.experiment import compare, part, report, running
 from ntt_eqx.experiment.cli import main
+from ntt_eqx.experiment.metrics import METRICS
 from ntt_eqx.experiment.model_file import load_model
 from ntt_eqx.experiment.results import MODEL, TRANSFERRED
 
@@ -100,6 +103,12 @@ def test_a_transfer_to_a_part_is_that_to_the_whole(first, tmp_path, monkeypatch)
     other = transferred(tmp_path / "whole")
     for name in ("kernel_distance", "target_distance", "test_loss", "kept_density", "live_units"):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5)
+    densities = []
+    for folder in (*one.folder, *other.folder):
+        rows = map(json.loads, (tmp_path / folder / METRICS).read_text().splitlines())
+        logged = [row for row in rows if row["phase"] == "transfer" and "train" in row]
+        densities.append([row["train"]["density"] for row in logged])
+    np.testing.assert_allclose(densities[:2], densities[2:], rtol=1e-6)
     for pair in zip(one.folder, other.folder, strict=True):
         found, whole = (load_model(tmp_path / folder / TRANSFERRED).model for folder in pair)
         for a, b in zip(*map(jax.tree.leaves, (found, whole)), strict=True):
