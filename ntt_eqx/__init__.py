@@ -65,6 +65,7 @@ from ._masks import (
     InLayout as InLayout,
     LayerCollapseWarning as LayerCollapseWarning,
     Sparsity as Sparsity,
+    Unstructured as Unstructured,
     allocate as allocate,
     check_collapse as check_collapse,
     invert_scores as invert_scores,

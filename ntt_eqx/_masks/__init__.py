@@ -22,5 +22,6 @@ from ._pattern import (
     AbstractPattern as AbstractPattern,
     Block as Block,
     Channels as Channels,
+    Unstructured as Unstructured,
 )
 from ._sparsity import GradualDensity as GradualDensity, Sparsity as Sparsity

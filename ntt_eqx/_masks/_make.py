@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,14 +18,9 @@ from .._batch import as_array
 from .._checks import in_host_memory
 from .._sparse import SparseModel
 from .._types import MaskTree, ScoreTree, at_trace_time
-from ._allocation import (
-    Allocation,
-    check_density,
-    densities_of,
-    whole_counts,
-)
+from ._allocation import Allocation, check_density, whole_counts
 from ._collapse import is_traced
-from ._pattern import AbstractPattern
+from ._pattern import AbstractPattern, Unstructured
 from ._select import select_each
 
 
@@ -59,6 +55,7 @@ def build_mask(
     - `scheduled`: whether the density is one of a schedule, which may begin with more weights than
       the pattern lets a layer keep. The layer then keeps all of those, as in an earlier round.
     """
+    pattern = Unstructured() if pattern is None else pattern
     with _known(scores, density, within):
         rounds = {"lenient": steps > 1, "most": not last, "scheduled": scheduled or not last}
         masks, unranked = _built(scores, density, scope, allocation, pattern, **rounds)
@@ -91,7 +88,7 @@ def ranked(
     *,
     scope: Literal["layer", "global"],
     allocation: Allocation | None,
-    pattern: AbstractPattern | None,
+    pattern: AbstractPattern,
     scheduled: bool,
 ) -> tuple[MaskTree, Bool[Array, ""]]:
     """The mask of the highest scores, and whether they can rank the weights."""
@@ -110,7 +107,7 @@ def _built(
     density: Any,
     scope: str,
     allocation: Any,
-    pattern: AbstractPattern | None,
+    pattern: AbstractPattern,
     **rounds: bool,
 ) -> tuple[MaskTree, list[Bool[Array, ""]]]:
     """The mask, and for each layer whether its scores cannot rank its weights."""
@@ -118,7 +115,7 @@ def _built(
     layers = {jtu.keystr(path): leaf for path, leaf in named}
     if scope not in ("layer", "global"):
         raise ValueError(f"make_mask: scope must be 'layer' or 'global', got {scope!r}.")
-    if not isinstance(pattern, AbstractPattern | None):
+    if not isinstance(pattern, AbstractPattern):
         raise ValueError(f"make_mask: pattern must be an AbstractPattern, got {pattern!r}.")
     layers = _checked(scores, layers)
     if scope == "global" and (isinstance(density, Mapping) or allocation is not None):
@@ -129,7 +126,7 @@ def _built(
     # Only a Module is a network with ends to spare, and explicit densities by layer win over it.
     shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
     network = isinstance(scores, eqx.Module) and not isinstance(density, Mapping)
-    spared = pattern.spared(shapes) if network and pattern is not None else ()
+    spared = pattern.spared(shapes) if network else ()
     chosen = {name: leaf for name, leaf in layers.items() if name not in spared}
     if scope == "layer":
         found = _keep_by_pool(chosen, density, allocation or "uniform", pattern, **rounds)
@@ -148,22 +145,19 @@ def _keep_by_pool(
     layers: Mapping[str, Array],
     density: Any,
     allocation: Allocation,
-    pattern: AbstractPattern | None,
+    pattern: AbstractPattern,
     scheduled: bool = False,
     **rounds: bool,
 ) -> dict[str, _Kept]:
     """The mask of each layer, in every pool of which its density of groups is kept."""
     shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
-    shares = (
-        densities_of(shapes, density, allocation)
-        if pattern is None
-        else pattern.densities(shapes, density, allocation)
-    )
-    groups = layers if pattern is None else pattern.group_scores(layers, shares)
+    shares = pattern.densities(shapes, density, allocation)
+    groups = pattern.group_scores(layers, shares)
     shares = {pool: shares[pool] for pool in groups}  # a pattern may order its pools in two ways
-    known = isinstance(density, float | int) or pattern is None and isinstance(density, Tracer)
+    known = isinstance(density, float | int)
+    known = known or (isinstance(pattern, Unstructured) and isinstance(density, Tracer))
     rooms = {pool: leaf.size for pool, leaf in groups.items()}
-    totals = rooms if pattern is None else pattern.totals(shapes, rooms)
+    totals = pattern.totals(shapes, rooms)
     sizes, together = [totals[pool] for pool in groups], allocation == "erk"
     counts = whole_counts(shares, sizes, together, density if known else None)
     counts = [
@@ -177,15 +171,15 @@ def _keep_by_pool(
 def _keep_of_all(
     layers: Mapping[str, Array],
     density: Any,
-    pattern: AbstractPattern | None,
+    pattern: AbstractPattern,
     scheduled: bool = False,
     **rounds: bool,
 ) -> dict[str, _Kept]:
     """The mask of each layer, where the groups of all pools compete for one density."""
     shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
-    groups = layers if pattern is None else pattern.group_scores(layers, None)
+    groups = pattern.group_scores(layers, None)
     rooms = {pool: leaf.size for pool, leaf in groups.items()}
-    size = sum((rooms if pattern is None else pattern.totals(shapes, rooms)).values())
+    size = sum(pattern.totals(shapes, rooms).values())
     if isinstance(density, Tracer):
         (count,) = whole_counts({"": density.astype(jnp.float32)}, [size], together=False)
     else:
@@ -207,15 +201,14 @@ def _keep_of_all(
 def _masks(
     chosen: Mapping[str, _Kept],
     shapes: Mapping[str, tuple[int, ...]],
-    pattern: AbstractPattern | None,
+    pattern: AbstractPattern,
 ) -> dict[str, _Kept]:
     """The mask of each layer, of the groups that are chosen in each pool."""
-    if pattern is None:
-        return dict(chosen)
     masks = pattern.masks({pool: marks for pool, (marks, _) in chosen.items()}, shapes)
     never = jnp.zeros((), bool)
-    unranked = lambda name: [never, *(chosen[pool][1] for pool in pattern.pools_of(name))]
-    return {name: (mask, jnp.stack(unranked(name)).any()) for name, mask in masks.items()}
+    unranked = lambda name: [chosen[pool][1] for pool in pattern.pools_of(name)] or [never]
+    tied = lambda name: functools.reduce(operator.or_, unranked(name))
+    return {name: (mask, tied(name)) for name, mask in masks.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("most", "lenient"))
@@ -241,7 +234,7 @@ def _checked_count(
     density: Any,
     room: int,
     what: str,
-    pattern: AbstractPattern | None,
+    pattern: AbstractPattern,
     scheduled: bool,
 ) -> Any:
     """The number of groups to keep, of `room` that there are; at most these with a schedule.
@@ -325,7 +318,7 @@ def _names(tree: Any) -> list[str]:
 
 
 def _cannot_rank(
-    scores: ScoreTree, name: str, kept: int, scope: str, pattern: AbstractPattern | None
+    scores: ScoreTree, name: str, kept: int, scope: str, pattern: AbstractPattern
 ) -> str:
     """Why the scores of a layer, or of all with `scope="global"`, make no mask."""
     names, leaves = _names(scores), jax.tree.leaves(scores)
@@ -341,7 +334,8 @@ def _cannot_rank(
         most = int(often.argmax())
         share = "all" if often[most] == alive.size else f"{often[most]:,} of {alive.size:,}"
         seen = f"{share} are {values[most]:g}"
-    groups = "" if pattern is None else f" in groups of the pattern {pattern}"
+    single = isinstance(pattern, Unstructured)
+    groups = "" if single else f" in groups of the pattern {pattern}"
     return (
         f"make_mask: {what} cannot rank its weights ({seen}): to keep {kept:,}{groups}, the index "
         "would decide more of them than the scores do. Look at what the score measures there (a "

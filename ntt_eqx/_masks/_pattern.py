@@ -182,6 +182,30 @@ class AbstractLayerPattern(AbstractPattern):
         del name
 
 
+class Unstructured(AbstractLayerPattern):
+    """Every weight is kept or dropped by itself, which is what no pattern means."""
+
+    def groups(
+        self, scores: Float[Array, "..."], name: str, density: float | Array | None
+    ) -> Float[Array, "..."]:
+        """The scores themselves."""
+        return scores
+
+    def spread(
+        self, marks: Bool[Array, "..."], shape: tuple[int, ...], name: str
+    ) -> Bool[Array, "..."]:
+        """The marks themselves."""
+        return marks
+
+    def marks_of(self, masks: Mapping[str, Bool[Array, "..."]]) -> dict[str, Bool[Array, "..."]]:
+        """The masks themselves."""
+        return dict(masks)
+
+    def keeps_count(self, shape: tuple[int, ...]) -> bool:
+        """Single weights are kept, as many as the density says."""
+        return True
+
+
 class AbstractOrdered(AbstractLayerPattern):
     """A pattern of the library's own, which reads a weight as `[outputs, inputs, *window]`."""
 

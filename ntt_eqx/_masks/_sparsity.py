@@ -18,7 +18,7 @@ from .._types import MaskTree, PyTree, ScoreTree, at_trace_time
 from ._allocation import Allocation, Density, check_density
 from ._collapse import check_collapse, is_traced
 from ._make import build_mask, lost, ranked
-from ._pattern import AbstractPattern
+from ._pattern import AbstractPattern, Unstructured
 
 Schedule: TypeAlias = Callable[[Any], Any]
 """The density after a number of steps: `step -> density`, as optax writes schedules."""
@@ -39,15 +39,15 @@ class Sparsity(eqx.Module):
         scope: `"layer"` keeps the density in every layer, `"global"` in all of them together.
         allocation: with `scope="layer"`, how one density is distributed: `"uniform"` (the default)
             or `"erk"`; see `allocate`.
-        pattern: which weights are kept or dropped together: `NM`, `Block`, `Channels`,
-            `CoupledChannels`, `ConstantFanIn`, `FewChannels`, or an `AbstractLayerPattern` of
-            your own.
+        pattern: which weights are kept or dropped together: `Unstructured` (each by itself, the
+            default, also given as `None`), `NM`, `Block`, `Channels`, `CoupledChannels`,
+            `ConstantFanIn`, `FewChannels`, or an `AbstractLayerPattern` of your own.
     """
 
     density: Any = eqx.field(static=True)
     scope: Literal["layer", "global"] = eqx.field(static=True)
     allocation: Allocation | None = eqx.field(static=True)
-    pattern: AbstractPattern | None
+    pattern: AbstractPattern
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Sparsity(eqx.Module):
         self.density = given
         self.scope = scope
         self.allocation = allocation
-        self.pattern = pattern
+        self.pattern = Unstructured() if pattern is None else pattern
 
     def at(self, step: Int[Array, ""] | int = 0) -> Any:
         """The density, or densities by layer, after `step` steps; an array inside `jit`.
@@ -145,16 +145,12 @@ class Sparsity(eqx.Module):
 
     def pooled_layer(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         """A layer of which the pattern ranks means of scores, `None` if single weights compete."""
-        if self.pattern is None:
-            return None
         spared = self.pattern.spared(shapes)
         found = (n for n, s in shapes.items() if n not in spared and self.pattern.averages(s))
         return next(found, None)
 
     def widest(self, mask: MaskTree) -> MaskTree:
         """The mask of all weights that the pattern lets a model with this `mask` keep."""
-        if self.pattern is None:
-            return jax.tree.map(jnp.ones_like, mask)
         layers = {jtu.keystr(path): leaf for path, leaf in jtu.tree_leaves_with_path(mask)}
         marks = jax.tree.map(jnp.ones_like, self.pattern.marks_of(layers))
         found = self.pattern.masks(marks, {name: leaf.shape for name, leaf in layers.items()})
@@ -218,18 +214,17 @@ class Sparsity(eqx.Module):
                     f"Sparsity: the given mask keeps no weight of layer {name}; a mask of which a "
                     "layer is empty can be kept as it is (no refresh) or held to scope='global'."
                 )
-        marks = layers if self.pattern is None else self.pattern.marks_of(layers)
-        if self.pattern is not None:
-            again = self.pattern.masks(marks, {name: leaf.shape for name, leaf in layers.items()})
-            for name, leaf in layers.items():
-                if not bool(jnp.all(again[name] == leaf)):
-                    raise ValueError(
-                        f"Sparsity: in layer {name} the given mask does not have the pattern "
-                        f"{self.pattern}; make it with the same `pattern`, or leave that out."
-                    )
         shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
+        marks = self.pattern.marks_of(layers)
+        again = self.pattern.masks(marks, shapes)
+        for name, leaf in layers.items():
+            if not bool(jnp.all(again[name] == leaf)):
+                raise ValueError(
+                    f"Sparsity: in layer {name} the given mask does not have the pattern "
+                    f"{self.pattern}; make it with the same `pattern`, or leave that out."
+                )
         rooms = {pool: kept.size for pool, kept in marks.items()}
-        totals = rooms if self.pattern is None else self.pattern.totals(shapes, rooms)
+        totals = self.pattern.totals(shapes, rooms)
         densities = {pool: int(kept.sum()) / totals[pool] for pool, kept in marks.items()}
         return Sparsity(densities, "layer", None, self.pattern)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from .._masks import Unstructured
 from .._masks._collapse import is_traced
 from .._masks._sparsity import looks_like
 from .._types import GradientTransformation, MaskTree, at_trace_time
@@ -37,7 +38,7 @@ def hold_mask(
         )
         return method, eqx.error_if(mask, other, why)
     with at_trace_time():  # the mask may be a constant of a traced function
-        if sparsity.pattern is None and (seen := looks_like(mask)) is not None:
+        if isinstance(sparsity.pattern, Unstructured) and (seen := looks_like(mask)) is not None:
             warnings.warn(
                 f"{caller}: the given mask looks like {seen}; refreshes keep the number of weights "
                 "in each layer, and not this pattern. Name it in Sparsity(pattern=...), or keep "

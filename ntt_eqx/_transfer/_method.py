@@ -173,4 +173,4 @@ class NeuralTangentTransfer(eqx.Module):
         if not self.refreshes:
             return True
         fixed = not callable(sparsity.density) and sparsity.scope == "layer"
-        return fixed and (sparsity.pattern is None or sparsity.pattern.keeps_count(shape))
+        return fixed and sparsity.pattern.keeps_count(shape)

@@ -188,7 +188,7 @@ def entries_for(
         return {}
 
     def chosen(mask: Any) -> bool:
-        shared = pattern is not None and pattern.alike_outputs(mask.shape) > 1
+        shared = pattern.alike_outputs(mask.shape) > 1
         return not shared and method.keeps_count(mask.shape) and pays_in_a_transfer(mask)
 
     return kept_entries(model, mask, lambda _, mask: chosen(mask))
@@ -210,7 +210,7 @@ def support_for(
         return method.keeps_count(m.shape) and jtu.keystr(path[:-1]) not in entries
 
     kept = jtu.tree_map_with_path(lambda path, m: m if wanted(path, m) else None, mask)
-    row_blocks = lambda m: 1 if pattern is None else pattern.alike_outputs(m.shape)
+    row_blocks = lambda m: pattern.alike_outputs(m.shape)
     return stored(index_concrete(kept, kernel_spec().costs, row_blocks=row_blocks))
 
 

@@ -18,6 +18,7 @@ from .. import (
     LayerCollapseWarning,
     SparseModel,
     Sparsity,
+    Unstructured,
     make_mask,
     prune,
     reinitialise,
@@ -163,7 +164,7 @@ def ablated(
     if ablation in ("shuffle", "shares"):
         weights = sparse if ablation == "shuffle" else sparsify(teacher)
         sparsity = sparsity_of(cell, teacher, shape)
-        if sparsity.pattern is None:
+        if isinstance(sparsity.pattern, Unstructured):
             return weights.with_mask(shuffle_mask(sparse.mask, key))
         try:
             counts = sparsity.of_mask(sparse.mask)
