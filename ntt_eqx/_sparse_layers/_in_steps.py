@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool
 from .._kept import kept_layers
 from .._sparse import SparseModel, count_kept
 from .._types import MaskTree, PyTree
-from ._layers import SparseLinear, with_arrays
+from ._layers import KeptMatrix
 from ._sorted_index import SortedIndex, sorted_each
 
 
@@ -97,9 +97,9 @@ def on_entries(
         name = jtu.keystr(path)
         if name not in entries:
             return node
-        layer = SparseLinear(node, entries[name].index)
-        values = jnp.where(room, layer.values, jnp.nan)
-        return eqx.tree_at(lambda layer: layer.values, layer, values)
+        index = entries[name].index
+        values = jnp.where(room, index.gather(node.weight), jnp.nan)
+        return eqx.tree_at(lambda layer: layer.weight, node, KeptMatrix(values, index))
 
     model = jtu.tree_map_with_path(one, sparse.model, is_leaf=_is_linear)
     return SparseModel(model, like_model(model, sparse.mask))
@@ -113,18 +113,16 @@ def off_entries(kept: PyTree, masked: PyTree, entries: dict[str, KeptEntries]) -
     - `kept`: a `SparseModel` of layers on kept weights, or what is like one.
     - `masked`: a masked one, whose weights under the mask stay.
     """
-    layers = kept_layers(kept.model)
+    weights = kept_layers(kept.model)
 
-    def one(path: Any, node: Any) -> Any:
-        name = jtu.keystr(path)
-        if name not in entries:
-            return node
-        weight = put_back(layers[name].values, entries[name], node.weight)
-        return with_arrays(node, weight, layers[name].bias)
+    def one(path: Any, leaf: Any) -> Any:
+        name = jtu.keystr(path[:-1])
+        if jtu.keystr(path) not in weights or name not in entries:
+            return leaf
+        return put_back(weights[jtu.keystr(path)].values, entries[name], leaf)
 
     shared = eqx.combine(like_model(masked.model, kept.model), masked.model)
-    model = jtu.tree_map_with_path(one, shared, is_leaf=_is_linear)
-    return SparseModel(model, masked.mask)
+    return SparseModel(jtu.tree_map_with_path(one, shared), masked.mask)
 
 
 def put_back(values: Array, entries: KeptEntries, under: Array) -> Array:
@@ -141,7 +139,7 @@ def like_model(model: PyTree, tree: PyTree, is_leaf: Callable[[Any], bool] | Non
 
 
 def _masks_of_layers(model: PyTree, mask: MaskTree) -> dict[str, Array]:
-    """The masks of the layers that a `SparseLinear` can stand for, by the layers' key strings."""
+    """The masks of the layers whose weight can be a `KeptMatrix`, by the layers' key strings."""
     masks = dict(jtu.tree_leaves_with_path(mask))
     found: dict[str, Array] = {}
     for path, node in jtu.tree_leaves_with_path(model, is_leaf=_is_linear):

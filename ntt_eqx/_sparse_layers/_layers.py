@@ -76,6 +76,49 @@ class SparseLinear(AbstractKeptLayer):
         return jnp.squeeze(y, 0) if self.settings.out_features == "scalar" else y
 
 
+class KeptMatrix(AbstractKeptLayer):
+    """The weight of an `eqx.nn.Linear`, of which the kept entries alone are stored.
+
+    The layer stays what it is, so that a model which asks for its class gets the same answer. A
+    model that does anything else with the weight than to multiply by it gets an error.
+
+    Attributes:
+        values: the kept entries, row by row.
+        index: where the entries are.
+    """
+
+    values: Float[Array, " kept"]
+    index: AbstractIndex
+
+    def __init__(self, values: Float[Array, " kept"], index: AbstractIndex):
+        """Store the entries and their places."""
+        self.values, self.index = values, index
+
+    @property
+    def bias(self) -> None:
+        """None: the layer has it."""
+        return None
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """`(out_features, in_features)`."""
+        return self.index.shape
+
+    def mask(self) -> Bool[Array, "out in"]:
+        """The mask of the weight."""
+        return self.index.mask()
+
+    def dense(self) -> Array:
+        """The weight with zeros where no entry is kept."""
+        return self.index.scatter(self.values)
+
+    def __matmul__(self, x: Float[Array, "in ..."]) -> Array:
+        """The weight times `x` of shape `[in_features]` or `[in_features, columns]`."""
+        if not 1 <= jnp.ndim(x) <= 2 or jnp.shape(x)[0] != self.index.shape[1]:
+            raise ValueError(f"matmul: {self.index.shape} and {jnp.shape(x)} do not fit.")
+        return _apply(self.values, x, self.index)
+
+
 class SparseConv(AbstractKeptLayer):
     """An `eqx.nn.Conv` that stores the kept entries of its weight alone.
 

@@ -78,7 +78,7 @@ def moments_of(
 
     `None` if that does not hold.
     """
-    names = {f"{name}.values": _UNIQUE + n for n, name in enumerate(entries)}
+    names = {f"{name}.weight.values": _UNIQUE + n for n, name in enumerate(entries)}
     layers = {_UNIQUE + n: name for n, name in enumerate(entries)}
 
     def unique(path: Any, leaf: Any) -> Any:

@@ -96,8 +96,8 @@ def on_kept_weights(
     """The state with its large layers on kept weights, or `None` where it has to stay as it is.
 
     It stays where no layer pays, where the optimiser does not treat each weight by itself, and
-    where the model, called with other layers, does not compute the same: it reads a layer's weight
-    or asks for its class. Neither is asked again where `moments` were found before.
+    where the model does something else with a layer's weight than to multiply by it. Neither is
+    asked again where `moments` were found before.
     """
     size = len(jax.tree.leaves(batch)[0])
     pays = lambda _, mask: pays_in_training(mask, size)
@@ -189,7 +189,7 @@ def _to_whole(
 
 
 def _same_outputs(model: SparseModel, entries: dict[str, KeptEntries], x: Any) -> bool:
-    """Whether the model computes the same with the layers replaced, on these inputs."""
+    """Whether the model computes the same with the weights replaced, on these inputs."""
     try:
         return bool(_compare(model, entries, x))
     except Exception:  # whatever a model raises that reads what the layers do not have

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
 from .._distribute import left_to_xla, lost_unless_shared
+from .._examples import as_inference
 from .._ntk import index_masks, is_index, stored
 from .._optimise import learning_rate, optimise
 from .._parameters import partition_parameters
@@ -120,10 +121,20 @@ def _loss(
     """The loss of a student whose layers with `entries` are evaluated on their kept weights."""
     density = student.density()
     if entries:
-        student = on_entries(student, entries, room)
-        index = like_model(student.model, index, is_leaf=is_index)
+        kept = on_entries(student, entries, room)
+        if _is_called_alike(kept, x):
+            student, index = kept, like_model(kept.model, index, is_leaf=is_index)
     value, metrics = loss_at(state.method.loss, student, state.teacher, x, state.step_info(index))
     return value, eqx.tree_at(lambda m: m.density, metrics, density)
+
+
+def _is_called_alike(kept: SparseModel, x: Array) -> bool:
+    """Whether a model does nothing with the weights that are replaced than to multiply by them."""
+    try:
+        eqx.filter_eval_shape(lambda model, x: as_inference(model)(x[0]), kept, x)
+    except Exception:  # whatever a model raises that reads a whole weight
+        return False
+    return True
 
 
 def _evaluated(state: NTTState, x: Array) -> NTTMetrics:

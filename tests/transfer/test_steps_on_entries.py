@@ -61,7 +61,7 @@ def test_what_a_step_evaluates():
     theta = ntt.ntk(kept.evaluated, x)
     assert relative_error(theta, ntt.ntk(masked.student, x)) < 1e-12
     first = ntt.explain(kept.evaluated, x).parameters[0]
-    assert first.name.startswith(".layers[0].values")
+    assert first.name.startswith(".layers[0].weight.values")
     assert first.kept == int(kept.student.mask.layers[0].weight.sum())
 
 
@@ -174,3 +174,58 @@ def test_drawn_indices(data):
     shapes = [(data.draw(st.integers(1, 150)), data.draw(st.integers(1, 90))) for _ in range(2)]
     density, room = data.draw(st.floats(0, 1)), data.draw(st.integers(-3, 2))
     assert_index(shapes, density, room, data.draw(st.integers(0, 99)))
+
+
+class AsksForClasses(eqx.Module):
+    """Applies its activation behind linear layers alone."""
+
+    layers: list
+
+    def __init__(self, key):
+        one, two, three = jax.random.split(key, 3)
+        norm = eqx.nn.LayerNorm(30)
+        self.layers = [
+            *(eqx.nn.Linear(17, 30, key=one), norm, eqx.nn.Linear(30, 30, key=two)),
+            eqx.nn.Linear(30, 3, key=three),
+        ]
+
+    def __call__(self, x):
+        for layer in self.layers[:-1]:
+            x = layer(x)
+            if isinstance(layer, eqx.nn.Linear) and type(layer) is eqx.nn.Linear:
+                x = jnp.tanh(x)
+        return self.layers[-1](x)
+
+
+class ReadsWeights(eqx.Module):
+    """Uses a weight twice, once the other way round, and the norm of another."""
+
+    hidden: eqx.nn.Linear
+    head: eqx.nn.WeightNorm
+
+    def __init__(self, key):
+        one, two = jax.random.split(key)
+        self.hidden = eqx.nn.Linear(17, 30, key=one)
+        self.head = eqx.nn.WeightNorm(eqx.nn.Linear(17, 3, key=two))
+
+    def __call__(self, x):
+        return self.head(self.hidden.weight.T @ jnp.tanh(self.hidden(x)))
+
+
+@pytest.mark.parametrize("kind", [AsksForClasses, ReadsWeights])
+def test_models_that_look_at_their_layers(kind, monkeypatch):
+    """A step evaluates what the model computes with its own layers, whatever it asks of them."""
+    model, x = kind(jax.random.key(0)), jax.random.normal(jax.random.key(1), (6, 17))
+    method = ntt.NeuralTangentTransfer(
+        sparsity=ntt.Sparsity(0.2), loss=ntt.KernelMatching(), optimizer=optax.sgd(0.1), num_steps=4
+    )
+    masked = ntt.ntt_init(model, method)
+    monkeypatch.setattr(_state, "pays_in_a_transfer", lambda mask: True)
+    kept = ntt.ntt_init(model, method)
+    assert kept.entries and not masked.entries
+    for _ in range(2):
+        kept, one = eqx.filter_jit(ntt.ntt_step)(kept, x)
+        masked, two = eqx.filter_jit(ntt.ntt_step)(masked, x)
+        assert relative_error(one, two) < 1e-6
+    arrays = [eqx.filter(state.student, eqx.is_inexact_array) for state in (kept, masked)]
+    assert relative_error(*arrays) < 1e-12
