@@ -36,8 +36,12 @@ def check_sample(model: object, x: Array, input_shape: tuple[int, ...]) -> None:
 
 
 def check_state(model: object, state: Any, norm: Any) -> None:
-    """Raise unless a state is given exactly where the normalisation `norm` has one."""
-    if isinstance(norm, eqx.nn.BatchNorm) != (state is not None):
+    """Raise where `norm` is a batch normalisation without a state, or a group one with a state.
+
+    Another module in their place takes both, as that by which a score replaces them.
+    """
+    wrong = eqx.nn.BatchNorm if state is None else eqx.nn.GroupNorm
+    if isinstance(norm, wrong):
         name = type(model).__name__
         raise ValueError(
             f"{name}: has batch normalisation and is called as model(x, state); pair it with its "

@@ -19,6 +19,7 @@ from helpers.refusals import (
     refusals,
     unchecked,
 )
+from helpers.tiers import default_only
 from hypothesis import strategies as st
 
 import ntt_eqx as ntt
@@ -293,3 +294,13 @@ def test_arbitrary_examples(examples):
         y=st.one_of(labels(2), ANYTHING),
         name=st.sampled_from(["LogitSnip", "PathExclusion", "Snip", "GraSP"]),
     )
+
+
+@pytest.mark.parametrize("name", default_only(sorted(ALL), "synflow", "path_exclusion"))
+def test_networks_with_batch_norm(name, getkey):
+    """Scores that leave normalisation out do so in models that ask for its class, too."""
+    model = ntt.models.make_model("resnet-20-bn", (3, 8, 8), 10, key=getkey())
+    x, y = jax.random.normal(getkey(), (8, 3, 8, 8)), jnp.arange(8)
+    found = ALL[name](ntt.warm_up(model, x), given(name, (x, y)))
+    for leaf in jax.tree.leaves(found):
+        assert jnp.isfinite(leaf).all() and (leaf != leaf.ravel()[0]).any()
