@@ -52,7 +52,7 @@ class StandardisedSplit:
 
     def batches(self, batch_size: int, *, seed: int) -> BatchIterator:
         """Endless shuffled batches; `ExperimentError` if one needs more images than there are."""
-        self._check_batch(batch_size)
+        self.check_batch(batch_size)
         return batches(self.split, batch_size, seed=seed, **self._moments)
 
     def training_batches(self, recipe: Recipe, *, seed: int) -> BatchIterator:
@@ -60,7 +60,7 @@ class StandardisedSplit:
 
         `ExperimentError` for a batch with more images than there are, or crops of what are none.
         """
-        self._check_batch(recipe.batch_size)
+        self.check_batch(recipe.batch_size)
         there = _fits_device(self.split)
         try:
             return recipe.batches(self.split, seed=seed, on_device=there, **self._moments)
@@ -68,7 +68,8 @@ class StandardisedSplit:
             said = str(error).removeprefix("batches: ")
             raise ExperimentError(f"{self.images.name}: {said}") from None
 
-    def _check_batch(self, batch_size: int) -> None:
+    def check_batch(self, batch_size: int) -> None:
+        """Raise `ExperimentError` for a batch that is larger than the split."""
         if batch_size > self.size:
             raise ExperimentError(
                 f"{self.images.name}: a batch of {batch_size} images does not fit into {self.size}."

@@ -128,13 +128,17 @@ def training_phase(
 
 
 def planned_steps(cell: Cell, shelf: Shelf) -> dict[str, int]:
-    """The phases of a cell, and the steps of each."""
+    """The phases of a cell, and the steps of each.
+
+    Raises `ExperimentError` for a batch that is larger than its images.
+    """
     found = {}
     for name, settings in (("transfer", cell.transfer), ("train", cell.training)):
         if settings is not None:
             source = getattr(settings, "dataset", None) or cell.dataset
             labels = getattr(settings, "labels", None)
             used, _ = parts(shelf(source), settings.held_out, cell.seed, labels)
+            used.check_batch(settings.batch_size)
             steps = steps_in(settings.epochs, used.size, settings.batch_size)
             found[name] = steps if name == "transfer" else _all_trainings(cell, steps)
     return found

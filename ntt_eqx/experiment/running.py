@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .. import SparseModel, effective_sparsity, sparsify, warm_up
+from .. import SparseModel, check_collapse, effective_sparsity, sparsify, warm_up
 from .._stateful import has_state
 from ..data import Dataset
 from ._errors import Diverged, ExperimentError
@@ -173,6 +173,10 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
             phase = training_phase(cell, student, images, title, part)
         outcome = run_phase(phase, run, metrics, context)
         student = whole_of(part, outcome.state.trained, student)
+        if find_method(cell.method).dynamic is not None:
+            check_collapse(
+                student, StandardisedSplit(images, images.test).first(1).x, caller="train"
+            )
         seconds["train"], rows["train"] = outcome.seconds, outcome.row
         trained = cell.training
         used, held_out = parts(images, trained.held_out, cell.seed, trained.labels)

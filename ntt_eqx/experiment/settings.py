@@ -350,6 +350,12 @@ def _check_mask(settings: CompareSettings) -> None:
     ]
     if mask.ablation == "invert" and unscored:
         raise ExperimentError(f"mask.ablation: {unscored[0]} has no scores to invert.")
+    changing = [name for name, record in found.items() if record.dynamic]
+    if mask.ablation is not None and changing:
+        raise ExperimentError(
+            f"mask.ablation: {changing[0]} changes its mask in training, which {mask.ablation} "
+            "comes before; leave one of them out."
+        )
     free = [name for name, record in found.items() if record.find]
     if free and (pattern is not None or mask.allocation != "uniform"):
         what = "mask.pattern" if pattern is not None else "mask.allocation"

@@ -33,7 +33,12 @@ class Report:
         found = {
             run.directory.resolve(): run for path in self.directories for run in find_runs(path)
         }
-        done = [run for run in found.values() if run.state == "done"]
+        done, again = [], []
+        for run in found.values():
+            if run.state == "done":
+                prints = [other.result["fingerprint"] for other in done if other.result]
+                same = run.result is not None and run.result["fingerprint"] in prints
+                (again if same else done).append(run)
         places = ", ".join(map(str, self.directories))
         if not done:
             raise ExperimentError(f"report: no finished run in {places}.")
@@ -45,6 +50,8 @@ class Report:
             for run in found.values():
                 if run.state != "done":
                     display.say(f"left out: {run.directory} is {run.state}. {run.note}".rstrip())
+            for run in again:
+                display.say(f"left out: {run.directory} is a network that another folder has, too.")
             table = write_tables([run.result for run in done if run.result], page)
             if self.figures:
                 write_page(done, page, places, display)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
+from .._errors import ExperimentError
 from ..model_file import load_model
 from ..presets import PRESETS
 from ..results import model_path
@@ -25,10 +26,16 @@ class Train(NetworkOptions):
 
     def make(self) -> int:
         """Train the network; returns the exit status."""
-        cell = self.cell(mask=self.mask, training=self.training)
         if self.start is None:
-            return make_one(cell, self)
+            return make_one(self.cell(mask=self.mask, training=self.training), self)
         start = model_path(self.start)
+        for name in ("method", "density", "scope", "mask"):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ExperimentError(
+                    f"train: --{name} is how a fresh network is pruned, and --start trains the one "
+                    f"in {start} as it is; leave one of them out."
+                )
+        cell = self.cell(mask=self.mask, training=self.training)
         header = load_model(start).header
         cell = dataclasses.replace(
             cell,
