@@ -168,7 +168,7 @@ def _is_layer_weight(name: str, owner: Any, leaf: Array) -> bool:
     if is_kept_layer(owner):
         return name == "values"
     named = name == "weight" or name.startswith("weight_")
-    return named and leaf.ndim >= 2 and not isinstance(owner, _NORMALISATIONS)
+    return named and leaf.ndim >= 2 and leaf.size > 0 and not isinstance(owner, _NORMALISATIONS)
 
 
 def _is_bare_weight(name: str, leaf: Array) -> bool:

@@ -173,7 +173,7 @@ def compact(sparse: SparseModel, x: Shaped[Array | np.ndarray, "n ..."]) -> Comp
 
     `ValueError` for what is no `SparseModel`, inputs that do not suit it, a model that cannot be
     called once it is smaller, and outputs that differ by more than rounding: 1e-12 of the largest
-    in float64, 1e-5 in float32, 3e-2 in 16 bits.
+    (or of 1, if that is more) in float64, 1e-5 in float32, 3e-2 in 16 bits.
     """
     x = _given("compact", sparse, x)
     traced = trace("compact", sparse, x)

@@ -139,8 +139,12 @@ _PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def _others(varies: list[np.ndarray], nonzero: list[np.ndarray], n: int) -> list[np.ndarray]:
-    """The entries that operand `n` must meet on a path: of an input if it is constant."""
-    return nonzero if varies[n].any() else varies
+    """The entries that operand `n` must meet on a path.
+
+    A constant must meet an input, unless all are constants: a weight that is made of parameters.
+    """
+    made = not any(other.any() for other in varies)
+    return nonzero if made or varies[n].any() else varies
 
 
 def _forwards(

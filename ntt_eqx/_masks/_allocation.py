@@ -129,8 +129,8 @@ def exact_product(
 ) -> tuple[Int[Array, " layer"], Float[Array, " layer"]]:
     """`shares * sizes`, for shares in `[0, 1]`, as its whole part and what is left of it.
 
-    In integers: a product in float32 is off by one from 2^24 entries on. The whole part is exact,
-    and what is left is exactly 1/2 if and only if the product's is.
+    In integers: a product in float32 is off by one from 2^24 entries on. The whole part is exact;
+    what is left is so to float32, and exactly 1/2 if and only if the product's is.
     """
     mantissa, exponent = jnp.frexp(jnp.clip(shares.astype(jnp.float32), 0.0, 1.0))
     word = lambda value: jnp.asarray(value, jnp.uint32)
@@ -143,17 +143,18 @@ def exact_product(
     middle, last = top * low + bottom * high, bottom * low
     lower = last + (middle << word(16))
     upper = top * high + (middle >> word(16)) + (lower < last).astype(jnp.uint32)
-    # without 23 of its binary places, of which it is told only whether they are zero
+    # without 23 of its binary places, which are `more`
     product = (upper << word(9)) | (lower >> word(23))
-    more = (lower & word(2**23 - 1)) != word(0)
+    more = lower & word(2**23 - 1)
     places = jnp.clip(1 - exponent, 0, 31).astype(jnp.uint32)
     counts = (product >> places).astype(jnp.int32)
     left = product & ((word(1) << places) - word(1))
     scale = (word(1) << places).astype(jnp.float32)
     half = (word(1) << places) >> word(1)
-    fraction = jnp.minimum(left.astype(jnp.float32) / scale, jnp.float32(1 - 2.0**-24))
+    rest = left.astype(jnp.float32) + more.astype(jnp.float32) * jnp.float32(2.0**-23)
+    fraction = jnp.minimum(rest / scale, jnp.float32(1 - 2.0**-24))
     beside = jnp.where(left >= half, jnp.float32(0.5 + 2.0**-24), jnp.float32(0.5 - 2.0**-25))
-    exact = (left == half) & ~more & (places > 0)
+    exact = (left == half) & (more == word(0)) & (places > 0)
     fraction = jnp.where((fraction == 0.5) & ~exact, beside, fraction)
     tiny = 1 - exponent > 31  # shares below 2^-31: less than one of any layer
     none = tiny | (shares <= 0)

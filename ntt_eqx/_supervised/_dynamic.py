@@ -199,24 +199,29 @@ def remembered(
 def _grown_from_zero(
     model: SparseModel, opt_state: PyTree, mask: MaskTree
 ) -> tuple[SparseModel, PyTree]:
-    """The model with another mask; weights that it did not keep before start anew, at zero."""
+    """The model with another mask; weights that it did not keep before start anew, at zero.
+
+    Nor does the optimiser remember those that it drops: an update that is scaled by the norm of
+    all updates would be by theirs, too.
+    """
     grown = jax.tree.map(lambda new, old: new & ~old, mask, model.mask)
-    anew = lambda tree: map_masked(_zero_where, tree, grown)
+    changed = jax.tree.map(lambda new, old: new ^ old, mask, model.mask)
+    anew = lambda tree, places: map_masked(_zero_where, tree, places)
     # The optimiser's trees like the parameters, such as momenta, are SparseModels, as those are.
     like_parameters = lambda node: isinstance(node, SparseModel)
     opt_state = jax.tree.map(
         lambda node: (
-            eqx.tree_at(lambda s: s.model, node, anew(node.model))
+            eqx.tree_at(lambda s: s.model, node, anew(node.model, changed))
             if like_parameters(node)
             else node
         ),
         opt_state,
         is_leaf=like_parameters,
     )
-    return SparseModel(anew(model.model), mask), opt_state
+    return SparseModel(anew(model.model, grown), mask), opt_state
 
 
-def _zero_where(leaf: Any, grown: Bool[Array, "..."]) -> Any:
-    """`leaf` with zeros where weights have grown; placeholders of optax are left as they are."""
-    same = eqx.is_array(leaf) and leaf.shape == grown.shape
-    return jnp.where(grown, jnp.zeros_like(leaf), leaf) if same else leaf
+def _zero_where(leaf: Any, places: Bool[Array, "..."]) -> Any:
+    """`leaf` with zeros at some places; placeholders of optax are left as they are."""
+    same = eqx.is_array(leaf) and leaf.shape == places.shape
+    return jnp.where(places, jnp.zeros_like(leaf), leaf) if same else leaf

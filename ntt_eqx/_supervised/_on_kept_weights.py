@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -73,7 +73,7 @@ class Steps:
         self._due = _refreshes(begin, num_steps) if self._open else frozenset[int]()
         self._steady = _steady_from(begin.config.dynamic)
         self._tried = False
-        self._moments: Moments | None = None  # the same for all masks of the same counts
+        self._moments: dict[tuple[str, ...], Moments] = {}  # by layers; the same for all masks
 
     def __call__(self, state: Any, batch: PyTree) -> tuple[Any, Any, Any]:
         """One step: the next state in either form, the metrics, and the weights' norms before."""
@@ -83,7 +83,7 @@ class Steps:
         elif self._open and not self._tried and self._at > self._steady:
             kept, self._tried = on_kept_weights(state.whole(), batch, self._moments), True
             if kept is not None:
-                state, self._moments = kept, kept.moments
+                state, self._moments[tuple(kept.entries)] = kept, kept.moments
         if not isinstance(state, OnKeptWeights):
             return self._step(state, batch)
         held, metrics, norms = self._step(state.held, batch)
@@ -91,19 +91,20 @@ class Steps:
 
 
 def on_kept_weights(
-    state: TrainState, batch: PyTree, moments: Moments | None = None
+    state: TrainState, batch: PyTree, known: Mapping[tuple[str, ...], Moments] | None = None
 ) -> OnKeptWeights | None:
     """The state with its large layers on kept weights, or `None` where it has to stay as it is.
 
     It stays where no layer pays, where the optimiser does not treat each weight by itself, and
     where the model does something else with a layer's weight than to multiply by it. Neither is
-    asked again where `moments` were found before.
+    asked again for layers whose moments are `known`.
     """
     size = len(jax.tree.leaves(batch)[0])
     pays = lambda _, mask: pays_in_training(mask, size)
     entries = kept_entries(state.model.model, state.model.mask, pays)
     if not entries:
         return None
+    moments = (known or {}).get(tuple(entries))
     if moments is None:
         params = with_zeros(state.model)
         moments = moments_of(state.optimizer, params, state.opt_state, entries)

@@ -77,6 +77,8 @@ def ntt_init(
     if isinstance(student, SparseModel) and mask is None:
         mask = student.mask
     check_masked_form("ntt_init", teacher)
+    if isinstance(teacher, SparseModel):  # what it computes, without the weights under its mask
+        teacher = SparseModel(teacher.to_dense(), teacher.mask)
     full = sparsify(teacher if student is None else _usable(student, x), where)
     _check_schedule(method, full.mask)
     method.sparsity.check_end(full.mask, method.num_steps)

@@ -309,3 +309,24 @@ def test_weights_on_a_path_are_those_of_products_of_masks(getkey):
     assert [layer.on_path for layer in found.layers] == on_path
     assert found.share == sum(on_path) / sum(m.sum() for m in masks)
     assert found.density == sum(on_path) / sum(m.size for m in masks)
+
+
+class Made(eqx.Module):
+    """A layer whose weight is made of two parameters."""
+
+    weight: jax.Array
+    scale: jax.Array
+    last: eqx.nn.Linear
+
+    def __init__(self, key):
+        one, two = jax.random.split(key)
+        self.weight, self.scale = jax.random.normal(one, (6, 4)), jnp.ones(6)
+        self.last = eqx.nn.Linear(6, 3, key=two)
+
+    def __call__(self, x):
+        return self.last(jnp.tanh((self.weight * self.scale[:, None]) @ x))
+
+
+def test_weights_that_are_made_of_parameters_lie_on_paths(getkey):
+    found = ntt.effective_sparsity(ntt.sparsify(Made(getkey())), jnp.ones((2, 4)))
+    assert float(found.density) == 1

@@ -1,6 +1,8 @@
 """`Sparsity`: one description for every mask; schedules, allocations and patterns of one's own."""
 
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 
 import equinox as eqx
 import jax
@@ -9,8 +11,10 @@ import jaxtyping
 import numpy as np
 import pytest
 from helpers.comparison import counts
+from hypothesis import given, strategies as st
 
 import ntt_eqx as ntt
+from ntt_eqx._masks._allocation import densities_of, exact_product, whole_counts
 
 SHAPES = {"a": (12, 16), "b": (8, 12), "c": (4, 8)}
 
@@ -199,3 +203,29 @@ def test_a_schedule_out_of_range_and_contradictions_are_refused(scores):
         jax.jit(lambda s: by_step.mask(scores, s))(jnp.int32(1))
     with pytest.raises(ValueError, match="give these to Sparsity"):
         ntt.make_mask(scores, ntt.Sparsity(0.5), allocation="erk")
+
+
+@given(st.lists(st.tuples(st.floats(2.0**-20, 1, width=32), st.integers(1, 2**30)), min_size=1))
+def test_products_of_shares_and_sizes_are_exact(pairs):
+    """Remainders decide which layer gets one more, so that they are exact to float32, too."""
+    shares, sizes = zip(*pairs, strict=True)
+    counts, left = exact_product(jnp.asarray(shares, jnp.float32), jnp.asarray(sizes, jnp.int32))
+    for share, size, count, rest in zip(shares, sizes, counts, left, strict=True):
+        whole = Fraction(share) * size
+        assert int(count) == math.floor(whole)
+        assert abs(float(rest) - float(whole - math.floor(whole))) <= 2.0**-23
+        assert (float(rest) == 0.5) == (whole - math.floor(whole) == Fraction(1, 2))
+
+
+def test_a_schedule_shares_out_as_one_density_does():
+    shapes = {"a": (64, 20), "b": (64, 64), "c": (64, 64), "d": (10, 64)}
+    sizes = [math.prod(shape) for shape in shapes.values()]
+
+    @jax.jit
+    def traced(density):
+        return whole_counts(densities_of(shapes, density, "erk"), sizes, True, density)
+
+    for density in np.random.default_rng(0).uniform(0.01, 1, 100).astype(np.float32):
+        known = float(density)
+        wanted = whole_counts(densities_of(shapes, known, "erk"), sizes, True, known)
+        assert [int(count) for count in traced(density)] == wanted

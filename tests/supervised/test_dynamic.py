@@ -106,7 +106,7 @@ def test_rigl_drops_the_smallest_and_grows_the_steepest(how, getkey):
 
 
 @pytest.mark.parametrize("optimizer", [SGD, optax.adam(0.01)])
-def test_what_grows_has_no_momentum_and_what_stays_keeps_its_own(optimizer, getkey):
+def test_what_grows_or_goes_has_no_momentum_and_what_stays_keeps_its_own(optimizer, getkey):
     sparse, sparsity = random_start(getkey(), 0.3)
     dynamic = ntt.DynamicSparsity(sparsity, ntt.SETRefresh(every=3, fraction=0.5))
     batches = list(stream(3))
@@ -125,10 +125,10 @@ def test_what_grows_has_no_momentum_and_what_stays_keeps_its_own(optimizer, getk
     for one, other in zip(moments(plain), moments(after), strict=True):
         for name in ("first", "second"):
             m = getattr(after.model.mask, name).weight
-            grown = m & ~getattr(before.model.mask, name).weight
+            changed = m ^ getattr(before.model.mask, name).weight
             old, new = (getattr(t.model, name).weight for t in (one, other))
-            assert grown.any() and not new[grown].any()
-            np.testing.assert_array_equal(new[~grown], old[~grown])
+            assert (m & changed).any() and not new[changed].any()
+            np.testing.assert_array_equal(new[~changed], old[~changed])
             np.testing.assert_array_equal(
                 getattr(other.model, name).bias, getattr(one.model, name).bias
             )
@@ -273,3 +273,28 @@ def test_the_first_mask_must_have_the_counts(getkey):
     for model in (sparse, network(getkey())):
         with pytest.raises(ValueError, match="train_init: the model's mask does not have the"):
             ntt.train_init(model, ntt.TrainConfig(dynamic=dynamic), SGD)
+
+
+@pytest.mark.parametrize("optimizer", [optax.lamb(1e-2), optax.lars(0.1, momentum=0.9)])
+def test_what_is_dropped_takes_no_part_in_norms(optimizer, getkey):
+    """The step after a refresh is one of an optimiser that never saw the dropped weights."""
+    model, x = eqx.nn.MLP(6, 3, 12, 1, key=getkey()), jax.random.normal(getkey(), (16, 6))
+    batch = x, jnp.arange(16) % 3
+    falls = ntt.GradualDensity(0.3, 5, initial=0.9, begin=4)
+    dynamic = ntt.DynamicSparsity(ntt.Sparsity(falls), ntt.MagnitudeRefresh(100))
+    start = ntt.prune(model, ntt.scores.Magnitude(), 0.9)
+    state = ntt.train_init(start, ntt.TrainConfig(dynamic=dynamic), optimizer)
+    step = eqx.filter_jit(ntt.train_step)
+    for _ in range(5):
+        state, _ = step(state, batch)
+    assert float(state.model.density()) < 0.35
+    is_sparse = lambda node: isinstance(node, ntt.SparseModel)
+    moments = [n for n in jax.tree.leaves(state.opt_state, is_leaf=is_sparse) if is_sparse(n)]
+    assert moments
+    for each in moments:
+        for mask, leaf in zip(jax.tree.leaves(state.model.mask), weights_of(each), strict=True):
+            assert not leaf[~np.asarray(mask)].any()
+
+
+def weights_of(sparse):
+    return [np.asarray(layer.weight) for layer in sparse.model.layers]

@@ -275,3 +275,16 @@ def test_drawn_networks_train_as_masked_ones(seed, formed):
         after, _ = ntt.train_steps(state, data, num_steps=5)
         assert formed == [True]
         assert_same_training(after, masked_steps(state, data), 1e-9)
+
+
+def test_batches_of_other_sizes_choose_other_layers(getkey, monkeypatch):
+    """A short last batch behind a refresh takes other layers than the batches before it."""
+    monkeypatch.setattr(_on_kept_weights, "is_large", lambda mask: True)
+    pays = lambda mask, size: size >= 8 or mask.shape == (16, 12)
+    monkeypatch.setattr(_on_kept_weights, "pays_in_training", pays)
+    dynamic = ntt.DynamicSparsity(ntt.Sparsity(0.2), ntt.SETRefresh(2))
+    state = ntt.train_init(network(getkey()), ntt.TrainConfig(dynamic=dynamic), ADAM)
+    sizes = [8, 8, 3, 8, 8, 8, 3]
+    data = [(x[:n], y[:n]) for (x, y), n in zip(batches(len(sizes)), sizes, strict=True)]
+    after, _ = ntt.train_steps(state, data, num_steps=len(data))
+    assert_same_training(after, masked_steps(state, data), 1e-5)

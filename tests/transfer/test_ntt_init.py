@@ -156,3 +156,19 @@ def test_students_that_cannot_be_fitted(getkey):
     state = ntt.ntt_init(teacher, CONFIG, ADAM, student=wide)
     with pytest.raises(ValueError, match="outputs have the shape"):
         step(state, jax.random.normal(getkey(), (8, 4)))
+
+
+def test_a_sparse_teacher_teaches_what_it_computes(getkey):
+    """What lies under its mask is nobody's: any numbers there give the same state."""
+    sparse = ntt.prune(Tiny(getkey()), ntt.scores.Magnitude(), 0.6)
+    hidden = jax.tree.map(
+        lambda m, w: w if m is None else jax.numpy.where(m, w, 100.0),
+        sparse.mask,
+        sparse.model,
+        is_leaf=lambda m: m is None,
+    )
+    other = eqx.tree_at(lambda s: s.model, sparse, hidden)
+    one, two = (ntt.ntt_init(teacher, CONFIG, ADAM) for teacher in (sparse, other))
+    x = jax.random.normal(getkey(), (4, 6))
+    np.testing.assert_array_equal(jax.vmap(one.teacher)(x), jax.vmap(sparse)(x))
+    assert same(one, two)
