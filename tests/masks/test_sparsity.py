@@ -11,7 +11,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from helpers.comparison import counts
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 import ntt_eqx as ntt
 from ntt_eqx._masks._allocation import densities_of, exact_product, whole_counts
@@ -205,7 +205,11 @@ def test_a_schedule_out_of_range_and_contradictions_are_refused(scores):
         ntt.make_mask(scores, ntt.Sparsity(0.5), allocation="erk")
 
 
-@given(st.lists(st.tuples(st.floats(2.0**-20, 1, width=32), st.integers(1, 2**30)), min_size=1))
+PAIR = st.tuples(st.floats(2.0**-20, 1, width=32), st.integers(1, 2**30))
+
+
+@settings(deadline=None)
+@given(st.lists(PAIR, min_size=8, max_size=8))
 def test_products_of_shares_and_sizes_are_exact(pairs):
     """Remainders decide which layer gets one more, so that they are exact to float32, too."""
     shares, sizes = zip(*pairs, strict=True)
