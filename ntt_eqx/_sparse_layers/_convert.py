@@ -60,7 +60,7 @@ def sparse_layers(
     nodes: list[Any] = []
     for path, node in named:
         mask = masks.get((*path, jtu.GetAttrKey("weight"))) if _is_layer(node) else None
-        if mask is not None and _bare(node):
+        if mask is not None and _bare(node) and mask.ndim == _axes(node):
             mask = _concrete(mask)
             asked = pays(node, mask, batch_size) if where is None else where(jtu.keystr(path), node)
             if asked:
@@ -112,6 +112,11 @@ def _is_layer(node: Any) -> bool:
 def _bare(layer: Any) -> bool:
     """Whether a layer does what Equinox's does; a subclass may do something else."""
     return type(layer) in (eqx.nn.Linear, *_CONVOLUTIONS)
+
+
+def _axes(layer: Any) -> int:
+    """The axes of the weight of one such layer; a stack of layers has more."""
+    return 2 if isinstance(layer, eqx.nn.Linear) else 2 + layer.num_spatial_dims
 
 
 def _kept_only(layer: Any, mask: np.ndarray) -> AbstractKeptLayer:

@@ -85,7 +85,7 @@ class TrainState(eqx.Module):
         optimizer: the optax optimiser.
         average: the moving average of the model's floating-point arrays, with zeros for pruned
             weights, the running statistics of batch norm among them; `None` without
-            `TrainConfig.ema`.
+            `TrainConfig.ema`. In float32 for arrays of 16 bits, in which it would stand still.
         rewound: the arrays of model and optimiser state that a refresh goes back to; `None` without
             `DynamicSparsity.rewind`.
     """
@@ -105,7 +105,11 @@ class TrainState(eqx.Module):
 
         Its mask is that of `model`.
         """
-        return self.model if self.average is None else eqx.combine(self.average, self.model)
+        if self.average is None:
+            return self.model
+        arrays, rest = eqx.partition(self.model, eqx.is_inexact_array)
+        narrow = jax.tree.map(lambda a, like: a.astype(like.dtype), self.average, arrays)
+        return eqx.combine(narrow, rest)
 
 
 def train_init(
@@ -276,7 +280,9 @@ def _averaged(average: PyTree, model: PyTree, ema: float) -> PyTree:
 
 def _averageable(model: PyTree) -> PyTree:
     """The floating-point arrays of `model`; what a pruned weight hides is no part of an average."""
-    return eqx.filter(with_zeros(model), eqx.is_inexact_array)
+    narrow = lambda a: jnp.issubdtype(a.dtype, jnp.floating) and a.dtype.itemsize < 4
+    arrays = eqx.filter(with_zeros(model), eqx.is_inexact_array)
+    return jax.tree.map(lambda a: a.astype(jnp.float32) if narrow(a) else a, arrays)
 
 
 def _penalised(model: PyTree, masked: bool) -> list[Array]:

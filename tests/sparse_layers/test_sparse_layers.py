@@ -404,3 +404,13 @@ def test_what_is_refused(net, getkey):
     for layer, x in ((layers.model.hidden, (2, 64)), (layers.model.conv, (4, 4))):
         with pytest.raises(ValueError, match=r"use jax\.vmap"):
             layer(jnp.ones(x))
+
+
+def test_stacks_of_layers_stay_masked(getkey):
+    """Their weights have an axis more than those of one layer."""
+    layers = eqx.filter_vmap(lambda key: eqx.nn.Linear(8, 8, key=key))(
+        jax.random.split(getkey(), 3)
+    )
+    sparse = ntt.prune(layers, ntt.scores.Magnitude(), 0.3)
+    found = ntt.sparse_layers(sparse, lambda path, layer: True)
+    assert eqx.tree_equal(found, sparse)

@@ -53,6 +53,28 @@ def test_learns_and_reports(kind, sparse):
     assert type(trained) is type(model)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_average_in_16_bits_follows_the_weights(dtype, getkey):
+    """A thousandth of a difference is less than half a step between two such numbers."""
+    start = jax.tree.map(
+        lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a,
+        eqx.nn.MLP(4, 2, 16, 1, key=getkey()),
+    )
+    batch = jax.random.normal(getkey(), (32, 4), dtype), jnp.arange(32) % 2
+    state = train_init(start, TrainConfig(ema=0.99), optax.sgd(0.5))
+    step, wanted = eqx.filter_jit(train_step), None
+    arrays = lambda model: [
+        np.asarray(a, np.float64) for a in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    ]
+    wanted = arrays(start)
+    for _ in range(300):
+        state, _ = step(state, batch)
+        wanted = [0.99 * a + 0.01 * b for a, b in zip(wanted, arrays(state.model), strict=True)]
+    for found, want in zip(arrays(state.trained), wanted, strict=True):
+        np.testing.assert_allclose(found, want, rtol=2e-2, atol=2e-2)
+    assert all(a.dtype == dtype for a in jax.tree.leaves(eqx.filter(state.trained, eqx.is_array)))
+
+
 def test_zeros_stay_exactly_zero_and_masks_stay(sparse):
     trained, _ = train(sparse, stream(30), ADAM, num_steps=30, l2_weight=1e-2)
     assert eqx.tree_equal(trained.mask, sparse.mask)
