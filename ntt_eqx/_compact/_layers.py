@@ -37,9 +37,9 @@ def _sized(layer: Any) -> Any:
 
 
 def _sizes(layer: Any) -> dict[str, Any]:
-    if layer.weight is None:
+    shape = getattr(layer.weight, "shape", None)
+    if shape is None:  # no weight, or that of another layer (`eqx.nn.Shared`)
         return {}
-    shape = layer.weight.shape
     if isinstance(layer, eqx.nn.Linear):
         sizes = {"out_features": shape[0], "in_features": shape[1]}
         return {n: size for n, size in sizes.items() if getattr(layer, n) != "scalar"}

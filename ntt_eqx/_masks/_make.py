@@ -20,7 +20,7 @@ from .._sparse import SparseModel
 from .._types import MaskTree, ScoreTree, at_trace_time
 from ._allocation import Allocation, check_density, whole_counts
 from ._collapse import is_traced
-from ._pattern import AbstractPattern, Unstructured
+from ._pattern import AbstractOrdered, AbstractPattern, Unstructured, check_not_stacked
 from ._select import select_each
 
 
@@ -123,6 +123,8 @@ def _built(
             "make_mask: scope='global' takes one density, no allocation and no N:M pattern; "
             "these set the densities of layers, which only scope='layer' keeps."
         )
+    if isinstance(pattern, AbstractOrdered):
+        check_not_stacked(pattern, scores)
     # Only a Module is a network with ends to spare, and explicit densities by layer win over it.
     shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
     network = isinstance(scores, eqx.Module) and not isinstance(density, Mapping)

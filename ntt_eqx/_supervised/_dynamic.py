@@ -49,7 +49,7 @@ class DynamicSparsity(eqx.Module):
     rewind: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        """Reject parts of another type."""
+        """Reject parts of another type, and a schedule that no refresh follows."""
         for name, kind in (("sparsity", Sparsity), ("refresh", AbstractRefresh)):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(
@@ -57,6 +57,12 @@ class DynamicSparsity(eqx.Module):
                     f"{getattr(self, name)!r}."
                 )
         check_count("DynamicSparsity: rewind", self.rewind, 0, none=True)
+        never = self.refresh.due(jnp.ones((), jnp.int32)) is False
+        if callable(self.sparsity.density) and never:
+            raise ValueError(
+                "DynamicSparsity: density is a schedule, but the mask is never taken again: give a "
+                "refresh that is due, or a number as density."
+            )
 
 
 def lottery_ticket(

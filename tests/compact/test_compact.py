@@ -330,3 +330,22 @@ class Made(eqx.Module):
 def test_weights_that_are_made_of_parameters_lie_on_paths(getkey):
     found = ntt.effective_sparsity(ntt.sparsify(Made(getkey())), jnp.ones((2, 4)))
     assert float(found.density) == 1
+
+
+def test_layers_that_share_a_weight(getkey):
+    """Such a layer has a placeholder where its weight would be."""
+    first, second = (eqx.nn.Linear(6, 6, key=getkey()) for _ in range(2))
+
+    class Twice(eqx.Module):
+        layers: eqx.nn.Shared
+        last: eqx.nn.Linear
+
+        def __call__(self, x):
+            one, two = self.layers()
+            return self.last(jnp.tanh(two(jnp.tanh(one(x)))))
+
+    tied = eqx.nn.Shared((first, second), lambda pair: pair[1].weight, lambda pair: pair[0].weight)
+    model, x = Twice(tied, eqx.nn.Linear(6, 3, key=getkey())), jnp.ones((3, 6))
+    sparse = ntt.prune(model, ntt.scores.Magnitude(), 0.3)
+    small = ntt.compact(sparse, x)
+    np.testing.assert_allclose(jax.vmap(small.model)(x), jax.vmap(sparse)(x), rtol=1e-5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from ntt_eqx import _masks as masks, sparsify
+from ntt_eqx import _masks as masks, prune, scores, sparsify, weight_layouts
 from ntt_eqx._masks._allocation import allocate_shapes, round_together, whole_counts
 
 LENET = {"a": (300, 784), "b": (100, 300), "c": (10, 100)}
@@ -286,3 +286,35 @@ def test_erk_counts_add_up_to_the_rounded_density_at_ties():
         assert sum(counts) == round(density * sum(sizes))
         assert all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))
         seen += 1
+
+
+class Stack(eqx.Module):
+    """Layers stacked along a first axis, through which a scan goes."""
+
+    layers: eqx.nn.Linear
+    head: eqx.nn.Linear
+
+    def __init__(self, key):
+        make = lambda key: eqx.nn.Linear(8, 8, key=key)
+        self.layers = eqx.filter_vmap(make)(jax.random.split(key, 5))
+        self.head = eqx.nn.Linear(8, 4, key=key)
+
+    def __call__(self, x):
+        arrays, rest = eqx.partition(self.layers, eqx.is_array)
+        one = lambda x, layer: (jnp.tanh(eqx.combine(layer, rest)(x)), None)
+        return self.head(jax.lax.scan(one, x, arrays)[0])
+
+
+@pytest.mark.parametrize(
+    "pattern", [masks.NM(2, 4), masks.Block((4, 4)), masks.Channels(), masks.ConstantFanIn()]
+)
+def test_stacks_of_layers_need_their_order(pattern, getkey):
+    """Their first axis is not that of outputs, which patterns take it for."""
+    model, x = Stack(getkey()), jnp.ones((2, 8))
+    score = scores.Random(getkey())
+    with pytest.raises(ValueError, match="is a stack of them"):
+        prune(model, score, masks.Sparsity(0.5, pattern=pattern))
+    laid = masks.InLayout(pattern, weight_layouts(model, x))
+    kept = prune(model, score, masks.Sparsity(0.5, pattern=laid)).mask.layers.weight
+    if isinstance(pattern, masks.NM):
+        assert (kept.reshape(5, 8, 2, 4).sum(3) == 2).all()
