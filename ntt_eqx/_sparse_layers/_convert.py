@@ -31,7 +31,8 @@ def sparse_layers(
     gradients to rounding, in both modes and under every transformation of JAX, forms no array of
     the size of the weight, and is faster where few weights are kept. Optimiser states hold kept
     weights alone. The layers have no weight to bring back: refreshes, scores, `compact` and exports
-    need the masked form, which `masked_layers` gives without loss.
+    need the masked form, which `masked_layers` gives without loss. A model that asks for the class
+    of its layers has to know these as well, or it is another function with them.
 
     **Arguments:**
 
