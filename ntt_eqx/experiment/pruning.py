@@ -149,7 +149,8 @@ def dynamic_of(
 def _check_falls(who: str, cell: Cell, sparsity: Sparsity) -> None:
     """Raise `ValueError` for a pattern whose density no schedule can change."""
     if isinstance(sparsity.pattern, NM):
-        raise ValueError(f"{who} lowers the density, which {cell.mask} fixes.")
+        pattern = cell.mask.pattern if cell.mask is not None else None
+        raise ValueError(f"{who} lowers the density, which the pattern {pattern} fixes.")
 
 
 def ablated(

@@ -181,7 +181,8 @@ class CompareSettings:
     # synflow, ntk-sap, px, lamp, magnitude: global); ranked within each layer; over all layers at
     # once; or within ERK shares (Erdős–Rényi kernel: small layers stay denser)
     scopes: tuple[Scope, ...] = ("published",)
-    densities: tuple[float, ...] = _number((0.03,), high=1, above=True)  # shares of weights to keep
+    # shares of weights to keep; of groups, where --mask.pattern keeps these whole
+    densities: tuple[float, ...] = _number((0.03,), high=1, above=True)
     # one network, one data order and one result for each
     seeds: tuple[int, ...] = _number((0,), high=2**31 - 1)
     # the label-free phase

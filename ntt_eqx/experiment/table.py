@@ -53,10 +53,12 @@ def summarise(results: Sequence[dict[str, Any]]) -> "pandas.DataFrame":
     """Mean and spread over seeds, in percent: dense first, then by density, NTT before the others.
 
     Its columns are `dataset`, `model`, `method`, `kernel` (of a transfer, else empty), `scope`,
-    `density`, `mask` (empty for plain ones), `settings` (empty where there is one only), `seeds`
-    (how many), `test` and `train` (mean accuracies), `test_spread` (sample standard deviation over
-    seeds) and `test_error` (standard error by the number of test images). NaN stands for what is
-    not known: an accuracy of a network that was not trained, the spread of one seed.
+    `density`, `mask` (empty for plain ones), `settings` (empty where there is one only), `kept`
+    (the share of prunable weights that is kept: another than `density` where that counts groups, or
+    a pattern leaves layers whole), `seeds` (how many), `test` and `train` (mean accuracies),
+    `test_spread` (sample standard deviation over seeds) and `test_error` (standard error by the
+    number of test images). NaN stands for what is not known: an accuracy of a network that was not
+    trained, the spread of one seed.
     """
     frame = results_frame(results)
     frame["error"] = [standard_error(result) for result in results]
@@ -65,6 +67,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> "pandas.DataFrame":
     table = (
         frame.groupby([*_PLACE, "settings"], sort=False)
         .agg(
+            kept=("kept_density", "mean"),
             seeds=("seed", "size"),
             test=("test_accuracy", "mean"),
             test_spread=("test_accuracy", "std"),
@@ -101,6 +104,7 @@ def shown(table: "pandas.DataFrame") -> Cells:
             "Method": [method(name).label for name in table.method],
             "Scope": table.scope,
             "Density": [f"{density:g}" for density in table.density],
+            "Kept": [_EMPTY if kept != kept else f"{kept:.3g}" for kept in table.kept],
             "Mask": table["mask"],
             "Settings": table.settings,
             "Test accuracy (%)": map("".join, zip(number(table.test), spread, strict=True)),
@@ -112,7 +116,9 @@ def shown(table: "pandas.DataFrame") -> Cells:
     text = text.replace("", _EMPTY)
     alike = [name for name in ("Dataset", "Model") if text[name].nunique() == 1]
     empty = [n for n in ("Mask", "Settings", "Standard error") if set(text[n]) == {_EMPTY}]
-    text = text.drop(columns=alike + empty)
+    apart = (table.kept / table.density - 1).abs() > _APART
+    asked = [] if apart.any() else ["Kept"]
+    text = text.drop(columns=alike + empty + asked)
     return list(text), text.to_numpy().tolist(), [name in _NUMBERS for name in text]
 
 
@@ -144,7 +150,8 @@ def to_csv(table: "pandas.DataFrame") -> str:
 
 
 _EMPTY = "–"
-_NUMBERS = ("Density", "Test accuracy (%)", "Standard error", "Train accuracy (%)", "Seeds")
+_APART = 0.02  # the share by which kept weights may differ from a density unsaid
+_NUMBERS = ("Density", "Kept", "Test accuracy (%)", "Standard error", "Train accuracy (%)", "Seeds")
 
 # What a name may hold that the language of a table reads as its own.
 _FORMULA = ("=", "+", "-", "@", "")  # the last: nothing but spaces, tabs or line ends

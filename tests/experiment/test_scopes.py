@@ -132,6 +132,17 @@ def test_tables_have_the_standard_error_of_the_test_images():
     assert accuracies(older) == "test accuracy 84.00 %, train accuracy 90.00 %"
 
 
+def test_tables_tell_kept_weights_where_a_density_does_not():
+    """A density counts filters, and those of one layer have more weights than of another."""
+    place = {"dataset": "d", "model": "m", "density": 0.25, "settings_id": "0", "seed": 0}
+    result = {**place, "method": "snip", "scope": "global", "mask": "filters"}
+    result |= {"test_accuracy": 0.84, "train_accuracy": 0.9}
+    for kept, told in ((0.25, False), (0.253, False), (0.116, True)):
+        text = markdown(shown(summarise([{**result, "kept_density": kept}])))
+        assert ("Kept" in text) == told and ("0.116" in text) == told
+    assert "Kept" not in markdown(shown(summarise([result])))
+
+
 def test_errors_are_on_a_logarithmic_axis(tmp_path):
     fabricate(tmp_path, densities=(0.01, 0.1), methods=("ntt", "random", "dense"))
     runs = find_runs(tmp_path)

@@ -39,7 +39,7 @@ class RunOptions(abc.ABC):
         checkpoint_every: seconds between two checkpoints.
         devices: compute on one device, or share every step among all, those of other hosts with
             the same command (`hosts`) included; results agree to rounding.
-        compilation_cache: keep compiled programs in the user's cache folder, at most 512 MiB.
+        compilation_cache: whether to keep compiled programs in the user's cache folder (512 MiB).
     """
 
     out: Path = Path("runs")
