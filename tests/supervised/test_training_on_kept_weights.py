@@ -25,6 +25,12 @@ ELEMENTWISE = {
     "clipped entries": optax.chain(optax.clip(1e-3), ADAM),
     "a rate in the state": optax.inject_hyperparams(optax.rmsprop)(1e-3),
 }
+# Elementwise as well, for a model with two layers in a list.
+OF_ONE_MODEL = {
+    "decay by places": optax.chain(
+        optax.masked(optax.add_decayed_weights(0.1), lambda p: marked(p)), optax.sgd(0.1)
+    ),
+}
 TOGETHER = {
     "clipped norm": optax.chain(optax.clip_by_global_norm(0.1), ADAM),
     "adafactor": optax.adafactor(1e-2, min_dim_size_to_factor=8),
@@ -36,9 +42,6 @@ TOGETHER = {
     "decay of matrices": optax.chain(
         optax.add_decayed_weights(0.1, mask=lambda p: jax.tree.map(lambda a: a.ndim > 1, p)),
         optax.sgd(0.1),
-    ),
-    "decay by places": optax.chain(
-        optax.masked(optax.add_decayed_weights(0.1), lambda p: marked(p)), optax.sgd(0.1)
     ),
 }
 
@@ -99,14 +102,17 @@ def assert_same_training(found, expected, tolerance):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", default_only(ELEMENTWISE, "momentum", "a rate in the state"))
+@pytest.mark.parametrize(
+    "name", default_only(ELEMENTWISE | OF_ONE_MODEL, "momentum", "a rate in the state")
+)
 def test_elementwise_optimisers_give_what_they_give_masked(name, formed, getkey):
     with jax.enable_x64(True):
         config = ntt.TrainConfig(ema=0.9)
         model = jax.tree.map(
             lambda a: a.astype(float) if eqx.is_inexact_array(a) else a, network(getkey())
         )
-        state, data = ntt.train_init(model, config, ELEMENTWISE[name]), batches(dtype=np.float64)
+        optimizer = (ELEMENTWISE | OF_ONE_MODEL)[name]
+        state, data = ntt.train_init(model, config, optimizer), batches(dtype=np.float64)
         after, rows = ntt.train_steps(state, data, num_steps=STEPS, log_every=4)
         assert formed == [True] and len(rows) == 3
         assert_same_training(after, masked_steps(state, data), 1e-12)
