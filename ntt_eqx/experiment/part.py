@@ -87,17 +87,15 @@ def whole_of(part: Compacted | None, small: SparseModel, start: SparseModel) -> 
 
 
 def densities_of_whole(
-    part: Compacted, dense: SparseModel
+    part: SparseModel, whole: SparseModel
 ) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """A map of rows of metrics of the part to rows whose densities are those of the whole."""
-    small, whole = (
-        sum(mask.size for mask in jax.tree.leaves(each.mask)) for each in (part.take(dense), dense)
-    )
+    sizes = [sum(mask.size for mask in jax.tree.leaves(each.mask)) for each in (part, whole)]
 
     def of_whole(values: Any) -> Any:
         if not isinstance(values, Mapping) or "density" not in values:
             return values
-        return {**values, "density": values["density"] * small / whole}
+        return {**values, "density": values["density"] * sizes[0] / sizes[1]}
 
     return lambda row: {name: of_whole(values) for name, values in row.items()}
 

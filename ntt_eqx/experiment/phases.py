@@ -40,10 +40,10 @@ def transfer_phase(
     used, held_out = parts(images, settings.held_out, cell.seed)
     steps = steps_in(settings.epochs, used.size, settings.batch_size)
     sparsity = transfer_sparsity(cell, teacher, images.input_shape, steps)
-    dense, noted = sparsify(teacher), lambda row: row
+    dense, small, noted = sparsify(teacher), None, lambda row: row
     if part is not None:
-        sparsity = inside(sparsity, dense.mask)
-        noted = densities_of_whole(part, dense)
+        sparsity, small = inside(sparsity, dense.mask), part.take(dense)
+        noted = densities_of_whole(small, dense)
     config = NTTConfig(
         density=sparsity.density,
         num_steps=steps,
@@ -81,7 +81,7 @@ def transfer_phase(
             config,
             _adam(settings.learning_rate, settings.decay, steps),
             mask=first,
-            student=None if part is None else part.take(dense).model,
+            student=None if small is None else small.model,
         ),
         batches=used.batches(settings.batch_size, seed=cell.seed),
         run=functools.partial(transfer, validation=held_out.first(watched).x if watched else None),

@@ -95,7 +95,7 @@ def check(seed, kernel, kind, key):
 
 @pytest.mark.parametrize("kind", ["part", "another"])
 def test_a_student_that_was_drawn(kind, getkey, x64):
-    assert any([check(seed, KERNELS[seed % 2], kind, getkey()) for seed in range(1)])
+    assert check(0, "active", kind, getkey())
 
 
 @pytest.mark.slow

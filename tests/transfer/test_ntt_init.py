@@ -159,7 +159,7 @@ def test_students_that_cannot_be_fitted(getkey):
 
 
 def test_a_sparse_teacher_teaches_what_it_computes(getkey):
-    """What lies under its mask is nobody's: any numbers there give the same state."""
+    """Numbers under its mask change nothing in the state."""
     sparse = ntt.prune(Tiny(getkey()), ntt.scores.Magnitude(), 0.6)
     hidden = jax.tree.map(
         lambda m, w: w if m is None else jax.numpy.where(m, w, 100.0),

@@ -33,12 +33,12 @@ class Report:
         found = {
             run.directory.resolve(): run for path in self.directories for run in find_runs(path)
         }
-        done, again = [], []
+        done, again, seen = [], [], set()
         for run in found.values():
             if run.state == "done":
-                prints = [other.result["fingerprint"] for other in done if other.result]
-                same = run.result is not None and run.result["fingerprint"] in prints
-                (again if same else done).append(run)
+                network = run.result["fingerprint"] if run.result else run.directory
+                (again if network in seen else done).append(run)
+                seen.add(network)
         places = ", ".join(map(str, self.directories))
         if not done:
             raise ExperimentError(f"report: no finished run in {places}.")
