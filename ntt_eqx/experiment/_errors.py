@@ -11,10 +11,15 @@ class ExperimentError(ValueError):
     """Something that the user can put right: a wrong setting, a broken file, a run in use."""
 
 
-class Diverged(ArithmeticError):
-    """A loss became NaN or infinite: the phase's name, and the first step of which it is so."""
+class NetworkFailed(Exception):
+    """One network cannot be made, though others of its comparison can.
 
-    def __init__(self, message: str, *, stage: str, step: int):
+    Attributes:
+        stage: the phase that failed: `"mask"`, `"transfer"` or `"train"`.
+        step: the first step whose loss is NaN or infinite; `None` where no step failed.
+    """
+
+    def __init__(self, message: str, *, stage: str, step: int | None = None):
         super().__init__(message)
         self.stage = stage
         self.step = step

@@ -63,8 +63,8 @@ class Cell:
         method = label_of(self.method)
         if self.method == "dense":
             return f"{method} seed {self.seed}"
-        _, scope, mask = self.line
-        words = (method, scope, f"{self.density:g}", f"({mask})" if mask else "")
+        line = self.line
+        words = (method, line.scope, f"{self.density:g}", f"({line.mask})" if line.mask else "")
         return " ".join([*filter(None, words), f"seed {self.seed}"])
 
     @property

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import DivergenceError, LayerCollapseWarning, Progress, prune, scores, sparsify
 from .._sparse_layers import is_large
-from ._errors import Diverged
+from ._errors import NetworkFailed
 from .cells import CONFIG, Cell, plan
 from .claims import CLAIM, Lost, Taken, claimed
 from .environment import environment
@@ -56,7 +56,7 @@ def run_comparison(
     """Make the networks that `prepare` found for `settings`; write tables, figures and a page.
 
     Finished networks are skipped, and interrupted ones continued. Returns whether all are made: a
-    loss that diverges stops its own network alone.
+    loss that diverges, or a score that fails, stops its own network alone.
     """
     with _held(out, context) as run:
         run.check_unchanged((CONFIG, *REPORT_FILES))
@@ -167,7 +167,10 @@ def _estimate(cells: Sequence[Cell], context: RunContext) -> tuple[float, dict[s
             if kind not in known:
                 what = look_of(method).label if method else "training"
                 with context.display.busy(f"compiling and timing a step of {what}"):
-                    known[kind] = _measure(_build(cell, name, context))
+                    try:
+                        known[kind] = _measure(_build(cell, name, context))
+                    except NetworkFailed:  # is told when the network is made
+                        continue
                 compiled.add(variant)
             first, step, look = known[kind]
             seconds += count * (step + look) + (0.0 if variant in compiled else first)
@@ -232,7 +235,7 @@ def _memory() -> int | None:
 def _run_cells(cells: Sequence[Cell], out: Path, context: RunContext) -> bool:
     """Run every cell that is neither done nor another worker's, until all are; tables after each.
 
-    A cell whose loss diverges is left as it is and the others go on. Returns whether there is one.
+    A cell that fails is left as it is and the others go on. Returns whether there is one.
     """
     begun, failed, waits = time.time(), False, False
     several = len({(cell.dataset, cell.model) for cell in cells}) > 1
@@ -255,7 +258,7 @@ def _run_cells(cells: Sequence[Cell], out: Path, context: RunContext) -> bool:
             except (Taken, Lost):
                 others.append((number, cell))
                 continue
-            except Diverged as error:
+            except NetworkFailed as error:
                 failed = True
                 context.display.say(str(error))
                 continue
@@ -282,7 +285,7 @@ def _is_left(directory: Path) -> bool:
 
 
 def _has_failed(directory: Path, since: float) -> bool:
-    """Whether another worker saw the cell's loss diverge meanwhile."""
+    """Whether the cell failed with another worker meanwhile."""
     try:
         return holds(directory, FAILURE) and (directory / FAILURE).stat().st_mtime > since
     except OSError:
@@ -306,12 +309,16 @@ def _finish(
     """Write tables, figures and page of the finished cells, and show the table."""
     out = run.path
     table = write_tables(_results(cells, out), run)
-    runs = [found for found in runs_of(cells, out) if found.state == "done"]
+    all_runs = runs_of(cells, out)
+    runs = [found for found in all_runs if found.state == "done"]
     if not runs:
         return
     title = ", ".join(dict.fromkeys(name for c in cells for name in (c.dataset, c.model)))
     figures = write_page(runs, run, title, display, to_json(settings))
     display.table(table)
+    if failed := sum(found.state == "failed" for found in all_runs):
+        said = "failure.json in their folders says why"
+        display.say(f"{failed} of {len(cells)} networks failed; {said}")
     display.say(f"results: {out / 'results.json'}, {out / 'table.md'}, {out / 'report.html'}")
     if figures:
         display.say(f"figures: {out / 'figures'} ({', '.join(figures)}; PNG and SVG)")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .. import AbstractObserver, DivergenceError, Progress
 from .._types import PyTree
-from ._errors import Diverged, Interrupted
+from ._errors import Interrupted, NetworkFailed
 from .checkpoint import Checkpoint, CheckpointStore
 from .images import Shelf
 from .manifest import RunFolder
@@ -94,7 +94,7 @@ class RunContext:
 def run_phase(phase: Phase, run: RunFolder, metrics: MetricsFile, context: RunContext) -> Outcome:
     """Run `phase` to its end, going on from its newest checkpoint in `run` if it has one.
 
-    Raises `Diverged` when a loss is not finite; the last checkpoint is older than that step;
+    Raises `NetworkFailed` when a loss is not finite; the last checkpoint is older than that step;
     `Interrupted` when a stop was asked for; the last step done has a checkpoint.
     """
     store = CheckpointStore(run, phase.name)
@@ -104,7 +104,7 @@ def run_phase(phase: Phase, run: RunFolder, metrics: MetricsFile, context: RunCo
         kept = "there is no earlier checkpoint"
         if steps := store.steps():
             kept = f"the last good checkpoint is step {steps[-1]}, in {store.directory}"
-        raise Diverged(
+        raise NetworkFailed(
             f"{phase.title}: the loss became {error.value} at step {error.step} of "
             f"{phase.num_steps}; {kept}. {error.reason or phase.advice}",
             stage=phase.name,

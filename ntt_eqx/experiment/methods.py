@@ -293,6 +293,7 @@ class Line(NamedTuple):
     method: str
     scope: str  # `layer`, `global`, `erk`; empty where there is none
     mask: str  # how weights are kept together or ablated; empty for plain masks
+    settings: str = ""  # what tells it apart from another line of the same method, in words
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> "Line":
@@ -300,14 +301,15 @@ class Line(NamedTuple):
         scope, parts = result.get("scope") or "", (result.get("mask") or "").split(", ")
         if parts[0] == "erk":  # which files keep apart from the scope
             scope, parts = "erk", parts[1:]
-        return cls(result["method"], scope, ", ".join(parts))
+        return cls(result["method"], scope, ", ".join(parts), result.get("settings") or "")
 
     def label(self, scoped: bool) -> str:
         """Its name in legends, with its scope if it is `scoped`."""
         scope = SCOPES.get(self.scope, self.scope) if scoped else ""
-        return ", ".join(part for part in (method(self.method).label, scope, self.mask) if part)
+        parts = (method(self.method).label, scope, self.mask, self.settings)
+        return ", ".join(part for part in parts if part)
 
     @property
     def order(self) -> tuple[Any, ...]:
         """Its position in tables and legends."""
-        return method_order(self.method), self.method, self.scope != "layer", self.scope, self.mask
+        return method_order(self.method), self.method, self.scope != "layer", *self[1:]

@@ -1,8 +1,10 @@
 """The sparse network that a cell starts from: its score, its mask, and their checks."""
 
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,10 +28,13 @@ from .. import (
     shuffle_mask,
     sparsify,
 )
-from ._errors import ExperimentError
+from ._errors import ExperimentError, NetworkFailed
 from .cells import Cell
+from .methods import METHODS
 from .own import find_method
 from .settings import MaskSettings, parse_pattern
+
+_PACKAGE = Path(__file__).parents[1]
 
 
 def pruned_at_start(
@@ -43,9 +48,26 @@ def pruned_at_start(
 
     For NTT this is the score of its first mask, for any other method its own.
 
-    Warns `LayerCollapseWarning` when a layer is left empty. Raises `ExperimentError` for scores
-    that are not finite, or a mask that does not fit the network.
+    Warns `LayerCollapseWarning` when a layer is left empty. Raises `NetworkFailed` for scores that
+    are not finite, a mask that does not fit the network, and whatever code of a user's raises.
     """
+    try:
+        return _pruned_at_start(cell, teacher, shape, examples, key)
+    except (ValueError, RuntimeError) as error:
+        raise _failed(cell, _plain(error)) from error
+    except Exception as error:
+        if cell.method in METHODS:
+            raise
+        raise _failed(cell, f"{type(error).__name__}: {_plain(error)}{_place(error)}") from error
+
+
+def _pruned_at_start(
+    cell: Cell,
+    teacher: Any,
+    shape: tuple[int, ...],
+    examples: tuple[Array, Array] | None,
+    key: PRNGKeyArray,
+) -> SparseModel:
     sparse, scoring = sparsify(teacher), cell.scoring
     record = find_method(cell.method if cell.transfer is None else cell.transfer.initial_mask)
     if record.find is not None:
@@ -59,21 +81,18 @@ def pruned_at_start(
         inputs = examples[0]
         if isinstance(score, scores.LossGradient):  # cuts its batch in two halves
             inputs = inputs[: len(inputs) // 2 * 2]
-    try:
-        with warnings.catch_warnings():
-            # lost classes are told when the mask is final: at the start of training
-            warnings.filterwarnings("ignore", "prune: no path", LayerCollapseWarning)
-            return prune(
-                sparse,
-                score,
-                sparsity_of(cell, teacher, shape),
-                inputs,
-                steps=(scoring.iterations or 1) if scoring is not None else 1,
-                schedule=scoring.schedule if scoring is not None else "exponential",
-                invert=cell.mask is not None and cell.mask.ablation == "invert",
-            )
-    except (ValueError, RuntimeError) as error:
-        raise ExperimentError(f"{cell.name}: {_plain(error)}") from error
+    with warnings.catch_warnings():
+        # lost classes are told when the mask is final: at the start of training
+        warnings.filterwarnings("ignore", "prune: no path", LayerCollapseWarning)
+        return prune(
+            sparse,
+            score,
+            sparsity_of(cell, teacher, shape),
+            inputs,
+            steps=(scoring.iterations or 1) if scoring is not None else 1,
+            schedule=scoring.schedule if scoring is not None else "exponential",
+            invert=cell.mask is not None and cell.mask.ablation == "invert",
+        )
 
 
 def _checked(cell: Cell, found: Any, dense: SparseModel) -> SparseModel:
@@ -84,16 +103,16 @@ def _checked(cell: Cell, found: Any, dense: SparseModel) -> SparseModel:
     like = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
     if not isinstance(found, SparseModel) or like(found.mask) != like(dense.mask):
         what = "a network of other layers" if isinstance(found, SparseModel) else "no SparseModel"
-        raise ExperimentError(
-            f"{cell.method}: returned {what}; a method returns the dense network that it was "
-            "given with a mask, as ntt.prune does."
+        raise ValueError(
+            f"the method returned {what}; it must return the dense network that it was given with "
+            "a mask, as ntt.prune does."
         )
     masks = jax.tree.leaves(found.mask)
     kept, size = sum(int(m.sum()) for m in masks), sum(m.size for m in masks)
     if kept > cell.density * size + len(masks):  # each layer may round up
-        raise ExperimentError(
-            f"{cell.method}: keeps {kept} of {size} weights, more than the share {cell.density:g} "
-            "that was asked for."
+        raise ValueError(
+            f"the method keeps {kept} of {size} weights, more than the share {cell.density:g} that "
+            "was asked for."
         )
     return found
 
@@ -159,7 +178,7 @@ def ablated(
     """`sparse` with its mask shuffled or its weights drawn again, if the cell asks for it.
 
     `teacher` is the dense initialisation, whose weights a transfer has changed. A shuffled mask
-    keeps its pattern. Raises `ExperimentError` for a mask of a pattern that leaves a layer empty.
+    keeps its pattern. Raises `NetworkFailed` for a mask of a pattern that leaves a layer empty.
     """
     ablation = cell.mask.ablation if cell.mask is not None else None
     if ablation in ("shuffle", "shares"):
@@ -170,7 +189,7 @@ def ablated(
         try:
             counts = sparsity.of_mask(sparse.mask)
         except ValueError as error:
-            raise ExperimentError(f"{cell.name}: {_plain(error)}") from error
+            raise _failed(cell, _plain(error)) from error
         return weights.with_mask(counts.mask(scores.Random(key)(sparsify(teacher))))
     if ablation == "initial":
         return sparsify(teacher).with_mask(sparse.mask)
@@ -216,6 +235,18 @@ def collapse_shown(say: Callable[[str], None], title: str) -> Iterator[None]:
         warnings.simplefilter("always", LayerCollapseWarning)
         warnings.showwarning = show
         yield
+
+
+def _failed(cell: Cell, why: str) -> NetworkFailed:
+    return NetworkFailed(f"{cell.dataset}, {cell.model}, {cell.name}: {why}", stage="mask")
+
+
+def _place(error: Exception) -> str:
+    """The last line of a user's code that an error went through, to stand behind its message."""
+    places = traceback.extract_tb(error.__traceback__)
+    own = [at for at in places if not Path(at.filename).is_relative_to(_PACKAGE)]
+    own = [at for at in own if "site-packages" not in Path(at.filename).parts]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
 def _plain(error: Exception) -> str:

@@ -5,11 +5,11 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .cells import Cell
+from .cells import Cell, plan
 from .methods import method
 from .presets import PRESETS
-from .settings import MaskSettings
-from .table import markdown, rows_of, summarise
+from .settings import CompareSettings, MaskSettings
+from .table import accuracy, line_in, markdown, rows_of, summarise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +78,29 @@ PUBLISHED: Mapping[str, tuple[Published, ...]] = types.MappingProxyType(
 
 
 def protocol_of(cell: Cell) -> str | None:
-    """The preset whose protocol trains `cell` to the letter, `None` if there is none.
+    """The preset whose protocol makes `cell` to the letter, `None` if there is none.
 
-    The method, the seed and the shares of the layers are free; network, pattern and recipe are not.
+    The method, the seed, the density and the shares of the layers are free. All else is as in the
+    preset: network, pattern, recipe, and what the method's score or transfer is told.
     """
-    mask = dataclasses.replace(cell.mask or MaskSettings(), allocation="uniform")
     for name in PUBLISHED:
-        preset = PRESETS[name]
-        same = cell.model in preset.models and cell.training == preset.training
-        if same and cell.start is None and (cell.method == "dense" or mask == preset.mask):
+        if cell.model in PRESETS[name].models and cell in plan(_like(PRESETS[name], cell)):
             return name
     return None
+
+
+def _like(preset: CompareSettings, cell: Cell) -> CompareSettings:
+    """The comparison of one network that the preset makes with the free choices of `cell`."""
+    allocation = (cell.mask or MaskSettings()).allocation
+    return dataclasses.replace(
+        preset,
+        datasets=(cell.dataset,),
+        models=(cell.model,),
+        methods=(cell.method if cell.scope is None else f"{cell.method}@{cell.scope}",),
+        densities=(cell.density,),
+        seeds=(cell.seed,),
+        mask=dataclasses.replace(preset.mask, allocation=allocation),
+    )
 
 
 def published_beside(results: Sequence[dict[str, Any]]) -> str:
@@ -117,14 +129,6 @@ def _lines(number: Published, rows: Sequence[Any]) -> list[list[str]]:
     ours = [r for r in rows if (r.dataset, r.model, r.method, r.density) == place]
     begin = [number.dataset, number.model]
     end = [f"{number.density:g}", f"{number.accuracy:.2f}"]
-    label = method(number.method).label
     if not ours:
-        return [[*begin, label, *end, "–", number.source]]
-    scope = lambda row: f" ({row.scope})" if len(ours) > 1 and row.scope else ""
-    return [[*begin, label + scope(r), *end, _accuracy(r), number.source] for r in ours]
-
-
-def _accuracy(row: Any) -> str:
-    if row.test != row.test:  # NaN: it was not trained
-        return "–"
-    return f"{row.test:.2f}" + (f" ± {row.test_spread:.2f}" if row.seeds > 1 else "")
+        return [[*begin, method(number.method).label, *end, "–", number.source]]
+    return [[*begin, line_in(r).label(True), *end, accuracy(r), number.source] for r in ours]

@@ -35,9 +35,10 @@ REPORT_FILES = ("results.json", "table.md", "table.csv", "table.tex", "report.ht
 """The content of a report, without its figures."""
 
 _NOTE = """\
-Test accuracy: mean ± sample standard deviation over seeds. Standard error: sqrt(p (1 - p) / n) of \
-an accuracy p on the n test images, which all networks share. Scope: how the kept weights are \
-shared out over the layers; layer ranks within each, global over all at once, erk keeps \
+±: standard error. Of several seeds it is that of their mean, sample standard deviation / \
+sqrt(seeds); of one seed that of its test images, sqrt(p (1 - p) / n) for an accuracy p on n of \
+them. Over: mean difference from that row, seed by seed, in points. Scope: how the kept weights \
+are shared out over the layers; layer ranks within each, global over all at once, erk keeps \
 Erdős–Rényi shares."""
 _CAPTIONS = {
     "accuracy": "Test accuracy while the networks train.",

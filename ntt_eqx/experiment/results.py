@@ -62,8 +62,8 @@ class Run:
     """One cell on disk."""
 
     directory: Path  # where it is
-    # `done`; `failed` (its loss diverged); `unfinished` (to be continued); `broken` (its files
-    # cannot be read)
+    # `done`; `failed` (no mask, or a loss that diverged); `unfinished` (to be continued); `broken`
+    # (its files cannot be read)
     state: Literal["done", "failed", "unfinished", "broken"]
     config: dict[str, Any]  # its configuration, empty when broken
     result: dict[str, Any] | None = None  # its result when done, else `None`

@@ -14,7 +14,7 @@ import jax.tree_util as jtu
 from .. import SparseModel, check_collapse, effective_sparsity, sparsify, warm_up
 from .._stateful import has_state
 from ..data import Dataset
-from ._errors import Diverged, ExperimentError
+from ._errors import ExperimentError, NetworkFailed
 from .cells import CONFIG, Cell, write_or_check_config
 from .images import Shelf, StandardisedSplit, check_labelled, check_network, parts
 from .loop import RunContext, run_phase
@@ -63,9 +63,9 @@ def run_cell(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dic
     A finished cell is only read. One that was interrupted goes on from its newest checkpoint, with
     the same bits as if it had never stopped.
 
-    Raises `Diverged` when a loss is not finite; the reason is kept in `failure.json`; `Interrupted`
-    when a stop was asked for; `ExperimentError` when the folder belongs to something else, or a
-    file in it is not what the run wrote.
+    Raises `NetworkFailed` when a loss is not finite or the mask cannot be made; the reason is kept
+    in `failure.json`; `Interrupted` when a stop was asked for; `ExperimentError` when the folder
+    belongs to something else, or a file in it is not what the run wrote.
     """
     run.check_unchanged((CONFIG, METRICS, TRANSFERRED, MODEL, RESULT, FAILURE))
     write_or_check_config(run, cell.to_json())
@@ -75,7 +75,7 @@ def run_cell(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dic
         try:
             with collapse_shown(context.display.say, title), _watched(cell, context):
                 result = _make(cell, run, context, title)
-        except Diverged as error:
+        except NetworkFailed as error:
             said = {"stage": error.stage, "step": error.step, "message": str(error)}
             run.write_json(FAILURE, said)
             raise

@@ -1,5 +1,6 @@
 """Tables of results: one row a network, or its mean over seeds; as Markdown, CSV and LaTeX."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +36,14 @@ def results_frame(results: Sequence[dict[str, Any]]) -> "pandas.DataFrame":
     """One row for each result, with what no network can lack first; NaN for what is not known."""
     rows = []
     for result in results:
-        line = Line.of(result)
-        place = {**{name: result[name] for name in ("dataset", "model")}, **line._asdict()}
+        line = Line.of(result)._asdict()
+        place = {**{name: result[name] for name in ("dataset", "model")}, **line}
         place |= {"density": float(result["density"]), "seed": result["seed"]}
         rows.append(
             {
                 **{name: place[name] for name in (*_PLACE, "seed")},
                 **{name: result.get(name) for name in _MEASURED},
-                "settings": result.get("settings_id") or "",
+                "settings": line["settings"] or result.get("settings_id") or "",
             }
         )
     frame = require("pandas").DataFrame(rows, columns=[*_PLACE, "seed", *_MEASURED, "settings"])
@@ -50,37 +51,69 @@ def results_frame(results: Sequence[dict[str, Any]]) -> "pandas.DataFrame":
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> "pandas.DataFrame":
-    """Mean and spread over seeds, in percent: dense first, then by density, NTT before the others.
+    """Mean and error over seeds, in percent: dense first, then by density, NTT before the others.
 
     Its columns are `dataset`, `model`, `method`, `kernel` (of a transfer, else empty), `scope`,
-    `density`, `mask` (empty for plain ones), `settings` (empty where there is one only), `kept`
+    `density`, `mask` (empty for plain ones), `settings` (empty where nothing differs), `kept`
     (the share of prunable weights that is kept: another than `density` where that counts groups, or
     a pattern leaves layers whole), `seeds` (how many), `test` and `train` (mean accuracies),
-    `test_spread` (sample standard deviation over seeds) and `test_error` (standard error by the
-    number of test images). NaN stands for what is not known: an accuracy of a network that was not
-    trained, the spread of one seed.
+    `test_spread` (sample standard deviation over seeds), `test_error` (standard error of `test`:
+    over seeds, or, of one seed, by the number of test images), `lead` and `lead_error` (mean of the
+    differences from the `reference`, seed by seed, and its standard error). NaN stands for what is
+    not known: an accuracy of a network that was not trained, the spread of one seed.
     """
     frame = results_frame(results)
-    frame["error"] = [standard_error(result) for result in results]
-    for name in ("test_accuracy", "train_accuracy", "error"):
+    frame["images"] = [standard_error(result) for result in results]
+    for name in ("test_accuracy", "train_accuracy", "images"):
         frame[name] = 100.0 * frame[name].astype(float)
-    table = (
-        frame.groupby([*_PLACE, "settings"], sort=False)
-        .agg(
-            kept=("kept_density", "mean"),
-            seeds=("seed", "size"),
-            test=("test_accuracy", "mean"),
-            test_spread=("test_accuracy", "std"),
-            train=("train_accuracy", "mean"),
-            test_error=("error", lambda errors: errors.mean(skipna=False)),
-        )
-        .reset_index()
-    )
-    several = table.groupby([*_PLACE]).settings.transform("size") > 1
-    table["settings"] = table.settings.where(several, "")
+    several = frame.groupby([*_PLACE]).settings.transform("nunique").to_numpy() > 1
+    told = [bool(result.get("settings")) for result in results]
+    frame["settings"] = frame.settings.where(several | told, "")
+    frame["difference"] = _differences(frame)
+    groups = frame.groupby([*_PLACE, "settings"], sort=False)
+    table = groups.agg(
+        kept=("kept_density", "mean"),
+        seeds=("seed", "size"),
+        test=("test_accuracy", "mean"),
+        test_spread=("test_accuracy", "std"),
+        train=("train_accuracy", "mean"),
+        test_error=("test_accuracy", "sem"),
+        images=("images", lambda errors: errors.mean(skipna=False)),
+        lead=("difference", "mean"),
+        lead_error=("difference", "sem"),
+    ).reset_index()
+    table["test_error"] = table.test_error.fillna(table.pop("images"))
     table.insert(3, "kernel", [method(name).kernel for name in table.method])
     order = [row.Index for row in sorted(rows_of(table), key=_order)]
     return table.loc[order].reset_index(drop=True)
+
+
+def reference(table: "pandas.DataFrame") -> Line | None:
+    """The line from which leads are counted: random masks, the cheapest, with ERK shares if any.
+
+    Plain ones stand before those of a pattern. `None` where there are none.
+    """
+    lines = {line_in(row)._replace(settings="") for row in rows_of(table) if row.method == "random"}
+    return min(lines, key=lambda line: (line.mask != "", line.scope != "erk", line), default=None)
+
+
+def _differences(frame: "pandas.DataFrame") -> "pandas.Series":
+    """The accuracy of each network above that of the reference of its seed, trained like it."""
+    chosen = reference(frame)
+    here = [line_in(row)._replace(settings="") == chosen for row in rows_of(frame)]
+    places = frame[["dataset", "model", "density", "seed"]].assign(
+        training=[_training(settings) for settings in frame.settings]
+    )
+    known = places[here].assign(known=frame.test_accuracy[here])
+    known = known.groupby(list(places), as_index=False).mean()
+    found = places.merge(known, how="left", on=list(places)).known.to_numpy()
+    return (frame.test_accuracy - found).where([not same for same in here])
+
+
+def _training(settings: str) -> str:
+    """What words of settings say of the training, not of how the mask was found."""
+    words = settings.split(", ")
+    return ", ".join(w for w in words if not w.startswith(("transfer.", "scoring.")))
 
 
 def rows_of(table: "pandas.DataFrame") -> list[Any]:
@@ -90,13 +123,14 @@ def rows_of(table: "pandas.DataFrame") -> list[Any]:
 
 def line_in(row: Any) -> Line:
     """The line of figures to which a row of a table belongs."""
-    return Line(row.method, row.scope, row.mask)
+    return Line(row.method, row.scope, row.mask, row.settings)
 
 
 def shown(table: "pandas.DataFrame") -> Cells:
     """The rows of `summarise` as text, columns that say nothing left out."""
-    number = lambda column: [_EMPTY if value != value else f"{value:.2f}" for value in column]
-    spread = ["" if value != value else f" ± {value:.2f}" for value in table.test_spread]
+    chosen = reference(table)
+    several = table.scope[table.method == "random"].nunique() > 1
+    over = "Over random" if chosen is None else f"Over {chosen.label(several)}"
     text = require("pandas").DataFrame(
         {
             "Dataset": table.dataset,
@@ -107,19 +141,30 @@ def shown(table: "pandas.DataFrame") -> Cells:
             "Kept": [_EMPTY if kept != kept else f"{kept:.3g}" for kept in table.kept],
             "Mask": table["mask"],
             "Settings": table.settings,
-            "Test accuracy (%)": map("".join, zip(number(table.test), spread, strict=True)),
-            "Standard error": number(table.test_error),
-            "Train accuracy (%)": number(table.train),
+            "Test accuracy (%)": [accuracy(row) for row in rows_of(table)],
+            over: [_with_error(row.lead, row.lead_error, "+") for row in rows_of(table)],
+            "Train accuracy (%)": [_with_error(row.train) for row in rows_of(table)],
             "Seeds": table.seeds.astype(str),
         }
     )
     text = text.replace("", _EMPTY)
     alike = [name for name in ("Dataset", "Model") if text[name].nunique() == 1]
-    empty = [n for n in ("Mask", "Settings", "Standard error") if set(text[n]) == {_EMPTY}]
+    empty = [n for n in ("Mask", "Settings", over) if set(text[n]) == {_EMPTY}]
     apart = (table.kept / table.density - 1).abs() > _APART
     asked = [] if apart.any() else ["Kept"]
     text = text.drop(columns=alike + empty + asked)
-    return list(text), text.to_numpy().tolist(), [name in _NUMBERS for name in text]
+    return list(text), text.to_numpy().tolist(), [name in (*_NUMBERS, over) for name in text]
+
+
+def accuracy(row: Any) -> str:
+    """The test accuracy of a row of `summarise`, with its standard error where that is known."""
+    return _with_error(row.test, row.test_error)
+
+
+def _with_error(value: float, error: float = math.nan, sign: str = "") -> str:
+    if value != value:
+        return _EMPTY
+    return f"{value:{sign}.2f}" + ("" if error != error else f" ± {error:.2f}")
 
 
 def markdown(cells: Cells) -> str:
@@ -151,7 +196,7 @@ def to_csv(table: "pandas.DataFrame") -> str:
 
 _EMPTY = "–"
 _APART = 0.02  # the share by which kept weights may differ from a density unsaid
-_NUMBERS = ("Density", "Kept", "Test accuracy (%)", "Standard error", "Train accuracy (%)", "Seeds")
+_NUMBERS = ("Density", "Kept", "Test accuracy (%)", "Train accuracy (%)", "Seeds")
 
 # What a name may hold that the language of a table reads as its own.
 _FORMULA = ("=", "+", "-", "@", "")  # the last: nothing but spaces, tabs or line ends
@@ -184,4 +229,4 @@ def _one_line(text: str) -> str:
 
 
 def _order(row: Any) -> tuple[Any, ...]:
-    return (row.dataset, row.model, -row.density, line_in(row).order, row.settings)
+    return (row.dataset, row.model, -row.density, line_in(row).order)

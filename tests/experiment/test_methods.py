@@ -11,7 +11,7 @@ import pytest
 
 from ntt_eqx import LayerCollapseWarning, SparseModel, sparsify
 from ntt_eqx.data import Split, make_dataset
-from ntt_eqx.experiment._errors import ExperimentError
+from ntt_eqx.experiment._errors import ExperimentError, NetworkFailed
 from ntt_eqx.experiment.cells import plan
 from ntt_eqx.experiment.methods import METHODS, FirstMask
 from ntt_eqx.experiment.phases import planned_steps, training_phase, transfer_phase
@@ -265,7 +265,7 @@ def test_a_collapsed_layer_is_one_plain_line(teacher):
 
 def test_scores_that_are_not_finite_are_explained(teacher):
     broken = jax.tree.map(lambda w: w * jnp.nan, teacher)
-    with pytest.raises(ExperimentError, match="magnitude layer 0.1 seed 0: .*NaN"):
+    with pytest.raises(NetworkFailed, match="mnist, tiny, magnitude layer 0.1 seed 0: .*NaN"):
         start(cell_of("magnitude"), broken)
 
 

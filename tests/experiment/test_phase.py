@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ntt_eqx import fit
-from ntt_eqx.experiment._errors import Diverged, ExperimentError, Interrupted
+from ntt_eqx.experiment._errors import ExperimentError, Interrupted, NetworkFailed
 from ntt_eqx.experiment.checkpoint import KEPT, Checkpoint, CheckpointStore
 from ntt_eqx.experiment.loop import Phase, RunContext, StopRequest, run_phase
 from ntt_eqx.experiment.metrics import MetricsFile, read_metrics
@@ -110,10 +110,12 @@ def test_a_finished_phase_leaves_the_rows_of_the_next(tmp_path):
 
 
 def test_a_bad_loss_stops_at_its_step_and_keeps_the_last_good_state(tmp_path):
-    with pytest.raises(Diverged, match=r"nan at step 7 of 11; .* step 6, in .*Try less") as caught:
+    with pytest.raises(
+        NetworkFailed, match=r"nan at step 7 of 11; .* step 6, in .*Try less"
+    ) as caught:
         run(make_phase(bad_at=7), tmp_path / "a", every=0.0)
     assert (caught.value.stage, caught.value.step) == ("train", 7)
-    with pytest.raises(Diverged, match="step 7 of 11; there is no earlier checkpoint"):
+    with pytest.raises(NetworkFailed, match="step 7 of 11; there is no earlier checkpoint"):
         run(make_phase(bad_at=7), tmp_path / "b")
 
 
@@ -125,7 +127,9 @@ def test_a_bad_batch_is_named_in_place_of_the_advice(tmp_path):
 
     phase = make_phase()
     phase.batches = Lost()
-    with pytest.raises(Diverged, match="step 3 of 11; .*The batch of step 3 has NaN") as caught:
+    with pytest.raises(
+        NetworkFailed, match="step 3 of 11; .*The batch of step 3 has NaN"
+    ) as caught:
         run(phase, tmp_path / "a")
     assert "Try less" not in str(caught.value)
 

@@ -8,6 +8,7 @@ from ntt_eqx.experiment.cells import plan
 from ntt_eqx.experiment.presets import PRESETS
 from ntt_eqx.experiment.published import PUBLISHED, protocol_of, published_beside
 from ntt_eqx.experiment.report import write_tables
+from ntt_eqx.experiment.settings import ScoringSettings
 from ntt_eqx.models import MODELS
 
 from .fabricated import held
@@ -46,7 +47,23 @@ def test_another_recipe_mask_or_start_is_another_protocol():
     others = ({"training": shorter}, {"mask": None}, {"start": "0" * 64}, {"model": "lenet-5"})
     for change in others:
         assert protocol_of(dataclasses.replace(random, **change)) is None
-    assert protocol_of(dataclasses.replace(random, seed=7, method="snip")) == "ultra-sparse"
+    plain = dataclasses.replace(random.mask, allocation="uniform")
+    assert protocol_of(dataclasses.replace(random, seed=7, mask=plain)) == "ultra-sparse"
+
+
+def test_another_score_or_transfer_is_another_protocol():
+    preset = PRESETS["ultra-sparse"]
+    for change in (
+        {"scoring": ScoringSettings(examples=7)},
+        {"transfer": dataclasses.replace(preset.transfer, epochs=1.0)},
+    ):
+        changed = plan(dataclasses.replace(preset, **change))
+        uses = [c for c in changed if getattr(c, *change) is not None]
+        assert uses and {protocol_of(cell) for cell in uses} == {None}
+        assert {protocol_of(c) for c in changed if c not in uses} == {"ultra-sparse"}
+    ablated = dataclasses.replace(preset.mask, ablation="shuffle")
+    scored = dataclasses.replace(preset, mask=ablated, methods=("snip", "synflow"))
+    assert {protocol_of(cell) for cell in plan(scored)} == {None}
 
 
 def test_ours_stands_beside_the_published_number_of_the_same_network(tmp_path):
@@ -56,7 +73,7 @@ def test_ours_stands_beside_the_published_number_of_the_same_network(tmp_path):
     results += [result(of("snip", 0.05)[0], 0.8)]
     header, _, *lines = table(published_beside(results))
     assert header == "Dataset,Model,Method,Density,Published (%),Ours (%),Source".split(",")
-    assert ["cifar-10", "resnet-20-bn", "random", "0.1", "86.25", "86.00 ± 1.00"] in [
+    assert ["cifar-10", "resnet-20-bn", "random, global", "0.1", "86.25", "86.00 ± 0.58"] in [
         line[:6] for line in lines
     ]
     assert ["random", "0.05", "83.56", "–"] in [line[2:6] for line in lines]
@@ -72,6 +89,6 @@ def test_each_scope_has_its_line():
     cell = next(c for c in plan(PRESETS["vgg-19"]) if (c.method, c.density) == ("grasp", 0.02))
     results = [result(cell, 0.9), result(dataclasses.replace(cell, scope="layer"), 0.8)]
     lines = [line[2:6] for line in table(published_beside(results))]
-    assert ["GraSP (layer)", "0.02", "92.19", "80.00"] in lines
-    assert ["GraSP (global)", "0.02", "92.19", "90.00"] in lines
+    assert ["GraSP, per layer", "0.02", "92.19", "80.00"] in lines
+    assert ["GraSP, global", "0.02", "92.19", "90.00"] in lines
     assert ["one-cycle magnitude", "0.02", "93.44", "–"] in lines

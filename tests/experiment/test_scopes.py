@@ -43,8 +43,8 @@ def test_each_method_has_its_published_scope():
 
 def test_the_default_comparison_is_of_published_baselines():
     found = lines()
-    assert ("random", "erk", "") in found and ("snip", "global", "") in found
-    assert ("ntt", "layer", "") in found and ("dense", "", "") in found
+    assert Line("random", "erk", "") in found and Line("snip", "global", "") in found
+    assert Line("ntt", "layer", "") in found and Line("dense", "", "") in found
 
 
 def test_one_method_can_have_a_scope_of_its_own():
@@ -115,7 +115,7 @@ def test_methods_at_scopes_of_their_own_share_a_panel():
     assert {look["label"] for look in looks.values()} == {"NTT (active)", "SNIP"}
 
 
-def test_tables_have_the_standard_error_of_the_test_images():
+def test_one_seed_has_the_standard_error_of_the_test_images():
     place = {"dataset": "d", "model": "m", "density": 0.1, "settings_id": "0"}
     result = {**place, "method": "random", "scope": "layer", "mask": "erk", "seed": 0}
     result |= {"test_accuracy": 0.84, "train_accuracy": 0.9, "test_images": 1000}
@@ -126,10 +126,79 @@ def test_tables_have_the_standard_error_of_the_test_images():
     (row,) = table.itertuples()
     assert (row.scope, row.mask, row.test_error) == ("erk", "", pytest.approx(100 * error))
     header, _, line = markdown(shown(table)).splitlines()
-    assert "Standard error" in header and " 1.16 |" in line and "| erk " in line
+    assert "Test accuracy" in header and " 84.00 ± 1.16 |" in line and "| erk " in line
     older = {key: value for key, value in result.items() if key != "test_images"}
-    assert "Standard error" not in markdown(shown(summarise([older])))
+    assert " 84.00 |" in markdown(shown(summarise([older])))
     assert accuracies(older) == "test accuracy 84.00 %, train accuracy 90.00 %"
+
+
+def results_of(accuracies, **fields):
+    """Results of one network a seed, given the accuracy of each."""
+    place = {"dataset": "d", "model": "m", "density": 0.1, "settings_id": "0", "scope": "layer"}
+    numbers = {"train_accuracy": 0.9, "test_images": 1000}
+    return [
+        {**place, **numbers, **fields, "seed": seed, "test_accuracy": accuracy}
+        for seed, accuracy in accuracies.items()
+    ]
+
+
+def test_leads_are_paired_by_seed():
+    erk = results_of({0: 0.80, 1: 0.84, 2: 0.88}, method="random", mask="erk")
+    plain = results_of({0: 0.7, 1: 0.7}, method="random")
+    ours = results_of({2: 0.90, 1: 0.85, 5: 0.1}, method="ntt")  # seed 5 has no partner
+    dense = results_of({0: 0.95}, method="dense", scope=None, density=1.0)
+    table = summarise([*ours, *plain, *erk, *dense])
+    rows = {(row.method, row.scope): row for row in table.itertuples()}
+    lead = rows["ntt", "layer"]
+    assert (lead.lead, lead.lead_error) == (pytest.approx(1.5), pytest.approx(0.5))
+    assert rows["random", "layer"].lead == pytest.approx(-12.0)
+    assert all(math.isnan(rows[name].lead) for name in (("random", "erk"), ("dense", "")))
+    error = 4.0 / math.sqrt(3)
+    assert rows["random", "erk"].test_error == pytest.approx(error)
+    text = markdown(shown(table))
+    assert "Over random, ERK" in text and " +1.50 ± 0.50 |" in text and " 84.00 ± 2.31 |" in text
+    assert "Over" not in markdown(shown(summarise([*ours, *dense])))
+    assert "Over random |" in markdown(shown(summarise([*ours, *plain])))
+
+
+def test_leads_are_within_images_model_and_density():
+    random = results_of({0: 0.5}, method="random") + results_of(
+        {0: 0.6}, method="random", density=0.3
+    )
+    random += results_of({0: 0.7}, method="random", dataset="e", settings_id="1")
+    ours = results_of({0: 0.51}, method="snip") + results_of({0: 0.62}, method="snip", density=0.3)
+    ours += results_of({0: 0.73}, method="snip", dataset="e")
+    ours += results_of({0: 0.73}, method="snip", model="n")
+    table = summarise([*random, *ours])
+    leads = {
+        (row.dataset, row.model, row.density): row.lead
+        for row in table.itertuples()
+        if row.method == "snip"
+    }
+    assert math.isnan(leads.pop(("d", "n", 0.1)))
+    wanted = {("d", "m", 0.1): 1.0, ("d", "m", 0.3): 2.0, ("e", "m", 0.1): 3.0}
+    assert leads == pytest.approx(wanted)
+
+
+def test_leads_are_over_networks_that_were_trained_alike():
+    short = results_of({0: 0.5, 1: 0.6}, method="random", settings_id="a")
+    long = results_of({0: 0.7, 1: 0.8}, method="random", settings_id="b")
+    snip = results_of({0: 0.9}, method="snip", settings_id="c")
+    table = summarise([*short, *long, *snip])
+    assert table.lead.isna().all() and "Over" not in markdown(shown(table))
+
+    told = lambda results, words: [{**result, "settings": words} for result in results]
+    five, ten = "training.epochs 5", "training.epochs 10"
+    transfers = [
+        (0.55, f"transfer.epochs 1, {five}", 5.0),
+        (0.58, f"transfer.epochs 2, {five}", 8.0),
+        (0.71, f"transfer.epochs 1, {ten}", 1.0),
+    ]
+    rows = [*told(short, five), *told(long, ten)]
+    for accuracy, words, _ in transfers:
+        rows += told(results_of({0: accuracy}, method="ntt", settings_id=words), words)
+    found = {row.settings: row.lead for row in summarise(rows).itertuples() if row.method == "ntt"}
+    assert found == pytest.approx({words: lead for _, words, lead in transfers})
 
 
 def test_tables_tell_kept_weights_where_a_density_does_not():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ... import distribute
-from .._errors import Diverged
+from .._errors import NetworkFailed
 from ..cells import Cell, plan
 from ..claims import claimed
 from ..comparison import accuracies, checked
@@ -119,7 +119,7 @@ def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
         run.check_unchanged(REPORT_FILES)
         try:
             result = run_cell(cell, run, context, cell.name)
-        except Diverged as error:
+        except NetworkFailed as error:
             display.say(str(error))
             return 1
         if done:

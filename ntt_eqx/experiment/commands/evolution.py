@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ... import KernelComparison, SparseModel, compare_kernels, sparsify
 from ...data import Dataset
-from .._errors import Diverged
+from .._errors import NetworkFailed
 from .._files import encode_json
 from ..cells import Cell, write_or_check_config
 from ..claims import claimed
@@ -82,7 +82,7 @@ class Evolution(NetworkOptions):
                 with display.busy("preparing the training"):
                     phase = side_by_side(networks, images, self.evolution, self.seed)
                 outcome = run_phase(phase, run, rows, context)
-            except Diverged as error:
+            except NetworkFailed as error:
                 display.say(str(error))
                 return 1
             found = Trajectories.of(outcome.state, networks, self.evolution)

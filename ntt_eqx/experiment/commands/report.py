@@ -6,6 +6,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from .._errors import ExperimentError
+from ..apart import told_apart
 from ..claims import claimed
 from ..manifest import check_folder, has_manifest, read_manifest
 from ..own import enter
@@ -52,6 +53,7 @@ class Report:
                     display.say(f"left out: {run.directory} is {run.state}. {run.note}".rstrip())
             for run in again:
                 display.say(f"left out: {run.directory} is a network that another folder has, too.")
+            done = told_apart(done)
             table = write_tables([run.result for run in done if run.result], page)
             if self.figures:
                 write_page(done, page, places, display)

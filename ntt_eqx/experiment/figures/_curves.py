@@ -37,7 +37,7 @@ def accuracy_figure(runs: Sequence[Run]) -> Any | None:
         return None
     panels, looks = arrange(curve.line for curve in found)
     band = 0.15 if len(found) <= 4 * len(panels) else 0.07
-    caption = describe(runs, "band")
+    caption = describe(runs, _BAND)
     with new_figure(caption, 2.1, looks.values(), panels, sharey=True) as (figure, axes):
         for one, panel in zip(axes[0], panels, strict=True):
             for curve in found:
@@ -60,7 +60,7 @@ def distances_figure(runs: Sequence[Run]) -> Any | None:
     each = len(refreshes) <= _MARKS  # else one line from the first to the last
     mark = "mask refresh" if each else f"mask refreshes, every {refreshes[0]} steps"
     labels = [*looks.values(), *([mark] if refreshes else [])]
-    caption = describe(runs, "band")
+    caption = describe(runs, _BAND)
     with new_figure(caption, 3.0, labels, panels, 2, sharex=True, sharey="row") as (figure, axes):
         for line, row, label in zip(axes, rows, _DISTANCES.values(), strict=True):
             for one, panel in zip(line, panels, strict=True):
@@ -86,7 +86,7 @@ def kernel_figure(runs: Sequence[Run]) -> Any | None:
     if not found:
         return None
     panels, looks = arrange(curve.line for curve in found)
-    caption = describe([run for run in runs if line_of(run) in looks], "band")
+    caption = describe([run for run in runs if line_of(run) in looks], _BAND)
     with new_figure(caption, 4.2, looks.values(), panels, 3, sharex=True, sharey="row") as (
         figure,
         axes,
@@ -101,6 +101,9 @@ def kernel_figure(runs: Sequence[Run]) -> Any | None:
             plain_decades(one.yaxis)
             one.set_xlabel("Training steps")
     return figure
+
+
+_BAND = "band: ± standard deviation"
 
 
 def _draw_panel(axes: Any, panel: str | None, row: Sequence["_Curve"], looks: Any) -> None:

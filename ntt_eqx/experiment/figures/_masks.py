@@ -72,7 +72,7 @@ def densities_figure(runs: Sequence[Run]) -> Any | None:
     for run in runs:
         line = line_of(run)
         # the dense network, and those with the same share in each layer by construction
-        if line.method == "dense" or line[1:] == ("layer", ""):
+        if line.method == "dense" or (line.scope, line.mask) == ("layer", ""):
             continue
         for layer, share in ((run.result or {}).get("densities") or {}).items():
             lines.setdefault(line, {}).setdefault(layer, []).append(share)

@@ -19,18 +19,17 @@ def sparsity_figure(runs: Sequence[Run]) -> Any | None:
     tenths, and both can be read.
     """
     results = [run.result for run in runs if run.result is not None]
-    table = summarise(results).dropna(subset="test").fillna({"test_spread": 0.0})
+    table = summarise(results).dropna(subset="test").fillna({"test_error": 0.0})
     densities = sorted(set(table.density[table.method != "dense"]))
     if len(densities) < 2:
         return None
     lines: dict[Line, list[Any]] = {}
-    for row in sorted(
-        rows_of(table), key=lambda row: (line_in(row).order, row.settings, row.density)
-    ):
-        shown = line_in(row)._replace(mask=row.mask or row.settings)
-        lines.setdefault(shown, []).append(row)
+    for row in sorted(rows_of(table), key=lambda row: (line_in(row).order, row.density)):
+        lines.setdefault(line_in(row), []).append(row)
     panels, looks = arrange(lines)
-    caption = describe(runs, "bars and grey band")
+    bars = "bars and grey band: ± standard error"
+    known = bool(table.test_error.any())
+    caption = describe(runs, bars, f"{bars} of the test images" if known else "")
     with new_figure(caption, 2.4, looks.values(), panels, sharey=True) as (figure, axes):
         for one, panel in zip(axes[0], panels, strict=True):
             here = [line for line in lines if in_panel(line, panel)]
@@ -50,7 +49,7 @@ def _draw_line(axes: Any, own: Mapping[str, Any], members: Sequence[Any], shift:
     style = method(line.method)
     error = [max(100.0 - row.test, _SMALLEST) for row in members]
     # a bar that reached 0 would have no end on this axis
-    spread = [(min(row.test_spread, 0.9 * e), row.test_spread)
+    spread = [(min(row.test_error, 0.9 * e), row.test_error)
               for row, e in zip(members, error, strict=True)]  # fmt: skip
     look: Any = {"color": style.colour, "ls": style.dashes, "lw": 1.0}
     if line.method == "dense":

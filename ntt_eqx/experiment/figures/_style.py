@@ -18,11 +18,15 @@ _SCOPES = {"layer": "ranked per layer", "global": "ranked over all layers"}
 
 def line_of(run: Run) -> Line:
     """The line to which a run belongs."""
-    return Line.of({**run.config, "mask": (run.result or {}).get("mask")})
+    told = {name: (run.result or {}).get(name) for name in ("mask", "settings")}
+    return Line.of({**run.config, **told})
 
 
-def describe(runs: Sequence[Run], band: str = "") -> str:
-    """The title of a figure: dataset, model, density, number of seeds, meaning of `band`."""
+def describe(runs: Sequence[Run], band: str = "", alone: str = "") -> str:
+    """The title of a figure: dataset, model, density, number of seeds, what a band or bars are.
+
+    That is `band` where some of the runs differ in their seed alone, and `alone` where none do.
+    """
     fields = lambda name: list(dict.fromkeys(run.config[name] for run in runs))
     kept = sorted({run.config["density"] for run in runs if run.config["method"] != "dense"})
     share = [f"{100 * kept[0]:g} % of weights kept"] if len(kept) == 1 else []
@@ -33,7 +37,9 @@ def describe(runs: Sequence[Run], band: str = "") -> str:
     counts = sorted({len(seeds) for seeds in groups.values()})
     seeds = f"{counts[0]} seed" if counts == [1] else f"{'–'.join(map(str, counts))} seeds"
     if counts[-1] > 1 and band:
-        seeds = f"mean of {seeds}, {band}: ± standard deviation"
+        seeds = f"mean of {seeds}, {band}"
+    elif counts[-1] == 1 and alone:
+        seeds += f", {alone}"
     return ", ".join([*fields("dataset"), *fields("model"), *share]) + f"\n{seeds}"
 
 
