@@ -96,7 +96,8 @@ def compare(
     `train_seconds`, `seconds` (their sum), `kept_density`, `effective_density` (share of weights on
     a path from inputs to outputs), `units`, `live_units`, `kernel_distance`, `target_distance` and
     `test_images` are its results, NaN where there is none. `settings` tells apart results got under
-    different settings, `state` is `done` or `failed`, and `folder` holds the network.
+    different settings, `state` is `done` or `failed`, `note` says why, and `folder` holds the
+    network.
 
     **Raises:**
 

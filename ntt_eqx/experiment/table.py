@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ._errors import require
 from .methods import Line, method
 from .results import Run, standard_error
@@ -28,7 +30,9 @@ def runs_frame(runs: Sequence[Run]) -> "pandas.DataFrame":
     """One row for each network, those that failed included; accuracies are shares of 1."""
     frame = results_frame([{**run.config, **(run.result or {})} for run in runs])
     return frame.assign(
-        state=[run.state for run in runs], folder=[str(run.directory) for run in runs]
+        state=[run.state for run in runs],
+        note=[run.note for run in runs],
+        folder=[str(run.directory) for run in runs],
     )
 
 
@@ -67,7 +71,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> "pandas.DataFrame":
     for name in ("test_accuracy", "train_accuracy", "images"):
         frame[name] = 100.0 * frame[name].astype(float)
     several = frame.groupby([*_PLACE]).settings.transform("nunique").to_numpy() > 1
-    told = [bool(result.get("settings")) for result in results]
+    told = np.array([bool(result.get("settings")) for result in results], bool)
     frame["settings"] = frame.settings.where(several | told, "")
     frame["difference"] = _differences(frame)
     groups = frame.groupby([*_PLACE, "settings"], sort=False)
@@ -100,14 +104,15 @@ def reference(table: "pandas.DataFrame") -> Line | None:
 def _differences(frame: "pandas.DataFrame") -> "pandas.Series":
     """The accuracy of each network above that of the reference of its seed, trained like it."""
     chosen = reference(frame)
-    here = [line_in(row)._replace(settings="") == chosen for row in rows_of(frame)]
+    lines = [line_in(row)._replace(settings="") for row in rows_of(frame)]
+    here = np.array([line == chosen for line in lines], bool)
     places = frame[["dataset", "model", "density", "seed"]].assign(
         training=[_training(settings) for settings in frame.settings]
     )
     known = places[here].assign(known=frame.test_accuracy[here])
     known = known.groupby(list(places), as_index=False).mean()
     found = places.merge(known, how="left", on=list(places)).known.to_numpy()
-    return (frame.test_accuracy - found).where([not same for same in here])
+    return (frame.test_accuracy - found).where(~here)
 
 
 def _training(settings: str) -> str:

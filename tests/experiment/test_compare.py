@@ -126,6 +126,31 @@ def test_a_loss_that_diverges_is_a_row(tmp_path):
     training = {**QUICK["training"], "learning_rate": 1e30, "optimizer": "sgd"}
     found = compare("dense", out=tmp_path, **{**QUICK, "training": training})
     assert list(found.state) == ["failed"] and found.test_accuracy.isna().all()
+    assert "the loss became" in found.note[0]
+
+
+def no_key(teacher, examples, density, key):
+    return {}["weights"]
+
+
+def all_kept(teacher, examples, density, key):
+    return ntt.sparsify(teacher)
+
+
+def no_mask(teacher, examples, density, key):
+    return teacher
+
+
+def test_a_method_that_fails_does_not_end_the_others(tmp_path):
+    methods = {"a": no_key, "b": all_kept, "c": no_mask, "d": cut}
+    found = compare(methods, out=tmp_path, **QUICK).set_index("method")
+    assert list(found.state) == ["failed", "failed", "failed", "done"]
+    assert list(found.test_accuracy.isna()) == [True, True, True, False]
+    line = no_key.__code__.co_firstlineno + 1
+    assert found.note["a"].endswith(f"KeyError: 'weights' ({__file__}, line {line})")
+    assert all(f"{DATASET}, tiny, " in note for note in found.note[:3])
+    assert "more than the share 0.1" in found.note["b"] and "no SparseModel" in found.note["c"]
+    assert not found.note["d"]
 
 
 @pytest.mark.parametrize(
