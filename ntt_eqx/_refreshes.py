@@ -204,9 +204,9 @@ class RigLRefresh(AbstractDropAndGrow):
 
     Evci et al., ICML 2020, arXiv 1911.11134, with the transfer loss in place of the supervised one.
     In each layer the share `f_t = fraction / 2 · (1 + cos(π t / until))` with the
-    smallest magnitude among the kept weights is dropped (a constant `fraction` if `until` is
-    `None`). The weights with the largest gradients replace them; a dropped weight may return. In
-    the paper grown weights start at zero: `NeuralTangentTransfer(pruned="zero")`.
+    smallest magnitude among the kept weights is dropped, none after `until` (a constant `fraction`
+    if it is `None`). The weights with the largest gradients replace them; a dropped weight may
+    return. In the paper grown weights start at zero: `NeuralTangentTransfer(pruned="zero")`.
 
     Attributes:
         every: steps between two refreshes.
@@ -228,6 +228,7 @@ class RigLRefresh(AbstractDropAndGrow):
         share = jnp.asarray(self.fraction, jnp.float32)
         if self.until is not None:
             time = view.info.step.astype(jnp.float32) / self.until
+            time = jnp.minimum(time, 1.0)  # a schedule of the density may refresh later, too
             share = share / 2 * (1 + jnp.cos(math.pi * time))
         return _drop_and_grow(view, share, growth)
 

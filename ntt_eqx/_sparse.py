@@ -226,9 +226,10 @@ def kept_weights(sparse: SparseModel, *, masked: bool = False) -> list[Array]:
 
     - `masked`: the model has zeros under the mask already.
     """
-    return masked_weights(sparse, masked=masked) + [
-        layer.values for layer in kept_layers(sparse.model).values()
-    ]
+    named = {jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path(sparse.mask)}
+    layers = kept_layers(sparse.model).items()
+    values = [layer.values for name, layer in layers if f"{name}.values" not in named]
+    return masked_weights(sparse, masked=masked) + values
 
 
 def _with_zeros(weight: Array, mask: Bool[Array, "..."]) -> Array:

@@ -68,6 +68,14 @@ def test_a_warm_up_rises_to_the_rate_and_the_schedule_follows(schedule):
     np.testing.assert_allclose(found[5:], alone, rtol=1e-5)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_a_warm_up_may_last_longer_than_the_milestones_of_another_schedule(schedule):
+    found = rates(Recipe(schedule=schedule, warm_up=0.6, **SGD), 50)
+    np.testing.assert_allclose(found[:30], 0.1 * np.arange(1, 31) / 30, rtol=1e-6)
+    with pytest.raises(ValueError, match="milestones must rise and lie after the warm-up"):
+        Recipe(schedule="steps", warm_up=0.6, **SGD)
+
+
 def by_hand(recipe, weight, bias, gradients, rate):
     """Textbook optimisers in float64; the bias never decays."""
     out = []

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
-from .._checks import is_count
+from .._checks import check_count
 from .._sparse import count_kept_in_all
 from .._types import MaskTree, PyTree, ScoreTree, at_trace_time
 from ._allocation import Allocation, Density, check_density
@@ -64,7 +64,9 @@ class Sparsity(eqx.Module):
         given: Any = density
         if isinstance(given, Mapping):
             given = LayerDensities(given)
-        elif not callable(given):
+        elif callable(given):
+            check_count("Sparsity: the schedule's end", getattr(given, "end", None), 0, none=True)
+        else:
             given = check_density(density, "Sparsity")
         if scope not in ("layer", "global"):
             raise ValueError(f"Sparsity: scope must be 'layer' or 'global', got {scope!r}.")
@@ -102,7 +104,7 @@ class Sparsity(eqx.Module):
     def end(self) -> int | None:
         """The step at which a schedule says that it ends, as `GradualDensity` does."""
         end: Any = getattr(self.density, "end", None) if callable(self.density) else None
-        return int(end) if is_count(end) else None
+        return None if end is None else int(end)
 
     def overall(self, mask: MaskTree, step: Int[Array, ""] | int = 0) -> Any:
         """The density of the whole network after `step` steps.
@@ -249,9 +251,11 @@ class GradualDensity(eqx.Module):
     begin: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
-        """Reject densities outside of (0, 1], and an end that is not after the beginning."""
+        """Reject densities outside of (0, 1], and steps that are no rising integers."""
         check_density(self.final, "GradualDensity: final")
         check_density(self.initial, "GradualDensity: initial")
+        check_count("GradualDensity: end", self.end)
+        check_count("GradualDensity: begin", self.begin, 0)
         if not 0 <= self.begin < self.end:
             raise ValueError(
                 f"GradualDensity: needs 0 <= begin < end, got begin={self.begin}, end={self.end}."

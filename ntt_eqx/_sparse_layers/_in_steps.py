@@ -30,13 +30,17 @@ class KeptEntries(eqx.Module):
 
 
 def kept_entries(
-    model: PyTree, mask: MaskTree, where: Callable[[str, Bool[np.ndarray, "i j"]], bool]
+    model: PyTree,
+    mask: MaskTree,
+    where: Callable[[str, Bool[np.ndarray, "i j"]], bool],
+    room: Callable[[int, int], int] = lambda count, size: count,
 ) -> dict[str, KeptEntries]:
     """The entries of the concrete masks of `eqx.nn.Linear` layers that `where` chooses.
 
     **Arguments:**
 
     - `where`: from the layer's key string and its mask.
+    - `room`: from the number of kept weights and that of all, for how many there is room.
 
     **Returns:**
 
@@ -46,7 +50,7 @@ def kept_entries(
     chosen = {name: m for name, m in masks.items() if m.any() and where(name, m)}
     if not chosen:
         return {}
-    kept = tuple(int(np.count_nonzero(m)) for m in chosen.values())
+    kept = tuple(room(int(np.count_nonzero(m)), m.size) for m in chosen.values())
     arrays = [jnp.asarray(m) for m in chosen.values()]
     index, _ = eqx.filter_jit(sorted_each)(arrays, kept)
     parts = zip(chosen, index, arrays, strict=True)
@@ -86,11 +90,19 @@ def entries_have_room(model: PyTree, mask: MaskTree, known: dict[str, KeptEntrie
 
 
 def on_entries(
-    sparse: SparseModel, entries: dict[str, KeptEntries], room: Bool[Array, ""]
+    sparse: SparseModel,
+    entries: dict[str, KeptEntries],
+    room: Bool[Array, ""],
+    *,
+    spare: bool = False,
 ) -> SparseModel:
     """The same function on kept weights alone; NaN without room for them.
 
     Derivatives by the weights of `sparse` are those of the masked model: zero at pruned ones.
+
+    **Arguments:**
+
+    - `spare`: whether there is room for more weights than are kept; what stands there is masked.
     """
 
     def one(path: Any, node: Any) -> Any:
@@ -102,7 +114,12 @@ def on_entries(
         return eqx.tree_at(lambda layer: layer.weight, node, KeptMatrix(values, index))
 
     model = jtu.tree_map_with_path(one, sparse.model, is_leaf=_is_linear)
-    return SparseModel(model, like_model(model, sparse.mask))
+    mask = like_model(model, sparse.mask)
+    if spare:
+        real = {f"{name}.weight.values": one.index.is_entry() for name, one in entries.items()}
+        named, treedef = jtu.tree_flatten_with_path(mask, is_leaf=lambda leaf: leaf is None)
+        mask = treedef.unflatten([real.get(jtu.keystr(path), leaf) for path, leaf in named])
+    return SparseModel(model, mask)
 
 
 def off_entries(kept: PyTree, masked: PyTree, entries: dict[str, KeptEntries]) -> PyTree:

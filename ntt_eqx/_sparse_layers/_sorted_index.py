@@ -67,10 +67,14 @@ class SortedIndex(AbstractIndex):
         flat = jnp.zeros(math.prod(self.shape), values.dtype)
         return flat.at[self.places].add(values, mode="drop").reshape(self.shape)
 
+    def is_entry(self) -> Bool[Array, " kept"]:
+        """Whether the mask has an entry of this number, or there is only room for it."""
+        return self.places < math.prod(self.shape)
+
     def chunks(self, width: int) -> tuple[Array, Array, Array]:
         """See `AbstractIndex`; each entry is a chunk, because rows change."""
         row, column = self.places // self.shape[1], self.places % self.shape[1]
-        here = self.places < math.prod(self.shape)
+        here = self.is_entry()
         number = jnp.where(here, jnp.arange(self.kept, dtype=jnp.int32), self.kept)
         spare = ((0, 0), (0, width - 1))
         columns = jnp.pad(jnp.where(here, column, 0)[:, None], spare)

@@ -1,7 +1,6 @@
 """Runs of training whose large sparse layers store kept weights alone between two looks."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,7 +30,6 @@ from .._sparse_layers import (
 from .._stateful import StatefulModel
 from .._types import PyTree
 from ..kernels import target_device
-from ._dynamic import DynamicSparsity
 from ._objective import CrossEntropy, SquaredError
 from ._step import TrainConfig, TrainState, with_zeros
 
@@ -71,7 +69,6 @@ class Steps:
         self._step, self._at = step, int(begin.step)
         self._open = _may_change_form(begin)
         self._due = _refreshes(begin, num_steps) if self._open else frozenset[int]()
-        self._steady = _steady_from(begin.config.dynamic)
         self._tried = False
         self._moments: dict[tuple[str, ...], Moments] = {}  # by layers; the same for all masks
 
@@ -80,7 +77,7 @@ class Steps:
         self._at += 1
         if self._at in self._due:  # a refresh looks at all weights
             state, self._tried = _as_held(state), False
-        elif self._open and not self._tried and self._at > self._steady:
+        elif self._open and not self._tried:
             kept, self._tried = on_kept_weights(state.whole(), batch, self._moments), True
             if kept is not None:
                 state, self._moments[tuple(kept.entries)] = kept, kept.moments
@@ -99,9 +96,10 @@ def on_kept_weights(
     where the model does something else with a layer's weight than to multiply by it. Neither is
     asked again for layers whose moments are `known`.
     """
-    size = len(jax.tree.leaves(batch)[0])
+    size, spare = len(jax.tree.leaves(batch)[0]), not _counts_stay(state)
     pays = lambda _, mask: pays_in_training(mask, size)
-    entries = kept_entries(state.model.model, state.model.mask, pays)
+    model, mask = state.model.model, state.model.mask
+    entries = kept_entries(model, mask, pays, _roomy if spare else _exact)
     if not entries:
         return None
     moments = (known or {}).get(tuple(entries))
@@ -110,7 +108,7 @@ def on_kept_weights(
         moments = moments_of(state.optimizer, params, state.opt_state, entries)
         if moments is None or not _same_outputs(params, entries, pair("train", batch)[0]):
             return None
-    held = Held.of(copied(_to_kept(state, entries, moments)))  # steps reuse its memory
+    held = Held.of(copied(_to_kept(state, entries, moments, spare)))  # steps reuse its memory
     return OnKeptWeights(held, state, entries, moments)
 
 
@@ -129,18 +127,27 @@ def _may_change_form(state: TrainState) -> bool:
     return dynamic is None or dynamic.rewind is None
 
 
-def _steady_from(dynamic: DynamicSparsity | None) -> float:
-    """The step after which each layer keeps as many weights as it does then, infinite for never.
-
-    Each number of weights compiles a program.
-    """
+def _counts_stay(state: TrainState) -> bool:
+    """Whether each layer keeps as many weights as it does now until the run's end."""
+    dynamic = state.config.dynamic
     if dynamic is None:
-        return 0.0
-    sparsity = dynamic.sparsity
-    if sparsity.scope != "layer":
-        return math.inf
-    end = sparsity.end if callable(sparsity.density) else 0
-    return math.inf if end is None else float(end)
+        return True
+    if dynamic.sparsity.scope != "layer":
+        return False
+    end = dynamic.sparsity.end if callable(dynamic.sparsity.density) else 0
+    return end is not None and int(state.step) >= end
+
+
+def _exact(count: int, size: int) -> int:
+    return count
+
+
+def _roomy(count: int, size: int) -> int:
+    """Room for a number of weights that changes: each room compiles a program, so there are few."""
+    room = size
+    while room // 2 >= count:
+        room //= 2
+    return room
 
 
 def _refreshes(state: TrainState, num_steps: int) -> frozenset[int]:
@@ -158,8 +165,10 @@ def _as_held(state: AbstractHeld[TrainState]) -> Held[TrainState]:
 
 
 @eqx.filter_jit
-def _to_kept(masked: TrainState, entries: dict[str, KeptEntries], moments: Moments) -> TrainState:
-    to_kept = lambda model: on_entries(model, entries, jnp.ones((), bool))
+def _to_kept(
+    masked: TrainState, entries: dict[str, KeptEntries], moments: Moments, spare: bool
+) -> TrainState:
+    to_kept = lambda model: on_entries(model, entries, jnp.ones((), bool), spare=spare)
     average = masked.average
     if average is not None:
         average = eqx.filter(to_kept(average), eqx.is_inexact_array)

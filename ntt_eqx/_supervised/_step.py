@@ -271,11 +271,15 @@ def _loss(
 
 
 def _averaged(average: PyTree, model: PyTree, ema: float) -> PyTree:
-    """The moving average one step on; `None` if there is none."""
+    """The moving average one step on, zero where the mask is; `None` if there is none."""
     if average is None:
         return None
     one = lambda old, new: (ema * old + (1 - ema) * new).astype(old.dtype)
-    return jax.tree.map(one, average, _averageable(model))
+    average = jax.tree.map(one, average, _averageable(model))
+    if not isinstance(model, SparseModel):
+        return average
+    # A weight that was dropped starts anew at zero if it comes back, and so does its average.
+    return SparseModel(map_masked(_kept_or_zero, average.model, model.mask), average.mask)
 
 
 def _averageable(model: PyTree) -> PyTree:
@@ -300,10 +304,12 @@ def _of_kept(gradient: PyTree, model: PyTree) -> PyTree:
     """A gradient by the weights of `model`, with zeros where these are pruned."""
     if not isinstance(model, SparseModel):
         return gradient
-    zeros = lambda g, m: None if g is None else jnp.where(m, g, jnp.zeros_like(g))
-    return eqx.tree_at(
-        lambda found: found.model, gradient, map_masked(zeros, gradient.model, model.mask)
-    )
+    zeros = map_masked(_kept_or_zero, gradient.model, model.mask)
+    return eqx.tree_at(lambda found: found.model, gradient, zeros)
+
+
+def _kept_or_zero(leaf: Array | None, kept: Array) -> Array | None:
+    return None if leaf is None else jnp.where(kept, leaf, jnp.zeros_like(leaf))
 
 
 def _keep_pruned(after: PyTree, before: PyTree) -> PyTree:

@@ -105,6 +105,15 @@ def test_rigl_drops_the_smallest_and_grows_the_steepest(how, getkey):
             np.testing.assert_array_equal(value[found & mask], weight[found & mask])
 
 
+def test_rigl_drops_nothing_after_its_end_but_what_a_density_asks_for(getkey):
+    falls = ntt.GradualDensity(0.3, end=6, initial=0.5)
+    sparsity, refresh = ntt.Sparsity(falls), ntt.RigLRefresh(every=2, until=3, fraction=0.4)
+    sparse = ntt.prune(network(getkey()), ntt.scores.Random(getkey()), 0.5)
+    states = run(sparse, ntt.DynamicSparsity(sparsity, refresh), list(stream(6)))
+    assert not any((new & ~old).any() for old, new in zip(*map(masks, states[5:7]), strict=True))
+    assert all(m.sum() == round(0.3 * m.size) for m in masks(states[6]))
+
+
 @pytest.mark.parametrize("optimizer", [SGD, optax.adam(0.01)])
 def test_what_grows_or_goes_has_no_momentum_and_what_stays_keeps_its_own(optimizer, getkey):
     sparse, sparsity = random_start(getkey(), 0.3)
@@ -244,6 +253,16 @@ def test_scores_that_cannot_rank_end_the_run(getkey):
         ntt.train_steps(ntt.train_init(sparse, config, SGD), stream(3), num_steps=3)
 
 
+class Ends:
+    """A schedule of a user's that says when it ends."""
+
+    def __init__(self, end):
+        self.end = end
+
+    def __call__(self, step):
+        return 0.5
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -254,6 +273,9 @@ def test_scores_that_cannot_rank_end_the_run(getkey):
         (lambda: ntt.SETRefresh(seed=-1), "SETRefresh: seed must be"),
         (lambda: ntt.RoundRefresh(5, 0), "RoundRefresh: rounds must be"),
         (lambda: ntt.RoundRefresh(5, 1, 5), "RoundRefresh: rewind must be below steps=5, got 5"),
+        (lambda: ntt.GradualDensity(0.1, 60.0), "GradualDensity: end must be an integer"),
+        (lambda: ntt.GradualDensity(0.1, 60, begin=0.5), "GradualDensity: begin must be an int"),
+        (lambda: ntt.Sparsity(Ends(60.0)), "Sparsity: the schedule's end must be an integer"),
         (lambda: ntt.lottery_ticket(1.5, steps=5, rounds=1), "RoundDensity: "),
         (lambda: ntt.TrainConfig(dynamic="rigl"), "dynamic must be a DynamicSparsity"),
         (

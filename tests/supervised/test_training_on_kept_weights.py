@@ -133,21 +133,80 @@ def test_masks_that_change_are_those_of_masked_training(refresh, formed, getkey)
     sparsity = ntt.Sparsity(0.2)
     dynamic = ntt.DynamicSparsity(sparsity, refresh)
     model = network(getkey(), sparsity)
-    state, data = ntt.train_init(model, ntt.TrainConfig(dynamic=dynamic), ADAM), batches()
+    config = ntt.TrainConfig(dynamic=dynamic, ema=0.9)  # averages of weights that come back, too
+    state, data = ntt.train_init(model, config, ADAM), batches()
     after, _ = ntt.train_steps(state, data, num_steps=STEPS)
     assert all(formed) and len(formed) == (0 if refresh.every == 1 else 3)
     assert not eqx.tree_equal(after.model.mask, model.mask)
     assert_same_training(after, masked_steps(state, data), 1e-6)
 
 
-def test_a_falling_density_ends_on_kept_weights(formed, getkey):
-    schedule = ntt.GradualDensity(0.2, end=6)
-    dynamic = ntt.DynamicSparsity(ntt.Sparsity(schedule), ntt.MagnitudeRefresh(2, 6))
-    model = eqx.nn.MLP(12, CLASSES, 16, 2, key=getkey())
-    state, data = ntt.train_init(model, ntt.TrainConfig(dynamic=dynamic), ADAM), batches()
-    after, _ = ntt.train_steps(state, data, num_steps=STEPS)
-    assert formed == [True]
-    assert_same_training(after, masked_steps(state, data), 1e-6)
+def drifts(updates, _):
+    """An update that moves weights without a gradient, too."""
+    return jax.tree.map(lambda g: -0.1 * g - 0.01, updates)
+
+
+FALLING = ntt.GradualDensity(0.1, end=9, initial=0.9, begin=1)
+COUNTS_CHANGE = {
+    "each layer": (ntt.Sparsity(FALLING), ntt.MagnitudeRefresh(2, 12), ADAM),
+    "ERK": (ntt.Sparsity(FALLING, allocation="erk"), ntt.MagnitudeRefresh(2, 12), ADAM),
+    "all layers": (ntt.Sparsity(FALLING, "global"), ntt.MagnitudeRefresh(3, 12), ADAM),
+    "other weights come": (ntt.Sparsity(FALLING), ntt.RigLRefresh(2, 12), ADAM),
+    "one count for all layers": (ntt.Sparsity(0.9, "global"), ntt.SETRefresh(3), ADAM),
+    "a schedule without end": (
+        ntt.Sparsity(lambda step: 0.9 * 0.8**step),
+        ntt.MagnitudeRefresh(3),
+        ADAM,
+    ),
+    "updates without gradient": (
+        ntt.Sparsity(FALLING),
+        ntt.MagnitudeRefresh(2, 12),
+        optax.stateless(drifts),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", default_only(COUNTS_CHANGE, "other weights come"))
+def test_layers_whose_counts_change_have_room(name, formed, getkey):
+    """One program serves counts from a half of its room on; what is spare changes nothing."""
+    sparsity, refresh, optimizer = COUNTS_CHANGE[name]
+    model = ntt.sparsify(eqx.nn.MLP(12, CLASSES, 16, 2, key=getkey()))
+    model = model.with_mask(sparsity.mask(ntt.scores.Random(getkey())(model)))
+    dynamic = ntt.DynamicSparsity(sparsity, refresh)
+    config = ntt.TrainConfig(l2_weight=0.1, ema=0.9, dynamic=dynamic)
+    state, data = ntt.train_init(model, config, optimizer), batches()
+    after, rows = ntt.train_steps(state, data, num_steps=STEPS, log_every=1)
+    assert len(formed) >= 4 and all(formed)
+    step, losses = eqx.filter_jit(ntt.train_step), []
+    for batch in data:
+        state, metrics = step(state, batch)
+        losses.append(metrics.loss)
+    assert_same_training(after, state, 1e-5)
+    np.testing.assert_allclose([row["train"]["loss"] for row in rows], losses, rtol=1e-5)
+
+
+def test_a_falling_density_has_few_programs(monkeypatch, formed, getkey):
+    rooms = []
+    entries = _on_kept_weights.kept_entries
+
+    def watched(*arguments):
+        found = entries(*arguments)
+        rooms.append(tuple(one.index.kept for one in found.values()))
+        return found
+
+    monkeypatch.setattr(_on_kept_weights, "kept_entries", watched)
+    falling = ntt.GradualDensity(0.1, end=40)
+    dynamic = ntt.DynamicSparsity(ntt.Sparsity(falling), ntt.MagnitudeRefresh(1))
+    model = eqx.nn.MLP(12, CLASSES, 16, 1, key=getkey())
+    state = ntt.train_init(model, ntt.TrainConfig(dynamic=dynamic), optax.sgd(0.1))
+    after, _ = ntt.train_steps(state, batches(44), num_steps=44)
+    assert not rooms  # a refresh behind each step leaves nothing to do on kept weights
+    dynamic = ntt.DynamicSparsity(ntt.Sparsity(falling), ntt.MagnitudeRefresh(2, 40))
+    state = ntt.train_init(model, ntt.TrainConfig(dynamic=dynamic), optax.sgd(0.1))
+    after, _ = ntt.train_steps(state, batches(44), num_steps=44)
+    counts = [int(m.sum()) for m in jax.tree.leaves(after.model.mask)]
+    assert list(rooms[-1]) == counts  # which stay to the end
+    assert len(rooms) == 21 and len(set(rooms[:-1])) <= 5
 
 
 CHANGES = {
