@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 from ._errors import ExperimentError
 from ._files import decode_object
 from .manifest import RunFolder
-from .methods import Line, label_of
+from .methods import Line
 from .own import digest_of, find_method
 from .settings import (
     CompareSettings,
@@ -60,11 +60,11 @@ class Cell:
     @property
     def name(self) -> str:
         """A short name for people: method, scope, density and seed."""
-        method = label_of(self.method)
         if self.method == "dense":
-            return f"{method} seed {self.seed}"
+            return f"dense seed {self.seed}"
         line = self.line
-        words = (method, line.scope, f"{self.density:g}", f"({line.mask})" if line.mask else "")
+        mask = f"({line.mask})" if line.mask else ""
+        words = (self.method, line.scope, f"{self.density:g}", mask)
         return " ".join([*filter(None, words), f"seed {self.seed}"])
 
     @property

@@ -204,12 +204,7 @@ def method(name: str) -> Method:
 
     A method of a user's, or of a newer version, looks as its name decides, on every machine.
     """
-    return METHODS.get(name) or Method(label_of(name), *_look(name))
-
-
-def label_of(name: str) -> str:
-    """The object that a reference names, or the name itself."""
-    return name.rpartition(":")[2]
+    return METHODS.get(name) or Method(name, *_look(name))
 
 
 def _look(name: str) -> tuple[str, str, Any]:
@@ -234,7 +229,7 @@ def own_method(text: str, thing: Any) -> Method:
     """
     kinds = (scores.AbstractLabelFreeScore, scores.AbstractSupervisedScore)
     kind = thing if isinstance(thing, type) else type(thing)
-    look: Any = (label_of(text), *_look(text))
+    look: Any = (text, *_look(text))
     if issubclass(kind, kinds):
         labels = issubclass(kind, scores.AbstractSupervisedScore)
         return Method(*look, score=_made(text, thing), labels=labels)

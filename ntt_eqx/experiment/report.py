@@ -102,7 +102,10 @@ class Page:
 
 
 def save_page(run: RunFolder, page: Page, figures: Mapping[str, bytes]) -> None:
-    """Write figures, and `report.html`: a table and the PNG ones in one page without links."""
+    """Write figures, and `report.html`: a table and the PNG ones in one page without links.
+
+    Figures of an earlier report that are not among them are removed.
+    """
     jinja2 = require("jinja2")
     loader = jinja2.PackageLoader(__package__)
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
@@ -125,6 +128,7 @@ def save_page(run: RunFolder, page: Page, figures: Mapping[str, bytes]) -> None:
         settings=json.dumps(page.settings, indent=2) if page.settings else "",
     )
     contents = {f"figures/{name}": content for name, content in figures.items()}
+    run.remove([name for name in run.names("figures/") if name not in contents])
     run.write({**contents, "report.html": as_text(text)})
 
 

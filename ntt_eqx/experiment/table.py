@@ -155,10 +155,17 @@ def shown(table: "pandas.DataFrame") -> Cells:
     text = text.replace("", _EMPTY)
     alike = [name for name in ("Dataset", "Model") if text[name].nunique() == 1]
     empty = [n for n in ("Mask", "Settings", over) if set(text[n]) == {_EMPTY}]
-    apart = (table.kept / table.density - 1).abs() > _APART
-    asked = [] if apart.any() else ["Kept"]
+    asked = [] if keeps_another_share(table) else ["Kept"]
     text = text.drop(columns=alike + empty + asked)
     return list(text), text.to_numpy().tolist(), [name in (*_NUMBERS, over) for name in text]
+
+
+def keeps_another_share(table: "pandas.DataFrame") -> bool:
+    """Whether masks keep another share of the weights than their density says.
+
+    That counts groups, whose sizes differ between layers, or a pattern leaves layers whole.
+    """
+    return bool(((table.kept / table.density - 1).abs() > _APART).any())
 
 
 def accuracy(row: Any) -> str:

@@ -25,6 +25,17 @@ def runs(tmp_path, **options):
     return find_runs(tmp_path)
 
 
+def test_errors_stand_at_the_share_of_weights_that_is_kept(tmp_path):
+    """A density counts channels, of which few have fewer weights than their share."""
+    for density, kept in ((0.1, 0.013), (0.3, 0.12)):
+        fabricate(
+            tmp_path / str(density), methods=("snip",), densities=(density,), kept_density=kept
+        )
+    (axes,) = sparsity_figure(find_runs(tmp_path)).axes
+    (bars,) = axes.containers
+    assert list(bars.lines[0].get_xdata()) == pytest.approx([1.3, 12.0])
+
+
 def caption(figure):
     return figure.get_suptitle().replace("\n", " ")
 

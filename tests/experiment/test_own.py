@@ -224,7 +224,7 @@ def test_own_method_model_and_data_in_a_comparison(code, tmp_path, capsys):
     for found in results.values():
         assert (found["dataset"], found["model"]) == ("mine.py:few", "mine.py:Net")
         assert abs(found["kept_density"] - 0.1) < 0.01
-    assert "| cut " in (out / "table.md").read_text()
+    assert "| mine.py:cut " in (out / "table.md").read_text()
     asked = json.loads((out / "config.json").read_text())["settings"]
     assert asked["methods"] == list(methods)  # as it was given, to be given again
 
@@ -292,6 +292,6 @@ def test_the_command_of_the_guide(tmp_path, monkeypatch):
 
 def test_own_methods_have_looks_of_their_own():
     found = [method(f"mine.py:{name}") for name in ("Score", "cut", "A", "B")]
-    assert [look.label for look in found] == ["Score", "cut", "A", "B"]
+    assert [look.label for look in found] == [f"mine.py:{n}" for n in ("Score", "cut", "A", "B")]
     looks = {(look.colour, look.marker, look.dashes) for look in found}
     assert len(looks) == 4 and not {l.marker for l in found} & {m.marker for m in METHODS.values()}

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..methods import Line, method
 from ..results import Run
-from ..table import line_in, rows_of, summarise
+from ..table import keeps_another_share, line_in, rows_of, summarise
 from ._style import arrange, describe, in_panel, minor_ticks, new_figure, plain_decades
 
 _DODGE = 1.012  # from one method to the next, so that error bars do not hide one another
@@ -20,9 +20,10 @@ def sparsity_figure(runs: Sequence[Run]) -> Any | None:
     """
     results = [run.result for run in runs if run.result is not None]
     table = summarise(results).dropna(subset="test").fillna({"test_error": 0.0})
-    densities = sorted(set(table.density[table.method != "dense"]))
-    if len(densities) < 2:
+    pruned = table[table.method != "dense"]
+    if pruned.density.nunique() < 2:
         return None
+    apart = keeps_another_share(pruned)
     lines: dict[Line, list[Any]] = {}
     for row in sorted(rows_of(table), key=lambda row: (line_in(row).order, row.density)):
         lines.setdefault(line_in(row), []).append(row)
@@ -37,11 +38,20 @@ def sparsity_figure(runs: Sequence[Run]) -> Any | None:
                 shift = _DODGE ** (number - (len(here) - 1) / 2)
                 _draw_line(one, looks[line], lines[line], shift)
             one.set(xscale="log", yscale="log", xlabel="Weights kept (%)")
-            one.set_xticks([100 * d for d in densities], [f"{100 * d:g}" for d in densities])
-            minor_ticks(one.xaxis)
+            if apart:
+                plain_decades(one.xaxis)
+            else:
+                densities = sorted(set(pruned.density))
+                one.set_xticks([100 * d for d in densities], [f"{100 * d:g}" for d in densities])
+                minor_ticks(one.xaxis)
             plain_decades(one.yaxis)
         axes[0][0].set_ylabel("Test error (%)")
     return figure
+
+
+def _kept(row: Any) -> float:
+    """The share of weights that is kept; the density where a result does not say it."""
+    return row.density if row.kept != row.kept else row.kept
 
 
 def _draw_line(axes: Any, own: Mapping[str, Any], members: Sequence[Any], shift: float) -> None:
@@ -59,6 +69,6 @@ def _draw_line(axes: Any, own: Mapping[str, Any], members: Sequence[Any], shift:
         return
     look |= {"marker": style.marker, "ms": 3.6, **own}
     look |= {"elinewidth": 0.7, "capsize": 1.2, "zorder": 3 if style.kernel else 2}
-    places = [100 * row.density * shift for row in members]
+    places = [100 * _kept(row) * shift for row in members]
     bars = list(zip(*spread, strict=True)) if any(map(any, spread)) else None
     axes.errorbar(places, error, yerr=bars, **look)
