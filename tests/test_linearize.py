@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.comparison import random_mask, relative_error
+from helpers.refusals import unchecked
 
 import ntt_eqx as ntt
 
@@ -202,17 +203,28 @@ def test_a_gaussian_process(form, x64):
     assert relative_error(found, p - c @ solve[:, :-1]) < EXACT
 
 
+@pytest.mark.parametrize(("rate", "time"), [(None, -1.0), (0.1, 2.5), (0.1, -3)])
+def test_a_traced_time_that_cannot_be_gives_nan(rate, time):
+    path = ntt.mse_path(jnp.eye(3), jnp.ones((3, 2)), learning_rate=rate)
+    assert jnp.isnan(jax.jit(lambda t: path(t).dual)(time)).all()
+
+
 def test_what_is_refused():
     theta, y = jnp.eye(3), jnp.ones((3, 2))
     for call, message in (
         (lambda: ntt.linearize(jnp.tanh), r"linearize: .*eqx\.Partial"),
         (lambda: ntt.mse_path(theta, y[:2]), "mse_path: residuals"),
         (lambda: ntt.mse_path(theta, y, learning_rate=0.0), "mse_path: learning_rate"),
+        (lambda: ntt.mse_path(theta, y)(-1.0), "MSEPath: time must be >= 0 and finite, got -1"),
+        (lambda: ntt.mse_path(theta, y)(jnp.inf), "MSEPath: time must be >= 0 and finite"),
+        (lambda: ntt.mse_path(theta, y, learning_rate=0.1)(2.5), "a number of steps, got 2.5"),
+        (lambda: ntt.top_eigenpairs(theta, 1), "top_eigenpairs: needs a kernel as an operator"),
+        (lambda: ntt.kernel_alignment(theta, y), "kernel_alignment: needs a kernel as an operat"),
         (lambda: ntt.mse_path(theta.at[0, 1].set(5.0), y), "not symmetric"),
         (lambda: ntt.loss_path(theta, y, jnp.sum, step_size=-1, num_steps=1), "step_size"),
         (lambda: ntt.loss_path(theta, y, jnp.sum, step_size=1, num_steps=-1), "num_steps"),
         (lambda: ntt.fit_kernel_gp(theta, y, noise=-1.0), "fit_kernel_gp: noise"),
         (lambda: ntt.fit_kernel_gp(theta, y)(theta, jnp.eye(2)), "KernelGP: cross and prior"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with unchecked(), pytest.raises(ValueError, match=message):
             call()

@@ -73,6 +73,10 @@ class Compacted:
     def take(self, sparse: SparseModel) -> SparseModel:
         """The same part of another model, such as the same one under a mask of fewer weights.
 
+        Nothing is added to its biases. The part computes what that model computes where no weight
+        leads from the rest into it, as between few channels; constants that `model` has in its
+        biases, of units whose inputs are all masked, are missing.
+
         **Arguments:**
 
         - `sparse`: a model with arrays of the shapes that the compacted one had before.

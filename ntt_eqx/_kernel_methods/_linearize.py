@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Shaped
 
 from .._batch import as_array
@@ -112,9 +113,19 @@ class MSEPath(eqx.Module):
 
         Args:
             time: `>= 0`; of gradient flow the time, otherwise the number of steps, an integer. It
-                may be traced.
+                may be traced; NaN results from a traced one that cannot be.
+
+        Raises:
+            ValueError: a time that is known is negative or infinite, or no number of steps.
         """
-        learnt = self._learnt(time)[..., None] * self.residuals
+        time = jnp.asarray(time)
+        possible = (time >= 0) & jnp.isfinite(time)
+        if self.learning_rate is not None:
+            possible &= time == jnp.floor(time)
+        if not isinstance(time, Tracer) and not bool(possible):
+            what = "finite" if self.learning_rate is None else "a number of steps"
+            raise ValueError(f"MSEPath: time must be >= 0 and {what}, got {time}.")
+        learnt = jnp.where(possible, self._learnt(time), jnp.nan)[..., None] * self.residuals
         dual = jnp.einsum("prc,prs->psc", learnt, self.vectors.swapaxes(1, 2), precision="highest")
         n, k = self.shape
         if len(dual) > 1:

@@ -49,8 +49,13 @@ def scipy_operator(rows: int, product: Callable[[np.ndarray], np.ndarray]) -> An
     return make((rows, rows), matvec=product, dtype=np.float64)
 
 
-def check_symmetric(caller: str, operator: AbstractNTKOperator) -> None:
-    """Raise `ValueError` unless the operator is the kernel of a batch with itself."""
+def check_symmetric(caller: str, operator: Any) -> None:
+    """Raise `ValueError` unless `operator` is one, and the kernel of a batch with itself."""
+    if not isinstance(operator, AbstractNTKOperator):
+        raise ValueError(
+            f"{caller}: needs a kernel as an operator, ntk_operator(model, x), got "
+            f"{type(operator).__name__}."
+        )
     if not operator.is_symmetric:
         raise ValueError(
             f"{caller}: the operator must be that of a batch with itself, ntk_operator(model, x)."
