@@ -68,7 +68,7 @@ def _told(run: Run, config: Mapping[str, Any], names: Sequence[str]) -> Run:
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a configuration by the names of their options, defaults filled in."""
-    found: dict[str, Any] = {"start": config.get("start")}
+    found: dict[str, Any] = {"start": config.get("origin") or config.get("start")}
     for part, usual in _PARTS.items():
         given = config.get(part)
         values = {**to_json(usual), **given} if isinstance(given, Mapping) else {}

@@ -53,6 +53,8 @@ class Cell:
     training: TrainingSettings | None = None
     # SHA-256 of the model file that training starts from, `None` to start from `method`
     start: str | None = None
+    # the `settings_id` of the network in that file, `None` where it does not say
+    origin: str | None = None
     mask: MaskSettings | None = None  # settings of the mask, `None` for plain ones
     # SHA-256 of what decides a user's own method, model and images, by the fields that name them
     code: tuple[tuple[str, str], ...] = ()
@@ -96,6 +98,8 @@ class Cell:
         """Eight hex digits that tell apart results got under different settings."""
         shared = {"transfer", "scoring", "training", "start", "mask", "code"}
         chosen = {key: value for key, value in self.to_json().items() if key in shared}
+        if self.origin is not None:  # of other seeds the file is another, and the settings are not
+            chosen["start"] = self.origin
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_json(self) -> dict[str, Any]:
@@ -105,8 +109,9 @@ class Cell:
         results keep their place.
         """
         found = {"format": FORMAT, **to_json(self)}
-        if found["mask"] is None:
-            del found["mask"]
+        for name in ("mask", "origin"):
+            if found[name] is None:
+                del found[name]
         idle = to_json(TrainingSettings())
         code = dict(found.pop("code"))
         if code:

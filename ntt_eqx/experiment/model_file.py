@@ -33,7 +33,8 @@ _LONGEST_HEADER = 1 << 20
 _FIELDS = {
     "model": str,
     "arguments": dict,
-    **dict.fromkeys(("dataset", "method", "scope"), str | None),
+    **dict.fromkeys(("dataset", "method", "scope", "settings_id"), str | None),
+    "mask": dict | None,
     "density": float | int | None,
     "seed": int | None,
 }

@@ -27,6 +27,7 @@ from .phases import planned_steps, training_phase, transfer_phase
 from .pruning import ablated, check_fits, collapse_shown, pruned_at_start
 from .published import protocol_of
 from .results import FAILURE, MODEL, RESULT, TRANSFERRED, read_result
+from .settings import to_json
 from .together import by_first, is_first, wait
 
 _SPARSE = f"{CHECKPOINTS}sparse.eqx"  # the network before its training
@@ -134,6 +135,8 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
         "arguments": {"input_shape": list(images.input_shape), "num_classes": images.num_classes},
         "mean": images.mean,
         "std": images.std,
+        "mask": None if cell.mask is None else to_json(cell.mask),
+        "settings_id": cell.settings_id,
         **({"code": dict(cell.code)} if cell.code else {}),
     }
     if run.has(_SPARSE):  # so that a resumed training does nothing before it again
@@ -159,7 +162,8 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
                 student = pruned_at_start(cell, teacher, images.input_shape, examples, cell.key(1))
                 jax.block_until_ready(student.mask)
                 found["mask_seconds"] = time.monotonic() - begun
-        student = ablated(cell, teacher, images.input_shape, student, cell.key(3))
+        if cell.start is None:
+            student = ablated(cell, teacher, images.input_shape, student, cell.key(3))
         # what the file gives back, so that a resumed training starts from the same arrays
         student = SparseModel(student.to_dense(), student.mask)
         known = {**header, **found, "written": metrics.written}

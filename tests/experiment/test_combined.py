@@ -2,10 +2,12 @@
 
 import json
 
+import equinox as eqx
 import pytest
 
 from ntt_eqx.experiment import report
 from ntt_eqx.experiment.cli import main
+from ntt_eqx.experiment.model_file import load_model
 
 from .conftest import DATASET, tiny
 
@@ -35,6 +37,31 @@ def test_a_network_of_a_file_is_not_pruned_again(compared, tmp_path, capsys):
         assert main([*words, *extra.split(), *out]) == 2
         assert "--start trains the one" in capsys.readouterr().err
     assert main([*words, "--out", str(tmp_path / "again")]) == 0
+
+
+def test_a_network_of_a_file_stays_what_it_is(tmp_path, monkeypatch, capsys):
+    """Its seed, its shares and its pattern; seeds of one origin are one row of a table."""
+    monkeypatch.setattr(report, "draw_figures", lambda runs, say: {})
+    origin = [*tiny("--methods", "random@erk", "--seeds", "3", "4", "--densities", "0.5")]
+    origin += ["--mask.ablation", "shares", "--mask.pattern", "block:1x2"]
+    assert main(["compare", *origin, "--out", str(tmp_path / "origin")]) == 0
+    starts = sorted((tmp_path / "origin" / "cells").glob("*random*"))
+    words = ["train", "--dataset", DATASET, "--training.batch-size", "8"]
+    for n, start in enumerate(starts):
+        out = tmp_path / f"again{n}"
+        assert main([*words, "--start", str(start), "--out", str(out)]) == 0
+        mask = [load_model(path / "model.eqx").model.mask for path in (start, out)]
+        assert eqx.tree_equal(*mask)
+        found, old = (json.loads((path / "result.json").read_text()) for path in (out, start))
+        same = ("method", "scope", "mask", "density", "seed", "kept_density", "densities")
+        assert {name: found[name] for name in same} == {name: old[name] for name in same}
+    again = [str(tmp_path / f"again{n}") for n in range(2)]
+    assert main(["report", *again, "--out", str(tmp_path / "report")]) == 0
+    (row,) = (tmp_path / "report" / "table.csv").read_text().splitlines()[1:]
+    assert ",erk,0.5,block:1x2" in row and ",2," in row
+    other = [*words, "--start", str(starts[0]), "--model", "lenet-5", "--out", str(tmp_path / "p")]
+    assert main(other) == 2
+    assert "--model is lenet-5, and --start trains the tiny" in capsys.readouterr().err
 
 
 def test_a_batch_that_does_not_fit_is_refused_in_the_plan(tmp_path, capsys):

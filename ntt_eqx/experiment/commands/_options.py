@@ -76,7 +76,7 @@ class NetworkOptions(RunOptions):
         scope: rank weights within each layer, over all layers at once, or within ERK shares; as the
             method was published, if nothing is said.
         density: share of weights to keep.
-        seed: decides the dense network and the order of the images.
+        seed: decides the dense network and the order of the images; 0 if nothing is said.
         transfer: the label-free phase, for `ntt`, `ntt-ambient` and `ntt-sketch`.
         scoring: the scores that choose masks.
     """
@@ -86,7 +86,7 @@ class NetworkOptions(RunOptions):
     method: str = "ntt"
     scope: Scope = "published"
     density: float = 0.03
-    seed: int = 0
+    seed: int | None = None
     transfer: TransferSettings = PRESETS["quick"].transfer
     scoring: ScoringSettings = ScoringSettings()
 
@@ -98,7 +98,7 @@ class NetworkOptions(RunOptions):
             methods=changes.pop("methods", (self.method,)),
             scopes=(self.scope,),
             densities=(self.density,),
-            seeds=(self.seed,),
+            seeds=(self.seed or 0,),
             transfer=self.transfer,
             scoring=self.scoring,
             **changes,

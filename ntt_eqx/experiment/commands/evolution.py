@@ -80,7 +80,7 @@ class Evolution(NetworkOptions):
                     run_cell(cell, student, context, cell.name)
                 networks = _networks(cell, rival, images, run)
                 with display.busy("preparing the training"):
-                    phase = side_by_side(networks, images, self.evolution, self.seed)
+                    phase = side_by_side(networks, images, self.evolution, cell.seed)
                 outcome = run_phase(phase, run, rows, context)
             except NetworkFailed as error:
                 display.say(str(error))
@@ -99,7 +99,7 @@ class Evolution(NetworkOptions):
                 figures = render_figure(evolution_figure(found, what), "evolution")
                 figures |= render_figure(spectrum_figure(kernels, what), "spectrum")
             table, note = _table(report, cell.method)
-            facts = {"Seeds": str(self.seed)}
+            facts = {"Seeds": str(cell.seed)}
             save_page(run, Page(f"Output evolution: {what}", table, note, facts, asked), figures)
             display.say(
                 "distance to the dense network's outputs (root mean square), and kernel at start:"

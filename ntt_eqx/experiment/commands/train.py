@@ -8,7 +8,7 @@ from .._errors import ExperimentError
 from ..model_file import load_model
 from ..presets import PRESETS
 from ..results import model_path
-from ..settings import MaskSettings, TrainingSettings
+from ..settings import MaskSettings, TrainingSettings, from_json
 from ._options import NetworkOptions, make_one
 
 
@@ -16,8 +16,8 @@ from ._options import NetworkOptions, make_one
 class Train(NetworkOptions):
     """Train one network on labels: one from a file, or a fresh one pruned by a method."""
 
-    # model file, or directory of a run that holds one; left out, --model, --method, --scope and
-    # --density say what to train
+    # model file, or directory of a run that holds one, whose seed holds if there is no --seed; left
+    # out, --model, --method, --scope and --density say what to train
     start: Path | None = None
     method: str = "random"
     mask: MaskSettings = MaskSettings()  # which weights a mask may keep
@@ -29,23 +29,31 @@ class Train(NetworkOptions):
         if self.start is None:
             return make_one(self.cell(mask=self.mask, training=self.training), self)
         start = model_path(self.start)
-        for name in ("method", "density", "scope", "mask"):
+        for name in ("method", "density", "scope", "mask", "transfer", "scoring"):
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise ExperimentError(
                     f"train: --{name} is how a fresh network is pruned, and --start trains the one "
                     f"in {start} as it is; leave one of them out."
                 )
-        cell = self.cell(mask=self.mask, training=self.training)
         header = load_model(start).header
+        seed = self.seed if self.seed is not None else header.get("seed") or 0
+        cell = dataclasses.replace(self, seed=seed).cell(mask=self.mask, training=self.training)
+        if self.model != type(self).model and cell.model != header["model"]:
+            raise ExperimentError(
+                f"train: --model is {cell.model}, and --start trains the {header['model']} in "
+                f"{start}; leave one of them out."
+            )
+        mask = header.get("mask")
         cell = dataclasses.replace(
             cell,
             model=header["model"],
-            method=header.get("method", "dense"),
+            method=header.get("method") or "dense",
             scope=header.get("scope"),
-            density=float(header.get("density", 1.0)),
+            density=float(header.get("density") or 1.0),
             transfer=None,
             scoring=None,
-            mask=None,
+            mask=mask and from_json(MaskSettings, mask, where=f"{start}: its mask"),
             start=hashlib.sha256(start.read_bytes()).hexdigest(),
+            origin=header.get("settings_id"),
         )
         return make_one(cell, self, start)
