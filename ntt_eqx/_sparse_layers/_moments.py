@@ -69,10 +69,10 @@ def moments_of(
 ) -> Moments | None:
     """Where an optimiser keeps arrays for the weights of layers, if it treats each by itself.
 
-    Its two programs are traced, for all weights and for kept ones, each layer with an axis that
+    Its programs are traced: for all weights, for kept ones, and for as many of each layer as
     nothing else has. They must be the same program, with the same numbers in it, and made of
-    elementwise operations. So no optimiser passes that looks at the axes of a weight (Muon,
-    Adafactor), adds weights up (a clipped norm), draws noise, or knows biases by their rank.
+    elementwise operations. So no optimiser passes that looks at the axes or the size of a weight
+    (Muon, Adafactor), adds weights up (a clipped norm), draws noise, or knows biases by their rank.
 
     **Returns:**
 
@@ -88,10 +88,13 @@ def moments_of(
     room = jnp.ones((), bool)
     masked = eqx.filter_eval_shape(parameters, model)
     kept = eqx.filter_eval_shape(lambda m: parameters(on_entries(m, entries, room)), model)
-    kept = SparseModel(jtu.tree_map_with_path(unique, kept.model), kept.mask)
+    real, kept = kept, SparseModel(jtu.tree_map_with_path(unique, kept.model), kept.mask)
     try:
         kept_state = jax.eval_shape(optimizer.init, kept)
-        same = _program(optimizer, masked, opt_state) == _program(optimizer, kept, kept_state)
+        of_all, of_kept = (masked, opt_state), (kept, kept_state)
+        of_real = (real, jax.eval_shape(optimizer.init, real))
+        first, *others = (_program(optimizer, *each) for each in (of_all, of_kept, of_real))
+        same = all(other == first for other in others)
     except Exception:  # whatever an optimiser raises that does not know such parameters
         return None
     old, whole = jax.tree.flatten(opt_state)

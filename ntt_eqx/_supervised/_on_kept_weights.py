@@ -33,6 +33,9 @@ from ..kernels import target_device
 from ._objective import CrossEntropy, SquaredError
 from ._step import TrainConfig, TrainState, with_zeros
 
+_KnownMoments = dict[frozenset[tuple[str, int]], Moments]
+"""Moments by layers and the number of weights that they have room for; the same for all masks."""
+
 _Step = Callable[[Held[TrainState], PyTree], tuple[Held[TrainState], Any, Any]]
 
 
@@ -70,7 +73,7 @@ class Steps:
         self._open = _may_change_form(begin)
         self._due = _refreshes(begin, num_steps) if self._open else frozenset[int]()
         self._tried = False
-        self._moments: dict[tuple[str, ...], Moments] = {}  # by layers; the same for all masks
+        self._moments: _KnownMoments = {}
 
     def __call__(self, state: Any, batch: PyTree) -> tuple[Any, Any, Any]:
         """One step: the next state in either form, the metrics, and the weights' norms before."""
@@ -80,7 +83,7 @@ class Steps:
         elif self._open and not self._tried:
             kept, self._tried = on_kept_weights(state.whole(), batch, self._moments), True
             if kept is not None:
-                state, self._moments[tuple(kept.entries)] = kept, kept.moments
+                state, self._moments[_rooms(kept.entries)] = kept, kept.moments
         if not isinstance(state, OnKeptWeights):
             return self._step(state, batch)
         held, metrics, norms = self._step(state.held, batch)
@@ -88,13 +91,13 @@ class Steps:
 
 
 def on_kept_weights(
-    state: TrainState, batch: PyTree, known: Mapping[tuple[str, ...], Moments] | None = None
+    state: TrainState, batch: PyTree, known: _KnownMoments | None = None
 ) -> OnKeptWeights | None:
     """The state with its large layers on kept weights, or `None` where it has to stay as it is.
 
     It stays where no layer pays, where the optimiser does not treat each weight by itself, and
     where the model does something else with a layer's weight than to multiply by it. Neither is
-    asked again for layers whose moments are `known`.
+    asked again for layers and rooms whose moments are `known`.
     """
     size, spare = len(jax.tree.leaves(batch)[0]), not _counts_stay(state)
     pays = lambda _, mask: pays_in_training(mask, size)
@@ -102,7 +105,7 @@ def on_kept_weights(
     entries = kept_entries(model, mask, pays, _roomy if spare else _exact)
     if not entries:
         return None
-    moments = (known or {}).get(tuple(entries))
+    moments = (known or {}).get(_rooms(entries))
     if moments is None:
         params = with_zeros(state.model)
         moments = moments_of(state.optimizer, params, state.opt_state, entries)
@@ -136,6 +139,10 @@ def _counts_stay(state: TrainState) -> bool:
         return False
     end = dynamic.sparsity.end if callable(dynamic.sparsity.density) else 0
     return end is not None and int(state.step) >= end
+
+
+def _rooms(entries: Mapping[str, KeptEntries]) -> frozenset[tuple[str, int]]:
+    return frozenset((name, one.index.kept) for name, one in entries.items())
 
 
 def _exact(count: int, size: int) -> int:

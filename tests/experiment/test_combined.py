@@ -58,7 +58,7 @@ def test_a_network_of_a_file_stays_what_it_is(tmp_path, monkeypatch, capsys):
     again = [str(tmp_path / f"again{n}") for n in range(2)]
     assert main(["report", *again, "--out", str(tmp_path / "report")]) == 0
     (row,) = (tmp_path / "report" / "table.csv").read_text().splitlines()[1:]
-    assert ",erk,0.5,block:1x2" in row and ",2," in row
+    assert ',erk,0.5,"block:1x2, shares",,0.501' in row and ",2," in row  # and no settings
     other = [*words, "--start", str(starts[0]), "--model", "lenet-5", "--out", str(tmp_path / "p")]
     assert main(other) == 2
     assert "--model is lenet-5, and --start trains the tiny" in capsys.readouterr().err

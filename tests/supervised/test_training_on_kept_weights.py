@@ -39,6 +39,10 @@ TOGETHER = {
     "noise": optax.chain(optax.add_noise(0.1, 0.5, 0), ADAM),
     "finite or skipped": optax.apply_if_finite(ADAM, 3),
     "a rate by the size": optax.stateless(lambda g, _: jax.tree.map(lambda a: -a / a.size, g)),
+    "a rate of large weights": optax.multi_transform(
+        {True: optax.sgd(0.1), False: optax.sgd(0.3)},
+        lambda p: jax.tree.map(lambda a: a.size > 40, p),  # of which 38 are kept in a layer of 192
+    ),
     "decay of matrices": optax.chain(
         optax.add_decayed_weights(0.1, mask=lambda p: jax.tree.map(lambda a: a.ndim > 1, p)),
         optax.sgd(0.1),
@@ -118,7 +122,7 @@ def test_elementwise_optimisers_give_what_they_give_masked(name, formed, getkey)
         assert_same_training(after, masked_steps(state, data), 1e-12)
 
 
-@pytest.mark.parametrize("name", default_only(TOGETHER, "clipped norm", "decay of matrices"))
+@pytest.mark.parametrize("name", default_only(TOGETHER, "clipped norm", "a rate of large weights"))
 def test_other_optimisers_see_all_weights(name, formed, getkey):
     state, data = ntt.train_init(network(getkey()), ntt.TrainConfig(), TOGETHER[name]), batches()
     after, _ = ntt.train_steps(state, data, num_steps=STEPS)
