@@ -3,7 +3,9 @@
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Int, PRNGKeyArray
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 
 class StepInfo(eqx.Module):
@@ -25,3 +27,18 @@ class StepInfo(eqx.Module):
     density: Any
     support: Any = None
     metric_mask: Any = None
+
+
+def key_words(key: PRNGKeyArray | None) -> UInt32[Array, "2"]:
+    """Two words that stand for `key`; arrays of plain numbers can be stored in any file."""
+    given: Any = jax.random.key(0) if key is None else key
+    if not jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
+        given = jax.random.wrap_key_data(given)
+    if str(jax.random.key_impl(given)) == "threefry2x32":
+        return jax.random.key_data(given)
+    return jax.random.bits(given, (2,), jnp.uint32)
+
+
+def step_key(words: UInt32[Array, "2"], step: Int[Array, ""]) -> PRNGKeyArray:
+    """The key of a step, from the words of the state before it."""
+    return jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), step)

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from .._batch import as_arrays
 from .._checks import check_key, check_weight, check_weights
@@ -16,7 +16,7 @@ from .._parameters import parameters, partition_parameters
 from .._primitives import with_equivalents
 from .._sparse import SparseModel, kept_weights, map_masked, prunable_leaves
 from .._stateful import with_state
-from .._step_info import StepInfo
+from .._step_info import StepInfo, key_words, step_key
 from .._types import GradientTransformation, PyTree, squared_norm
 from ._dynamic import DynamicSparsity, TrainView, refreshed, remembered, with_first_mask
 from ._objective import CROSS_ENTROPY, Objective, check_step, judge
@@ -80,7 +80,7 @@ class TrainState(eqx.Module):
         model: the model, dense or a `SparseModel`.
         opt_state: the optimiser's state.
         step: number of steps done.
-        key: source of the keys of the steps, or `None`.
+        key: two words, from which every step derives its own PRNG key; or `None`.
         config: what is minimised.
         optimizer: the optax optimiser.
         average: the moving average of the model's floating-point arrays, with zeros for pruned
@@ -93,7 +93,7 @@ class TrainState(eqx.Module):
     model: Any
     opt_state: PyTree
     step: Int[Array, ""]
-    key: PRNGKeyArray | None
+    key: UInt32[Array, "2"] | None
     config: TrainConfig
     optimizer: GradientTransformation = eqx.field(static=True)
     average: PyTree = None
@@ -155,7 +155,8 @@ def train_init(
     rewound = copied(eqx.filter((model, opt_state), eqx.is_array)) if rewinds else None
     average = copied(_averageable(model)) if config.ema else None
     step = jnp.zeros((), jnp.int32)
-    return replicate(TrainState(model, opt_state, step, key, config, optimizer, average, rewound))
+    words = None if key is None else key_words(key)
+    return replicate(TrainState(model, opt_state, step, words, config, optimizer, average, rewound))
 
 
 def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:
@@ -201,7 +202,7 @@ def check_state(caller: str, state: Any) -> None:
 
 def _stepped(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics]:
     batch = spread("train_step", batch)
-    key = None if state.key is None else jax.random.fold_in(state.key, state.step)
+    key = None if state.key is None else step_key(state.key, state.step)
     params, rest = partition_parameters(with_zeros(state.model))
 
     def loss(params: PyTree, masked: bool = False) -> tuple[Float[Array, ""], Any]:
@@ -244,7 +245,7 @@ def _stepped(state: TrainState, batch: PyTree) -> tuple[TrainState, TrainMetrics
 
 def _info(state: TrainState, dynamic: DynamicSparsity, step: Int[Array, ""]) -> StepInfo:
     """What the refresh after a step is told."""
-    key = jax.random.fold_in(jax.random.key(0) if state.key is None else state.key, state.step)
+    key = step_key(key_words(None) if state.key is None else state.key, state.step)
     density = dynamic.sparsity.overall(state.model.mask, step)
     return StepInfo(step, jax.random.fold_in(key, 1), density)
 

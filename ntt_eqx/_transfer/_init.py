@@ -12,11 +12,12 @@ from .._parameters import parameters
 from .._scores._base import scored
 from .._sparse import SparseModel, sparsify
 from .._stateful import check_warm, is_cold, warm_up
+from .._step_info import key_words
 from .._types import GradientTransformation, MaskTree, PyTree, ScoreTree, Where
 from ._config import NTTConfig
 from ._given import hold_mask
 from ._method import NeuralTangentTransfer
-from ._state import NTTState, entries_for, key_words, support_for
+from ._state import NTTState, entries_for, support_for
 
 
 def ntt_init(

@@ -6,9 +6,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Int, UInt32
 
 from .._distribute import layout_in_use
 from .._kept import kept_layers
@@ -26,7 +25,7 @@ from .._sparse_layers import (
     sparse_layers,
 )
 from .._stateful import StatefulModel
-from .._step_info import StepInfo
+from .._step_info import StepInfo, step_key
 from .._types import MaskTree, PyTree
 from ..kernels import target_device
 from ._given import hold_mask
@@ -150,7 +149,7 @@ class NTTState(eqx.Module):
 
     def step_info(self, support: Any = None) -> StepInfo:
         """Number, key and density of the next step, for its loss; `support` if it was checked."""
-        key = jax.random.fold_in(jax.random.wrap_key_data(self.key, impl="threefry2x32"), self.step)
+        key = step_key(self.key, self.step)
         density = self.method.sparsity.at(self.step)
         if isinstance(density, Mapping):  # by layer
             # A program may divide by multiplication: to float32 that is not the same quotient for
@@ -228,13 +227,3 @@ def check_room(caller: str, state: NTTState) -> None:
     jax.tree.map(one, student.mask, state.support, is_leaf=is_index)
     if not entries_have_room(student.model, student.mask, state.entries):
         raise ValueError(_NO_ROOM.format(caller))
-
-
-def key_words(key: PRNGKeyArray | None) -> UInt32[Array, "2"]:
-    """Two words that stand for `key`; arrays of plain numbers can be stored in any file."""
-    given: Any = jax.random.key(0) if key is None else key
-    if not jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
-        given = jax.random.wrap_key_data(given)
-    if str(jax.random.key_impl(given)) == "threefry2x32":
-        return jax.random.key_data(given)
-    return jax.random.bits(given, (2,), jnp.uint32)

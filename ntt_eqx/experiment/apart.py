@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .cells import ONLY_WATCH
 from .methods import Line
 from .results import Run
 from .settings import MaskSettings, ScoringSettings, TrainingSettings, TransferSettings, to_json
@@ -72,6 +73,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     for part, usual in _PARTS.items():
         given = config.get(part)
         values = {**to_json(usual), **given} if isinstance(given, Mapping) else {}
+        values = {name: value for name, value in values.items() if name not in ONLY_WATCH}
         found |= {f"{part}.{name.replace('_', '-')}": value for name, value in values.items()}
     code = config.get("code")
     if isinstance(code, Mapping):

@@ -32,6 +32,8 @@ _LATER_TRAINING = (
     *("final_share", "warm_up", "weight_decay", "decay", "label_smoothing", "ema", "crop", "flip"),
     *("kernel_images", "labels"),
 )
+ONLY_WATCH = ("evaluate_every", "kernel_images")
+"""Settings of a training on which its network does not depend."""
 CONFIG = "config.json"
 
 
@@ -97,7 +99,11 @@ class Cell:
     def settings_id(self) -> str:
         """Eight hex digits that tell apart results got under different settings."""
         shared = {"transfer", "scoring", "training", "start", "mask", "code"}
-        chosen = {key: value for key, value in self.to_json().items() if key in shared}
+        cell = self
+        if cell.training is not None:
+            idle = {name: getattr(TrainingSettings, name) for name in ONLY_WATCH}
+            cell = dataclasses.replace(cell, training=dataclasses.replace(cell.training, **idle))
+        chosen = {key: value for key, value in cell.to_json().items() if key in shared}
         if self.origin is not None:  # of other seeds the file is another, and the settings are not
             chosen["start"] = self.origin
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import shlex
 import signal
 import sys
@@ -56,8 +57,18 @@ def _run(words: list[str]) -> int:
         if not isinstance(error, DatasetError | ExperimentError):
             raise
         said = str(error)
-    print(f"ntt-eqx: {plain(said)}", file=sys.stderr)
+    print(f"ntt-eqx: {plain(_with_options(said))}", file=sys.stderr)
     return 2
+
+
+_PARTS = "transfer|training|scoring|mask|evolution"
+
+
+def _with_options(message: str) -> str:
+    """A message that names settings, with the options that set them in their place."""
+    option = lambda found: f"--{found[1]}.{found[2].replace('_', '-')}"
+    message = message.replace("`data_dir`", "--data-dir")
+    return re.sub(rf"(?<![\w.\-/])({_PARTS})\.([a-z_][a-z0-9_]*)", option, message)
 
 
 def parse(words: Sequence[str]) -> Any:

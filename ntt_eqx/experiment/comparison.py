@@ -308,17 +308,17 @@ def _finish(
 ) -> None:
     """Write tables, figures and page of the finished cells, and show the table."""
     out = run.path
-    table = write_tables(_results(cells, out), run)
     all_runs = runs_of(cells, out)
-    runs = [found for found in all_runs if found.state == "done"]
+    runs, failed = ([r for r in all_runs if r.state == state] for state in ("done", "failed"))
+    table = write_tables(_results(cells, out), run, failed)
     if not runs:
         return
     title = ", ".join(dict.fromkeys(name for c in cells for name in (c.dataset, c.model)))
-    figures = write_page(runs, run, title, display, to_json(settings))
+    figures = write_page(runs, run, title, display, to_json(settings), failed)
     display.table(table)
-    if failed := sum(found.state == "failed" for found in all_runs):
+    if failed:
         said = "failure.json in their folders says why"
-        display.say(f"{failed} of {len(cells)} networks failed; {said}")
+        display.say(f"{len(failed)} of {len(cells)} networks failed; {said}")
     display.say(f"results: {out / 'results.json'}, {out / 'table.md'}, {out / 'report.html'}")
     if figures:
         display.say(f"figures: {out / 'figures'} ({', '.join(figures)}; PNG and SVG)")

@@ -40,7 +40,7 @@ def shelf_of(data_dir: Path | None) -> Shelf:
 
 @dataclasses.dataclass(frozen=True)
 class StandardisedSplit:
-    """Some images of a set, standardised by the set's own mean and deviation."""
+    """Some images of a set, standardised by the mean and deviation that the set names."""
 
     images: Dataset
     split: Split
@@ -68,11 +68,15 @@ class StandardisedSplit:
             said = str(error).removeprefix("batches: ")
             raise ExperimentError(f"{self.images.name}: {said}") from None
 
-    def check_batch(self, batch_size: int) -> None:
-        """Raise `ExperimentError` for a batch that is larger than the split."""
+    def check_batch(self, batch_size: int, what: str = "") -> None:
+        """Raise `ExperimentError` for a batch that is larger than the split.
+
+        `what` begins the message.
+        """
         if batch_size > self.size:
             raise ExperimentError(
-                f"{self.images.name}: a batch of {batch_size} images does not fit into {self.size}."
+                f"{what}{self.images.name}: a batch of {batch_size} images does not fit into "
+                f"{self.size}."
             )
 
     @property
@@ -154,6 +158,30 @@ def check_labelled(images: Dataset) -> None:
         raise ExperimentError(
             f"dataset {images.name!r} has no labels; it serves --transfer.dataset only."
         )
+
+
+def standardised_for(path: Path, header: Mapping[str, Any], images: Dataset) -> Dataset:
+    """The images with the mean and deviation that the network in the file `path` was trained with.
+
+    The set's own where the file does not say, which was so up to version 0.2. Raises
+    `ExperimentError` for what cannot be a mean or a deviation of these images.
+    """
+    given = header.get("mean"), header.get("std")
+    if None in given:
+        return images
+    try:
+        mean, std = (np.asarray(each, np.float64) for each in given)
+        like = np.shape(images.mean)
+        good = all(each.shape in ((), like) for each in (mean, std))
+        good = good and bool(np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all())
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ExperimentError(
+            f"{path}: damaged: its mean and deviation are not those of images like {images.name}."
+        )
+    plain = lambda each: float(each) if each.ndim == 0 else tuple(each.tolist())
+    return dataclasses.replace(images, mean=plain(mean), std=plain(std))
 
 
 def check_network(

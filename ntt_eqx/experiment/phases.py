@@ -138,7 +138,8 @@ def planned_steps(cell: Cell, shelf: Shelf) -> dict[str, int]:
             source = getattr(settings, "dataset", None) or cell.dataset
             labels = getattr(settings, "labels", None)
             used, _ = parts(shelf(source), settings.held_out, cell.seed, labels)
-            used.check_batch(settings.batch_size)
+            part = "training" if name == "train" else name
+            used.check_batch(settings.batch_size, f"{part}.batch_size: ")
             steps = steps_in(settings.epochs, used.size, settings.batch_size)
             found[name] = steps if name == "transfer" else _all_trainings(cell, steps)
     return found

@@ -34,6 +34,8 @@ from .methods import METHODS
 from .own import find_method
 from .settings import MaskSettings, parse_pattern
 
+# What the library advises, as the command has it.
+_OPTIONS = {"allocation='erk'": "METHOD@erk", "scope='layer'": "METHOD@layer"}
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -58,7 +60,7 @@ def pruned_at_start(
     except Exception as error:
         if cell.method in METHODS:
             raise
-        raise _failed(cell, f"{type(error).__name__}: {_plain(error)}{_place(error)}") from error
+        raise _failed(cell, f"{type(error).__name__}: {_plain(error)}{place_of(error)}") from error
 
 
 def _pruned_at_start(
@@ -225,6 +227,8 @@ def collapse_shown(say: Callable[[str], None], title: str) -> Iterator[None]:
 
     def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
         text = str(message).partition(": ")[2]
+        for word, option in _OPTIONS.items():
+            text = text.replace(word, option)
         if not issubclass(category, LayerCollapseWarning):
             usual(message, category, *place, **more)
         elif text not in told:
@@ -241,7 +245,7 @@ def _failed(cell: Cell, why: str) -> NetworkFailed:
     return NetworkFailed(f"{cell.dataset}, {cell.model}, {cell.name}: {why}", stage="mask")
 
 
-def _place(error: Exception) -> str:
+def place_of(error: Exception) -> str:
     """The last line of a user's code that an error went through, to stand behind its message."""
     places = traceback.extract_tb(error.__traceback__)
     own = [at for at in places if not Path(at.filename).is_relative_to(_PACKAGE)]

@@ -37,9 +37,9 @@ REPORT_FILES = ("results.json", "table.md", "table.csv", "table.tex", "report.ht
 _NOTE = """\
 ±: standard error. Of several seeds it is that of their mean, sample standard deviation / \
 sqrt(seeds); of one seed that of its test images, sqrt(p (1 - p) / n) for an accuracy p on n of \
-them. Over: mean difference from that row, seed by seed, in points. Scope: how the kept weights \
-are shared out over the layers; layer ranks within each, global over all at once, erk keeps \
-Erdős–Rényi shares."""
+them. Over: mean difference from that row, seed by seed, in points; for masks of a kind from \
+random ones of that kind, if there are some. Scope: how the kept weights are shared out over the \
+layers; layer ranks within each, global over all at once, erk keeps Erdős–Rényi shares."""
 _CAPTIONS = {
     "accuracy": "Test accuracy while the networks train.",
     "sparsity": "Test error after training against the share of weights kept, both logarithmic.",
@@ -54,15 +54,19 @@ _CAPTIONS = {
 }
 
 
-def write_tables(results: Sequence[dict[str, Any]], run: RunFolder) -> Cells:
+def write_tables(
+    results: Sequence[dict[str, Any]], run: RunFolder, failed: Sequence[Run] = ()
+) -> Cells:
     """Write `results.json`, `table.md`, `table.csv` and `table.tex` into the folder `run`.
 
-    Below the table in `table.md` stand the published numbers of the protocol that was followed.
-    Returns the table.
+    Below the table in `table.md` stand what its numbers are, which networks of the comparison
+    `failed` and are not in it, and the published numbers of the protocol that was followed. Returns
+    the table.
     """
     table = summarise(results)
     cells = shown(table)
     tables = {"md": markdown(cells), "csv": to_csv(table), "tex": latex(cells)}
+    tables["md"] += "".join(f"\n{text}\n" for text in _notes(results, failed))
     if beside := published_beside(results):
         tables["md"] += f"\n{beside}"
     texts = {f"table.{kind}": as_text(text) for kind, text in tables.items()}
@@ -76,16 +80,17 @@ def write_page(
     title: str,
     display: Display,
     settings: Mapping[str, Any] | None = None,
+    failed: Sequence[Run] = (),
 ) -> list[str]:
     """Draw the figures of `runs` into `figures/` of `run`, and put them with the table on a page.
 
-    Returns the names of the figures.
+    It says which other networks `failed`. Returns the names of the figures.
     """
     with display.busy("drawing figures"):
         figures = draw_figures(runs, display.say)
     results = [found.result for found in runs if found.result is not None]
-    trained = any(result.get("test_accuracy") is not None for result in results)
-    page = Page(title, shown(summarise(results)), _NOTE if trained else "", _facts(results))
+    notes = " ".join(_notes(results, failed))
+    page = Page(title, shown(summarise(results)), notes, _facts(results))
     save_page(run, dataclasses.replace(page, settings=settings), figures)
     return sorted({name.rpartition(".")[0] for name in figures})
 
@@ -192,6 +197,22 @@ def draw_figures(runs: Sequence[Run], on_problem: Callable[[str], None]) -> dict
             draw(f"densities{suffix}", densities_figure, cells)
             draw(f"masks{suffix}", _masks, cells)
     return drawn
+
+
+def _notes(results: Sequence[dict[str, Any]], failed: Sequence[Run]) -> list[str]:
+    """What stands below a table: the meaning of its numbers, and what is missing in it."""
+    trained = any(result.get("test_accuracy") is not None for result in results)
+    seeds: dict[str, list[int]] = {}
+    for run in failed:
+        config = run.config
+        name = Line.of({**config, "mask": None}).label(scoped=True)
+        place = ", ".join((config["dataset"], config["model"], f"{config['density']:g}", name))
+        seeds.setdefault(place, []).append(config["seed"])
+    missing = "; ".join(f"{place}, seed {', '.join(map(str, n))}" for place, n in seeds.items())
+    return [
+        *([_NOTE] if trained else []),
+        *([f"Failed, and not in the table: {missing}."] if missing else []),
+    ]
 
 
 def as_text(text: str) -> bytes:

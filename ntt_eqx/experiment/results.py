@@ -99,6 +99,14 @@ def standard_error(result: Mapping[str, Any]) -> float | None:
     return None if p is None or images is None else math.sqrt(p * (1 - p) / images)
 
 
+def keeps_another_share(kept: float | None, density: float) -> bool:
+    """Whether a mask keeps another share of the weights than its density says.
+
+    That counts groups, whose sizes differ between layers, or a pattern leaves layers whole.
+    """
+    return kept is not None and abs(kept / density - 1) > 0.02
+
+
 def find_runs(root: Path, *, verify: bool = False) -> list[Run]:
     """Every cell below `root` (of a comparison, one cell, or any folder above), by their names.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from .. import SparseModel, check_collapse, effective_sparsity, sparsify, warm_up
+from .._examples import as_inference
 from .._stateful import has_state
 from ..data import Dataset
 from ._errors import ExperimentError, NetworkFailed
@@ -24,7 +25,7 @@ from .model_file import decode_model, encode_model, load_model
 from .own import build_model, find_method
 from .part import part_in_training, part_in_transfer, whole_of
 from .phases import planned_steps, training_phase, transfer_phase
-from .pruning import ablated, check_fits, collapse_shown, pruned_at_start
+from .pruning import ablated, check_fits, collapse_shown, place_of, pruned_at_start
 from .published import protocol_of
 from .results import FAILURE, MODEL, RESULT, TRANSFERRED, read_result
 from .settings import to_json
@@ -38,8 +39,9 @@ _WARM_UP = 1000  # images from which a new network's batch norms take their stat
 def check_cells(cells: Sequence[Cell], shelf: Shelf) -> None:
     """Check every mask and every dataset that `cells` need before anything is computed.
 
-    Raises `ExperimentError` for a mask that does not fit its network, images without labels, or
-    more directions of a sketch than outputs.
+    Raises `ExperimentError` for a model that cannot take the images, a mask that does not fit its
+    network, a batch that is larger than its images, images without labels, or more directions of a
+    sketch than outputs.
     """
     teachers: dict[tuple[str, str], Any] = {}
     for cell in cells:
@@ -48,14 +50,46 @@ def check_cells(cells: Sequence[Cell], shelf: Shelf) -> None:
             check_labelled(images)
         place = (cell.dataset, cell.model)
         if place not in teachers:
-            teachers[place] = dense_initialisation(cell, images)
+            teachers[place] = _checked_model(cell, images)
         check_fits(cell, teachers[place], images.input_shape)
-        size = cell.transfer.sketch_size if cell.transfer is not None else None
+        planned_steps(cell, shelf)
+        if cell.transfer is None:
+            continue
+        if cell.transfer.dataset is not None:
+            _check_shapes(images, shelf(cell.transfer.dataset))
+        size = cell.transfer.sketch_size
         if size is not None and size > images.num_classes:
             raise ExperimentError(
                 f"transfer.sketch_size: {size} directions of {images.num_classes} outputs; use at "
                 f"most {images.num_classes}."
             )
+
+
+def check_start(cell: Cell, path: Path, shelf: Shelf) -> None:
+    """Check that the network in the file `path` can be trained as `cell` says."""
+    images = shelf(cell.dataset)
+    check_labelled(images)
+    check_network(path, load_model(path).header, images)
+    planned_steps(cell, shelf)
+
+
+def _checked_model(cell: Cell, images: Dataset) -> Any:
+    """The dense network, for which its call on one image was traced."""
+    image = jax.ShapeDtypeStruct(images.input_shape, jnp.float32)
+    try:
+        model = dense_initialisation(cell, images)
+        found = jax.eval_shape(as_inference(model), image)
+        shape = getattr(found, "shape", ())
+        if len(shape) != 1 or shape[0] < images.num_classes:
+            what = list(shape) if shape else type(found).__name__
+            raise ValueError(f"it returns {what}, not a logit for each of {images.num_classes}")
+    except Exception as error:
+        line = str(error).strip().split("\n")[0]
+        raise ExperimentError(
+            f"models: {cell.model} cannot take the images of {images.name}, of shape "
+            f"{list(images.input_shape)}: {line}{place_of(error)}"
+        ) from error
+    return model
 
 
 def run_cell(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[str, Any]:
@@ -146,7 +180,6 @@ def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[s
         teacher, found = started(cell, images), {"seconds": 0.0, "row": {}}
         if cell.transfer is not None:
             source = context.shelf(cell.transfer.dataset or cell.dataset)
-            _check_shapes(images, source)
             with display.busy(f"{title}, preparing the transfer"):
                 part = part_in_transfer(cell, teacher, source)
                 phase = transfer_phase(cell, teacher, source, title, part)

@@ -148,7 +148,9 @@ class TrainingSettings:
             return Recipe(**fields)
         except ValueError as error:
             said = str(error).removeprefix("Recipe: ")
-            raise ExperimentError(f"training: {said}") from None
+            names = "|".join(fields)
+            said = re.sub(rf"^({names})\b(?!=)|\b({names})(?==)", r"training.\g<0>", said)
+            raise ExperimentError(said) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +223,7 @@ def check(settings: _T, place: str = "") -> _T:
         if settings.initial_mask != "magnitude" or not settings.mask_every:
             raise ExperimentError(
                 f"{place}gradual: the first mask keeps all weights and others follow it; leave out "
-                "initial_mask and mask_every."
+                f"{place}initial_mask and {place}mask_every."
             )
     if isinstance(settings, TrainingSettings):
         settings.recipe()
@@ -263,10 +265,13 @@ def parse_pattern(text: str | None) -> AbstractPattern | Callable[..., AbstractP
 
 
 def load_config(path: Path, base: CompareSettings) -> CompareSettings:
-    """`base` with the fields that the JSON file at `path` gives; see `from_json`."""
+    """`base` with the fields that the JSON file at `path` gives; see `from_json`.
+
+    A comparison's `config.json` gives its `settings`.
+    """
     value = read_json(path)
-    if isinstance(value, dict):
-        value = {key: entry for key, entry in value.items() if key != "preset"}
+    if isinstance(value, dict) and isinstance(value.get("settings"), dict):
+        value = value["settings"]  # the `config.json` of a comparison
     return from_json(CompareSettings, value, where=str(path), base=base)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ._errors import require
 from .methods import Line, method
-from .results import Run, standard_error
+from .results import Run, keeps_another_share, standard_error
 
 if TYPE_CHECKING:
     import pandas
@@ -63,8 +63,9 @@ def summarise(results: Sequence[dict[str, Any]]) -> "pandas.DataFrame":
     a pattern leaves layers whole), `seeds` (how many), `test` and `train` (mean accuracies),
     `test_spread` (sample standard deviation over seeds), `test_error` (standard error of `test`:
     over seeds, or, of one seed, by the number of test images), `lead` and `lead_error` (mean of the
-    differences from the `reference`, seed by seed, and its standard error). NaN stands for what is
-    not known: an accuracy of a network that was not trained, the spread of one seed.
+    differences from random masks of the scope `reference`, seed by seed, and its standard error).
+    NaN stands for what is not known: an accuracy of a network that was not trained, the spread of
+    one seed.
     """
     frame = results_frame(results)
     frame["images"] = [standard_error(result) for result in results]
@@ -92,27 +93,30 @@ def summarise(results: Sequence[dict[str, Any]]) -> "pandas.DataFrame":
     return table.loc[order].reset_index(drop=True)
 
 
-def reference(table: "pandas.DataFrame") -> Line | None:
-    """The line from which leads are counted: random masks, the cheapest, with ERK shares if any.
+def reference(table: "pandas.DataFrame") -> str | None:
+    """The scope of the random masks from which leads are counted, ERK before others.
 
-    Plain ones stand before those of a pattern. `None` where there are none.
+    `None` where there are none.
     """
-    lines = {line_in(row)._replace(settings="") for row in rows_of(table) if row.method == "random"}
-    return min(lines, key=lambda line: (line.mask != "", line.scope != "erk", line), default=None)
+    scopes = {row.scope for row in rows_of(table) if row.method == "random"}
+    return min(scopes, key=lambda scope: (scope != "erk", scope != "layer"), default=None)
 
 
 def _differences(frame: "pandas.DataFrame") -> "pandas.Series":
-    """The accuracy of each network above that of the reference of its seed, trained like it."""
-    chosen = reference(frame)
-    lines = [line_in(row)._replace(settings="") for row in rows_of(frame)]
-    here = np.array([line == chosen for line in lines], bool)
-    places = frame[["dataset", "model", "density", "seed"]].assign(
-        training=[_training(settings) for settings in frame.settings]
-    )
-    known = places[here].assign(known=frame.test_accuracy[here])
-    known = known.groupby(list(places), as_index=False).mean()
-    found = places.merge(known, how="left", on=list(places)).known.to_numpy()
-    return (frame.test_accuracy - found).where(~here)
+    """The accuracy of each network above that of the random one of its seed, trained like it.
+
+    That has a mask of the same kind, or a plain one where there is none and for random masks.
+    """
+    shared = ["dataset", "model", "density", "seed", "training"]
+    place = frame.assign(training=[_training(settings) for settings in frame.settings])
+    random = place[(frame.method == "random") & (frame.scope == reference(frame))]
+    known = random.groupby([*shared, "mask"], as_index=False).test_accuracy.mean()
+    plain = known[known["mask"] == ""].drop(columns="mask")
+    find = lambda known, on: place[on].merge(known, how="left", on=on).test_accuracy.to_numpy()
+    like, other = find(known, [*shared, "mask"]), find(plain, shared)
+    itself = frame.index.isin(random.index)
+    found = np.where(itself | np.isnan(like), other, like)
+    return (frame.test_accuracy - found).where(~(itself & (frame["mask"] == "")))
 
 
 def _training(settings: str) -> str:
@@ -133,9 +137,8 @@ def line_in(row: Any) -> Line:
 
 def shown(table: "pandas.DataFrame") -> Cells:
     """The rows of `summarise` as text, columns that say nothing left out."""
-    chosen = reference(table)
     several = table.scope[table.method == "random"].nunique() > 1
-    over = "Over random" if chosen is None else f"Over {chosen.label(several)}"
+    over = f"Over {Line('random', reference(table) or '', '').label(several)}"
     text = require("pandas").DataFrame(
         {
             "Dataset": table.dataset,
@@ -155,17 +158,10 @@ def shown(table: "pandas.DataFrame") -> Cells:
     text = text.replace("", _EMPTY)
     alike = [name for name in ("Dataset", "Model") if text[name].nunique() == 1]
     empty = [n for n in ("Mask", "Settings", over) if set(text[n]) == {_EMPTY}]
-    asked = [] if keeps_another_share(table) else ["Kept"]
+    apart = any(keeps_another_share(row.kept, row.density) for row in rows_of(table))
+    asked = [] if apart else ["Kept"]
     text = text.drop(columns=alike + empty + asked)
     return list(text), text.to_numpy().tolist(), [name in (*_NUMBERS, over) for name in text]
-
-
-def keeps_another_share(table: "pandas.DataFrame") -> bool:
-    """Whether masks keep another share of the weights than their density says.
-
-    That counts groups, whose sizes differ between layers, or a pattern leaves layers whole.
-    """
-    return bool(((table.kept / table.density - 1).abs() > _APART).any())
 
 
 def accuracy(row: Any) -> str:
@@ -207,7 +203,6 @@ def to_csv(table: "pandas.DataFrame") -> str:
 
 
 _EMPTY = "–"
-_APART = 0.02  # the share by which kept weights may differ from a density unsaid
 _NUMBERS = ("Density", "Kept", "Test accuracy (%)", "Train accuracy (%)", "Seeds")
 
 # What a name may hold that the language of a table reads as its own.

@@ -66,6 +66,15 @@ def test_tables_and_legends_have_the_words():
     assert " training.epochs 99 " in text and text.count(" random ") == 2
 
 
+def test_watching_a_training_makes_no_other_network():
+    usual = TrainingSettings()
+    watched = dataclasses.replace(usual, kernel_images=16, evaluate_every=7)
+    (one, *_), (other, *_) = (runs_of(methods=("random",), training=t) for t in (usual, watched))
+    assert one.config != other.config
+    assert one.result["settings_id"] == other.result["settings_id"]
+    assert words_of([one, other]) == {("random", None)}
+
+
 @pytest.mark.parametrize("part", ["transfer", "scoring", "training", "mask", "code"])
 def test_files_of_other_versions_are_told_apart_as_far_as_they_say(part):
     runs = runs_of(methods=("ntt",))

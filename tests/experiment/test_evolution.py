@@ -59,7 +59,7 @@ def test_the_command_goes_on_where_it_was_cut(tmp_path, capsys, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main([*COMMAND, "--out", str(whole)]) == 0
     said = capsys.readouterr().out
-    assert "mean distance of ntt to random" in said
+    assert "mean distance to dense of ntt, divided by that of random: " in said
     report = json.loads((whole / "evolution.json").read_text())
     assert report["steps"] == [0, 2, 4, 6, 8, 10, 11]
     assert report["ratio"] > 0 and set(report["distances"]) == {"ntt", "random"}

@@ -79,7 +79,7 @@ def test_ours_stands_beside_the_published_number_of_the_same_network(tmp_path):
     assert ["random", "0.05", "83.56", "–"] in [line[2:6] for line in lines]
     run = held(tmp_path)
     write_tables(results, run)
-    first, second = (tmp_path / "table.md").read_text().split("\n\n")
+    first, _, second = (tmp_path / "table.md").read_text().split("\n\n")
     assert table(second) == [header, *table(published_beside(results))[1:]] and "SNIP" in first
     elsewhere = [dict(r, protocol=None) for r in results]
     assert published_beside(elsewhere) == ""

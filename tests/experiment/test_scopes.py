@@ -180,6 +180,21 @@ def test_leads_are_within_images_model_and_density():
     assert leads == pytest.approx(wanted)
 
 
+def test_leads_are_over_random_masks_of_the_same_kind():
+    plain = results_of({0: 0.5}, method="random", mask="erk")
+    few = results_of({0: 0.6}, method="random", mask="erk, few-channels:1/6")
+    snip = [
+        *results_of({0: 0.61}, method="snip", mask="few-channels:1/6"),
+        *results_of({0: 0.52}, method="snip", scope="global"),
+        *results_of({0: 0.53}, method="snip", mask="shuffle"),  # of which no random one is there
+    ]
+    rows = summarise([*plain, *few, *snip]).itertuples()
+    leads = {(row.method, row.mask): row.lead for row in rows}
+    assert math.isnan(leads.pop(("random", "")))
+    wanted = {("random", "few-channels:1/6"): 10.0, ("snip", "few-channels:1/6"): 1.0}
+    assert leads == pytest.approx({**wanted, ("snip", ""): 2.0, ("snip", "shuffle"): 3.0})
+
+
 def test_leads_are_over_networks_that_were_trained_alike():
     short = results_of({0: 0.5, 1: 0.6}, method="random", settings_id="a")
     long = results_of({0: 0.7, 1: 0.8}, method="random", settings_id="b")

@@ -20,7 +20,7 @@ from ..presets import PRESETS
 from ..progress import Display
 from ..report import REPORT_FILES, write_page, write_tables
 from ..results import MODEL, RESULT, find_runs
-from ..running import check_cells, run_cell
+from ..running import check_cells, check_start, run_cell
 from ..settings import (
     CompareSettings,
     ScoringSettings,
@@ -37,9 +37,9 @@ class RunOptions(abc.ABC):
         out: directory of the run.
         data_dir: folder with datasets; more places are searched, see `ntt-eqx data`.
         checkpoint_every: seconds between two checkpoints.
-        devices: compute on one device, or share every step among all, those of other hosts with
-            the same command (`hosts`) included; results agree to rounding.
-        compilation_cache: whether to keep compiled programs in the user's cache folder (512 MiB).
+        devices: compute on one device, or share every step among all, with `hosts` those of other
+            hosts with the same command, too; results agree to rounding.
+        compilation_cache: keep no compiled programs in the user's cache folder (512 MiB).
     """
 
     out: Path = Path("runs")
@@ -72,7 +72,8 @@ class NetworkOptions(RunOptions):
         dataset: images to use; NAME:0,1:250 takes 250 images of two classes.
         model: the dense network's architecture.
         method: how the mask is chosen; `ntt` matches the active kernel, `ntt-ambient` the ambient
-            one, `ntt-sketch` a few random directions of the latter.
+            one, `ntt-sketch` a few random directions of the latter. `ntt-eqx compare --help` has
+            all methods, and your own.
         scope: rank weights within each layer, over all layers at once, or within ERK shares; as the
             method was published, if nothing is said.
         density: share of weights to keep.
@@ -99,7 +100,7 @@ class NetworkOptions(RunOptions):
             scopes=(self.scope,),
             densities=(self.density,),
             seeds=(self.seed or 0,),
-            transfer=self.transfer,
+            transfer=changes.pop("transfer", self.transfer),
             scoring=self.scoring,
             **changes,
         )
@@ -112,6 +113,8 @@ def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
     by_first(lambda: check_folder(out, "network"))
     if start is None:
         check_cells([cell], shelf)
+    else:
+        check_start(cell, start, shelf)
     with Display() as display, StopRequest() as stop, claimed(out, "network") as run:
         context = RunContext(shelf, display, stop, options.checkpoint_every, start)
         done = run.has(RESULT)

@@ -48,7 +48,7 @@ class Compare(RunOptions):
     # `conv-4`, `vgg-19`, `resnet-20` and `ultra-sparse` are protocols on which pruning is compared;
     # table.md has their published numbers. Single options and --config change it
     preset: Preset = "quick"
-    # JSON file with fields like those of config.json's `settings`; options override it
+    # JSON file of settings, or the config.json of another comparison; options override it
     config: Path | None = None
     out: Path = Path("runs/compare")
     plan_only: bool = False  # show what would be done, and stop

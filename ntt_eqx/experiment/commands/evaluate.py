@@ -8,7 +8,14 @@ from tyro.conf import Positional
 
 from ...data import Dataset
 from .._errors import ExperimentError
-from ..images import StandardisedSplit, check_dataset, check_labelled, check_network, shelf_of
+from ..images import (
+    StandardisedSplit,
+    check_dataset,
+    check_labelled,
+    check_network,
+    shelf_of,
+    standardised_for,
+)
 from ..model_file import LoadedModel, load_model
 from ..own import enter
 from ..results import model_path
@@ -19,7 +26,8 @@ class Evaluate:
     """Test a network from a file."""
 
     network: Positional[Path]  # model file, or directory of a run that holds one
-    dataset: str | None = None  # images to test on; left out, those that the file names
+    # images to test on, standardised as those of the training; left out, those that the file names
+    dataset: str | None = None
     model: str | None = None  # the network's code, if it is your own: package.module:Object
     data_dir: Path | None = None  # folder with datasets
     json: bool = False  # print one JSON object instead of text
@@ -50,9 +58,11 @@ class Evaluate:
 
 def load_own(path: Path, model: str | None) -> LoadedModel:
     """Read a network, of the architecture in code of one's own if `model` names that."""
-    if model is not None:
-        enter("model", model)
-    return load_model(path)
+    name = None if model is None else enter("model", model)
+    loaded = load_model(path)
+    if name not in (None, loaded.header["model"]):
+        raise ExperimentError(f"{path}: is a {loaded.header['model']}, not a {name}; see --model.")
+    return loaded
 
 
 def images_of(
@@ -63,7 +73,10 @@ def images_of(
     *,
     labels: bool = True,
 ) -> Dataset:
-    """The images called `name`, or those that a network's file names, checked to suit it."""
+    """The images called `name`, or those that a network's file names, checked to suit it.
+
+    They are standardised like those on which the network was trained.
+    """
     # a file may name code, but only the command may have it run
     name = enter("dataset", name) if name else loaded.header.get("dataset")
     if not isinstance(name, str):
@@ -71,4 +84,4 @@ def images_of(
     check_dataset(name)
     images = shelf_of(data_dir)(name)
     check_network(path, loaded.header, images, labels=labels)
-    return images
+    return standardised_for(path, loaded.header, images)

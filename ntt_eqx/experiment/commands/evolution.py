@@ -27,6 +27,7 @@ from ..metrics import METRICS, MetricsFile
 from ..model_file import decode_model, encode_model
 from ..progress import Display
 from ..pruning import pruned_at_start
+from ..references import is_reference
 from ..report import Page, save_page
 from ..results import TRANSFERRED
 from ..running import check_cells, run_cell, started
@@ -51,9 +52,7 @@ class Evolution(NetworkOptions):
     method: TransferName = "ntt"
     # For an output evolution the student must match its teacher closely, also on images that are
     # not trained on: about 10,000 steps on all images of the set, without their labels.
-    transfer: TransferSettings = TransferSettings(
-        epochs=110.0, learning_rate=1e-3, dataset="fashion-mnist-mini"
-    )
+    transfer: TransferSettings = TransferSettings(epochs=110.0, learning_rate=1e-3)
     evolution: EvolutionSettings = EvolutionSettings()  # the training side by side
     devices: Literal["one", "all"] = "one"
     out: Path = Path("runs/evolution")
@@ -61,7 +60,10 @@ class Evolution(NetworkOptions):
     def make(self) -> int:
         """Follow the outputs while the networks train; returns the exit status."""
         check(self.evolution, "evolution.")
-        cell = dataclasses.replace(self.cell(), training=None)
+        transfer = self.transfer
+        if transfer.dataset is None:  # all images of the set, of which a part is trained on
+            transfer = dataclasses.replace(transfer, dataset=_whole_set(self.dataset))
+        cell = dataclasses.replace(self.cell(transfer=transfer), training=None)
         rival = dataclasses.replace(self.cell(methods=("random",)), training=None)
         shelf, out = shelf_of(self.data_dir), self.out
         by_first(lambda: check_folder(out, "evolution"))
@@ -73,6 +75,8 @@ class Evolution(NetworkOptions):
             run.check_unchanged(("config.json", METRICS, _ARRAYS, _REPORT, "report.html"))
             write_or_check_config(run, {"command": "evolution", **asked})
             display.say(f"{cell.dataset}, {cell.model}, {cell.name}; results in {out}")
+            assert cell.transfer is not None
+            display.say(f"the transfer is to all images of {cell.transfer.dataset or cell.dataset}")
             context = RunContext(shelf, display, stop, self.checkpoint_every)
             rows = MetricsFile(run)
             try:
@@ -108,6 +112,11 @@ class Evolution(NetworkOptions):
             display.say(note)
             display.say(f"written: {out / _REPORT}, {out / 'figures'}, {out / 'report.html'}")
         return 0
+
+
+def _whole_set(name: str) -> str:
+    """The set of which `name` may be some classes and images."""
+    return name if name.startswith("npy:") or is_reference(name) else name.partition(":")[0]
 
 
 def _networks(cell: Cell, rival: Cell, images: Dataset, run: RunFolder) -> dict[str, SparseModel]:
@@ -147,7 +156,7 @@ def _table(report: dict[str, Any], student: str) -> tuple[Any, str]:
         body.append([method(name).label, *(f"{values[column]:.4g}" for column in columns)])
     rank = report["kernels"]["random"]["dense_effective_rank"]
     note = (
-        f"dense: path {report['dense_path']:.4g}, effective rank {rank:.4g}; mean distance of "
-        f"{student} to random {report['ratio']:.3g}"
+        f"dense: path {report['dense_path']:.4g}, effective rank {rank:.4g}; mean distance to "
+        f"dense of {student}, divided by that of random: {report['ratio']:.3g}"
     )
     return (["Network", *columns.values()], body, [False, *([True] * 6)]), note

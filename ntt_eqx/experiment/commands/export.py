@@ -45,8 +45,8 @@ class Export:
     format: Format = "safetensors"
     out: Path | None = None  # file to write; left out, beside the network
     overwrite: bool = False  # replace the file if there is one
-    compact: bool = True  # whether to leave out what cannot matter first
-    measure: bool = True  # whether to time 1 and 64 images, beside the network with all weights
+    compact: bool = True  # keep what cannot matter, too
+    measure: bool = True  # do not time 1 and 64 images, beside the network with all weights
     # images to compare a file on; left out, those that the network's file names
     dataset: str | None = None
     model: str | None = None  # the network's code, if it is your own: package.module:Object

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -12,7 +13,7 @@ from ..manifest import check_folder, has_manifest, read_manifest
 from ..own import enter
 from ..progress import Display
 from ..report import REPORT_FILES, write_page, write_tables
-from ..results import find_runs
+from ..results import Run, find_runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Report:
 
     directories: Positional[tuple[Path, ...]]  # comparisons or single runs, with everything below
     out: Path | None = None  # where to write; left out, `report` in the first directory
-    figures: bool = True  # whether to draw figures
+    figures: bool = True  # draw no figures
     # code of your own networks, package.module:Object, without which their masks are not drawn
     models: tuple[str, ...] = ()
 
@@ -37,7 +38,7 @@ class Report:
         done, again, seen = [], [], set()
         for run in found.values():
             if run.state == "done":
-                network = run.result["fingerprint"] if run.result else run.directory
+                network = _network(run)
                 (again if network in seen else done).append(run)
                 seen.add(network)
         places = ", ".join(map(str, self.directories))
@@ -54,9 +55,17 @@ class Report:
             for run in again:
                 display.say(f"left out: {run.directory} is a network that another folder has, too.")
             done = told_apart(done)
-            table = write_tables([run.result for run in done if run.result], page)
+            failed = [run for run in found.values() if run.state == "failed"]
+            table = write_tables([run.result for run in done if run.result], page, failed)
             if self.figures:
-                write_page(done, page, places, display)
+                write_page(done, page, places, display, failed=failed)
             display.table(table)
             display.say(f"written: {out}")
         return 0
+
+
+def _network(run: Run) -> tuple[Any, ...]:
+    """What two folders with the same network agree in, however its training was watched."""
+    result = run.result or {}
+    names = ("dataset", "model", "method", "scope", "mask", "density", "seed", "settings_id")
+    return tuple(result.get(name) for name in names)

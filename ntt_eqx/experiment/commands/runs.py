@@ -15,7 +15,7 @@ class Runs:
     """List the networks in a directory: done, unfinished, failed or broken."""
 
     directory: Positional[Path] = Path("runs")  # where to look, with everything below
-    verify: bool = True  # whether to compare every file of every run with its digest
+    verify: bool = True  # do not compare every file of every run with its digest
 
     def run(self) -> int:
         """List the networks; returns the exit status."""

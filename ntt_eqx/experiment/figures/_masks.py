@@ -1,5 +1,6 @@
 """Masks of the first layer as images, and the density of every layer."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,8 +47,8 @@ def masks_figure(
         else ("share of units that keep an input", "units")
     )
     caption = describe(runs).rpartition("\n")[0]
-    caption += f", seed {min(run.config['seed'] for run in runs)}; above: {what[0]}, below: first "
-    caption += f"16 {what[1]}"
+    seed = min(run.config["seed"] for run in runs)
+    caption += f", seed\u00a0{seed}; above: {what[0]}, below: first 16 {what[1]}"
     size: Any = {"rows": 2 * blocks, "columns": columns, "width": width}
     with new_figure(caption, max(height, 1.6), **size) as (figure, grid):
         for axes in grid.flat:
@@ -59,7 +60,9 @@ def masks_figure(
             above, below = grid[2 * block][column], grid[2 * block + 1][column]
             kept = 100 * images.mean(0)
             above.imshow(kept, cmap="cividis", vmin=0, vmax=max(kept.max(), 1e-9), rasterized=True)
-            above.set(title=label, visible=True)
+            # at 8 points about 13 characters an inch
+            above.set_title(textwrap.fill(label, int(13 * (width - 0.3) / columns)))
+            above.set_visible(True)
             above.set_xlabel(f"0 to {kept.max():.3g} %", fontsize=6.5, labelpad=2)
             below.imshow(_tiles(images), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
             below.set_visible(True)
@@ -91,7 +94,11 @@ def densities_figure(runs: Sequence[Run]) -> Any | None:
                 shares, style = lines[line], method(line.method)
                 kept = [100 * float(np.mean(shares.get(layer, np.nan))) for layer in layers]
                 look: Any = {"marker": style.marker, "color": style.colour, "ms": 3.6, "ls": "none"}
-                one.plot(kept, np.arange(len(layers)) + offset, **look | looks[line])
+                places = np.arange(len(layers)) + offset
+                one.plot(kept, places, **look | looks[line])
+                for place in places[np.array(kept) == 0]:  # has no place on a logarithmic axis
+                    text: Any = {"color": style.colour, "fontsize": 6.5, "va": "center"}
+                    one.annotate("0", (0.01, place), xycoords=("axes fraction", "data"), **text)
             for n in range(1, len(layers)):
                 one.axhline(n - 0.5, color="#C8C8C8", lw=0.6)
             one.grid(axis="y", visible=False)

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..methods import Line, method
-from ..results import Run
-from ..table import keeps_another_share, line_in, rows_of, summarise
+from ..results import Run, keeps_another_share
+from ..table import line_in, rows_of, summarise
 from ._style import arrange, describe, in_panel, minor_ticks, new_figure, plain_decades
 
 _DODGE = 1.012  # from one method to the next, so that error bars do not hide one another
@@ -23,7 +23,7 @@ def sparsity_figure(runs: Sequence[Run]) -> Any | None:
     pruned = table[table.method != "dense"]
     if pruned.density.nunique() < 2:
         return None
-    apart = keeps_another_share(pruned)
+    apart = any(keeps_another_share(row.kept, row.density) for row in rows_of(pruned))
     lines: dict[Line, list[Any]] = {}
     for row in sorted(rows_of(table), key=lambda row: (line_in(row).order, row.density)):
         lines.setdefault(line_in(row), []).append(row)

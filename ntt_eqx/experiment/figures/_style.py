@@ -8,7 +8,7 @@ from typing import Any
 
 from .._errors import require
 from ..methods import Line
-from ..results import Run
+from ..results import Run, keeps_another_share
 
 COLUMN = 3.5
 """Width in inches of one column of a two-column page; a figure of several panels has two."""
@@ -28,8 +28,13 @@ def describe(runs: Sequence[Run], band: str = "", alone: str = "") -> str:
     That is `band` where some of the runs differ in their seed alone, and `alone` where none do.
     """
     fields = lambda name: list(dict.fromkeys(run.config[name] for run in runs))
-    kept = sorted({run.config["density"] for run in runs if run.config["method"] != "dense"})
-    share = [f"{100 * kept[0]:g} % of weights kept"] if len(kept) == 1 else []
+    pruned = [run for run in runs if run.config["method"] != "dense"]
+    densities = sorted({run.config["density"] for run in pruned})
+    share = [f"{100 * d:g} % of weights kept" for d in densities]
+    kept = lambda run: (run.result or {}).get("kept_density")
+    if any(keeps_another_share(kept(run), run.config["density"]) for run in pruned):
+        share = [f"density {d:g}" for d in densities]
+    share = share if len(share) == 1 else []
     groups: dict[tuple[Any, ...], set[int]] = {}
     for run in runs:
         key = (line_of(run), run.config["density"])
