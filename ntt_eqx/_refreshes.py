@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ._checks import MOST, check_count
@@ -263,6 +264,8 @@ class SETRefresh(AbstractDropAndGrow):
         keys = jax.random.split(key, len(masks))
         drawn = [jax.random.uniform(k, m.shape) for k, m in zip(keys, masks, strict=True)]
         share = jnp.asarray(self.fraction, jnp.float32)
+        if self.until is not None:  # a schedule of the density may refresh later, too
+            share = jnp.where(view.info.step < self.until, share, 0.0)
         return _drop_and_grow(view, share, treedef.unflatten(drawn))
 
 
@@ -383,6 +386,13 @@ def _drop_and_grow(
 
 def _unit(a: Array, top: Array) -> Array:
     return a / jnp.maximum(top, jnp.finfo(jnp.float32).tiny)
+
+
+def due_steps(refresh: AbstractRefresh, sparsity: Sparsity, first: int, last: int) -> list[int]:
+    """The steps from `first` to `last` that have a refresh behind them."""
+    steps = np.arange(first, last + 1, dtype=np.int32)
+    due = lambda step: jnp.asarray(refresh_due(refresh, sparsity, step))
+    return steps[np.asarray(jax.jit(jax.vmap(due))(steps))].tolist() if len(steps) else []
 
 
 def refresh_due(

@@ -17,6 +17,7 @@ from .._refreshes import (
     AbstractRefreshView,
     RoundDensity,
     RoundRefresh,
+    due_steps,
     refresh_due,
 )
 from .._scores import split_weights
@@ -41,7 +42,7 @@ class DynamicSparsity(eqx.Module):
             change the number.
         refresh: when the mask is taken again, and from which scores.
         rewind: number of steps after which weights and optimiser were where each refresh takes them
-            back to; `None` to go on.
+            back to, fewer than before the first; `None` to go on.
     """
 
     sparsity: Sparsity
@@ -143,14 +144,20 @@ def with_first_mask(caller: str, model: PyTree, dynamic: DynamicSparsity | None)
 
     **Raises:**
 
-    `ValueError` when the mask is not one that the sparsity makes before the first step, or the
-    refresh cannot rank the groups of its pattern.
+    `ValueError` when the mask is not one that the sparsity makes before the first step, the refresh
+    cannot rank the groups of its pattern, or it goes back to what is not there yet.
     """
     if dynamic is None:
         return model
     sparse = sparsify(model)
     dynamic.sparsity.check_end(sparse.mask)
     dynamic.refresh.check_pattern(dynamic.sparsity, sparse.mask)
+    early = due_steps(dynamic.refresh, dynamic.sparsity, 1, dynamic.rewind or 0)
+    if early:
+        raise ValueError(
+            f"{caller}: a refresh follows step {early[0]}, and goes back to the weights after "
+            f"rewind={dynamic.rewind} steps, which are not there yet; rewind to an earlier step."
+        )
     if not bool(dynamic.sparsity.holds(sparse.mask, 0)):
         raise ValueError(
             f"{caller}: the model's mask does not have the counts of the DynamicSparsity before "

@@ -7,7 +7,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool
 
 from .._batch import pair
@@ -15,7 +14,8 @@ from .._distribute import layout_in_use
 from .._examples import as_inference
 from .._held import AbstractHeld, Held
 from .._optimise import copied
-from .._refreshes import refresh_due
+from .._parameters import parameters
+from .._refreshes import due_steps
 from .._sparse import SparseModel
 from .._sparse_layers import (
     KeptEntries,
@@ -160,11 +160,10 @@ def _roomy(count: int, size: int) -> int:
 def _refreshes(state: TrainState, num_steps: int) -> frozenset[int]:
     """The steps of the run that have a refresh behind them."""
     dynamic = state.config.dynamic
-    steps = np.arange(int(state.step) + 1, num_steps + 1, dtype=np.int32)
-    if dynamic is None or not len(steps):
+    if dynamic is None:
         return frozenset()
-    due = lambda step: jnp.asarray(refresh_due(dynamic.refresh, dynamic.sparsity, step))
-    return frozenset(steps[np.asarray(jax.jit(jax.vmap(due))(steps))].tolist())
+    first = int(state.step) + 1
+    return frozenset(due_steps(dynamic.refresh, dynamic.sparsity, first, num_steps))
 
 
 def _as_held(state: AbstractHeld[TrainState]) -> Held[TrainState]:
@@ -178,7 +177,7 @@ def _to_kept(
     to_kept = lambda model: on_entries(model, entries, jnp.ones((), bool), spare=spare)
     average = masked.average
     if average is not None:
-        average = eqx.filter(to_kept(average), eqx.is_inexact_array)
+        average = parameters(to_kept(average))
     config = masked.config
     return dataclasses.replace(
         masked,

@@ -83,9 +83,9 @@ class TrainState(eqx.Module):
         key: two words, from which every step derives its own PRNG key; or `None`.
         config: what is minimised.
         optimizer: the optax optimiser.
-        average: the moving average of the model's floating-point arrays, with zeros for pruned
-            weights, the running statistics of batch norm among them; `None` without
-            `TrainConfig.ema`. In float32 for arrays of 16 bits, in which it would stand still.
+        average: the moving average of the model's parameters, with zeros for pruned weights; `None`
+            without `TrainConfig.ema`. In float32 for those of 16 bits, in which it would stand
+            still. The running statistics of batch norm are averages already.
         rewound: the arrays of model and optimiser state that a refresh goes back to; `None` without
             `DynamicSparsity.rewind`.
     """
@@ -107,8 +107,8 @@ class TrainState(eqx.Module):
         """
         if self.average is None:
             return self.model
-        arrays, rest = eqx.partition(self.model, eqx.is_inexact_array)
-        narrow = jax.tree.map(lambda a, like: a.astype(like.dtype), self.average, arrays)
+        params, rest = partition_parameters(self.model)
+        narrow = jax.tree.map(lambda a, like: a.astype(like.dtype), self.average, params)
         return eqx.combine(narrow, rest)
 
 
@@ -284,10 +284,10 @@ def _averaged(average: PyTree, model: PyTree, ema: float) -> PyTree:
 
 
 def _averageable(model: PyTree) -> PyTree:
-    """The floating-point arrays of `model`; what a pruned weight hides is no part of an average."""
+    """The parameters of `model`; what a pruned weight hides is no part of an average."""
     narrow = lambda a: jnp.issubdtype(a.dtype, jnp.floating) and a.dtype.itemsize < 4
-    arrays = eqx.filter(with_zeros(model), eqx.is_inexact_array)
-    return jax.tree.map(lambda a: a.astype(jnp.float32) if narrow(a) else a, arrays)
+    params = parameters(with_zeros(model))
+    return jax.tree.map(lambda a: a.astype(jnp.float32) if narrow(a) else a, params)
 
 
 def _penalised(model: PyTree, masked: bool) -> list[Array]:

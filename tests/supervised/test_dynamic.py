@@ -105,9 +105,10 @@ def test_rigl_drops_the_smallest_and_grows_the_steepest(how, getkey):
             np.testing.assert_array_equal(value[found & mask], weight[found & mask])
 
 
-def test_rigl_drops_nothing_after_its_end_but_what_a_density_asks_for(getkey):
+@pytest.mark.parametrize("kind", [ntt.RigLRefresh, ntt.SETRefresh])
+def test_nothing_grows_after_the_end_of_a_refresh(kind, getkey):
     falls = ntt.GradualDensity(0.3, end=6, initial=0.5)
-    sparsity, refresh = ntt.Sparsity(falls), ntt.RigLRefresh(every=2, until=3, fraction=0.4)
+    sparsity, refresh = ntt.Sparsity(falls), kind(every=2, until=3, fraction=0.4)
     sparse = ntt.prune(network(getkey()), ntt.scores.Random(getkey()), 0.5)
     states = run(sparse, ntt.DynamicSparsity(sparsity, refresh), list(stream(6)))
     assert not any((new & ~old).any() for old, new in zip(*map(masks, states[5:7]), strict=True))
@@ -269,6 +270,16 @@ class Ends:
         (lambda: ntt.DynamicSparsity(0.5, ntt.SETRefresh()), "sparsity must be of type Sparsity"),
         (lambda: ntt.DynamicSparsity(ntt.Sparsity(0.5), "set"), "refresh must be of type Abs"),
         (lambda: ntt.DynamicSparsity(ntt.Sparsity(0.5), ntt.SETRefresh(), -1), "rewind must be"),
+        (
+            lambda: ntt.train_init(
+                ntt.prune(network(jax.random.key(0)), ntt.scores.Magnitude(), 0.5),
+                ntt.TrainConfig(
+                    dynamic=ntt.DynamicSparsity(ntt.Sparsity(0.5), ntt.SETRefresh(4), 4)
+                ),
+                SGD,
+            ),
+            "train_init: a refresh follows step 4, and goes back to .* rewind=4 steps",
+        ),
         (lambda: ntt.SETRefresh(fraction=1.0), r"SETRefresh: fraction must be in \(0, 1\)"),
         (lambda: ntt.SETRefresh(seed=-1), "SETRefresh: seed must be"),
         (lambda: ntt.RoundRefresh(5, 0), "RoundRefresh: rounds must be"),

@@ -13,6 +13,7 @@ from ..results import Run, keeps_another_share
 COLUMN = 3.5
 """Width in inches of one column of a two-column page; a figure of several panels has two."""
 
+_FILLS = ("full", "none", "left", "right", "bottom", "top")  # of the markers of a method's lines
 _SCOPES = {"layer": "ranked per layer", "global": "ranked over all layers"}
 
 
@@ -52,8 +53,8 @@ def arrange(lines: Iterable[Line]) -> tuple[list[str | None], dict[Line, dict[st
     """The panels of a figure, and of each line the label and the fill of its markers.
 
     Where scopes are compared, of several methods, there is a panel for each. Otherwise methods are,
-    each with its own scope, in one panel; labels name the scope, and of one method at several
-    scopes the markers are filled once.
+    each with its own scope, in one panel; labels name the scope, and the markers of one method's
+    lines are filled differently.
     """
     lines = list(dict.fromkeys(lines))
     scopes: dict[Any, list[str]] = {}
@@ -61,13 +62,14 @@ def arrange(lines: Iterable[Line]) -> tuple[list[str | None], dict[Line, dict[st
         scopes.setdefault((line.method, line.mask), []).append(line.scope)
     found = {scope for several in scopes.values() for scope in several}
     crossed = found == set(_SCOPES) and sum(len(several) > 1 for several in scopes.values()) > 1
-    looks = {}
+    looks, variants = {}, {}
     for line in lines:
-        first = (scopes.get((line.method, line.mask)) or [line.scope])[0]
-        filled = crossed or line.scope == first
+        like = variants.setdefault((line.method, line.scope if crossed else ""), [])
+        fill = _FILLS[len(like) % len(_FILLS)]
+        like.append(line)
         looks[line] = {
             "label": line.label(len(found) > 1 and not crossed),
-            **({} if filled else {"fillstyle": "none", "ms": 5.0}),
+            **({} if fill == "full" else {"fillstyle": fill, "ms": 5.0}),
         }
     return [*_SCOPES] if crossed else [None], looks
 
