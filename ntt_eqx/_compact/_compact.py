@@ -62,6 +62,7 @@ class Compacted:
         difference: largest difference of an output from that of the model given, on the samples.
         indices: for each leaf of the model the indices that stay along each axis, `None` where
             all do.
+        folded: whether constants other than zero went into biases of `model`.
     """
 
     model: SparseModel
@@ -69,13 +70,10 @@ class Compacted:
     stayed: tuple[str, ...]
     difference: float
     indices: tuple[tuple[np.ndarray, ...] | None, ...]
+    folded: bool
 
     def take(self, sparse: SparseModel) -> SparseModel:
         """The same part of another model, such as the same one under a mask of fewer weights.
-
-        Nothing is added to its biases. The part computes what that model computes where no weight
-        leads from the rest into it, as between few channels; constants that `model` has in its
-        biases, of units whose inputs are all masked, are missing.
 
         **Arguments:**
 
@@ -83,15 +81,16 @@ class Compacted:
 
         **Raises:**
 
-        `ValueError` for a model of other arrays.
+        `ValueError` for a model of other arrays, and where constants went into biases of `model`:
+        those of another model are not known.
         """
+        self._check_parts("take")
         return _cut(sparse, self.indices, "Compacted.take")
 
     def expand(self, small: SparseModel, whole: SparseModel) -> SparseModel:
         """`whole` with the arrays of `small`, trained or not, where its indices stay.
 
-        Constants that went into a bias are in it still, so this is the inverse of `take`, and of
-        `model` where units without weights alone went.
+        It is the inverse of `take`.
 
         **Arguments:**
 
@@ -100,8 +99,10 @@ class Compacted:
 
         **Raises:**
 
-        `ValueError` for models of other arrays.
+        `ValueError` for models of other arrays, and where constants went into biases of `model`: in
+        `whole` they would count twice.
         """
+        self._check_parts("expand")
         same = [
             (old.shape, old.dtype) == (new.shape, new.dtype)
             for old, new in zip(*map(_arrays, (self.take(whole), small)), strict=False)
@@ -118,6 +119,14 @@ class Compacted:
             if masks[n] is not None:
                 masks[n] = _put(masks[n], index, small.masks[n])
         return SparseModel(treedef.unflatten(leaves), treedef.unflatten(masks))
+
+    def _check_parts(self, name: str) -> None:
+        if self.folded:
+            raise ValueError(
+                f"Compacted.{name}: the model has constants of units that left in its biases, so "
+                "that it is no part of the one before; compact a mask that keeps nothing which "
+                "reads such units, as one of few channels does."
+            )
 
     @property
     def parameters(self) -> int:
@@ -189,8 +198,8 @@ def compact(sparse: SparseModel, x: Shaped[Array | np.ndarray, "n ..."]) -> Comp
         units = Units(traced, fragile)
         removed, obstacles = _removed(traced, flow, units)
         indices = _indices(sparse, traced, units, removed)
-        folded = _with_biases(sparse, _folded(traced, flow, units, removed))
-        model = _cut(folded, indices, "compact")
+        deltas = _folded(traced, flow, units, removed)
+        model = _cut(_with_biases(sparse, deltas), indices, "compact")
         try:
             got = np.asarray(_outputs(model, x))
             if got.shape != want.shape:
@@ -202,7 +211,8 @@ def compact(sparse: SparseModel, x: Shaped[Array | np.ndarray, "n ..."]) -> Comp
         if difference <= _TOLERANCE[want.dtype.itemsize] * scale:
             arrays = _compared(sparse, model, traced)
             stayed = _stayed(traced, units, removed, obstacles)
-            return Compacted(model, arrays, stayed, difference, indices)
+            folded = any(delta.any() for delta in deltas.values())
+            return Compacted(model, arrays, stayed, difference, indices, folded)
         refusal = ValueError(f"its outputs differ by up to {difference:.3g}.")
     name = type(sparse.model).__name__
     raise ValueError(

@@ -101,8 +101,9 @@ def densities_of_whole(
 
 
 def _found(widest: SparseModel, images: Dataset) -> Compacted | None:
-    """The part, `None` for a model that is another function once it is smaller."""
+    """The part, `None` for a model that is another function once it is smaller, or has constants."""
     try:
-        return compact(widest, StandardisedSplit(images, images.train).first(1).x)
+        found = compact(widest, StandardisedSplit(images, images.train).first(1).x)
     except ValueError:
         return None
+    return None if found.folded else found
