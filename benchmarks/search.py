@@ -140,7 +140,7 @@ class Variant:
         dense, cut = ntt.sparsify(teacher), None
         if isinstance(sparsity.pattern, ntt.FewChannels):
             cut = ntt.compact(dense.with_mask(sparsity.widest(dense.mask)), x[:1])
-            sparsity = inside(sparsity, dense.mask)
+            sparsity = inside(sparsity, dense.mask, cut)
         rate = optax.cosine_decay_schedule(self.learning_rate, self.steps, 0.05)
         method = ntt.NeuralTangentTransfer(
             sparsity=sparsity,

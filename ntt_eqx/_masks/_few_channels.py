@@ -94,15 +94,23 @@ class FewChannels(AbstractPattern):
                     chosen.append(ChosenIndices(name, axis, kept.shape[axis], indices))
         return cls(tuple(chosen))
 
-    def inside(self, mask: MaskTree) -> "FewChannels":
-        """The pattern for a network that has the part alone: the same counts, of all its weights.
+    def inside(self, whole: MaskTree, part: MaskTree) -> "FewChannels":
+        """The pattern for a network that is hardly more than the part: the same counts and places.
 
         **Arguments:**
 
-        - `mask`: the mask of the whole network, of which the shapes count.
+        - `whole`: a mask of the whole network, of which the shapes count.
+        - `part`: the mask of the smaller network that keeps all weights of the part, `model.mask`
+          of the `Compacted`. Where the model fixes the number of some channels that is not every
+          weight which it has.
+
+        **Raises:**
+
+        `ValueError` for a `part` that is not made of whole channels.
         """
-        named = jtu.tree_leaves_with_path(mask)
-        return FewChannels((), tuple((jtu.keystr(path), tuple(m.shape)) for path, m in named))
+        named = jtu.tree_leaves_with_path(whole)
+        shapes = tuple((jtu.keystr(path), tuple(m.shape)) for path, m in named)
+        return FewChannels(FewChannels.of_mask(part).chosen, shapes)
 
     def __repr__(self) -> str:
         """Short: the channels of a network may be thousands."""

@@ -26,16 +26,16 @@ from .pruning import sparsity_of
 _LEAST_STEPS = 1000  # a training of fewer takes less time than to find the part
 
 
-def inside(sparsity: Sparsity, whole: MaskTree) -> Sparsity:
+def inside(sparsity: Sparsity, whole: MaskTree, part: Compacted) -> Sparsity:
     """The same sparsity for a network that is the part of its pattern alone."""
     assert isinstance(sparsity.pattern, FewChannels)
-    pattern = sparsity.pattern.inside(whole)
+    pattern = sparsity.pattern.inside(whole, part.model.mask)
     return Sparsity(sparsity.density, sparsity.scope, sparsity.allocation, pattern)
 
 
-def dynamic_inside(dynamic: DynamicSparsity, whole: MaskTree) -> DynamicSparsity:
+def dynamic_inside(dynamic: DynamicSparsity, whole: MaskTree, part: Compacted) -> DynamicSparsity:
     """The same changes of a mask, where the network is the part of its pattern alone."""
-    return DynamicSparsity(inside(dynamic.sparsity, whole), dynamic.refresh, dynamic.rewind)
+    return DynamicSparsity(inside(dynamic.sparsity, whole, part), dynamic.refresh, dynamic.rewind)
 
 
 def part_in_transfer(cell: Cell, teacher: PyTree, images: Dataset) -> Compacted | None:
@@ -101,7 +101,7 @@ def densities_of_whole(
 
 
 def _found(widest: SparseModel, images: Dataset) -> Compacted | None:
-    """The part, `None` for a model that is another function once it is smaller, or has constants."""
+    """The part, `None` where the smaller model is another function or has constants in biases."""
     try:
         found = compact(widest, StandardisedSplit(images, images.train).first(1).x)
     except ValueError:

@@ -42,7 +42,7 @@ def transfer_phase(
     sparsity = transfer_sparsity(cell, teacher, images.input_shape, steps)
     dense, small, noted = sparsify(teacher), None, lambda row: row
     if part is not None:
-        sparsity, small = inside(sparsity, dense.mask), part.take(dense)
+        sparsity, small = inside(sparsity, dense.mask, part), part.take(dense)
         noted = densities_of_whole(small, dense)
     config = NTTConfig(
         density=sparsity.density,
@@ -106,7 +106,7 @@ def training_phase(
     model = model if part is None else part.take(model)
     dynamic = dynamic_of(cell, start.model, images.input_shape, steps)
     if part is not None and dynamic is not None:
-        dynamic = dynamic_inside(dynamic, start.mask)
+        dynamic = dynamic_inside(dynamic, start.mask, part)
     test, observe = StandardisedSplit(images, images.test), {}
     if settings.kernel_images:
         x, y = test.first(settings.kernel_images)

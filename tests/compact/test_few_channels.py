@@ -231,7 +231,7 @@ def test_a_transfer_to_the_part_is_that_to_the_whole(name, kind, getkey, x64):
     assert part.compact_parameters < 0.6 * part.parameters
     one = ntt.ntt_init(model, method(few))
     small = part.take(dense).model
-    two = ntt.ntt_init(model, method(few.inside(dense.mask)), student=small)
+    two = ntt.ntt_init(model, method(few.inside(dense.mask, part.model.mask)), student=small)
     assert jax.tree.structure(two.teacher) == jax.tree.structure(model)
     step = eqx.filter_jit(ntt.ntt_step)
     for _ in range(6):
@@ -382,14 +382,38 @@ def test_running_statistics_of_a_part_return(getkey):
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
 
 
-def test_inside_its_part_a_pattern_keeps_the_same_weights(getkey):
-    model, x = ntt.models.LeNet300100(key=getkey()), jnp.ones((1, 1, 28, 28))
-    pattern = ntt.few_channels(model, x, 1 / 5, key=getkey())
+class Normed(eqx.Module):
+    """A normalisation of each channel by itself, which fixes the number of channels."""
+
+    first: eqx.nn.Conv2d
+    norm: eqx.nn.GroupNorm
+    second: eqx.nn.Conv2d
+    head: eqx.nn.Linear
+
+    def __init__(self, *, key):
+        one, two, three = jax.random.split(key, 3)
+        self.first = eqx.nn.Conv2d(1, 12, 3, padding=1, key=one)
+        self.norm = eqx.nn.GroupNorm(12, 12)
+        self.second = eqx.nn.Conv2d(12, 12, 3, padding=1, key=two)
+        self.head = eqx.nn.Linear(12, 10, key=three)
+
+    def __call__(self, x):
+        x = jax.nn.relu(self.norm(self.first(x)))
+        return self.head(jax.nn.relu(self.second(x)).mean((1, 2)))
+
+
+@pytest.mark.parametrize("make", [ntt.models.LeNet300100, Normed])
+def test_inside_its_part_a_pattern_keeps_the_same_weights(make, getkey):
+    model, x = make(key=getkey()), jnp.ones((1, 1, 28, 28))
+    pattern = ntt.few_channels(model, x, 1 / 4, key=getkey())
     dense, score = ntt.sparsify(model), ntt.scores.Magnitude()
+    density = 0.02 if make is ntt.models.LeNet300100 else 0.06
     for scope, allocation in HOW:
-        whole = ntt.Sparsity(0.02, scope, allocation, pattern)
+        whole = ntt.Sparsity(density, scope, allocation, pattern)
         part = ntt.compact(dense.with_mask(whole.widest(dense.mask)), x)
-        inner = ntt.Sparsity(0.02, scope, allocation, pattern.inside(dense.mask))
+        inside = pattern.inside(dense.mask, part.model.mask)
+        assert len(inside.chosen) == (0 if make is ntt.models.LeNet300100 else 2)
+        inner = ntt.Sparsity(density, scope, allocation, inside)
         small = part.take(dense.with_mask(whole.mask(score(model))))
         scores = score(small.model)
         again = inner.mask(scores)
