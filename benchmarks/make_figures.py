@@ -40,7 +40,7 @@ def time(results: list[dict], figure: Path) -> None:
     labels = {v: labels.get(v, METHODS[v[0]].label) for v in variants}
     seeds = sorted({r["seed"] for r in results})
     caption = "fashion-mnist, lenet-300-100, 3 % of weights kept in every layer\n"
-    caption += f"mean of {len(seeds)} seeds, bars: ± standard deviation"
+    caption += f"mean of {len(seeds)} seeds, bars: ± standard error"
     with new_figure(caption, 2.3, labels.values()) as (drawn, axes):
         for one in variants:
             points = []
@@ -48,7 +48,8 @@ def time(results: list[dict], figure: Path) -> None:
                 found = time_values(results, one, epochs)
                 reached = values(found)
                 seconds = statistics.fmean(r["transfer_seconds"] for r in found)
-                points.append((seconds, statistics.fmean(reached), statistics.stdev(reached)))
+                error = statistics.stdev(reached) / len(reached) ** 0.5
+                points.append((seconds, statistics.fmean(reached), error))
             style = METHODS[one[0]]
             mark, dashes = SKETCH_MARKS[one[1]] if one[1] else (style.marker, style.dashes)
             look: Any = {"color": style.colour, "ls": dashes, "marker": mark, "label": labels[one]}

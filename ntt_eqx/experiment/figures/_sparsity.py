@@ -20,10 +20,11 @@ def sparsity_figure(runs: Sequence[Run]) -> Any | None:
     """
     results = [run.result for run in runs if run.result is not None]
     table = summarise(results).dropna(subset="test").fillna({"test_error": 0.0})
-    pruned = table[table.method != "dense"]
-    if pruned.density.nunique() < 2:
+    pruned = [row for row in rows_of(table) if row.method != "dense"]
+    densities = sorted({row.density for row in pruned})
+    if len(densities) < 2:
         return None
-    apart = any(keeps_another_share(row.kept, row.density) for row in rows_of(pruned))
+    apart = any(keeps_another_share(row.kept, row.density) for row in pruned)
     lines: dict[Line, list[Any]] = {}
     for row in sorted(rows_of(table), key=lambda row: (line_in(row).order, row.density)):
         lines.setdefault(line_in(row), []).append(row)
@@ -41,7 +42,6 @@ def sparsity_figure(runs: Sequence[Run]) -> Any | None:
             if apart:
                 plain_decades(one.xaxis)
             else:
-                densities = sorted(set(pruned.density))
                 one.set_xticks([100 * d for d in densities], [f"{100 * d:g}" for d in densities])
                 minor_ticks(one.xaxis)
             plain_decades(one.yaxis)
