@@ -67,7 +67,8 @@ def test_compare_writes_results_tables_and_figures(finished):
         assert set(result) > {"method", "scope", "density", "seed", "seconds"}
         assert 0 <= result["test_accuracy"] <= 1 and 0 <= result["train_accuracy"] <= 1
         assert abs(result["kept_density"] - result["density"]) < 0.01
-    assert (finished / "table.md").read_text().count("\n") == len(results) + 2
+    rows, note = (finished / "table.md").read_text().split("\n\n")
+    assert rows.count("\n") == len(results) + 1 and note.startswith("±: standard error.")
     names = {path.name for path in (finished / "figures").iterdir()}
     stems = ("accuracy", "densities", "distances", "masks")
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
@@ -206,7 +207,7 @@ def test_a_folder_of_arrays_of_ones_own(tmp_path):
         ("compare --sedds 1", "compare has no option --sedds. Did you mean --seeds\\?"),
         ("compare --densities 0", "densities: 0.0 must be a number above 0"),
         ("compare --config nowhere.json", "nowhere.json: no such file"),
-        ("compare --transfer.batch-size 3", "transfer.batch_size: 3 is odd"),
+        ("compare --transfer.batch-size 3", "--transfer.batch-size: 3 is odd"),
         ("evaluate nowhere.eqx", "nowhere.eqx: no such file"),
         ("train --start nowhere.eqx", "nowhere.eqx: no such file"),
         ("report nowhere", "nowhere: no such directory"),
@@ -214,7 +215,7 @@ def test_a_folder_of_arrays_of_ones_own(tmp_path):
         ("data mnits", "unknown dataset 'mnits'. Did you mean 'mnist'"),
         (
             f"transfer --dataset {DATASET} --method ntt-sketch --transfer.sketch-size 3",
-            "transfer.sketch_size: 3 directions of 2 outputs; use at most 2.",
+            "--transfer.sketch-size: 3 directions of 2 outputs; use at most 2.",
         ),
         ("compare --plan-only --out x --data-dir nowhere --datasets mnist", "nowhere does not exi"),
         ("compare --epochs 3", "no option --epochs. Did you mean --training.epochs or --transfer"),

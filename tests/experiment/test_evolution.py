@@ -100,7 +100,7 @@ def test_the_command_goes_on_where_it_was_cut(tmp_path, capsys, monkeypatch):
     ("more", "message"),
     [
         (["--evolution.steps", "0"], "evolution.steps: 0 must be"),
-        (["--evolution.learning-rate", "-1"], "evolution.learning_rate: -1.0"),
+        (["--evolution.learning-rate", "-1"], "--evolution.learning-rate: -1.0"),
         (["--density", "2"], "densities: 2.0"),
         (["--dataset", "mnits"], "unknown dataset 'mnits'"),
     ],

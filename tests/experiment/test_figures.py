@@ -141,4 +141,4 @@ def test_each_mask_has_its_own_scale(tmp_path):
     above = [axes for axes in figure.axes if axes.get_xlabel()]
     assert [axes.get_xlabel() for axes in above] == ["0 to 50 %", "0 to 5 %"]
     assert [axes.images[0].get_clim()[1] for axes in above] == pytest.approx([50, 5])
-    assert "seed 0" in caption(figure)
+    assert "seed\u00a00" in caption(figure)

@@ -156,7 +156,7 @@ def test_training_settings_are_a_recipe():
     assert {name: ours[name] for name in defaults(Recipe)} == defaults(Recipe)
     assert TrainingSettings().recipe() == Recipe()
     wrong = dataclasses.replace(PRESETS["quick"], training=TrainingSettings(momentum=0.9))
-    with pytest.raises(ExperimentError, match="^training: momentum=0.9 does nothing without"):
+    with pytest.raises(ExperimentError, match="^training.momentum=0.9 does nothing without"):
         check(wrong)
 
 
