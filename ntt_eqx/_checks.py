@@ -66,6 +66,24 @@ def check_count(what: str, value: Any, least: int = 1, *, none: bool = False) ->
         raise ValueError(f"{what} must be at most 2**31 - 1, for it counts in int32, got {value}.")
 
 
+@contextlib.contextmanager
+def asked_for_values(what: str) -> Iterator[None]:
+    """Raise `ValueError` where a function of a user's asks for the value of what is traced.
+
+    **Arguments:**
+
+    - `what`: begins the message: the function, and its argument.
+    """
+    asked = jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError
+    try:
+        yield
+    except (*asked, jax.errors.TracerIntegerConversionError) as error:
+        raise ValueError(
+            f"{what}, which a compiled step does not know: write jnp.where(step < n, a, b) for an "
+            "`if`, and jnp for math and numpy."
+        ) from error
+
+
 def check_weight(name: str, value: Any) -> None:
     """Raise `ValueError` unless the weight of a loss term is a number in `[0, inf)`."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)

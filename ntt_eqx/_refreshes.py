@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ._checks import MOST, check_count
+from ._checks import MOST, asked_for_values, check_count
 from ._masks import GradualDensity, Sparsity
 from ._masks._allocation import check_density
 from ._masks._select import select
@@ -407,7 +407,8 @@ def refresh_due(
     and after the last step as well, so that the last mask has the last density; of a
     `GradualDensity`, which changes no more after its end, there alone.
     """
-    due = refresh.due(step)
+    with asked_for_values(f"{type(refresh).__name__}: `due` asks for the value of its step"):
+        due = refresh.due(step)
     if due is False or not callable(sparsity.density):
         return due
     gradual = isinstance(sparsity.density, GradualDensity)

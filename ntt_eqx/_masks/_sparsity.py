@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
-from .._checks import check_count
+from .._checks import asked_for_values, check_count
 from .._sparse import count_kept_in_all
 from .._types import MaskTree, PyTree, ScoreTree, at_trace_time
 from ._allocation import Allocation, Density, check_density
@@ -95,7 +95,8 @@ class Sparsity(eqx.Module):
         if not callable(self.density):
             return self.density
         if isinstance(step, Tracer):
-            with jax.numpy_dtype_promotion("standard"):  # as optax's own schedules need
+            asked = asked_for_values("Sparsity: the schedule asks for the value of its step")
+            with asked, jax.numpy_dtype_promotion("standard"):  # as optax's own schedules need
                 return jnp.asarray(self.density(step), jnp.float32)
         with at_trace_time(), jax.numpy_dtype_promotion("standard"):
             return check_density(self.density(step), f"Sparsity: the schedule at step {step}")

@@ -1,7 +1,8 @@
 """`Moments`: which arrays of an optimiser's state belong to the weights of which layer."""
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -122,28 +123,38 @@ def _program(optimizer: GradientTransformation, params: PyTree, opt_state: PyTre
         return optimise(optimizer, params, opt_state, params, value=value)
 
     traced = jax.make_jaxpr(update)(params, opt_state, value)
-    numbers: dict[Any, int] = {}
-    lines: list[Any] = [_numbers(constant) for constant in traced.consts]
-    _read(traced.jaxpr, numbers, lines)
-    return [*lines, *(_operand(v, numbers) for v in traced.jaxpr.outvars)]
+    lines: list[Any] = []
+    fresh = itertools.count()
+    ends = _read(traced, [next(fresh) for _ in traced.jaxpr.invars], lines, fresh)
+    return [*lines, *ends]
 
 
-def _read(jaxpr: Any, numbers: dict[Any, int], lines: list[Any]) -> None:
-    for variable in (*jaxpr.constvars, *jaxpr.invars):
-        numbers.setdefault(variable, len(numbers))
+def _read(
+    closed: Any, operands: Sequence[Any], lines: list[Any], fresh: Iterator[int]
+) -> list[Any]:
+    """Write down the operations of a program, and return its results.
+
+    Values are numbered in the order in which they are computed, not by the variables that hold
+    them: calls with the same shapes share their variables, and others do not.
+    """
+    jaxpr = getattr(closed, "jaxpr", closed)
+    constants = [_numbers(constant) for constant in getattr(closed, "consts", ())]
+    numbers = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *operands), strict=True))
+
+    def find(variable: Any) -> Any:
+        value = getattr(variable, "val", None)  # of a literal
+        return numbers[variable] if value is None else _numbers(value)
+
     for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
+        name, given = eqn.primitive.name, [find(v) for v in eqn.invars]
         inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        operands = [_operand(v, numbers) for v in eqn.invars]
         if name in _CALLS and inner is not None:
-            closed = getattr(inner, "jaxpr", inner)
-            lines += [name, operands, *(_numbers(c) for c in getattr(inner, "consts", ()))]
-            _read(closed, numbers, lines)
-            lines.append([_operand(v, numbers) for v in closed.outvars])
+            results = _read(inner, given, lines, fresh)
         else:
-            lines.append((name, operands, _settings(eqn)))
-        for variable in eqn.outvars:
-            numbers[variable] = len(numbers)
+            lines.append((name, given, _settings(eqn)))
+            results = [next(fresh) for _ in eqn.outvars]
+        numbers.update(zip(eqn.outvars, results, strict=True))
+    return [find(v) for v in jaxpr.outvars]
 
 
 def _settings(eqn: Any) -> Any:
@@ -155,11 +166,6 @@ def _settings(eqn: Any) -> Any:
     if name in _ELEMENTWISE or (scalars and all(v.aval.ndim == 0 for v in eqn.outvars)):
         return {key: str(value) for key, value in eqn.params.items() if key != "sharding"}
     raise ValueError(f"{name} is not elementwise")
-
-
-def _operand(variable: Any, numbers: dict[Any, int]) -> Any:
-    value = getattr(variable, "val", None)  # of a literal
-    return numbers[variable] if value is None else _numbers(value)
 
 
 def _numbers(constant: Any) -> Any:

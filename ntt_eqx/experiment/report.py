@@ -40,6 +40,9 @@ sqrt(seeds); of one seed that of its test images, sqrt(p (1 - p) / n) for an acc
 them. Over: mean difference from that row, seed by seed, in points; for masks of a kind from \
 random ones of that kind, if there are some. Scope: how the kept weights are shared out over the \
 layers; layer ranks within each, global over all at once, erk keeps Erdős–Rényi shares."""
+SHORT_NOTE = (
+    "±: standard error, over seeds or, of one, of its test images. Over: difference, seed by seed."
+)
 _CAPTIONS = {
     "accuracy": "Test accuracy while the networks train.",
     "sparsity": "Test error after training against the share of weights kept, both logarithmic.",

@@ -72,6 +72,22 @@ def test_gradual_density_is_its_formula():
     np.testing.assert_allclose(found, [0.9, 0.9, 0.1 + 0.8 * 0.125, 0.1, 0.1], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda step: 0.5 if step > 3 else 0.9,
+        lambda step: 0.9 - 0.1 * math.tanh(step),
+        lambda step: float(np.interp(np.asarray(step), [0, 9], [0.9, 0.5])),
+        lambda step: [0.9, 0.5][step],
+    ],
+)
+def test_a_schedule_of_values_says_how_it_is_written_for_a_compiled_step(schedule, scores):
+    sparsity = ntt.Sparsity(schedule)
+    assert sum(counts(sparsity.mask(scores, 0))) == 288
+    with pytest.raises(ValueError, match=r"schedule asks for the value of its step, .* jnp\.where"):
+        jax.jit(lambda step: sparsity.mask(scores, step))(jnp.int32(1))
+
+
 def test_a_layer_under_a_schedule_keeps_a_weight(scores):
     sparsity = ntt.Sparsity(lambda step: 1e-3 + 0.0 * step)
     assert counts(jax.jit(lambda s: sparsity.mask(scores, s))(jnp.int32(1))) == [1, 1, 1]

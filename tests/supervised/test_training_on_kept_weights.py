@@ -107,7 +107,7 @@ def assert_same_training(found, expected, tolerance):
 
 
 @pytest.mark.parametrize(
-    "name", default_only(ELEMENTWISE | OF_ONE_MODEL, "momentum", "a rate in the state")
+    "name", default_only(ELEMENTWISE | OF_ONE_MODEL, "momentum", "clipped entries")
 )
 def test_elementwise_optimisers_give_what_they_give_masked(name, formed, getkey):
     with jax.enable_x64(True):

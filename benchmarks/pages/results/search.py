@@ -1,5 +1,6 @@
 """The page on short transfers: a falling density, and the search (`search.py`) that found it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from .raw import (
@@ -27,7 +28,11 @@ RIVALS = {  # of the transfers in the search: how their rows and columns are cal
     "random@erk": "random, ERK",
     "random-erk-rescaled": "random, ERK, rescaled",
     "its shares": "random, its shares",  # those of each transfer
+    "random-third": "random, ERK, on a third",
+    "random-sixth": "random, ERK, on a sixth",
+    "ntk-sap-third": "NTK-SAP, on a third",
 }
+USUAL = ("random@erk", "ntk-sap@global", "synflow@global", "its shares")
 
 
 def steady_values(dataset: str) -> list[float]:
@@ -76,9 +81,8 @@ def search_rivals(found: dict[str, Any]) -> str:
     return table(["mask", "seeds", "accuracy (%)"], [False, True, True], rows)
 
 
-def search_table(found: dict[str, Any]) -> str:
-    """Every variant at its last round, and its leads over four rivals; standard errors."""
-    rivals = ("random@erk", "ntk-sap@global", "synflow@global", "its shares")
+def search_table(found: dict[str, Any], rivals: Sequence[str] = USUAL) -> str:
+    """Every variant at its last round, and its leads over some rivals; standard errors."""
     rows = []
     for row in search_rows(found):
         cells = [f"`{row['variant']}`", str(len(row["accuracy"]))]
@@ -89,7 +93,7 @@ def search_table(found: dict[str, Any]) -> str:
             cells[-1] = f"**{cells[-1]}**" if lead is not None and lead["ahead"] else cells[-1]
         rows.append([*cells, f"{row['seconds']:.0f}"])
     header = ["variant", "seeds", "accuracy (%)", *(f"over {RIVALS[rival]}" for rival in rivals)]
-    return table([*header, "seconds"], [False] + [True] * 7, rows)
+    return table([*header, "seconds"], [False] + [True] * (3 + len(rivals)), rows)
 
 
 def facts() -> dict[str, str]:

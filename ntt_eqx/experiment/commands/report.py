@@ -12,7 +12,7 @@ from ..claims import claimed
 from ..manifest import check_folder, has_manifest, read_manifest
 from ..own import enter
 from ..progress import Display
-from ..report import REPORT_FILES, write_page, write_tables
+from ..report import REPORT_FILES, SHORT_NOTE, write_page, write_tables
 from ..results import Run, find_runs
 
 
@@ -60,6 +60,7 @@ class Report:
             if self.figures:
                 write_page(done, page, places, display, failed=failed)
             display.table(table)
+            display.say(SHORT_NOTE)
             display.say(f"written: {out}")
         return 0
 

@@ -30,10 +30,12 @@ class Train(NetworkOptions):
             return make_one(self.cell(mask=self.mask, training=self.training), self)
         start = model_path(self.start)
         for name in ("method", "density", "scope", "mask", "transfer", "scoring"):
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+            value = getattr(self, name)
+            if value != type(self).__dataclass_fields__[name].default:
+                options = f"{name}.*" if dataclasses.is_dataclass(value) else name
                 raise ExperimentError(
-                    f"train: --{name} is how a fresh network is pruned, and --start trains the one "
-                    f"in {start} as it is; leave one of them out."
+                    f"train: --{options} is how a fresh network is pruned, and --start trains the "
+                    f"one in {start} as it is; leave one of them out."
                 )
         header = load_model(start).header
         seed = self.seed if self.seed is not None else header.get("seed") or 0
