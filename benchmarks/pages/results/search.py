@@ -96,6 +96,38 @@ def search_table(found: dict[str, Any], rivals: Sequence[str] = USUAL) -> str:
     return table([*header, "seconds"], [False] + [True] * (3 + len(rivals)), rows)
 
 
+ON_UNITS = ("random@erk", "synflow@global", "ntk-sap@global", "random-third", "ntk-sap-third")
+
+
+def facts_on_units() -> dict[str, str]:
+    """The numbers of the search on a part of the units."""
+    found = load("search_units")
+    claim(not any(row["ahead"] for row in found["variants"]), "No transfer is ahead of all.")
+    finalists = [row for row in search_rows(found) if "its shares" in row["against"]]
+    claim(len(finalists) == 4, "Four went to the last round.")
+    reached = [mean(row["accuracy"].values()) for row in finalists]
+    third, ntk_sap = (
+        mean(found["rivals"][rival].values()) for rival in ("random-third", "ntk-sap-third")
+    )
+    for row in finalists:
+        against = row["against"]
+        for rival in ("random@erk", "synflow@global"):
+            claim(against[rival]["ahead"], "They are ahead of SynFlow and random ERK on all units.")
+        behind = abs(against["ntk-sap@global"]["mean"])
+        claim(behind < 0.05, "They are level with NTK-SAP on all units.")
+        claim(not against["random-third"]["ahead"], "None is ahead of random on a third.")
+        claim(not against["ntk-sap-third"]["ahead"], "None is ahead of NTK-SAP on a third.")
+    return {
+        "units_table": search_table(found, ON_UNITS),
+        "units_rivals": search_rivals(found),
+        "units_variants": str(len(search_rows(found))),
+        "units_best": f"{max(reached):.2f}",
+        "units_worst": f"{min(reached):.2f}",
+        "units_third": f"{third:.2f}",
+        "units_ntk_sap": f"{ntk_sap:.2f}",
+    }
+
+
 def facts() -> dict[str, str]:
     """The numbers of the page; raises where one of its sentences would be untrue."""
     search = load("search")
@@ -135,7 +167,7 @@ def facts() -> dict[str, str]:
     for rival in (random_erk, snip, synflow):
         found = on_fashion[rival]
         claim(is_ahead(found), "It is ahead of the others there.")
-    return {
+    return facts_on_units() | {
         "search_table": search_table(search),
         "search_rivals": search_rivals(search),
         "search_variants": str(len(search_rows(search))),
