@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from make_results import ROOT
-from pages.results.raw import load, values
+from pages.results.raw import load, standard_error, values
 from pages.results.same_share import time_values, variant
 
 from ntt_eqx.experiment.figures import (
@@ -48,8 +48,7 @@ def time(results: list[dict], figure: Path) -> None:
                 found = time_values(results, one, epochs)
                 reached = values(found)
                 seconds = statistics.fmean(r["transfer_seconds"] for r in found)
-                error = statistics.stdev(reached) / len(reached) ** 0.5
-                points.append((seconds, statistics.fmean(reached), error))
+                points.append((seconds, statistics.fmean(reached), standard_error(reached)))
             style = METHODS[one[0]]
             mark, dashes = SKETCH_MARKS[one[1]] if one[1] else (style.marker, style.dashes)
             look: Any = {"color": style.colour, "ls": dashes, "marker": mark, "label": labels[one]}

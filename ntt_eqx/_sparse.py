@@ -68,7 +68,7 @@ class SparseModel(eqx.Module):
 
     def to_dense(self) -> Any:
         """Return the plain model, with exact zeros where the mask is `False`."""
-        return map_masked(_with_zeros, self.model, self.mask)
+        return map_masked(where_kept, self.model, self.mask)
 
     def with_mask(self, mask: MaskTree) -> "SparseModel":
         """The same dense weights under another mask."""
@@ -232,8 +232,9 @@ def kept_weights(sparse: SparseModel, *, masked: bool = False) -> list[Array]:
     return masked_weights(sparse, masked=masked) + values
 
 
-def _with_zeros(weight: Array, mask: Bool[Array, "..."]) -> Array:
-    return jnp.where(mask, weight, jnp.zeros_like(weight))
+def where_kept(weight: Array | None, mask: Bool[Array, "..."]) -> Array | None:
+    """A weight with zeros where it is pruned; `None` stands for itself."""
+    return None if weight is None else jnp.where(mask, weight, jnp.zeros_like(weight))
 
 
 def _check_pair(model: PyTree, mask: Any) -> None:

@@ -33,8 +33,11 @@ from ..kernels import target_device
 from ._objective import CrossEntropy, SquaredError
 from ._step import TrainConfig, TrainState, with_zeros
 
-_KnownMoments = dict[frozenset[tuple[str, int]], Moments]
-"""Moments by layers and the number of weights that they have room for; the same for all masks."""
+_KnownMoments = dict[frozenset[tuple[str, int]], Moments | None]
+"""Moments by layers and the number of weights that they have room for; the same for all masks.
+
+`None` where the optimiser does not treat each weight by itself.
+"""
 
 _Step = Callable[[Held[TrainState], PyTree], tuple[Held[TrainState], Any, Any]]
 
@@ -82,22 +85,19 @@ class Steps:
             state, self._tried = _as_held(state), False
         elif self._open and not self._tried:
             kept, self._tried = on_kept_weights(state.whole(), batch, self._moments), True
-            if kept is not None:
-                state, self._moments[_rooms(kept.entries)] = kept, kept.moments
+            state = state if kept is None else kept
         if not isinstance(state, OnKeptWeights):
             return self._step(state, batch)
         held, metrics, norms = self._step(state.held, batch)
         return dataclasses.replace(state, held=held), metrics, norms
 
 
-def on_kept_weights(
-    state: TrainState, batch: PyTree, known: _KnownMoments | None = None
-) -> OnKeptWeights | None:
+def on_kept_weights(state: TrainState, batch: PyTree, known: _KnownMoments) -> OnKeptWeights | None:
     """The state with its large layers on kept weights, or `None` where it has to stay as it is.
 
     It stays where no layer pays, where the optimiser does not treat each weight by itself, and
     where the model does something else with a layer's weight than to multiply by it. Neither is
-    asked again for layers and rooms whose moments are `known`.
+    asked again for layers and rooms whose moments are `known`, to which this adds.
     """
     size, spare = len(jax.tree.leaves(batch)[0]), not _counts_stay(state)
     pays = lambda _, mask: pays_in_training(mask, size)
@@ -105,12 +105,16 @@ def on_kept_weights(
     entries = kept_entries(model, mask, pays, _roomy if spare else _exact)
     if not entries:
         return None
-    moments = (known or {}).get(_rooms(entries))
-    if moments is None:
+    rooms = _rooms(entries)
+    if rooms not in known:
         params = with_zeros(state.model)
         moments = moments_of(state.optimizer, params, state.opt_state, entries)
-        if moments is None or not _same_outputs(params, entries, pair("train", batch)[0]):
+        if moments and not _same_outputs(params, entries, pair("train", batch)[0]):
             return None
+        known[rooms] = moments
+    moments = known[rooms]
+    if moments is None:
+        return None
     held = Held.of(copied(_to_kept(state, entries, moments, spare)))  # steps reuse its memory
     return OnKeptWeights(held, state, entries, moments)
 

@@ -14,7 +14,7 @@ from .._distribute import left_to_xla, replicate, spread
 from .._optimise import copied, init_optimizer, optimise
 from .._parameters import parameters, partition_parameters
 from .._primitives import with_equivalents
-from .._sparse import SparseModel, kept_weights, map_masked, prunable_leaves
+from .._sparse import SparseModel, kept_weights, map_masked, prunable_leaves, where_kept
 from .._stateful import with_state
 from .._step_info import StepInfo, key_words, step_key
 from .._types import GradientTransformation, PyTree, squared_norm
@@ -280,7 +280,7 @@ def _averaged(average: PyTree, model: PyTree, ema: float) -> PyTree:
     if not isinstance(model, SparseModel):
         return average
     # A weight that was dropped starts anew at zero if it comes back, and so does its average.
-    return SparseModel(map_masked(_kept_or_zero, average.model, model.mask), average.mask)
+    return SparseModel(map_masked(where_kept, average.model, model.mask), average.mask)
 
 
 def _averageable(model: PyTree) -> PyTree:
@@ -305,12 +305,8 @@ def _of_kept(gradient: PyTree, model: PyTree) -> PyTree:
     """A gradient by the weights of `model`, with zeros where these are pruned."""
     if not isinstance(model, SparseModel):
         return gradient
-    zeros = map_masked(_kept_or_zero, gradient.model, model.mask)
+    zeros = map_masked(where_kept, gradient.model, model.mask)
     return eqx.tree_at(lambda found: found.model, gradient, zeros)
-
-
-def _kept_or_zero(leaf: Array | None, kept: Array) -> Array | None:
-    return None if leaf is None else jnp.where(kept, leaf, jnp.zeros_like(leaf))
 
 
 def _keep_pruned(after: PyTree, before: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""What tells apart networks of one line that were made under different settings, in words."""
+"""Words for the settings in which networks of one line differ."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -29,7 +29,7 @@ from .part import part_in_training, part_in_transfer
 from .phases import planned_steps, training_phase, transfer_phase
 from .progress import Display, duration
 from .pruning import pruned_at_start, sparsity_of
-from .report import REPORT_FILES, SHORT_NOTE, write_page, write_tables
+from .report import REPORT_FILES, show_table, write_page, write_tables
 from .results import CELLS, FAILURE, RESULT, Run, read_result, read_run, standard_error
 from .running import check_cells, dense_initialisation, finished, run_cell, started
 from .settings import CompareSettings, check, to_json
@@ -315,9 +315,7 @@ def _finish(
         return
     title = ", ".join(dict.fromkeys(name for c in cells for name in (c.dataset, c.model)))
     figures = write_page(runs, run, title, display, to_json(settings), failed)
-    display.table(table)
-    if any(cell.training is not None for cell in cells):
-        display.say(SHORT_NOTE)
+    show_table(table, display)
     if failed:
         said = "failure.json in their folders says why"
         display.say(f"{len(failed)} of {len(cells)} networks failed; {said}")

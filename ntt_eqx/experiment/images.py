@@ -68,16 +68,9 @@ class StandardisedSplit:
             said = str(error).removeprefix("batches: ")
             raise ExperimentError(f"{self.images.name}: {said}") from None
 
-    def check_batch(self, batch_size: int, what: str = "") -> None:
-        """Raise `ExperimentError` for a batch that is larger than the split.
-
-        `what` begins the message.
-        """
-        if batch_size > self.size:
-            raise ExperimentError(
-                f"{what}{self.images.name}: a batch of {batch_size} images does not fit into "
-                f"{self.size}."
-            )
+    def check_batch(self, batch_size: int) -> None:
+        """Raise `ExperimentError` for a batch that is larger than the split."""
+        check_batch(self.images.name, self.size, batch_size)
 
     @property
     def _moments(self) -> Any:
@@ -94,6 +87,14 @@ class StandardisedSplit:
     def evaluate(self, model: Any) -> dict[str, float]:
         """Loss and accuracy of `model` on all images, a bounded number at a time."""
         return evaluate(model, (self.first(_CHUNK, at) for at in range(0, self.size, _CHUNK)))
+
+
+def check_batch(name: str, size: int, batch_size: int, what: str = "") -> None:
+    """Raise `ExperimentError` for a batch that is larger than the `size` images of a set."""
+    if batch_size > size:
+        raise ExperimentError(
+            f"{what}{name}: a batch of {batch_size} images does not fit into {size}."
+        )
 
 
 def _fits_device(split: Split) -> bool:
@@ -129,6 +130,12 @@ def parts(
             )
         used = used[_balanced(used.y, labels, seed)]
     return StandardisedSplit(images, used), StandardisedSplit(images, kept)
+
+
+@functools.lru_cache(maxsize=8)
+def size_of_used(images: Dataset, held_out: float, labels: int | None) -> int:
+    """How many images `parts` finds to use, which is the same for each seed."""
+    return parts(images, held_out, 0, labels)[0].size
 
 
 def _balanced(y: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .methods import METHODS, Method, own_method
 from .object_digest import object_digest
 from .references import ImportedObject, find, is_reference
 
+_PACKAGE = Path(__file__).parents[1]
 _HOW = "Your own is package.module:Object or ./file.py:Object"
 
 
@@ -222,3 +224,11 @@ _KINDS: dict[str, Callable[[str, Any], Any]] = {
     "model": _as_model,
     "dataset": _as_dataset,
 }
+
+
+def place_of(error: Exception) -> str:
+    """The last line of a user's code that an error went through, to stand behind its message."""
+    places = traceback.extract_tb(error.__traceback__)
+    own = [at for at in places if not Path(at.filename).is_relative_to(_PACKAGE)]
+    own = [at for at in own if "site-packages" not in Path(at.filename).parts]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""

@@ -21,7 +21,7 @@ from .. import (
 )
 from ..data import Dataset
 from .cells import Cell
-from .images import Shelf, StandardisedSplit, check_labelled, parts
+from .images import Shelf, StandardisedSplit, check_batch, check_labelled, parts, size_of_used
 from .loop import Phase
 from .own import draws_in_training, find_method
 from .part import densities_of_whole, dynamic_inside, inside
@@ -137,10 +137,11 @@ def planned_steps(cell: Cell, shelf: Shelf) -> dict[str, int]:
         if settings is not None:
             source = getattr(settings, "dataset", None) or cell.dataset
             labels = getattr(settings, "labels", None)
-            used, _ = parts(shelf(source), settings.held_out, cell.seed, labels)
+            images = shelf(source)
+            size = size_of_used(images, settings.held_out, labels)
             part = "training" if name == "train" else name
-            used.check_batch(settings.batch_size, f"{part}.batch_size: ")
-            steps = steps_in(settings.epochs, used.size, settings.batch_size)
+            check_batch(images.name, size, settings.batch_size, f"{part}.batch_size: ")
+            steps = steps_in(settings.epochs, size, settings.batch_size)
             found[name] = steps if name == "transfer" else _all_trainings(cell, steps)
     return found
 

@@ -1,10 +1,8 @@
 """The sparse network that a cell starts from: its score, its mask, and their checks."""
 
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,12 +29,11 @@ from .. import (
 from ._errors import ExperimentError, NetworkFailed
 from .cells import Cell
 from .methods import METHODS
-from .own import find_method
+from .own import find_method, place_of
 from .settings import MaskSettings, parse_pattern
 
-# What the library advises, as the command has it.
+# The library's advice, in the words of the command.
 _OPTIONS = {"allocation='erk'": "METHOD@erk", "scope='layer'": "METHOD@layer"}
-_PACKAGE = Path(__file__).parents[1]
 
 
 def pruned_at_start(
@@ -53,48 +50,32 @@ def pruned_at_start(
     Warns `LayerCollapseWarning` when a layer is left empty. Raises `NetworkFailed` for scores that
     are not finite, a mask that does not fit the network, and whatever code of a user's raises.
     """
-    try:
-        return _pruned_at_start(cell, teacher, shape, examples, key)
-    except (ValueError, RuntimeError) as error:
-        raise _failed(cell, _plain(error)) from error
-    except Exception as error:
-        if cell.method in METHODS:
-            raise
-        raise _failed(cell, f"{type(error).__name__}: {_plain(error)}{place_of(error)}") from error
-
-
-def _pruned_at_start(
-    cell: Cell,
-    teacher: Any,
-    shape: tuple[int, ...],
-    examples: tuple[Array, Array] | None,
-    key: PRNGKeyArray,
-) -> SparseModel:
-    sparse, scoring = sparsify(teacher), cell.scoring
-    record = find_method(cell.method if cell.transfer is None else cell.transfer.initial_mask)
-    if record.find is not None:
-        found = record.find(teacher, examples, cell.density, key)
-        return _checked(cell, found, sparse)
-    if record.score is None:  # training drops its first weights
-        return sparse.with_mask(sparsity_of(cell, teacher, shape).widest(sparse.mask))
-    score = record.score(key, teacher, cell.density)
-    inputs: Any = examples
-    if examples is not None and not record.labels:
-        inputs = examples[0]
-        if isinstance(score, scores.LossGradient):  # cuts its batch in two halves
-            inputs = inputs[: len(inputs) // 2 * 2]
-    with warnings.catch_warnings():
-        # lost classes are told when the mask is final: at the start of training
-        warnings.filterwarnings("ignore", "prune: no path", LayerCollapseWarning)
-        return prune(
-            sparse,
-            score,
-            sparsity_of(cell, teacher, shape),
-            inputs,
-            steps=(scoring.iterations or 1) if scoring is not None else 1,
-            schedule=scoring.schedule if scoring is not None else "exponential",
-            invert=cell.mask is not None and cell.mask.ablation == "invert",
-        )
+    with _as_failure(cell):
+        sparse, scoring = sparsify(teacher), cell.scoring
+        record = find_method(cell.method if cell.transfer is None else cell.transfer.initial_mask)
+        if record.find is not None:
+            found = record.find(teacher, examples, cell.density, key)
+            return _checked(cell, found, sparse)
+        if record.score is None:  # training drops its first weights
+            return sparse.with_mask(sparsity_of(cell, teacher, shape).widest(sparse.mask))
+        score = record.score(key, teacher, cell.density)
+        inputs: Any = examples
+        if examples is not None and not record.labels:
+            inputs = examples[0]
+            if isinstance(score, scores.LossGradient):  # cuts its batch in two halves
+                inputs = inputs[: len(inputs) // 2 * 2]
+        with warnings.catch_warnings():
+            # lost classes are told when the mask is final: at the start of training
+            warnings.filterwarnings("ignore", "prune: no path", LayerCollapseWarning)
+            return prune(
+                sparse,
+                score,
+                sparsity_of(cell, teacher, shape),
+                inputs,
+                steps=(scoring.iterations or 1) if scoring is not None else 1,
+                schedule=scoring.schedule if scoring is not None else "exponential",
+                invert=cell.mask is not None and cell.mask.ablation == "invert",
+            )
 
 
 def _checked(cell: Cell, found: Any, dense: SparseModel) -> SparseModel:
@@ -188,10 +169,8 @@ def ablated(
         sparsity = sparsity_of(cell, teacher, shape)
         if isinstance(sparsity.pattern, Unstructured):
             return weights.with_mask(shuffle_mask(sparse.mask, key))
-        try:
+        with _as_failure(cell):
             counts = sparsity.of_mask(sparse.mask)
-        except ValueError as error:
-            raise _failed(cell, _plain(error)) from error
         return weights.with_mask(counts.mask(scores.Random(key)(sparsify(teacher))))
     if ablation == "initial":
         return sparsify(teacher).with_mask(sparse.mask)
@@ -241,16 +220,21 @@ def collapse_shown(say: Callable[[str], None], title: str) -> Iterator[None]:
         yield
 
 
-def _failed(cell: Cell, why: str) -> NetworkFailed:
-    return NetworkFailed(f"{cell.dataset}, {cell.model}, {cell.name}: {why}", stage="mask")
-
-
-def place_of(error: Exception) -> str:
-    """The last line of a user's code that an error went through, to stand behind its message."""
-    places = traceback.extract_tb(error.__traceback__)
-    own = [at for at in places if not Path(at.filename).is_relative_to(_PACKAGE)]
-    own = [at for at in own if "site-packages" not in Path(at.filename).parts]
-    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+@contextmanager
+def _as_failure(cell: Cell) -> Iterator[None]:
+    """Raise what the body raises as the failure of the cell; other faults of the package stay."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        why, cause = _plain(error), error
+    except Exception as error:
+        if cell.method in METHODS:
+            raise
+        why, cause = f"{type(error).__name__}: {_plain(error)}{place_of(error)}", error
+    else:
+        return
+    said = f"{cell.dataset}, {cell.model}, {cell.name}: {why}"
+    raise NetworkFailed(said, stage="mask") from cause
 
 
 def _plain(error: Exception) -> str:

@@ -29,6 +29,7 @@ from .model_file import decode_model
 from .progress import Display, duration
 from .published import published_beside
 from .results import MODEL, Run
+from .settings import MaskSettings, from_json
 from .table import Cells, latex, markdown, shown, summarise, to_csv
 
 REPORT_FILES = ("results.json", "table.md", "table.csv", "table.tex", "report.html")
@@ -40,7 +41,7 @@ sqrt(seeds); of one seed that of its test images, sqrt(p (1 - p) / n) for an acc
 them. Over: mean difference from that row, seed by seed, in points; for masks of a kind from \
 random ones of that kind, if there are some. Scope: how the kept weights are shared out over the \
 layers; layer ranks within each, global over all at once, erk keeps Erdős–Rényi shares."""
-SHORT_NOTE = (
+_SHORT_NOTE = (
     "±: standard error, over seeds or, of one, of its test images. Over: difference, seed by seed."
 )
 _CAPTIONS = {
@@ -75,6 +76,13 @@ def write_tables(
     texts = {f"table.{kind}": as_text(text) for kind, text in tables.items()}
     run.write({"results.json": encode_json(sorted(results, key=_place)), **texts})
     return cells
+
+
+def show_table(table: Cells, display: Display) -> None:
+    """Show a table, and say what ± is if there is one."""
+    display.table(table)
+    if any("±" in cell for line in table[1] for cell in line):
+        display.say(_SHORT_NOTE)
 
 
 def write_page(
@@ -203,12 +211,14 @@ def draw_figures(runs: Sequence[Run], on_problem: Callable[[str], None]) -> dict
 
 
 def _notes(results: Sequence[dict[str, Any]], failed: Sequence[Run]) -> list[str]:
-    """What stands below a table: the meaning of its numbers, and what is missing in it."""
+    """The notes below a table: the meaning of its numbers, and the networks that are missing."""
     trained = any(result.get("test_accuracy") is not None for result in results)
     seeds: dict[str, list[int]] = {}
     for run in failed:
         config = run.config
-        name = Line.of({**config, "mask": None}).label(scoped=True)
+        asked = config.get("mask")
+        mask = asked and from_json(MaskSettings, asked, where=str(run.directory)).label
+        name = Line.of({**config, "mask": mask}).label(scoped=True)
         place = ", ".join((config["dataset"], config["model"], f"{config['density']:g}", name))
         seeds.setdefault(place, []).append(config["seed"])
     missing = "; ".join(f"{place}, seed {', '.join(map(str, n))}" for place, n in seeds.items())

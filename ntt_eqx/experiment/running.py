@@ -22,10 +22,10 @@ from .loop import RunContext, run_phase
 from .manifest import CHECKPOINTS, RunFolder
 from .metrics import METRICS, MetricsFile, Written
 from .model_file import decode_model, encode_model, load_model
-from .own import build_model, find_method
+from .own import build_model, find_method, place_of
 from .part import part_in_training, part_in_transfer, whole_of
 from .phases import planned_steps, training_phase, transfer_phase
-from .pruning import ablated, check_fits, collapse_shown, place_of, pruned_at_start
+from .pruning import ablated, check_fits, collapse_shown, pruned_at_start
 from .published import protocol_of
 from .results import FAILURE, MODEL, RESULT, TRANSFERRED, read_result
 from .settings import to_json

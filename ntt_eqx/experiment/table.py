@@ -120,7 +120,7 @@ def _differences(frame: "pandas.DataFrame") -> "pandas.Series":
 
 
 def _training(settings: str) -> str:
-    """What words of settings say of the training, not of how the mask was found."""
+    """The words on the training alone, without those on how the mask was found."""
     words = settings.split(", ")
     return ", ".join(w for w in words if not w.startswith(("transfer.", "scoring.")))
 

@@ -1,4 +1,4 @@
-"""What cannot work is refused before a folder is made, and in the words of the command."""
+"""Impossible requests are refused before a folder is made, in the words of the command."""
 
 import json
 import re
@@ -80,11 +80,13 @@ def test_the_config_of_a_comparison_is_its_settings(tmp_path, capsys):
 def test_failed_networks_are_told_below_the_table(tmp_path):
     out = tmp_path / "out"
     diverging = ["--training.optimizer", "sgd", "--training.learning-rate", "1e30"]
-    words = tiny("--methods", "random", "snip", "--seeds", "0", "1", "--densities", "0.5")
+    methods = ("--methods", "random", "random@erk", "snip")
+    words = tiny(*methods, "--seeds", "0", "1", "--densities", "0.5")
     assert main(["compare", *words, *diverging, "--out", str(out)]) == 1
     failed = "Failed, and not in the table: "
     place = f"{DATASET}, tiny, 0.5"
-    line = f"{failed}{place}, random, per layer, seed 0, 1; {place}, SNIP, global, seed 0, 1."
+    line = f"{failed}{place}, random, per layer, seed 0, 1; {place}, random, ERK, seed 0, 1; "
+    line += f"{place}, SNIP, global, seed 0, 1."
     assert line in (out / "table.md").read_text()
 
 

@@ -12,7 +12,7 @@ from ..claims import claimed
 from ..manifest import check_folder, has_manifest, read_manifest
 from ..own import enter
 from ..progress import Display
-from ..report import REPORT_FILES, SHORT_NOTE, write_page, write_tables
+from ..report import REPORT_FILES, show_table, write_page, write_tables
 from ..results import Run, find_runs
 
 
@@ -59,14 +59,13 @@ class Report:
             table = write_tables([run.result for run in done if run.result], page, failed)
             if self.figures:
                 write_page(done, page, places, display, failed=failed)
-            display.table(table)
-            display.say(SHORT_NOTE)
+            show_table(table, display)
             display.say(f"written: {out}")
         return 0
 
 
 def _network(run: Run) -> tuple[Any, ...]:
-    """What two folders with the same network agree in, however its training was watched."""
+    """The identity of the network in a folder, however its training was watched."""
     result = run.result or {}
     names = ("dataset", "model", "method", "scope", "mask", "density", "seed", "settings_id")
     return tuple(result.get(name) for name in names)
