@@ -1,5 +1,6 @@
 """Show the progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
+import collections
 import contextlib
 import io
 import sys
@@ -14,12 +15,14 @@ from .together import is_first
 
 _NUMBERS = 46  # columns of a terminal for the bar, its wheel, count, rate and time left
 _LINE_EVERY = 10.0  # seconds between two plain lines
+_MARKS = 120  # of the steps done, a second or more apart, from the oldest of which the pace counts
 
 
 class Display:
     """The progress of a run: on a terminal a bar, elsewhere a line every ten seconds.
 
-    The pace counts from the end of the first step, which compiles and tells nothing of the others.
+    The pace is that of the last two minutes. It counts from a second after the first step, which
+    compiles: dozens of steps are asked for at once after it, and done later.
     """
 
     def __init__(self, stream: Any = None):
@@ -87,7 +90,7 @@ class Display:
         self._title, self._steps, self._done = title, steps, done
         self._values: Mapping[str, float] = {}
         self._begun = self._last = time.monotonic()
-        self._first: tuple[int, float] | None = None
+        self._marks = collections.deque[tuple[int, float]](maxlen=_MARKS)
         self._rate = self._left = None
         if done:
             self.say(f"{title}: continuing at step {done} of {steps}")
@@ -99,10 +102,11 @@ class Display:
         """`done` steps of the phase are done; `values` are worth showing."""
         self._done, self._values = done, values or self._values
         now = time.monotonic()
-        if self._first is None:
-            self._first = done, now
-        elif done > self._first[0]:
-            self._rate = (done - self._first[0]) / max(now - self._first[1], 1e-9)
+        if not self._marks or now - self._marks[-1][1] >= 1.0:
+            self._marks.append((done, now))
+        if len(self._marks) > 1 and now > self._marks[1][1]:
+            steps, begun = self._marks[1]
+            self._rate = (done - steps) / (now - begun)
             self._left = (self._steps - done) / self._rate
         if self._bar is not None:
             self._bar.update(self._task, completed=done, **self._fields())
@@ -124,6 +128,12 @@ class Display:
         if self._bar is not None and self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None
+
+    @property
+    def _pace(self) -> str:
+        if not self._marks:
+            return "compiling"
+        return "" if self._rate is None else f"{self._rate:.3g}/s"
 
     @property
     def _note(self) -> str:
@@ -154,7 +164,7 @@ class Display:
         return {
             "title": self._short(self._title),
             "count": f"{self._done}/{self._steps}",
-            "rate": "compiling" if self._first is None else f"{self._rate or 0:.3g}/s",
+            "rate": self._pace,
             "left": "" if self._left is None else f"{duration(self._left)} left",
             "note": self._note.removeprefix(", "),
         }
