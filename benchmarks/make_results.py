@@ -33,7 +33,9 @@ def collect(name: str, *runs: pathlib.Path) -> None:
         config = json.loads(path.with_name("config.json").read_text())
         if transfer := config["transfer"]:
             result["transfer"] = transfer
-        if labels := (config["training"] or {}).get("labels"):
+        if training := config["training"]:
+            result["training"] = training
+        if labels := (training or {}).get("labels"):
             result["labels"] = labels
         result["transfer_curve"] = [
             [row["step"], *(row["validation"][f"{d}_distance"] for d in ("kernel", "target"))]
