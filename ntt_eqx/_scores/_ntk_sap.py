@@ -13,7 +13,7 @@ from .._checks import check_key
 from .._examples import Samples
 from .._masks import is_traced
 from .._sparse import SparseModel, map_masked, sparsify
-from .._stateful import check_warm
+from .._stateful import warm_up
 from .._types import PyTree, ScoreTree
 from ._base import (
     AbstractDrawingScore,
@@ -30,8 +30,10 @@ class NTKSAP(AbstractLabelFreeScore, AbstractDrawingScore):
     With Δθ ~ N(0, ε² I) the expectation is, up to ε², the trace of the neural tangent kernel,
     the sum of its eigenvalues. Each round draws new inputs from N(0, I) and new weights θ, so
     that the score depends neither on the data nor on the initial weights; the absolute value is
-    taken of the sum over rounds. Only the shape of `x` is used. Meant to be iterated: 20 rounds
-    of pruning on the exponential schedule in the paper, see `prune`.
+    taken of the sum over rounds. Batch norm uses the statistics of these inputs in the masked
+    network of these weights, held fixed, as in the published code. Only the shape of `x` is used.
+    Meant to be iterated: 20 rounds of pruning on the exponential schedule in the paper, see
+    `prune`.
 
     Attributes:
         key: source of all draws.
@@ -58,7 +60,6 @@ class NTKSAP(AbstractLabelFreeScore, AbstractDrawingScore):
     def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
         """Score the prunable weights of `model`; of `x` only the shape `[batch, ...]` is used."""
         shape = batch_of_shape("NTKSAP", x)
-        check_warm("NTKSAP", model)
         sparse = widened(sparsify(model))
         total, numbers = _zeros(sparse), np.arange(self.rounds, dtype=np.int32)
         if is_traced(total):
@@ -88,10 +89,12 @@ def _add_round(
     keys = jax.random.split(jax.random.split(score.key, score.rounds)[number], 3)
     epsilon, initialise = score.epsilon, score.initialise
     drawn = _redraw(sparse, keys[0]) if initialise is None else widened(initialise(keys[0]))
+    dtype = jnp.result_type(*jax.tree.leaves(split_weights(drawn, sparse.mask)[0]))
+    x = jax.random.normal(keys[1], shape, dtype)
+    # The running statistics are those of other weights on other inputs.
+    drawn = warm_up(SparseModel(drawn, sparse.mask), x).model
     theta, rest = split_weights(drawn, sparse.mask)
     rest = eqx.nn.inference_mode(rest)
-    dtype = jnp.result_type(*jax.tree.leaves(theta))
-    x = jax.random.normal(keys[1], shape, dtype)
     noise = jax.random.split(keys[2], len(jax.tree.leaves(theta)))
     noise = jax.tree.unflatten(jax.tree.structure(theta), list(noise))
     moved = jax.tree.map(

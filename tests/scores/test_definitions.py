@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ntt_eqx as ntt
 from ntt_eqx import apply_mask, make_mask, scores, sparsify
 from ntt_eqx._scores._base import split_weights
 
@@ -249,6 +250,54 @@ def test_ntk_sap(getkey):
         )  # fmt: skip
         expected = abs((at(STEP) - at(-STEP)) / (2 * STEP))
         np.testing.assert_allclose(tree[leaf][entry], expected, rtol=1e-5, atol=1e-7)
+
+
+class BatchNormed(eqx.Module):
+    first: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    second: eqx.nn.Linear
+
+    def __init__(self, key):
+        keys = jax.random.split(key)
+        self.first = eqx.nn.Linear(3, 4, key=keys[0], dtype=jnp.float64)
+        self.norm = eqx.nn.BatchNorm(4, "batch", mode="batch", dtype=jnp.float64)
+        self.second = eqx.nn.Linear(4, 2, key=keys[1], dtype=jnp.float64)
+
+    def __call__(self, x, state):
+        h, state = self.norm(self.first(x), state)
+        return self.second(jax.nn.relu(h)), state
+
+
+def test_ntk_sap_takes_the_statistics_of_its_own_draws(getkey):
+    """Those of the masked network on the random inputs, fixed; never those that the model has."""
+    model = ntt.StatefulModel(*eqx.nn.make_with_state(BatchNormed)(getkey()))
+    sparse = sparsify(model).with_mask(make_mask(scores.Random(getkey())(model), 0.6))
+    key, shape, epsilon = getkey(), (7, 3), 0.3
+    score = scores.NTKSAP(key, rounds=1, epsilon=epsilon, initialise=lambda key: model)
+    keys = jax.random.split(jax.random.split(key, 1)[0], 3)
+    x = jax.random.normal(keys[1], shape, jnp.float64)
+    theta = [model.model.first.weight, model.model.second.weight]
+    draws = zip(theta, jax.random.split(keys[2], 2), strict=True)
+    moved = [w + epsilon * jax.random.normal(k, w.shape, w.dtype) for w, k in draws]
+    masks = [m.astype(jnp.float64) for m in jax.tree.leaves(sparse.mask)]
+    first, norm, second = model.model.first, model.model.norm, model.model.second
+    hidden = jax.vmap(lambda x: (masks[0] * theta[0]) @ x + first.bias)(x)
+    mean, var = hidden.mean(0), hidden.var(0)
+
+    def outputs(c, w):
+        def one(x):
+            h = (c[0] * w[0]) @ x + first.bias
+            h = jax.nn.relu((h - mean) / jnp.sqrt(var + norm.eps))
+            return (c[1] * w[1]) @ h + second.bias
+
+        return jax.vmap(one)(x)
+
+    distance = lambda c: jnp.sum((outputs(c, theta) - outputs(c, moved)) ** 2)
+    expected = [jnp.abs(g) for g in jax.grad(distance)(masks)]
+    warm = ntt.warm_up(sparse, 3 + 5 * jax.random.normal(getkey(), (9, 3), jnp.float64))
+    for given in (sparse, warm):
+        for got, e in zip(jax.tree.leaves(score(given, x)), expected, strict=True):
+            np.testing.assert_allclose(got, e, rtol=1e-6, atol=1e-9)
 
 
 def test_ntk_sap_redraws_weights_from_their_layer(getkey):
