@@ -76,7 +76,7 @@ def _drawn(kind: Any) -> Callable[[PRNGKeyArray, Any, float], Any]:
 
 
 def _every(steps: int) -> int:
-    """Steps between two refreshes: the 100 of the papers, in short runs fewer."""
+    """Steps between two refreshes: the 100 of RigL, where SET has an epoch; in short runs fewer."""
     return max(1, min(100, steps // 50))
 
 

@@ -67,7 +67,7 @@ class TransferSettings:
 class ScoringSettings:
     """The scores that the other methods prune by."""
 
-    # training examples that a score sees; left out, the published numbers: 100, and 128 for CIFAR
+    # training examples that a score sees; left out, those of SNIP: 100, and 128 for CIFAR
     examples: int | None = _number(None, 2)
     # rounds of scoring and pruning; left out, the published numbers: 100 for SynFlow and PX, 20 for
     # NTK-SAP, 1 for the others

@@ -1,4 +1,4 @@
-"""Architectures for one sample, `x[C, H, W] -> logits[K]`, with the published initialisation."""
+"""Architectures for one sample, `x[C, H, W] -> logits[K]`, initialised as Liu & Zenke (2020) do."""
 
 from ._conv4 import Conv4 as Conv4
 from ._conv6 import Conv6 as Conv6

@@ -16,7 +16,8 @@ from ._shapes import check_image_shape, check_sample, check_state
 class AbstractResNet(eqx.Module):
     """A convolution, stages of residual blocks, an average over the image, K units.
 
-    Each stage but the first halves the sides and doubles the channels.
+    Each stage but the first halves the sides and doubles the channels. Glorot-normal weights,
+    where He et al. draw them with the variance `2 / fan_in`; biases from `N(0, 0.01^2)`.
 
     Group normalisation, the default, treats each sample alone. With `norm="batch"`, as published,
     the model has a state and is called as `model(x, state) -> (logits, state)`: build it by
@@ -100,7 +101,8 @@ class AbstractResNet(eqx.Module):
 class ResNet20(AbstractResNet):
     """ResNet-20: three stages of three blocks (16, 32, 64 channels), shortcuts without weights.
 
-    The CIFAR network of He et al. (2016) with 269,722 parameters.
+    The CIFAR network of He et al. (2016) with 269,722 parameters. In code after Frankle et al.
+    (2021), as that of NTK-SAP and PX, shortcuts between stages are convolutions: 272,474.
     """
 
     __init__ = AbstractResNet.__init__  # for type checkers, which would make one of the fields

@@ -18,7 +18,8 @@ class AbstractVGG(eqx.Module):
 
     Each convolution is padded, has no bias, and is followed by a normalisation and a ReLU.
     What the last leaves is averaged over the image in place of a fifth pool, so that 28 x 28 images
-    fit too. Simonyan & Zisserman (2015), without the two hidden dense layers.
+    fit too. Simonyan & Zisserman (2015), without the two hidden dense layers. Glorot-normal
+    weights, biases from `N(0, 0.01^2)`.
 
     Group normalisation treats each sample alone. With `norm="batch"` the model has a state and is
     called as `model(x, state) -> (logits, state)`: build it by `eqx.nn.make_with_state(VGG19)` and
@@ -110,7 +111,7 @@ class VGG19(AbstractVGG):
     """VGG-19: 16 convolutions, configuration E; 20,035,018 parameters with ten classes.
 
     With `norm="batch"` this is the VGG-19 of GraSP (Wang et al., ICLR 2020) and of Liu et al.
-    (Rethinking the value of network pruning, ICLR 2019).
+    (Rethinking the value of network pruning, ICLR 2019), whose convolutions have He-normal weights.
     """
 
     __init__ = AbstractVGG.__init__  # for type checkers, which would make one of the fields

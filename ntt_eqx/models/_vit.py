@@ -17,7 +17,8 @@ from ._shapes import check_image_shape, check_sample
 class ViT(eqx.Module):
     """Patches, four pre-norm transformer blocks, the mean over patches, K units.
 
-    Dosovitskiy et al. (2021), without a class token. Every dense layer is applied to all tokens by
+    Dosovitskiy et al. (2021), without a class token. Glorot-normal weights, biases and positions
+    from `N(0, 0.01^2)`. Every dense layer is applied to all tokens by
     `jax.vmap`, so that its kernel is computed from factors like that of any other layer.
     """
 
