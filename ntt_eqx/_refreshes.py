@@ -17,7 +17,7 @@ from ._masks._select import select
 from ._scores import AbstractLabelFreeScore, split_weights
 from ._scores._base import fresh
 from ._sparse import SparseModel, count_kept
-from ._step_info import StepInfo
+from ._step_info import StepInfo, key_of_seed
 from ._types import MaskTree, PyTree, ScoreTree, widen
 
 
@@ -260,7 +260,7 @@ class SETRefresh(AbstractDropAndGrow):
     def scores(self, view: AbstractRefreshView) -> ScoreTree:
         """Scores in [2, 3] for weights that stay, random ones in [0, 1) for all others."""
         masks, treedef = jax.tree.flatten(view.student.mask)
-        key = jax.random.fold_in(jax.random.key(self.seed), view.info.step)
+        key = jax.random.fold_in(key_of_seed(self.seed), view.info.step)
         keys = jax.random.split(key, len(masks))
         drawn = [jax.random.uniform(k, m.shape) for k, m in zip(keys, masks, strict=True)]
         share = jnp.asarray(self.fraction, jnp.float32)

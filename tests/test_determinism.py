@@ -11,7 +11,9 @@ from helpers.models import Dropping
 import ntt_eqx as ntt
 from ntt_eqx import scores
 from ntt_eqx.data import Split, batches, hold_out, make_dataset
+from ntt_eqx.experiment.cells import plan
 from ntt_eqx.experiment.images import parts
+from ntt_eqx.experiment.settings import CompareSettings
 from ntt_eqx.models import MODELS, make_model
 
 ADAM = optax.adam(1e-2)
@@ -193,3 +195,24 @@ def test_the_seeds_of_a_run_do_not_share_their_randomness():
     shuffled = next(batches(numbered(), 40, seed=3)).x
     assert not np.array_equal(np.asarray(shuffled)[:20], held.x)
     assert order.shape == (40,) and len(rest) == 20
+
+
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_a_seed_means_the_same_whatever_the_default_kind_of_keys(kind):
+    """A comparison whose commands ran under two defaults had two networks of one seed."""
+    (cell,) = plan(CompareSettings(methods=("dense",), seeds=(3,)))
+    small = ntt.sparsify(network(0)).with_mask(mask_of_half())
+    config = ntt.TrainConfig(
+        dynamic=ntt.DynamicSparsity(ntt.Sparsity(0.5), ntt.SETRefresh(2, seed=1))
+    )
+
+    def draw():
+        state, _ = ntt.train_steps(
+            ntt.train_init(small, config, optax.sgd(0.1)), stream(0), num_steps=3
+        )
+        start = ntt.ntt_init(network(0), CONFIG, ADAM).key
+        return bits((cell.key(0), state.model, start))
+
+    usual = draw()
+    with jax.default_prng_impl(kind):
+        assert draw() == usual

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from .._checks import check_batch, check_key, sample_of, sample_output
 from .._examples import check_kind
 from .._sparse import SparseModel, kept_weights
-from .._step_info import StepInfo
+from .._step_info import StepInfo, key_of_seed
 from .._types import PyTree, squared_norm
 from ._config import NTTConfig
 from ._loss import AbstractTransferLoss
@@ -73,7 +73,7 @@ def ntt_loss(
     x = halves("ntt_loss", x)
     sparsity = config.sparsity if isinstance(config, NeuralTangentTransfer) else config.sparsity()
     loss = config.loss if isinstance(config, NeuralTangentTransfer) else config.loss()
-    key = jax.random.fold_in(jax.random.key(0), 0) if key is None else key
+    key = jax.random.fold_in(key_of_seed(0), 0) if key is None else key
     check_key("ntt_loss", key)
     info = StepInfo(jnp.zeros((), jnp.int32), key, sparsity.overall(student.mask))
     return loss_at(loss, student, teacher, x, info)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 from jaxtyping import PRNGKeyArray
 
+from .._step_info import key_of_seed
 from ._errors import ExperimentError
 from ._files import decode_object
 from .manifest import RunFolder
@@ -78,7 +79,7 @@ class Cell:
 
     def key(self, purpose: int) -> PRNGKeyArray:
         """A random key: of weights (0), mask (1), dropout (2), ablation (3), few channels (4)."""
-        return jax.random.fold_in(jax.random.key(self.seed), purpose)
+        return jax.random.fold_in(key_of_seed(self.seed), purpose)
 
     @property
     def folder(self) -> str:
