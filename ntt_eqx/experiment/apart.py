@@ -20,20 +20,21 @@ _PARTS: dict[str, Any] = {
 def told_apart(runs: Sequence[Run]) -> list[Run]:
     """Runs whose results say in `settings` what their configurations differ in.
 
-    Trainings are compared among all networks of the same images and model, other settings among
-    those that would stand under one name in a table. Where nothing differs, `settings` is missing.
+    What every network of the same images and model shares, its training and the types of its
+    numbers, is compared among them all; other settings among those that would stand under one name
+    in a table. Where nothing differs, `settings` is missing.
     """
     configs = [_flat(run.config) for run in runs]
-    trained = _differing(configs, [_place(run) for run in runs], _is_training)
-    made = _differing(configs, [_line(run) for run in runs], lambda name: not _is_training(name))
+    trained = _differing(configs, [_place(run) for run in runs], _is_shared)
+    made = _differing(configs, [_line(run) for run in runs], lambda name: not _is_shared(name))
     return [
         _told(run, config, [*one, *other])
         for run, config, one, other in zip(runs, configs, made, trained, strict=True)
     ]
 
 
-def _is_training(name: str) -> bool:
-    return name.startswith("training.")
+def _is_shared(name: str) -> bool:
+    return name.startswith("training.") or name == "x64"
 
 
 def _place(run: Run) -> tuple[Any, ...]:
@@ -69,7 +70,8 @@ def _told(run: Run, config: Mapping[str, Any], names: Sequence[str]) -> Run:
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a configuration by the names of their options, defaults filled in."""
-    found: dict[str, Any] = {"start": config.get("origin") or config.get("start")}
+    start, x64 = config.get("origin") or config.get("start"), config.get("x64", False)
+    found: dict[str, Any] = {"start": start, "x64": x64}
     for part, usual in _PARTS.items():
         given = config.get(part)
         values = {**to_json(usual), **given} if isinstance(given, Mapping) else {}

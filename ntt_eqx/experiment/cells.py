@@ -61,6 +61,8 @@ class Cell:
     mask: MaskSettings | None = None  # settings of the mask, `None` for plain ones
     # SHA-256 of what decides a user's own method, model and images, by the fields that name them
     code: tuple[tuple[str, str], ...] = ()
+    # whether JAX has 64-bit types, of which initial weights are then made: other ones, of any seed
+    x64: bool = dataclasses.field(default_factory=lambda: jax.config.jax_enable_x64)
 
     @property
     def name(self) -> str:
@@ -99,7 +101,7 @@ class Cell:
     @property
     def settings_id(self) -> str:
         """Eight hex digits that tell apart results got under different settings."""
-        shared = {"transfer", "scoring", "training", "start", "mask", "code"}
+        shared = {"transfer", "scoring", "training", "start", "mask", "code", "x64"}
         cell = self
         if cell.training is not None:
             idle = {name: getattr(TrainingSettings, name) for name in ONLY_WATCH}
@@ -116,8 +118,8 @@ class Cell:
         results keep their place.
         """
         found = {"format": FORMAT, **to_json(self)}
-        for name in ("mask", "origin"):
-            if found[name] is None:
+        for name, usual in (("mask", None), ("origin", None), ("x64", False)):
+            if found[name] == usual:
                 del found[name]
         idle = to_json(TrainingSettings())
         code = dict(found.pop("code"))

@@ -80,6 +80,21 @@ def load_model(path: Path) -> LoadedModel:
 
 def decode_model(path: Path, content: bytes) -> LoadedModel:
     """`load_model` of a file with this content."""
+    try:
+        return _decoded(path, content)
+    except ExperimentError as error:
+        other = not jax.config.jax_enable_x64
+        try:
+            with jax.enable_x64(other):
+                _decoded(path, content)
+        except ExperimentError:
+            raise error from None
+        raise ExperimentError(
+            f"{path}: its network was made with JAX_ENABLE_X64={other:d}; set it to read the file."
+        ) from error
+
+
+def _decoded(path: Path, content: bytes) -> LoadedModel:
     header, payload = _split(path, content)
     check_fields(f"{path}: damaged: its header", header, _FIELDS)
     check_ranges(f"{path}: damaged: its header", header, _RANGES)

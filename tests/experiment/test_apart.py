@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import pytest
 
 from ntt_eqx.experiment.apart import told_apart
@@ -88,3 +89,19 @@ def test_files_of_other_versions_are_told_apart_as_far_as_they_say(part):
     ]
     words = {run.result["settings"] for run in told_apart(runs + odd)}
     assert len(words) == 2 and any("new 1 none" in text for text in words)
+
+
+def test_networks_of_64_bit_types_are_others_and_are_not_compared_with_the_usual_ones():
+    """Their seeds stand for other initial weights."""
+    usual = runs_of(methods=("random", "snip"))
+    with jax.enable_x64(True):
+        wide = runs_of(methods=("snip",))
+    assert not {run.directory for run in usual} & {run.directory for run in wide}
+    assert words_of(usual) == {("random", None), ("snip", None)}
+    runs = told_apart(usual + wide)
+    table = summarise([run.result for run in runs]).set_index(["method", "settings"])
+    assert table.lead.notna().to_dict() == {
+        ("snip", "x64 off"): True,
+        ("snip", "x64 on"): False,
+        ("random", "x64 off"): False,
+    }

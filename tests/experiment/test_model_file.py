@@ -271,6 +271,17 @@ def test_a_file_holds_kept_weights_and_a_bit_for_each_other(tmp_path):
     assert len(content) < 0.065 * 4 * (sum(sizes) + 410)
 
 
+def test_a_file_of_64_bit_types_says_what_reads_it(path, tmp_path):
+    with jax.enable_x64(True):
+        wide = tmp_path / "wide.eqx"
+        save_model(wide, dense_under_a_mask(), HEADER)
+        assert load_model(wide).model.model.output.weight.dtype == np.float64
+        with pytest.raises(ExperimentError, match="made with JAX_ENABLE_X64=0; set it to read"):
+            load_model(path)
+    with pytest.raises(ExperimentError, match="made with JAX_ENABLE_X64=1; set it to read"):
+        load_model(wide)
+
+
 @pytest.mark.parametrize("keep", ["all", "none", "one", "an empty row"])
 def test_outputs_and_kernels_have_the_same_bits(path, keep):
     """Also of masks that keep nothing, and with NaN, infinity and -0 among the weights."""
