@@ -1,8 +1,8 @@
-"""Architectures for one sample, `x[C, H, W] -> logits[K]`, initialised as Liu & Zenke (2020) do."""
+"""Architectures for one sample, `x[C, H, W] -> logits[K]`, with published initialisations."""
 
 from ._conv4 import Conv4 as Conv4
 from ._conv6 import Conv6 as Conv6
-from ._init import glorot_init as glorot_init
+from ._init import glorot_init as glorot_init, he_init as he_init
 from ._lenet import LeNet5 as LeNet5, LeNet300100 as LeNet300100
 from ._perceptron import Perceptron as Perceptron
 from ._registry import MODELS as MODELS, make_model as make_model

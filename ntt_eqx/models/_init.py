@@ -1,7 +1,9 @@
-"""The initialisation of the published experiments, for any model made of `eqx.nn` layers."""
+"""Published initialisations, for any model made of `eqx.nn` layers."""
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -14,8 +16,24 @@ from .._checks import check_key
 
 _Model = TypeVar("_Model")
 
-_BIAS_STD = 0.01
 _CUT_STD = 0.87962566103423978  # of a standard normal distribution that is cut off at -2 and 2
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """How weights are drawn, times a scale of their fans; and the scale of normal biases."""
+
+    draw: Callable[..., Array]
+    scale: Callable[[int, int], float]
+    bias: float
+
+
+_glorot = _Rule(
+    lambda key, shape, dtype: jr.truncated_normal(key, -2.0, 2.0, shape, dtype),
+    lambda fan_in, fan_out: math.sqrt(2 / (fan_in + fan_out)) / _CUT_STD,
+    0.01,
+)
+_he = _Rule(jr.normal, lambda fan_in, _: math.sqrt(2 / fan_in), 0.0)
 
 
 def glorot_init(model: _Model, *, key: PRNGKeyArray) -> _Model:
@@ -41,20 +59,33 @@ def glorot_init(model: _Model, *, key: PRNGKeyArray) -> _Model:
     `ValueError` when `key` is not one random key.
     """
     check_key("glorot_init", key)
-    nodes, treedef = jax.tree.flatten(model, is_leaf=_is_layer)
-    parameters = [_parameters(node) for node in nodes]
-    shapes = tuple(tuple(p.shape for p in group) for group in parameters)
-    dtypes = tuple(tuple(p.dtype for p in group) for group in parameters)
-    drawn = _draw(key, shapes, dtypes)
-    nodes = [
-        eqx.tree_at(_parameters, node, new) if new else node
-        for node, new in zip(nodes, drawn, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, nodes)
+    return _drawn(model, key, _glorot)
+
+
+def he_init(model: _Model, *, key: PRNGKeyArray) -> _Model:
+    """Draw the weights of every linear and convolutional layer anew; biases become zero.
+
+    Weights come from `N(0, 2 / fan_in)`, where the fan of a convolution is its input channels times
+    the size of its filter, as in He et al. (Delving deep into rectifiers, ICCV 2015).
+
+    **Arguments:**
+
+    - `model`, `key`: as `glorot_init`.
+
+    **Returns:**
+
+    The same model with new parameters of the same shapes and dtypes.
+
+    **Raises:**
+
+    `ValueError` when `key` is not one random key.
+    """
+    check_key("he_init", key)
+    return _drawn(model, key, _he)
 
 
 def linear(in_features: int, out_features: int) -> eqx.nn.Linear:
-    """A dense layer that has shapes only, for `glorot_init` to fill."""
+    """A dense layer that has shapes only, for an initialisation to fill."""
     return eqx.filter_eval_shape(eqx.nn.Linear, in_features, out_features, key=jr.key(0))
 
 
@@ -96,8 +127,21 @@ def _parameters(node: Any) -> list[Any]:
     return [node.weight] if node.bias is None else [node.weight, node.bias]
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _draw(key: PRNGKeyArray, shapes: tuple, dtypes: tuple) -> list[list[Array]]:
+def _drawn(model: _Model, key: PRNGKeyArray, rule: _Rule) -> _Model:
+    nodes, treedef = jax.tree.flatten(model, is_leaf=_is_layer)
+    parameters = [_parameters(node) for node in nodes]
+    shapes = tuple(tuple(p.shape for p in group) for group in parameters)
+    dtypes = tuple(tuple(p.dtype for p in group) for group in parameters)
+    drawn = _draw(key, shapes, dtypes, rule)
+    nodes = [
+        eqx.tree_at(_parameters, node, new) if new else node
+        for node, new in zip(nodes, drawn, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, nodes)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _draw(key: PRNGKeyArray, shapes: tuple, dtypes: tuple, rule: _Rule) -> list[list[Array]]:
     """New parameters for each layer, cut from one long draw of weights and one of biases.
 
     To compile the random generator for a new size takes far longer than to run it, so that one
@@ -106,12 +150,11 @@ def _draw(key: PRNGKeyArray, shapes: tuple, dtypes: tuple) -> list[list[Array]]:
     wide = any(dtype == jnp.float64 for group in dtypes for dtype in group)
     dtype = jnp.float64 if wide else jnp.float32
     sizes = [sum(math.prod(group[n]) for group in shapes if len(group) > n) for n in (0, 1)]
-    weight_key, bias_key = jr.split(key)
-    weights = jr.truncated_normal(weight_key, -2.0, 2.0, (sizes[0],), dtype)
-    biases = jr.normal(bias_key, (sizes[1],), dtype)
-    streams, starts, drawn = (weights, biases), [0, 0], []
+    keys = jr.split(key)
+    streams = [rule.draw(keys[0], (sizes[0],), dtype), jr.normal(keys[1], (sizes[1],), dtype)]
+    starts, drawn = [0, 0], []
     for group, kinds in zip(shapes, dtypes, strict=True):
-        scales = (_glorot_std(group[0]) / _CUT_STD, _BIAS_STD) if group else ()
+        scales = (rule.scale(*_fans(group[0])), rule.bias) if group else ()
         new = []
         for n, (shape, kind) in enumerate(zip(group, kinds, strict=True)):
             size = math.prod(shape)
@@ -122,7 +165,7 @@ def _draw(key: PRNGKeyArray, shapes: tuple, dtypes: tuple) -> list[list[Array]]:
     return drawn
 
 
-def _glorot_std(shape: tuple[int, ...]) -> float:
-    """Of a weight in the order of Equinox, (out, in, *window)."""
+def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Values that an output reads, and that read an input, of a weight `(out, in, *window)`."""
     out_features, in_features, *window = shape
-    return math.sqrt(2 / (math.prod(window) * (in_features + out_features)))
+    return in_features * math.prod(window), out_features * math.prod(window)

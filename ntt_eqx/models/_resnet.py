@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_key
-from ._init import conv, glorot_init, linear, normalisation, normalise
+from ._init import conv, he_init, linear, normalisation, normalise
 from ._shapes import check_image_shape, check_sample, check_state
 
 
 class AbstractResNet(eqx.Module):
     """A convolution, stages of residual blocks, an average over the image, K units.
 
-    Each stage but the first halves the sides and doubles the channels. Glorot-normal weights,
-    where He et al. draw them with the variance `2 / fan_in`; biases from `N(0, 0.01^2)`.
+    Each stage but the first halves the sides and doubles the channels. He-normal weights, see
+    `he_init`.
 
     Group normalisation, the default, treats each sample alone. With `norm="batch"`, as published,
     the model has a state and is called as `model(x, state) -> (logits, state)`: build it by
@@ -82,7 +82,7 @@ class AbstractResNet(eqx.Module):
             for i, o in zip(channels[:-1], channels[1:], strict=True)
         )
         stem = conv(self.input_shape[0], width, 3, padding=1, use_bias=False)
-        self.stem, self.blocks, self.output = glorot_init(
+        self.stem, self.blocks, self.output = he_init(
             (stem, blocks, linear(channels[-1], num_classes)), key=key
         )
 

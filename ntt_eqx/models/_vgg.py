@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_key
-from ._init import conv, glorot_init, linear, normalisation, normalise
+from ._init import conv, he_init, linear, normalisation, normalise
 from ._shapes import check_image_shape, check_sample, check_state
 
 
@@ -18,8 +18,8 @@ class AbstractVGG(eqx.Module):
 
     Each convolution is padded, has no bias, and is followed by a normalisation and a ReLU.
     What the last leaves is averaged over the image in place of a fifth pool, so that 28 x 28 images
-    fit too. Simonyan & Zisserman (2015), without the two hidden dense layers. Glorot-normal
-    weights, biases from `N(0, 0.01^2)`.
+    fit too. Simonyan & Zisserman (2015), without the two hidden dense layers. He-normal weights,
+    see `he_init`.
 
     Group normalisation treats each sample alone. With `norm="batch"` the model has a state and is
     called as `model(x, state) -> (logits, state)`: build it by `eqx.nn.make_with_state(VGG19)` and
@@ -69,7 +69,7 @@ class AbstractVGG(eqx.Module):
             conv(i, o, 3, padding=1, use_bias=False)
             for i, o in zip(channels[:-1], channels[1:], strict=True)
         )
-        self.convs, self.output = glorot_init((convs, linear(channels[-1], num_classes)), key=key)
+        self.convs, self.output = he_init((convs, linear(channels[-1], num_classes)), key=key)
         self.norms = tuple(normalisation(name, norm, c) for c in channels[1:])
         self.pool = eqx.nn.MaxPool2d(2, 2)
 

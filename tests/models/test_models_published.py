@@ -12,12 +12,14 @@ import pytest
 import ntt_eqx as ntt
 from ntt_eqx.models import (
     MODELS,
+    VGG11,
     Conv4,
     Conv6,
     LeNet5,
     LeNet300100,
     Perceptron,
     ResNet18,
+    ResNet20,
     glorot_init,
     make_model,
 )
@@ -127,6 +129,22 @@ def test_weights_are_glorot_normal_and_biases_small(model, getkey):
         # 0.01 within five standard errors, and not all the same
         spread = float(jnp.sqrt(jnp.mean(layer.bias**2)))
         assert 0 < spread and abs(spread - 0.01) < 5 * 0.01 / np.sqrt(2 * layer.bias.size)
+
+
+@pytest.mark.parametrize("model", [ResNet20, VGG11])
+def test_weights_are_he_normal_and_biases_zero(model, getkey):
+    is_layer = lambda n: isinstance(n, eqx.nn.Linear | eqx.nn.Conv)
+    layers = filter(is_layer, jax.tree.leaves(model(key=getkey()), is_leaf=is_layer))
+    spreads, farthest = [], []
+    for layer in layers:
+        std = np.sqrt(2 / np.prod(layer.weight.shape[1:]))
+        assert abs(float(jnp.mean(layer.weight))) < 5 * std / np.sqrt(layer.weight.size)
+        spreads.append(float(jnp.std(layer.weight)) / std * np.ones(layer.weight.size))
+        farthest.append(float(jnp.max(jnp.abs(layer.weight))) / std)
+        assert layer.bias is None or not np.any(layer.bias)
+    spreads = np.concatenate(spreads)
+    assert abs(spreads.mean() - 1) < 5 / np.sqrt(2 * spreads.size)
+    assert max(farthest) > 3  # nothing is cut off
 
 
 def test_layers_and_keys_draw_different_numbers(getkey):
