@@ -11,6 +11,7 @@ from ._in_steps import (
     KeptEntries as KeptEntries,
     current_entries as current_entries,
     entries_have_room as entries_have_room,
+    is_called_alike as is_called_alike,
     kept_entries as kept_entries,
     like_model as like_model,
     off_entries as off_entries,

@@ -32,7 +32,8 @@ def sparse_layers(
     the size of the weight, and is faster where few weights are kept. Optimiser states hold kept
     weights alone. The layers have no weight to bring back: refreshes, scores, `compact` and exports
     need the masked form, which `masked_layers` gives without loss. A model that asks for the class
-    of its layers has to know these as well, or it is another function with them.
+    of its layers, or maps a function over its own arrays, has to know these as well, or it is
+    another function with them.
 
     **Arguments:**
 

@@ -1,6 +1,6 @@
 """Masked layers that a compiled step evaluates on their kept weights alone, whatever the mask."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from .._kept import kept_layers
+from .._program import Const, Program, slots_of, unfold, without_dead_steps
 from .._sparse import SparseModel, count_kept
 from .._types import MaskTree, PyTree
 from ._layers import KeptMatrix
@@ -122,6 +123,26 @@ def on_entries(
     return SparseModel(model, mask)
 
 
+def is_called_alike(masked: PyTree, kept: PyTree, names: Collection[str], x: Array) -> bool:
+    """Whether a model only multiplies by the weights of these layers, before and after.
+
+    A model that maps a function over its arrays finds the kept entries in the place of a matrix: it
+    raises nothing, and is another function. So the programs are read.
+
+    **Arguments:**
+
+    - `masked`, `kept`: the model of one sample with whole weights, and that of `on_entries`.
+    - `names`: key strings of the layers.
+    - `x`: one sample.
+    """
+    try:
+        before = _products(masked, [f"{name}.weight" for name in names], x)
+        after = _products(kept, [f"{name}.weight.values" for name in names], x)
+    except Exception:  # whatever a model raises that reads a whole weight
+        return False
+    return None not in before and before == after
+
+
 def off_entries(kept: PyTree, masked: PyTree, entries: dict[str, KeptEntries]) -> PyTree:
     """The way back from `on_entries`: `masked` with the values of `kept`.
 
@@ -153,6 +174,40 @@ def like_model(model: PyTree, tree: PyTree, is_leaf: Callable[[Any], bool] | Non
     none = lambda leaf: leaf is None
     named, treedef = jtu.tree_flatten_with_path(model, is_leaf=none)
     return treedef.unflatten([leaves.get(path) for path, _ in named])
+
+
+def _products(model: PyTree, paths: list[str], x: Array) -> list[list[str] | None]:
+    """In which dtypes a model multiplies by each of these arrays; `None` for any other use."""
+    named, treedef = jtu.tree_flatten_with_path(model)
+    leaves = {jtu.keystr(path): leaf for path, leaf in named}
+
+    def function(weights: list[Array], x: Array) -> Array:
+        return treedef.unflatten((leaves | dict(zip(paths, weights, strict=True))).values())(x)
+
+    closed = jax.make_jaxpr(function)([leaves[path] for path in paths], x)
+    program = without_dead_steps(unfold(closed))
+    return [_dtypes_of_products(program, {slot}) for slot in range(len(paths))]
+
+
+def _dtypes_of_products(program: Program, slots: set[int]) -> list[str] | None:
+    found: list[str] = []
+    for step in program.steps:
+        each = enumerate(step.inputs)
+        read = {n for n, slot in each if not isinstance(slot, Const) and slot in slots}
+        if not read:
+            continue
+        if step.name == "convert_element_type":
+            slots = slots.union(step.outputs)
+        elif step.name in ("dot_general", "sparse_product") and len(read) == 1:
+            found.append(str(step.eqn.invars[read.pop()].aval.dtype))
+        elif step.loop is not None and max(read) < step.loop.consts:
+            inside = _dtypes_of_products(step.loop.body, read)
+            if inside is None:
+                return None
+            found += inside
+        else:
+            return None
+    return None if slots.intersection(slots_of(program.outputs)) else sorted(found)
 
 
 def _masks_of_layers(model: PyTree, mask: MaskTree) -> dict[str, Array]:

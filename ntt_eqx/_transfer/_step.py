@@ -14,7 +14,13 @@ from .._ntk import index_masks, is_index, stored
 from .._optimise import learning_rate, optimise
 from .._parameters import partition_parameters
 from .._sparse import SparseModel, map_masked
-from .._sparse_layers import KeptEntries, current_entries, like_model, on_entries
+from .._sparse_layers import (
+    KeptEntries,
+    current_entries,
+    is_called_alike,
+    like_model,
+    on_entries,
+)
 from .._stateful import advanced
 from .._step_info import StepInfo
 from ._ntt_loss import NTTMetrics, halves, loss_at, with_rate
@@ -122,19 +128,10 @@ def _loss(
     density = student.density()
     if entries:
         kept = on_entries(student, entries, room)
-        if _is_called_alike(kept, x):
+        if is_called_alike(as_inference(student), as_inference(kept), entries, x[0]):
             student, index = kept, like_model(kept.model, index, is_leaf=is_index)
     value, metrics = loss_at(state.method.loss, student, state.teacher, x, state.step_info(index))
     return value, eqx.tree_at(lambda m: m.density, metrics, density)
-
-
-def _is_called_alike(kept: SparseModel, x: Array) -> bool:
-    """Whether a model does nothing with the weights that are replaced than to multiply by them."""
-    try:
-        eqx.filter_eval_shape(lambda model, x: as_inference(model)(x[0]), kept, x)
-    except Exception:  # whatever a model raises that reads a whole weight
-        return False
-    return True
 
 
 def _evaluated(state: NTTState, x: Array) -> NTTMetrics:

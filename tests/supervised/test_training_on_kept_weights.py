@@ -281,7 +281,20 @@ class Turns(eqx.nn.MLP):
         return x
 
 
-@pytest.mark.parametrize(("module", "alike"), [(Reads, True), (Asks, True), (Turns, False)])
+class Caps(eqx.nn.MLP):
+    """A model that limits the deviation of its arrays, which none exceeds at the start."""
+
+    def __call__(self, x):
+        capped = lambda w: w * jnp.minimum(1.0, 0.4 / jnp.std(w))
+        arrays, static = eqx.partition(self.layers, eqx.is_inexact_array)
+        for layer in eqx.combine(jax.tree.map(capped, arrays), static):
+            x = jnp.tanh(layer(x))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("module", "alike"), [(Reads, True), (Asks, True), (Turns, False), (Caps, False)]
+)
 def test_models_that_know_their_layers(module, alike, formed, getkey):
     """They see their own layers, and train masked where they see more of a weight."""
     state, data = (

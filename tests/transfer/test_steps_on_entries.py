@@ -212,7 +212,39 @@ class ReadsWeights(eqx.Module):
         return self.head(self.hidden.weight.T @ jnp.tanh(self.hidden(x)))
 
 
-@pytest.mark.parametrize("kind", [AsksForClasses, ReadsWeights])
+class MapsArrays(eqx.Module):
+    """Maps a function over its own arrays, of which kept entries are no matrix."""
+
+    layers: list[eqx.nn.Linear]
+
+    def __init__(self, key):
+        one, two = jax.random.split(key)
+        self.layers = [eqx.nn.Linear(17, 30, key=one), eqx.nn.Linear(30, 3, key=two)]
+
+    def changed(self, array):
+        raise NotImplementedError
+
+    def __call__(self, x):
+        arrays, static = eqx.partition(self, eqx.is_inexact_array)
+        one, two = eqx.combine(jax.tree.map(self.changed, arrays), static).layers
+        return two(jnp.tanh(one(x)))
+
+
+class Standardises(MapsArrays):
+    """The deviation of kept entries is not that of a matrix with zeros."""
+
+    def changed(self, array):
+        return array / jnp.std(array) if array.size > 30 else array
+
+
+class ChangesMatrices(MapsArrays):
+    """Kept entries are left as they are, for they have one axis."""
+
+    def changed(self, array):
+        return jnp.sin(9 * array) if array.ndim == 2 else array
+
+
+@pytest.mark.parametrize("kind", [AsksForClasses, ReadsWeights, Standardises, ChangesMatrices])
 def test_models_that_look_at_their_layers(kind, monkeypatch):
     """A step evaluates what the model computes with its own layers, whatever it asks of them."""
     model, x = kind(jax.random.key(0)), jax.random.normal(jax.random.key(1), (6, 17))
