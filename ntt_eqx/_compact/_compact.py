@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from .._batch import as_array
-from .._checks import check_batch
+from .._checks import check_batch, check_finite
 from .._kept import check_masked_form
 from .._sparse import SparseModel
 from ._axes import Units
@@ -184,14 +184,16 @@ def compact(sparse: SparseModel, x: Shaped[Array | np.ndarray, "n ..."]) -> Comp
 
     **Raises:**
 
-    `ValueError` for what is no `SparseModel`, inputs that do not suit it, a model that cannot be
-    called once it is smaller, and outputs that differ by more than rounding: 1e-12 of the largest
-    (or of 1, if that is more) in float64, 1e-5 in float32, 3e-2 in 16 bits.
+    `ValueError` for what is no `SparseModel`, inputs that do not suit it, outputs that are NaN or
+    infinite, a model that cannot be called once it is smaller, and outputs that differ by more than
+    rounding: 1e-12 of the largest (or of 1, if that is more) in float64, 1e-5 in float32, 3e-2 in
+    16 bits.
     """
     x = _given("compact", sparse, x)
     traced = trace("compact", sparse, x)
     flow = flow_forwards(traced)
     want = np.asarray(_outputs(sparse, x))
+    check_finite("compact", "an output of the model under its mask", want)
     scale = max(1.0, float(np.abs(want).max(initial=0.0)))
     refusal: Exception | None = None
     for fragile in (False, True):

@@ -267,6 +267,15 @@ def test_other_things_are_refused(getkey):
             function(ntt.sparsify(model), jnp.ones((1, 5), jnp.float64))
 
 
+def test_outputs_that_are_not_finite_are_told(getkey):
+    """A normalised weight divides by the norm of a row, which a mask can make zero."""
+    model = eqx.nn.WeightNorm(eqx.nn.Linear(3, 2, key=getkey()))
+    sparse = ntt.sparsify(model)
+    mask = jax.tree.map(lambda m: m.at[0].set(False), sparse.mask)
+    with pytest.raises(ValueError, match="compact: an output of the model under its mask has NaN"):
+        ntt.compact(sparse.with_mask(mask), jnp.ones((1, 3), jnp.float64))
+
+
 def test_products_with_scalars_and_to_scalars(getkey):
     class Gained(eqx.Module):
         layers: list
