@@ -102,6 +102,25 @@ def test_flops_count_every_position_of_a_convolution():
         assert cost.kept_flops * cost.weights == cost.flops * cost.kept
 
 
+def test_counts_are_those_of_masks():
+    """Float32 has no density for each of them."""
+    layer = eqx.nn.Linear(4097, 4099, use_bias=False, key=jax.random.key(0))
+    sparse = sparsify(layer)
+    (cost,) = layer_costs(sparse.with_mask(jax.tree.map(one_less, sparse.mask)), (4097,))
+    assert (cost.weights, cost.kept, cost.kept_flops) == (16793603, 16793602, 16793602)
+
+
+def one_less(mask):
+    return mask.at[0, 0].set(False)
+
+
+def test_layers_of_kept_weights_cost_what_they_stand_for():
+    sparse = sparsify(Pictures(jax.random.key(0)))
+    masked = sparse.with_mask(make_mask(scores.Random(jax.random.key(1))(sparse), 0.3))
+    kept = ntt.sparse_layers(masked, lambda path, layer: True)
+    assert layer_costs(kept, (1, 12, 12)) == layer_costs(masked, (1, 12, 12))
+
+
 def broken(value):
     return eqx.tree_at(lambda m: m.bias, linear(), jnp.asarray([0.0, value]))
 

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Shaped
 
 from .._checks import check_finite, check_weights
 from .._ntk import explain, ntk
 from .._ntk._given import given_batch, given_leaves
-from .._sparse import SparseModel
+from .._sparse import SparseModel, count_kept
+from .._sparse_layers import masked_layers
 from .._types import PyTree
 from ._regression import kernel_matrix
 
@@ -132,14 +134,16 @@ def layer_costs(sparse: SparseModel, input_shape: Sequence[int]) -> list[LayerCo
     A `LayerCost` for each of these layers, in the order of the model's leaves. Weights that are
     used otherwise than in one linear layer are left out.
     """
-    x = jnp.zeros((1, *input_shape))
-    shares, costs = jax.device_get(sparse.densities()), []
+    x, costs = jnp.zeros((1, *input_shape)), []
+    sparse = masked_layers(sparse)  # layers of kept weights alone count as what they stand for
+    # not from densities: float32 has no number for each count from 2^24 on
+    counts = jax.device_get(jax.tree.map(count_kept, sparse.mask))
+    counts = {jtu.keystr(path): int(kept) for path, kept in jtu.tree_leaves_with_path(counts)}
     for part in explain(eqx.nn.inference_mode(sparse.model), x).parameters:
         name = part.name.split(" + ")[0]  # a bias is named after its weight
-        if name not in shares or not part.layer_flops:
+        if name not in counts or not part.layer_flops:
             continue
-        weights, flops = part.kept, part.layer_flops // 2
-        kept = round(float(shares[name]) * weights)
+        kept, weights, flops = counts[name], part.kept, part.layer_flops // 2
         costs.append(LayerCost(name.strip("."), weights, kept, flops, flops * kept // weights))
     return costs
 
