@@ -43,7 +43,7 @@ def is_nnx_variable(node: Any) -> bool:
 def parameter_marks(model: PyTree) -> PyTree:
     """The structure of `model` with `True` at every parameter and `False` at every other leaf.
 
-    A parameter is a floating-point or complex array of JAX that is not part of a state.
+    A parameter is a floating-point or complex array, of JAX or NumPy, that is not part of a state.
     """
     mark = lambda node: (
         jax.tree.map(lambda _: False, node) if is_state(node) else eqx.is_inexact_array(node)
