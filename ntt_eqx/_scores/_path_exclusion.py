@@ -23,8 +23,10 @@ class PathExclusion(AbstractLabelFreeScore):
     `g` is the network with every weight 1 and the ReLUs of the real network on x_n (the
     activation pattern a), on squared inputs; `h` is the linear network with squared weights, on
     an all-ones input. The gradient is taken through `h` only; scores are never negative. Biases
-    are left out, normalisations scale by their weight in `h` and not at all in `g`. Meant to be
-    iterated: 100 rounds on the exponential schedule in the paper, see `prune`.
+    are left out, normalisations scale by their weight in `h` and not at all in `g`. In the code of
+    the paper, unlike in its equations, batch norm normalises by the batch in both, and the weights
+    of the last layer `fc` enter both as they are. Meant to be iterated: 100 rounds on the
+    exponential schedule in the paper, see `prune`.
 
     Sums over the paths of a deep network (ResNet-20, VGG-19) exceed float32; all scores are 2⁻⁶⁰
     times as large where they would.
