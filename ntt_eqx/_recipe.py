@@ -106,14 +106,23 @@ class Recipe:
         return max(1, round(self.epochs * (samples // self.batch_size)))
 
     def rate(self, num_steps: int) -> Schedule | float:
-        """The learning rate, a number if it is constant, else a function of the number of steps."""
+        """The learning rate, a number if it is constant, else a function of the number of steps.
+
+        Raises:
+            ValueError: `num_steps` is no number of steps, such as one of epochs.
+        """
+        check_count("Recipe: num_steps", num_steps, 0)
         return _rate(self, num_steps)
 
     def transformation(self, num_steps: int) -> GradientTransformation:
         """The optimiser for a run of `num_steps` steps; the same object for the same arguments.
 
         A step compiles once for each optimiser, so that runs with one recipe share their programs.
+
+        Raises:
+            ValueError: `num_steps` is no number of steps, such as one of epochs.
         """
+        check_count("Recipe: num_steps", num_steps, 0)  # before the cache, to which 50.0 is 50
         return _transformation(self, num_steps)
 
     def config(self, dynamic: DynamicSparsity | None = None) -> TrainConfig:

@@ -238,6 +238,16 @@ def test_steps_are_whole_batches_of_each_pass():
         recipe.num_steps(63)
 
 
+@pytest.mark.parametrize("steps", [50.0, 2.5, -1, None])
+def test_epochs_are_no_number_of_steps(steps):
+    """They would end a schedule after so many steps."""
+    recipe = Recipe(schedule="cosine")
+    recipe.transformation(50)
+    for use in (recipe.rate, recipe.transformation, lambda n: recipe.init(None, n)):
+        with unchecked(), pytest.raises(ValueError, match="Recipe: num_steps must be an integer"):
+            use(steps)
+
+
 def test_batches_are_those_of_the_recipe():
     x = np.random.default_rng(0).integers(0, 256, (20, 1, 4, 4), np.uint8)
     split = ntt.data.Split(x, np.zeros(20, np.int32))
