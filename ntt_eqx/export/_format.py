@@ -101,7 +101,7 @@ def export(
     x: Any,
     *,
     compact: bool,
-    tolerance: float,
+    tolerance: float | None,
     measure: bool,
 ) -> Exported:
     """Write `model` in a format, after comparing what its runtime computes with the model's own."""
@@ -162,7 +162,7 @@ def _plain(model: PyTree) -> PyTree:
 
 
 def _compared(
-    caller: str, plain: PyTree, x: Array, run: Run, tolerance: float
+    caller: str, plain: PyTree, x: Array, run: Run, tolerance: float | None
 ) -> tuple[float, float | None]:
     """The largest difference of outputs, and the share of samples with the same largest one."""
     samples = np.asarray(x)
@@ -177,12 +177,15 @@ def _compared(
         raise ExportError(
             f"{caller}: the file gives outputs {together.shape}, the model {outputs.shape}."
         )
+    if tolerance is None:
+        rounds = jnp.issubdtype(outputs.dtype, jnp.inexact)
+        tolerance = max(1e-5, 8 * float(jnp.finfo(outputs.dtype).eps) if rounds else 0.0)
     difference = max(float(np.abs(f - outputs).max(initial=0)) for f in (together, single))
     allowed = tolerance * max(1.0, float(np.abs(outputs).max(initial=0)))
     if not difference <= allowed:
         raise ExportError(
             f"{caller}: the outputs of the file differ from the model's by {difference:.3g}, more "
-            f"than {allowed:.3g}; nothing was written."
+            f"than {allowed:.3g}; nothing was written. `tolerance` accepts more."
         )
     if outputs.ndim != 2 or not outputs.size:
         return difference, None

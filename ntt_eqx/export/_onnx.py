@@ -88,7 +88,8 @@ def save_onnx(
     - `compact`: leave out what cannot matter first (`ntt.compact`), where the model has a mask and
       its program allows it.
     - `tolerance`: the largest difference of outputs from the model's own that is accepted, as a
-      share of the largest output where that is above 1; left out, 1e-5, and any for 8 bits.
+      share of the largest output where that is above 1; left out, 1e-5, or eight roundings of
+      outputs in half precision, and any for 8 bits.
     - `measure`: also time the file and, beside it, the same network with all weights whole.
 
     **Returns:**
@@ -106,8 +107,8 @@ def save_onnx(
         raise ValueError(f"{caller}: layout must be 'sparse' or 'dense', got {layout!r}.")
     if quantise not in (None, "dynamic", "static"):
         raise ValueError(f"{caller}: quantise must be 'dynamic' or 'static', got {quantise!r}.")
-    if tolerance is None:
-        tolerance = 1e-5 if quantise is None else float("inf")
+    if tolerance is None and quantise is not None:
+        tolerance = float("inf")
     options = {"compact": compact, "tolerance": tolerance, "measure": measure}
     return export(caller, Onnx(layout, quantise), path, model, x, **options)
 

@@ -51,6 +51,15 @@ def test_weights_of_8_bits(tmp_path, sparse_networks, images, how):
     assert abs(run(tmp_path / "a.onnx", images) - expected).max() <= found.difference + 1e-6
 
 
+def test_half_precision_is_compared_by_its_own_rounding(tmp_path, getkey):
+    model = eqx.nn.MLP(16, 5, 64, 2, dtype=jnp.float16, key=getkey())
+    x = jax.random.normal(getkey(), (32, 16), jnp.float16)
+    found = save_onnx(tmp_path / "a.onnx", model, x)
+    assert run(tmp_path / "a.onnx", x).dtype == np.float16 and 0 < found.difference < 0.01
+    with pytest.raises(ExportError, match="`tolerance` accepts more"):
+        save_onnx(tmp_path / "b.onnx", model, x, tolerance=1e-6)
+
+
 def test_dropout_is_off_and_plain_models_and_integers_go(tmp_path, getkey):
     class Tokens(eqx.Module):
         embed: eqx.nn.Embedding
