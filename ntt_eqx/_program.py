@@ -9,7 +9,7 @@ the loop before it.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -129,6 +129,16 @@ def is_call(eqn: Any) -> bool:
 def called_jaxpr(eqn: Any) -> Any:
     """The jaxpr that an equation calls."""
     return next(eqn.params[name] for name in _BODIES if name in eqn.params)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr and of those inside it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
 
 
 def without_dead_steps(program: Program) -> Program:

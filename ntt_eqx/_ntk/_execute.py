@@ -99,7 +99,9 @@ def factorise(
         bars = _sum(bars, {traced.output: every(seed)})
 
     outputs = read({**shared, **carried, **last}, traced.output)
-    if isinstance(traced.output, Const) or traced.output in shared:
+    if traced.outputs_apart:
+        outputs = evaluate(plan, operands, x, budget)
+    elif isinstance(traced.output, Const) or traced.output in shared:
         outputs = every(jnp.asarray(outputs))
     kept = [layers[n] for n in range(len(plan.layers))]
     for form in plan.jacobians:

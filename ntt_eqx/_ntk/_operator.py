@@ -6,7 +6,7 @@ on the same samples takes, and memory for one block of samples.
 """
 
 import abc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -21,6 +21,7 @@ from .._distribute import Layout, everywhere, layout_in_use, left_to_xla, replic
 from .._errors import require
 from .._parameters import parameters
 from .._primitives import with_equivalents
+from .._program import equations as equations_of
 from .._stateful import check_warm
 from .._types import KernelKind, PyTree, wide_dtype, widen
 from ..kernels import PRECISIONS, Precision, at_precision, block_size, target_device
@@ -377,7 +378,7 @@ class _Passes:
         x1, x2 = operator.x1, operator.x1 if operator.x2 is None else operator.x2
         sample = jax.ShapeDtypeStruct(x1.shape[1:], x1.dtype)
         closed = jax.make_jaxpr(self._call)(self.arrays, sample)
-        equations = list(_equations(closed.jaxpr))
+        equations = list(equations_of(closed.jaxpr))
         # A function with a rule for the way back alone has no forward derivative but its transpose.
         self._back_alone = any("custom_vjp" in eqn.primitive.name for eqn in equations)
         self._dtype: Any = closed.out_avals[0].dtype  # pyright: ignore[reportAttributeAccessIssue]
@@ -452,13 +453,3 @@ def _of_each(function: Any, x: Array, size: int) -> Array:
 
 def _starts(length: int, size: int) -> Array:
     return jnp.arange(0, length, size, dtype=jnp.int32)
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """The equations of a jaxpr and of those inside it."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for value in jax.tree.leaves(list(eqn.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _equations(inner)

@@ -16,6 +16,7 @@ from .._parameters import parameter_marks, partition_parameters
 from .._program import Program, unfold, without_dead_steps
 from .._types import PyTree
 from ..kernels.manual_axes import like_varying, varies
+from ._own_rules import loses_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +47,16 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A traced model: its parameters are slots 0 .. P - 1 of the program, the sample is slot P."""
+    """A traced model: its parameters are slots 0 .. P - 1 of the program, the sample is slot P.
+
+    Attributes:
+        outputs_apart: whether outputs need a forward pass of their own to have the right gradient.
+    """
 
     program: Program
     parameters: tuple[Parameter, ...]
     output_aval: jax.ShapeDtypeStruct
+    outputs_apart: bool
 
     @property
     def sample_slot(self) -> int:
@@ -124,7 +130,9 @@ def trace(model: PyTree, sample: jax.ShapeDtypeStruct) -> tuple[Traced, list[Arr
         given = arrays, like_varying(jnp.zeros(sample.shape, sample.dtype), arrays), others
     with calling_model("ntk", model, sample), use_abstract_mesh(mesh):
         closed, out = jax.make_jaxpr(call, return_shape=True)(*given)
+        outputs_apart = loses_rules(closed)
     checked_output("ntk", out)
     (aval,) = closed.out_avals
     program = without_dead_steps(unfold(closed, known=jax.tree.leaves(others)))
-    return Traced(program, parameters, jax.ShapeDtypeStruct(aval.shape, aval.dtype)), arrays
+    output_aval = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+    return Traced(program, parameters, output_aval, outputs_apart), arrays
