@@ -142,6 +142,9 @@ def ntk_and_outputs(
 ) -> tuple[Float[Array, "n m *outputs"], Float[Array, "n k"], Float[Array, "m k"]]:
     """`ntk`, and the model's outputs for both batches, at no further cost.
 
+    A model with a derivative rule of its own that computes the value anew, such as a
+    straight-through estimator, costs another forward pass: its outputs have the rule's gradient.
+
     **Arguments:**
 
     - `model`, `x1`, `x2`, `kernel`, `metric`, `outputs`, `directions`, `precision`,
