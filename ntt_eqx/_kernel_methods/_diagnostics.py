@@ -122,7 +122,8 @@ def layer_costs(sparse: SparseModel, input_shape: Sequence[int]) -> list[LayerCo
 
     A weight of a convolution is used at every position of its output, so that the early layers,
     which have few weights, may hold most of the FLOPs. Masks that keep filters whole save them on
-    any machine; scattered ones where sparse products are fast.
+    any machine; scattered ones where sparse products are fast. A transposed convolution counts the
+    zeros between its inputs, too.
 
     **Arguments:**
 

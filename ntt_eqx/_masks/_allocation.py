@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -21,6 +22,31 @@ Share: TypeAlias = float | Float[Array, ""]
 """A density that is known, or one that a schedule gives inside `jit`."""
 
 
+class StackShape(tuple[int, ...]):
+    """The shape of a stack of layers, whose first axes `eqx.filter_vmap` made."""
+
+    one: tuple[int, ...]  # that of one layer
+
+    def __new__(cls, shape: tuple[int, ...], one: tuple[int, ...]) -> "StackShape":
+        """Of the whole array, and of one layer."""
+        self = super().__new__(cls, shape)
+        self.one = one
+        return self
+
+
+def layer_shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """The shape of each leaf by its path; of stacked layers of Equinox a `StackShape`."""
+    found = {jtu.keystr(p): tuple(leaf.shape) for p, leaf in jtu.tree_leaves_with_path(tree)}
+    is_layer = lambda node: isinstance(node, eqx.nn.Linear | eqx.nn.Conv)
+    for path, node in jtu.tree_leaves_with_path(tree, is_leaf=is_layer):
+        name = f"{jtu.keystr(path)}.weight"
+        if is_layer(node) and name in found:
+            axes = 2 if isinstance(node, eqx.nn.Linear) else 2 + node.num_spatial_dims
+            if len(found[name]) > axes:
+                found[name] = StackShape(found[name], found[name][-axes:])
+    return found
+
+
 def allocate(
     tree: PyTree, density: Density, allocation: Allocation = "uniform"
 ) -> dict[str, float]:
@@ -29,7 +55,8 @@ def allocate(
     - `"uniform"`: the same in all.
     - `"erk"`: Erdős–Rényi kernel (Evci et al., ICML 2020, arXiv 1911.11134): proportional to
       `sum(shape) / prod(shape)`, so that small layers stay denser; a layer that would exceed 1
-      stays dense and the others share the rest. The whole network has the given density.
+      stays dense and the others share the rest. The whole network has the given density. Layers
+      that `eqx.filter_vmap` stacked have the shares that each would have by itself.
 
     **Arguments:**
 
@@ -46,9 +73,7 @@ def allocate(
 
     `ValueError` for a density outside `(0, 1]`, or paths that are not those of the layers.
     """
-    named = jtu.tree_leaves_with_path(tree)
-    shapes = {jtu.keystr(path): tuple(leaf.shape) for path, leaf in named}
-    return allocate_shapes(shapes, density, allocation)
+    return allocate_shapes(layer_shapes(tree), density, allocation)
 
 
 def allocate_shapes(
@@ -199,12 +224,17 @@ def _in_tree_order(
     return {name: check_density(density[name], f"allocate: {name}") for name in shapes}
 
 
+def _raw_share(shape: tuple[int, ...]) -> float:
+    """`sum(shape) / prod(shape)` of a layer; a scalar counts as one axis of length 1."""
+    one = shape.one if isinstance(shape, StackShape) else shape
+    return (sum(one) or 1) / math.prod(one)
+
+
 def _erdos_renyi_kernel(
     shapes: Mapping[str, tuple[int, ...]], density: float, most: Mapping[str, float]
 ) -> dict[str, float]:
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    # A scalar counts as one axis of length 1.
-    raw = {name: (sum(shape) or 1) / sizes[name] for name, shape in shapes.items()}
+    raw = {name: _raw_share(shape) for name, shape in shapes.items()}
     full: set[str] = set()
     while True:
         # scale · Σ raw·size over the other layers = what the full layers leave of the budget
@@ -224,9 +254,11 @@ def _traced_erk(
     shapes: list[tuple[int, ...]], density: Float[Array, ""], most: Float[Array, " layer"]
 ) -> Float[Array, " layer"]:
     """`_erdos_renyi_kernel` for a density that is known at run time only."""
-    sizes = jnp.asarray([math.prod(shape) for shape in shapes], jnp.float32)
-    sums = jnp.asarray([sum(shape) or 1 for shape in shapes], jnp.float32)
-    raw = sums / sizes
+    each = [math.prod(shape) for shape in shapes]
+    sizes = jnp.asarray(each, jnp.float32)
+    raw = jnp.asarray([_raw_share(shape) for shape in shapes], jnp.float32)
+    amounts = [_raw_share(shape) * size for shape, size in zip(shapes, each, strict=True)]
+    sums = jnp.asarray(amounts, jnp.float32)
 
     def scale(full: Array) -> Array:
         budget = density * jnp.sum(sizes) - jnp.sum(jnp.where(full, most * sizes, 0.0))

@@ -18,7 +18,7 @@ from .._batch import as_array
 from .._checks import in_host_memory
 from .._sparse import SparseModel
 from .._types import MaskTree, ScoreTree, at_trace_time
-from ._allocation import Allocation, check_density, whole_counts
+from ._allocation import Allocation, check_density, layer_shapes, whole_counts
 from ._collapse import is_traced
 from ._pattern import AbstractOrdered, AbstractPattern, Unstructured, check_not_stacked
 from ._select import select_each
@@ -126,12 +126,14 @@ def _built(
     if isinstance(pattern, AbstractOrdered):
         check_not_stacked(pattern, scores)
     # Only a Module is a network with ends to spare, and explicit densities by layer win over it.
-    shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
+    shapes = layer_shapes(scores)
     network = isinstance(scores, eqx.Module) and not isinstance(density, Mapping)
     spared = pattern.spared(shapes) if network else ()
     chosen = {name: leaf for name, leaf in layers.items() if name not in spared}
     if scope == "layer":
-        found = _keep_by_pool(chosen, density, allocation or "uniform", pattern, **rounds)
+        of_chosen = {name: shapes[name] for name in chosen}
+        how = allocation or "uniform"
+        found = _keep_by_pool(chosen, of_chosen, density, how, pattern, **rounds)
     else:
         found = _keep_of_all(chosen, density, pattern, **rounds)
     never = jnp.zeros((), bool)
@@ -145,6 +147,7 @@ _Kept = tuple[Bool[Array, "..."], Bool[Array, ""]]  # marks or a mask, and wheth
 
 def _keep_by_pool(
     layers: Mapping[str, Array],
+    shapes: Mapping[str, tuple[int, ...]],
     density: Any,
     allocation: Allocation,
     pattern: AbstractPattern,
@@ -152,7 +155,6 @@ def _keep_by_pool(
     **rounds: bool,
 ) -> dict[str, _Kept]:
     """The mask of each layer, in every pool of which its density of groups is kept."""
-    shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
     shares = pattern.densities(shapes, density, allocation)
     groups = pattern.group_scores(layers, shares)
     shares = {pool: shares[pool] for pool in groups}  # a pattern may order its pools in two ways
