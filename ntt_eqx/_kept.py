@@ -26,6 +26,14 @@ class AbstractKeptLayer(eqx.Module):
     def weight_shape(self) -> tuple[int, ...]:
         """The shape of the whole weight."""
 
+    @property
+    def weight(self) -> Array:
+        """There is none: models that read it, as tied ones do, need the layer whole."""
+        raise AttributeError(
+            f"{type(self).__name__} stores kept weights alone and has no `weight`. Leave layers "
+            "whose weight the model reads as they are: sparse_layers(sparse, where=...)."
+        )
+
     @abc.abstractmethod
     def mask(self) -> Bool[Array, "..."]:
         """The mask of the weight."""

@@ -414,3 +414,20 @@ def test_stacks_of_layers_stay_masked(getkey):
     sparse = ntt.prune(layers, ntt.scores.Magnitude(), 0.3)
     found = ntt.sparse_layers(sparse, lambda path, layer: True)
     assert eqx.tree_equal(found, sparse)
+
+
+def test_a_model_that_reads_a_weight_is_told_what_to_do(getkey):
+    class Tied(eqx.Module):
+        layer: eqx.nn.Linear
+
+        def __call__(self, x):
+            return self.layer.weight.T @ self.layer(x)
+
+    model = Tied(eqx.nn.Linear(30, 20, use_bias=False, key=getkey()))
+    sparse = ntt.prune(model, ntt.scores.Magnitude(), 0.2)
+    layers = ntt.sparse_layers(sparse, where=lambda path, layer: True)
+    with pytest.raises(AttributeError, match="has no `weight`. Leave layers whose weight the"):
+        layers(jnp.ones(30))
+    assert not hasattr(layers.model.layer, "weight")
+    left = ntt.sparse_layers(sparse, where=lambda path, layer: False)
+    np.testing.assert_array_equal(left(jnp.ones(30)), sparse(jnp.ones(30)))
