@@ -61,6 +61,11 @@ def at_trace_time() -> contextlib.AbstractContextManager[None]:
     return jax.ensure_compile_time_eval() if traced else contextlib.nullcontext()
 
 
+def x64_is_enabled() -> bool:
+    """Whether JAX has 64-bit types here (`JAX_ENABLE_X64`, `jax.enable_x64`)."""
+    return jnp.result_type(float) == jnp.float64
+
+
 def wide_dtype(dtype: Any) -> Any:
     """The dtype for sums of `dtype`: float64 for float64, float32 for all others."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32

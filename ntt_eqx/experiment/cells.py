@@ -11,6 +11,7 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from .._step_info import key_of_seed
+from .._types import x64_is_enabled
 from ._errors import ExperimentError
 from ._files import decode_object
 from .manifest import RunFolder
@@ -62,7 +63,7 @@ class Cell:
     # SHA-256 of what decides a user's own method, model and images, by the fields that name them
     code: tuple[tuple[str, str], ...] = ()
     # whether JAX has 64-bit types, of which initial weights are then made: other ones, of any seed
-    x64: bool = dataclasses.field(default_factory=lambda: jax.config.jax_enable_x64)
+    x64: bool = dataclasses.field(default_factory=x64_is_enabled)
 
     @property
     def name(self) -> str:

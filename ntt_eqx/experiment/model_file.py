@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import SparseModel, sparsify
+from .._types import x64_is_enabled
 from ._errors import ExperimentError
 from ._files import check_fields, check_ranges, read_bytes
 from .own import build_model, digest_of, unknown_code
@@ -83,7 +84,7 @@ def decode_model(path: Path, content: bytes) -> LoadedModel:
     try:
         return _decoded(path, content)
     except ExperimentError as error:
-        other = not jax.config.jax_enable_x64
+        other = not x64_is_enabled()
         try:
             with jax.enable_x64(other):
                 _decoded(path, content)
