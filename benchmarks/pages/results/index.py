@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from . import few_channels, few_labels, search, shares, ultra_sparse
+from . import few_channels, few_labels, other_training, search, shares, ultra_sparse
 from .raw import LABELS, claim, rounded, table
 from .rivals import FAIR, fair_means, fair_values, mnist_values
 
@@ -86,6 +86,7 @@ def facts() -> dict[str, Any]:
         "search": search.facts(),
         "shares": shares.facts(),
         "few_labels": few_labels.facts(),
+        "other_training": other_training.facts(),
         "ultra_sparse": ultra_sparse.facts(),
         "fair_table": fair_table(0.01, 0.03),
         "readme_table": readme_table(few_channels.units_rows(), 0.01, 0.03),
