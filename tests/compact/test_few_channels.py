@@ -10,7 +10,7 @@ import optax
 import pytest
 from helpers.drawn_networks import draw
 from helpers.refusals import unchecked
-from helpers.tiers import drawn, slow
+from helpers.tiers import default_only, drawn, slow
 
 import ntt_eqx as ntt
 
@@ -200,7 +200,7 @@ TRANSFERRED: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", TRANSFERRED)
+@pytest.mark.parametrize("kind", default_only(TRANSFERRED, "active", "ambient"))
 @pytest.mark.parametrize("name", ["perceptron", slow("convolutions")])
 def test_a_transfer_to_the_part_is_that_to_the_whole(name, kind, getkey, x64):
     """The ambient kernel of both is one where channels outside of the part are constant 0."""
@@ -280,6 +280,7 @@ def test_a_training_stays_within_its_part(getkey):
     assert sum(counts(state.model.mask)) == round(0.15 * 120)
 
 
+@pytest.mark.slow
 def test_a_residual_network_with_batch_norm(getkey):
     model = ntt.models.make_model("resnet-20-bn", (3, 8, 8), 10, key=getkey())
     x = jax.random.normal(getkey(), (2, 3, 8, 8))
@@ -402,7 +403,7 @@ class Normed(eqx.Module):
         return self.head(jax.nn.relu(self.second(x)).mean((1, 2)))
 
 
-@pytest.mark.parametrize("make", [ntt.models.LeNet300100, Normed])
+@pytest.mark.parametrize("make", [ntt.models.LeNet300100, slow(Normed)])
 def test_inside_its_part_a_pattern_keeps_the_same_weights(make, getkey):
     model, x = make(key=getkey()), jnp.ones((1, 1, 28, 28))
     pattern = ntt.few_channels(model, x, 1 / 4, key=getkey())

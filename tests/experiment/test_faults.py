@@ -212,7 +212,10 @@ def try_faults_together(undisturbed, count, folder, capfd, report):
             shutil.rmtree(disk.root)
 
 
-@pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
+@pytest.mark.parametrize(
+    "together",
+    [pytest.param(False, id="alone", marks=pytest.mark.slow), pytest.param(True, id="together")],
+)
 @pytest.mark.parametrize(
     "count", [pytest.param(6, id="few"), pytest.param(drawn(24), id="many", marks=pytest.mark.slow)]
 )

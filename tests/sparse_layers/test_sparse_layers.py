@@ -295,6 +295,7 @@ def test_memory_of_a_training_state(getkey):
     assert held <= 0.3 * layer.weight.nbytes
 
 
+@pytest.mark.slow
 def test_transformations_in_every_order(net, getkey):
     """Forward mode, second derivatives, scan, and models side by side."""
     layers = ntt.sparse_layers(net, everything)
