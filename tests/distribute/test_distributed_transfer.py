@@ -69,7 +69,7 @@ def test_step_compiles_once():
     assert traces == 1
 
 
-@pytest.mark.parametrize(("name", "classes"), [slow("mlp", 4), ("cnn", 3)])
+@pytest.mark.parametrize(("name", "classes"), [slow("mlp", 4), slow("cnn", 3)])
 def test_train_and_evaluate(name, classes, monkeypatch):
     monkeypatch.setattr(_primitives, "_FEWEST", 0)  # the small network's convolution, too
     model, x = model_and_samples(name, 48, density=0.3)

@@ -115,7 +115,7 @@ def test_a_transfer_to_a_part_is_that_to_the_whole(first, tmp_path, monkeypatch)
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [slow("random"), slow("rigl"), "ntt"])
+@pytest.mark.parametrize("method", [slow("random"), slow("rigl"), slow("ntt")])
 def test_an_interrupted_run_of_a_part_gives_the_same_bits(method, tmp_path, monkeypatch, found):
     monkeypatch.setattr(part, "_LEAST_STEPS", 1)
     options = tiny("--methods", method, "--scopes", "layer", "--densities", "0.1", "--seeds", "0")

@@ -7,7 +7,7 @@ import pytest
 from helpers.comparison import relative_error
 from helpers.drawn_networks import draw
 from helpers.students import ADAM, loss_in, moved
-from helpers.tiers import drawn
+from helpers.tiers import drawn, slow
 
 import ntt_eqx as ntt
 
@@ -93,7 +93,7 @@ def check(seed, kernel, kind, key):
     return True
 
 
-@pytest.mark.parametrize("kind", ["part", "another"])
+@pytest.mark.parametrize("kind", ["part", slow("another")])
 def test_a_student_that_was_drawn(kind, getkey, x64):
     assert check(0, "active", kind, getkey())
 
