@@ -37,14 +37,23 @@ class StackShape(tuple[int, ...]):
 def layer_shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     """The shape of each leaf by its path; of stacked layers of Equinox a `StackShape`."""
     found = {jtu.keystr(p): tuple(leaf.shape) for p, leaf in jtu.tree_leaves_with_path(tree)}
-    is_layer = lambda node: isinstance(node, eqx.nn.Linear | eqx.nn.Conv)
-    for path, node in jtu.tree_leaves_with_path(tree, is_leaf=is_layer):
-        name = f"{jtu.keystr(path)}.weight"
-        if is_layer(node) and name in found:
-            axes = 2 if isinstance(node, eqx.nn.Linear) else 2 + node.num_spatial_dims
-            if len(found[name]) > axes:
+    for path, node in jtu.tree_leaves_with_path(tree, is_leaf=lambda n: bool(_axes(n))):
+        for field, axes in _axes(node).items():
+            name = f"{jtu.keystr(path)}.{field}"
+            if len(found.get(name, ())) > axes:
                 found[name] = StackShape(found[name], found[name][-axes:])
     return found
+
+
+def _axes(node: Any) -> dict[str, int]:
+    """How many axes the weights of one layer have, if a node is a layer of Equinox."""
+    if isinstance(node, eqx.nn.Linear):
+        return {"weight": 2}
+    if isinstance(node, eqx.nn.Conv | eqx.nn.ConvTranspose):
+        return {"weight": 2 + node.num_spatial_dims}
+    if isinstance(node, eqx.nn.GRUCell | eqx.nn.LSTMCell):
+        return {"weight_ih": 2, "weight_hh": 2}
+    return {}
 
 
 def allocate(

@@ -10,12 +10,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from .._types import widen
-from ._allocation import Allocation, Share, densities_of
+from ._allocation import Allocation, Share, StackShape, densities_of, layer_shapes
 from ._select import by_index, order_keys
 
 
@@ -231,17 +230,13 @@ def check_not_stacked(pattern: AbstractOrdered, scores: Any) -> None:
 
     `eqx.filter_vmap` over the making of layers stacks them.
     """
-    is_layer = lambda node: isinstance(node, eqx.nn.Linear | eqx.nn.Conv)
-    for path, node in jtu.tree_leaves_with_path(scores, is_leaf=is_layer):
-        if is_layer(node) and eqx.is_array(node.weight):
-            axes = 2 if isinstance(node, eqx.nn.Linear) else 2 + node.num_spatial_dims
-            if node.weight.ndim != axes:
-                raise ValueError(
-                    f"make_mask: the pattern {pattern} reads weights as [outputs, inputs, "
-                    f"*window], but {jtu.keystr(path)}.weight of shape {node.weight.shape} is a "
-                    "stack of them. Give the order of all layers: InLayout(pattern, "
-                    "weight_layouts(model, x))."
-                )
+    for name, shape in layer_shapes(scores).items():
+        if isinstance(shape, StackShape):
+            raise ValueError(
+                f"make_mask: the pattern {pattern} reads weights as [outputs, inputs, *window], "
+                f"but {name} of shape {tuple(shape)} is a stack of them. Give the order of all "
+                "layers: InLayout(pattern, weight_layouts(model, x))."
+            )
 
 
 # A parameter of `eqx.Partial(f, params)`; a name of Flax Linen, Haiku, Flax NNX.

@@ -301,19 +301,25 @@ def test_arbitrary_scores(examples):
 
 def test_erk_shares_of_stacked_layers_are_those_of_single_ones(getkey):
     """A stack by `eqx.filter_vmap` is no layer with one more axis, nor is one of convolutions."""
-    make = lambda key: (eqx.nn.Linear(20, 30, key=key), eqx.nn.Conv1d(4, 6, 3, key=key))
+
+    def make(key):
+        cell = eqx.nn.GRUCell(7, 5, key=key)
+        turned = eqx.nn.ConvTranspose1d(4, 6, 3, key=key)
+        layers = eqx.nn.Linear(20, 30, key=key), eqx.nn.Conv1d(4, 6, 3, key=key)
+        return *layers, turned, cell
+
     keys, head = jax.random.split(getkey(), 5), eqx.nn.Linear(30, 8, key=getkey())
     one_by_one = ntt.scores.Random(getkey())([*map(make, keys), head])
     stacked = ntt.scores.Random(getkey())([eqx.filter_vmap(make)(keys), head])
     expected, found = (masks.allocate(tree, 0.1, "erk") for tree in (one_by_one, stacked))
-    for name in ("[0].weight", "[1].weight"):
+    for name in ("[0].weight", "[1].weight", "[2].weight", "[3].weight_ih", "[3].weight_hh"):
         np.testing.assert_allclose(found[f"[0]{name}"], expected[f"[0]{name}"], rtol=1e-12)
     shapes = layer_shapes(stacked)
     for density in (0.1, 0.4):
         shares = masks.allocate(stacked, density, "erk")
         mask = masks.make_mask(stacked, density, allocation="erk")
-        for name, leaf in (("[0][0].weight", mask[0][0].weight), ("[1].weight", mask[1].weight)):
-            assert abs(int(leaf.sum()) - shares[name] * leaf.size) <= 1
+        for (name, share), leaf in zip(shares.items(), jax.tree.leaves(mask), strict=True):
+            assert abs(int(leaf.sum()) - share * leaf.size) <= 1, name
         traced = jax.jit(lambda d: densities_of(shapes, d, "erk"))(jnp.float32(density))
         for name, share in shares.items():
             np.testing.assert_allclose(traced[name], share, rtol=1e-5)
