@@ -28,7 +28,7 @@ class StackShape(tuple[int, ...]):
     one: tuple[int, ...]  # that of one layer
 
     def __new__(cls, shape: tuple[int, ...], one: tuple[int, ...]) -> "StackShape":
-        """Of the whole array, and of one layer."""
+        """Make one from the shape of the whole array and that of one layer."""
         self = super().__new__(cls, shape)
         self.one = one
         return self
@@ -263,11 +263,10 @@ def _traced_erk(
     shapes: list[tuple[int, ...]], density: Float[Array, ""], most: Float[Array, " layer"]
 ) -> Float[Array, " layer"]:
     """`_erdos_renyi_kernel` for a density that is known at run time only."""
-    each = [math.prod(shape) for shape in shapes]
-    sizes = jnp.asarray(each, jnp.float32)
+    sizes = jnp.asarray([math.prod(shape) for shape in shapes], jnp.float32)
     raw = jnp.asarray([_raw_share(shape) for shape in shapes], jnp.float32)
-    amounts = [_raw_share(shape) * size for shape, size in zip(shapes, each, strict=True)]
-    sums = jnp.asarray(amounts, jnp.float32)
+    # not raw * sizes, which float32 would round where these are whole numbers
+    sums = jnp.asarray([_raw_share(shape) * math.prod(shape) for shape in shapes], jnp.float32)
 
     def scale(full: Array) -> Array:
         budget = density * jnp.sum(sizes) - jnp.sum(jnp.where(full, most * sizes, 0.0))

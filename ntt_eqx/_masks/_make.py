@@ -130,12 +130,12 @@ def _built(
     network = isinstance(scores, eqx.Module) and not isinstance(density, Mapping)
     spared = pattern.spared(shapes) if network else ()
     chosen = {name: leaf for name, leaf in layers.items() if name not in spared}
+    of_chosen = {name: shapes[name] for name in chosen}
     if scope == "layer":
-        of_chosen = {name: shapes[name] for name in chosen}
         how = allocation or "uniform"
         found = _keep_by_pool(chosen, of_chosen, density, how, pattern, **rounds)
     else:
-        found = _keep_of_all(chosen, density, pattern, **rounds)
+        found = _keep_of_all(chosen, of_chosen, density, pattern, **rounds)
     never = jnp.zeros((), bool)
     whole = {name: (jnp.ones(shapes[name], bool), never) for name in spared}
     masks, flags = zip(*((found | whole)[name] for name in layers), strict=True)
@@ -174,13 +174,13 @@ def _keep_by_pool(
 
 def _keep_of_all(
     layers: Mapping[str, Array],
+    shapes: Mapping[str, tuple[int, ...]],
     density: Any,
     pattern: AbstractPattern,
     scheduled: bool = False,
     **rounds: bool,
 ) -> dict[str, _Kept]:
     """The mask of each layer, where the groups of all pools compete for one density."""
-    shapes = {name: tuple(leaf.shape) for name, leaf in layers.items()}
     groups = pattern.group_scores(layers, None)
     rooms = {pool: leaf.size for pool, leaf in groups.items()}
     size = sum(pattern.totals(shapes, rooms).values())

@@ -20,9 +20,9 @@ _PARTS: dict[str, Any] = {
 def told_apart(runs: Sequence[Run]) -> list[Run]:
     """Runs whose results say in `settings` what their configurations differ in.
 
-    What every network of the same images and model shares, its training and the types of its
-    numbers, is compared among them all; other settings among those that would stand under one name
-    in a table. Where nothing differs, `settings` is missing.
+    Trainings and the types of numbers are compared among all networks of the same images and model,
+    other settings among those that would stand under one name in a table. Where nothing differs,
+    `settings` is missing.
     """
     configs = [_flat(run.config) for run in runs]
     trained = _differing(configs, [_place(run) for run in runs], _is_shared)

@@ -39,6 +39,11 @@ ONLY_WATCH = ("evaluate_every", "kernel_images")
 CONFIG = "config.json"
 
 
+def random_key(seed: int, purpose: int) -> PRNGKeyArray:
+    """A key of a seed: of weights (0), mask (1), dropout (2), ablation (3), few channels (4)."""
+    return jax.random.fold_in(key_of_seed(seed), purpose)
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One network to make: the unit that is run, skipped when done, resumed and retried."""
@@ -81,8 +86,8 @@ class Cell:
         return Line.of({**vars(self), "mask": self.mask and self.mask.label})
 
     def key(self, purpose: int) -> PRNGKeyArray:
-        """A random key: of weights (0), mask (1), dropout (2), ablation (3), few channels (4)."""
-        return jax.random.fold_in(key_of_seed(self.seed), purpose)
+        """The `random_key` of its seed."""
+        return random_key(self.seed, purpose)
 
     @property
     def folder(self) -> str:

@@ -269,7 +269,7 @@ class BatchNormed(eqx.Module):
 
 
 def test_ntk_sap_takes_the_statistics_of_its_own_draws(getkey):
-    """Those of the masked network on the random inputs, fixed; never those that the model has."""
+    """They are held fixed; the statistics that the model has play no part."""
     model = ntt.StatefulModel(*eqx.nn.make_with_state(BatchNormed)(getkey()))
     sparse = sparsify(model).with_mask(make_mask(scores.Random(getkey())(model), 0.6))
     key, shape, epsilon = getkey(), (7, 3), 0.3

@@ -14,6 +14,7 @@ from .raw import (
     table,
     values,
     with_error,
+    with_lead,
 )
 from .rivals import FAIR, GRADUAL, fair_values, gradual_values, rivals_on
 
@@ -87,9 +88,7 @@ def third_table() -> str:
         cells = []
         for dataset in SETS:
             cells.append(with_error(few_values(dataset, method, "1/3", density=0.03)))
-            leads = third_leads(dataset, method)
-            shown = with_error(leads, sign="+") if any(leads) else "–"
-            cells.append(f"**{shown}**" if is_ahead(leads) else shown)
+            cells.append(with_lead(third_leads(dataset, method)))
         rows.append([name, *cells])
     header = ["mask of 3 %", "MNIST", "NTT's lead", "Fashion-MNIST", "NTT's lead"]
     return table(header, [False] + [True] * 4, rows)
@@ -104,8 +103,7 @@ def units_table() -> str:
         on_few = {shown: few_values(dataset, *row) for shown, row in few.items()}
         for name, found in (on_few | on_all).items():
             leads = lead(found, next(iter(on_all.values())))
-            shown = with_error(leads, sign="+") if any(leads) else "–"
-            rows[name] += [with_error(found), f"**{shown}**" if is_ahead(leads) else shown]
+            rows[name] += [with_error(found), with_lead(leads)]
     over = "over NTK-SAP on all"
     header = ["mask", "MNIST", over, "Fashion-MNIST", over]
     return table(header, [False] + [True] * 4, [[name, *cells] for name, cells in rows.items()])

@@ -12,6 +12,7 @@ from .raw import (
     table,
     values,
     with_error,
+    with_lead,
 )
 from .rivals import GRADUAL, ON_TWO_SETS
 
@@ -49,12 +50,8 @@ def few_labels_table(dataset: str) -> str:
         cells = []
         for labels in LABELS:
             cells.append(with_error(few_labels_values(dataset, labels, name)))
-            lead = "–"
-            if name != OURS:
-                leads = few_labels_leads(dataset, labels)[name]
-                lead = with_error(leads, sign="+")
-                lead = f"**{lead}**" if is_ahead(leads) else lead
-            cells.append(lead)
+            shown = "–" if name == OURS else with_lead(few_labels_leads(dataset, labels)[name])
+            cells.append(shown)
         rows.append([name, *cells])
     header = [cell for labels in LABELS for cell in (f"{labels:,} labels", "NTT's lead")]
     return table([f"mask, {SETS[dataset]}", *header], [False] + [True] * len(header), rows)

@@ -12,7 +12,9 @@ from .raw import (
     mask_of,
     mean,
     table,
+    values,
     with_error,
+    with_lead,
 )
 
 OURS = "**NTT**, ERK, on a third"
@@ -32,16 +34,15 @@ ROWS = {  # method, scope and mask, by what a row is called
     "dense": ("dense", None, ""),
 }
 STEPS = (100, 300, 843)
+USUAL = "constant, 1e-3, as on other pages"
+BEST = "cosine, from 1e-2 to 0"
 TRAININGS = {  # course and rate of Adam's rate, by what a row is called
-    "constant, 1e-3, as on other pages": ("constant", 0.001),
+    USUAL: ("constant", 0.001),
     "constant, 3e-3": ("constant", 0.003),
     "constant, 1e-2": ("constant", 0.01),
-    "cosine, from 1e-2 to 0": ("cosine", 0.01),
+    BEST: ("cosine", 0.01),
 }
-
-
 ON_ALL = ("random, ERK", "NTK-SAP, over all layers", "SynFlow, over all layers")
-BEST = "cosine, from 1e-2 to 0"
 
 
 def _found(
@@ -56,6 +57,7 @@ def _found(
         for r in load("other_training")
         if (r["scope"] or None) == scope
         and all(r[key] == value for key, value in place.items())
+        # a configuration leaves out what is at its default
         and all({"schedule": "constant", **r["training"]}[k] == v for k, v in training.items())
     ]
     return sorted(chosen, key=lambda r: r["seed"])
@@ -63,21 +65,18 @@ def _found(
 
 def at_step(dataset: str, name: str, step: int) -> list[float]:
     """The accuracies of one mask after so many steps of an epoch, by seed."""
-    return [dict(map(tuple, r["accuracy_curve"]))[step] for r in _found(dataset, name, 1)]
+    return _after(step, _found(dataset, name, 1))
+
+
+def _after(step: int, results: Results) -> list[float]:
+    return [dict(map(tuple, r["accuracy_curve"]))[step] for r in results]
 
 
 def trained(dataset: str, name: str, training: str) -> list[float]:
     """The accuracies of one mask after 20 epochs of one training, by seed."""
-    course, rate = TRAININGS[training]
-    if (course, rate) == ("constant", 0.001):
+    if training == USUAL:
         return few_values(dataset, ROWS[name][0], "1/3")
-    return [100 * r["test_accuracy"] for r in _found(dataset, name, 20, course, rate)]
-
-
-def _shown(leads: list[float]) -> str:
-    """A lead, in bold if it is clear."""
-    shown = with_error(leads, sign="+")
-    return f"**{shown}**" if is_ahead(leads) else shown
+    return values(_found(dataset, name, 20, *TRAININGS[training]))
 
 
 def steps_table(dataset: str) -> str:
@@ -87,7 +86,7 @@ def steps_table(dataset: str) -> str:
         row = [name]
         for step in STEPS:
             ours, other = (at_step(dataset, each, step) for each in (OURS, name))
-            row += [with_error(other), "–" if name == OURS else _shown(lead(ours, other))]
+            row += [with_error(other), with_lead(lead(ours, other))]
         rows.append(row)
     header = [cell for step in STEPS for cell in (f"{step} steps", "NTT's lead")]
     return table([f"mask, {SETS[dataset]}", *header], [False] + [True] * len(header), rows)
@@ -101,7 +100,7 @@ def rates_table(dataset: str) -> str:
         row = [training, with_error(ours)]
         for name in (RANDOM, SAP):
             other = trained(dataset, name, training)
-            row += [with_error(other), _shown(lead(ours, other))]
+            row += [with_error(other), with_lead(lead(ours, other))]
         rows.append(row)
     header = [f"Adam's rate, {SETS[dataset]}", "**NTT**"]
     for name in ("random", "NTK-SAP"):
@@ -116,7 +115,7 @@ def on_all_table() -> str:
         row = [name]
         for dataset in SETS:
             ours, other = (trained(dataset, each, BEST) for each in (OURS, name))
-            row += [with_error(other), _shown(lead(ours, other))]
+            row += [with_error(other), with_lead(lead(ours, other))]
         rows.append(row)
     header = [cell for shown in SETS.values() for cell in (shown, "NTT's lead")]
     return table(["mask on all units", *header], [False] + [True] * len(header), rows)
@@ -138,12 +137,14 @@ def facts() -> dict[str, str]:
         ends = {training: mean(trained(dataset, RANDOM, training)) for training in TRAININGS}
         claim(max(ends, key=ends.__getitem__) == BEST, "The cosine suits random masks best.")
         for rate in (0.005, 0.02):
-            found = [100 * r["test_accuracy"] for r in _found(dataset, RANDOM, 20, "cosine", rate)]
+            found = values(_found(dataset, RANDOM, 20, "cosine", rate))
             beside = trained(dataset, RANDOM, BEST)[: len(found)]
             claim(mean(found) < mean(beside) + 0.01, "Nor does another cosine suit them better.")
-        after = {rate: _found(dataset, RANDOM, 1, rate=rate)[:3] for rate in (0.003, 0.01, 0.03)}
-        one_epoch = {r: mean(x["test_accuracy"] for x in found) for r, found in after.items()}
-        claim(max(one_epoch, key=one_epoch.__getitem__) == 0.01, "1e-2 suits an epoch best.")
+        epochs = {r: values(_found(dataset, RANDOM, 1, rate=r))[:3] for r in (0.003, 0.01, 0.03)}
+        place = {"dataset": dataset, "mask": ROWS[RANDOM][2], "density": 0.01}
+        usual = [r for r in load("few_channels") if all(r[k] == v for k, v in place.items())]
+        epochs[0.001] = _after(STEPS[-1], usual)
+        claim(max(epochs, key=lambda r: mean(epochs[r])) == 0.01, "1e-2 suits an epoch best.")
     fashion = {
         name: lead(trained("fashion-mnist", OURS, BEST), trained("fashion-mnist", name, BEST))
         for name in (RANDOM, SAP, *ON_ALL)
@@ -166,9 +167,11 @@ def facts() -> dict[str, str]:
         "On MNIST ahead of every label-free mask after 100, 300 and 843 steps.",
     )
     claim(
-        all(is_level(early["fashion-mnist", step, name]) for step in STEPS for name in (RANDOM,)),
+        all(is_level(early["fashion-mnist", step, RANDOM]) for step in STEPS),
         "On Fashion-MNIST level with random masks.",
     )
+    behind = [mean(leads["fashion-mnist", training]) for training in list(TRAININGS)[:2]]
+    claim(all(-0.3 < found < 0 for found in behind), "A little behind them at lower rates.")
     return {
         "other_mnist_rates": rates_table("mnist"),
         "other_fashion_rates": rates_table("fashion-mnist"),

@@ -79,6 +79,14 @@ def with_error(numbers: list[float], error: float | None = None, sign: str = "")
     return f"{mean(numbers):{sign}.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
+def with_lead(leads: list[float]) -> str:
+    """A lead and its error, in bold if it is clear; a dash for a mask beside itself."""
+    if not any(leads):
+        return "–"
+    shown = with_error(leads, sign="+")
+    return f"**{shown}**" if is_ahead(leads) else shown
+
+
 def spread(numbers: list[float], digits: int) -> str:
     return f"{mean(numbers):.{digits}f} ± {statistics.stdev(numbers):.{digits}f}"
 

@@ -4,13 +4,12 @@ import dataclasses
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from tyro.conf import Positional
 
 from ... import LayerCost, compare_kernels, layer_costs
-from ..._step_info import key_of_seed
 from .._errors import ExperimentError
+from ..cells import random_key
 from ..images import StandardisedSplit
 from ..methods import method
 from ..own import build_model
@@ -46,8 +45,7 @@ class Inspect:
             raise ExperimentError(f"inputs: {self.inputs} must be at least 2.")
         images = images_of(path, loaded, self.dataset, self.data_dir, labels=False)
         shape, classes = images.input_shape, header["arguments"]["num_classes"]
-        key = jax.random.fold_in(key_of_seed(seed), 0)
-        dense = build_model(header["model"], shape, classes, key=key)
+        dense = build_model(header["model"], shape, classes, key=random_key(seed, 0))
         costs = layer_costs(loaded.model, shape)
         x = jnp.asarray(StandardisedSplit(images, images.test).first(self.inputs).x)
         kernel = compare_kernels(loaded.model, dense, x).numbers
