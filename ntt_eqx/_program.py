@@ -141,6 +141,36 @@ def equations(jaxpr: Any) -> Iterator[Any]:
                 yield from equations(inner)
 
 
+def dependent_operands(program: Program, inputs: Iterable[int]) -> set[tuple[Site, int]]:
+    """All operands, of steps in loops too, whose value depends on these inputs: site and number."""
+    return _dependent(program, set(inputs))[0]
+
+
+def _dependent(program: Program, slots: set[int]) -> tuple[set[tuple[Site, int]], list[bool]]:
+    """The operands that depend on these slots, and whether each output does."""
+    slots, found = set(slots), set()
+    for index, step in enumerate(program.steps):
+        reads = [not isinstance(slot, Const) and slot in slots for slot in step.inputs]
+        found |= {((index,), n) for n, does in enumerate(reads) if does}
+        writes = [any(reads)] * len(step.outputs)
+        if step.loop is not None:
+            inside, writes = _dependent_in(step.loop, reads)
+            found |= {((index, *site), n) for site, n in inside}
+        slots |= {slot for slot, does in zip(step.outputs, writes, strict=True) if does}
+    return found, [not isinstance(slot, Const) and slot in slots for slot in program.outputs]
+
+
+def _dependent_in(loop: Loop, reads: list[bool]) -> tuple[set[tuple[Site, int]], list[bool]]:
+    """The same for a loop, whose iterations hand on what they carry."""
+    carry = slice(loop.consts, loop.consts + loop.carry)
+    while True:
+        found, writes = _dependent(loop.body, {n for n, does in enumerate(reads) if does})
+        after = [a or b for a, b in zip(reads[carry], writes[: loop.carry], strict=True)]
+        if after == reads[carry]:
+            return found, after + writes[loop.carry :]
+        reads = [*reads[: loop.consts], *after, *reads[carry.stop :]]
+
+
 def without_dead_steps(program: Program) -> Program:
     """The program without the steps that neither its outputs nor an effect depend on."""
     needed, kept = set(slots_of(program.outputs)), []

@@ -192,11 +192,7 @@ def find_layers(
     - `shapes`: shapes of the parameters, which are the first slots of the program.
     - `rules`: the linear uses of primitives.
     """
-    views = {p: View(p, shape) for p, shape in enumerate(shapes)}
-    uses: dict[int, list[_Use]] = {p: [] for p in views}
-    for use in _follow(program, views, (), ()):
-        uses[use.view.param].append(use)
-    once = {p: found[0] for p, found in uses.items() if len(found) == 1}
+    once = {p: of[0] for p, of in enumerate(_uses(program, shapes)) if len(of) == 1}
     at: dict[Site, Layer] = {}
     for use in once.values():
         layer = _layer(use, rules)
@@ -207,6 +203,16 @@ def find_layers(
     covered = {p for layer in layers for p in (layer.weight, layer.bias)}
     # A parameter without entries has no share in the sum.
     return layers, [p for p, shape in enumerate(shapes) if p not in covered and math.prod(shape)]
+
+
+def linear_uses(
+    program: Program, shapes: list[tuple[int, ...]], rules: tuple[RegisteredRule, ...]
+) -> list[list[Layer | None]]:
+    """All uses of each parameter as a layer without a bias; `None` for one in another form.
+
+    Arguments as of `find_layers`.
+    """
+    return [[_layer(use, rules) for use in of] for of in _uses(program, shapes)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +229,15 @@ class _Use:
     def step(self) -> Step:
         assert self.site is not None
         return self.program.steps[self.site[-1]]
+
+
+def _uses(program: Program, shapes: list[tuple[int, ...]]) -> list[list[_Use]]:
+    """The uses of each parameter."""
+    views = {p: View(p, shape) for p, shape in enumerate(shapes)}
+    uses: list[list[_Use]] = [[] for _ in shapes]
+    for use in _follow(program, views, (), ()):
+        uses[use.view.param].append(use)
+    return uses
 
 
 def _follow(

@@ -20,3 +20,5 @@ from ._prune import prune as prune
 from ._random import Random as Random
 from ._snip import Snip as Snip
 from ._synflow import SynFlow as SynFlow
+from ._wanda import Wanda as Wanda
+from ._weighted_random import WeightedRandom as WeightedRandom

@@ -127,6 +127,10 @@ METHODS: dict[str, Method] = {
     "random": Method(
         "random", "#8A8A8A", "X", (0, (1, 1.2)), score=_drawn(scores.Random), examples=False
     ),
+    "weighted-random": Method(
+        *("random by variance", "#4D4D4D", "8", (0, (1, 2, 3, 2))),
+        score=_drawn(scores.WeightedRandom),
+    ),
     "magnitude": Method(
         "magnitude",
         "#7A5230",
@@ -141,6 +145,7 @@ METHODS: dict[str, Method] = {
         score=_plain(scores.LAMP),
         examples=False,
     ),
+    "wanda": Method(*("Wanda", "#AA4466", "H", (0, (4, 2, 4, 1))), score=_plain(scores.Wanda)),
     "snip": Method(
         "SNIP", "#D55E00", "^", (0, (6, 1, 1, 1)), "global", score=_plain(scores.Snip), labels=True
     ),

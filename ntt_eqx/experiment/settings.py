@@ -175,13 +175,16 @@ class CompareSettings:
     models: tuple[str, ...] = ("lenet-300-100",)  # networks to prune
     # ways to choose the sparse network: dense (none), ntt (Neural Tangent Transfer with the active
     # kernel), ntt-ambient, ntt-sketch (a few random directions of the ambient one), random,
-    # magnitude, lamp, snip, logit-snip, grasp, synflow, ntk-sap, px, ntt-gradient, gmp, rigl, set,
-    # lottery-ticket; METHOD@SCOPE sets the scope of one, as random@erk; package.module:Object or
+    # weighted-random (inputs that vary more are likelier), magnitude, lamp, wanda, snip,
+    # logit-snip, grasp, synflow, ntk-sap, px, ntt-gradient, gmp, rigl, set, lottery-ticket;
+    # METHOD@SCOPE sets the scope of one, as random@erk; package.module:Object or
     # ./file.py:Object is your own
-    methods: tuple[str, ...] = ("ntt", "random@erk", "snip", "synflow", "magnitude", "dense")
-    # how weights are shared out over the layers: as published (ntt, random: layer; snip, grasp,
-    # synflow, ntk-sap, px, lamp, magnitude: global); ranked within each layer; over all layers at
-    # once; or within ERK shares (Erdős–Rényi kernel: small layers stay denser)
+    methods: tuple[str, ...] = (
+        *("ntt", "random@erk", "weighted-random@erk", "snip", "synflow", "magnitude", "dense"),
+    )
+    # how weights are shared out over the layers: as published (ntt, random, wanda: layer; snip,
+    # grasp, synflow, ntk-sap, px, lamp, magnitude: global); ranked within each layer; over all
+    # layers at once; or within ERK shares (Erdős–Rényi kernel: small layers stay denser)
     scopes: tuple[Scope, ...] = ("published",)
     # shares of weights to keep; of groups, where --mask.pattern keeps these whole
     densities: tuple[float, ...] = _number((0.03,), high=1, above=True)

@@ -37,6 +37,8 @@ LABEL_FREE = {
     "synflow": scores.SynFlow(),
     "ntk_sap": scores.NTKSAP(KEY, rounds=2),
     "path_exclusion": scores.PathExclusion(),
+    "wanda": scores.Wanda(),
+    "weighted_random": scores.WeightedRandom(KEY),
     "loss_gradient": scores.LossGradient(lambda s, x: jnp.sum(jax.vmap(s)(x))),
 }
 SUPERVISED = {"snip": scores.Snip(), "grasp": scores.GraSP()}
@@ -101,7 +103,9 @@ def test_scores_of_pruned_weights(tiny, batch, getkey):
         np.testing.assert_allclose(np.asarray(one)[~pruned], np.asarray(two)[~pruned], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [scores.Random, lambda key: scores.NTKSAP(key, rounds=2)])
+@pytest.mark.parametrize(
+    "kind", [scores.Random, scores.WeightedRandom, lambda key: scores.NTKSAP(key, rounds=2)]
+)
 def test_keys_matter(kind, tiny, batch, getkey):
     one, two = getkey(), getkey()
     assert eqx.tree_equal(kind(one)(tiny, batch[0]), kind(one)(tiny, batch[0]))
