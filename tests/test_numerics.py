@@ -97,6 +97,8 @@ SCORES = {
     "snip": scores.Snip(),
     "synflow": scores.SynFlow(),
     "path_exclusion": scores.PathExclusion(),
+    "wanda": scores.Wanda(),
+    "weighted_random": scores.WeightedRandom(KEY),
 }
 
 

@@ -27,7 +27,9 @@ _CLASSIFIERS = ("random", "magnitude", "snip", "grasp", "synflow", "ntk-sap", "d
 
 _GRADUAL = CompareSettings(
     datasets=("mnist", "fashion-mnist"),
-    methods=("ntt-sketch@erk", "random@erk", "ntk-sap", "synflow", "dense"),
+    methods=(
+        *("ntt-sketch@erk", "random@erk", "weighted-random@erk", "ntk-sap", "synflow", "dense"),
+    ),
     densities=(0.01,),
     seeds=(0, 1, 2, 3, 4),
     transfer=TransferSettings(

@@ -1,5 +1,6 @@
 """Every method makes a mask of the density asked for; patterns, first masks and their checks."""
 
+import contextlib
 import dataclasses
 import warnings
 
@@ -64,7 +65,10 @@ def start(cell, teacher):
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("method", SCORED)
 def test_every_method_keeps_the_share_asked_for(method, scope, teacher):
-    kept = start(cell_of(method, scope, 0.25), teacher).mask
+    # Norms of different layers' inputs do not compare: over all layers Wanda empties one here.
+    collapses = (method, scope) == ("wanda", "global")
+    with pytest.warns(LayerCollapseWarning) if collapses else contextlib.nullcontext():
+        kept = start(cell_of(method, scope, 0.25), teacher).mask
     sizes = [int(m.sum()) for m in jax.tree.leaves(kept)]
     assert sum(sizes) == 30 and (scope == "global" or sizes == [24, 6])
 

@@ -51,7 +51,10 @@ def test_the_paper_preset_is_the_published_protocol():
         ({"seeds": ["a"]}, r"field 'seeds'\[0\] must be of type int, got \"a\""),
         ({"seeds": [True]}, r"field 'seeds'\[0\] must be of type int, got true"),
         ({"methods": [3]}, r"field 'methods'\[0\] must be of type str, got 3"),
-        ({"transfer": {"initial_mask": "snap"}}, "'initial_mask' must be one of random, magnitude"),
+        (
+            {"transfer": {"initial_mask": "snap"}},
+            "'initial_mask' must be one of random, weighted-random",
+        ),
         ({"transfer": {"epoch": 3}}, "field 'transfer': unknown field 'epoch'. Did you mean"),
         ({"transfer": {"epochs": "3"}}, "field 'transfer'.'epochs' must be of type float"),
         ({"training": {"rescale": 1}}, "field 'training'.'rescale' must be of type bool"),
