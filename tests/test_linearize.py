@@ -159,6 +159,27 @@ def test_directions_that_the_kernel_does_not_see(x64):
         )
 
 
+@pytest.mark.parametrize("rate", [None, 0.01])
+def test_rounding_errors_do_not_grow_with_time(rate):
+    """More rows than parameters: float32 finds eigenvalues around 0 on both sides of it."""
+    cast = lambda a: jnp.asarray(np.asarray(a), jnp.float32)
+    model = eqx.nn.MLP(3, 2, 4, 1, jnp.tanh, key=jax.random.key(0), dtype=jnp.float32)
+    x, new, y = cast(numbers(40, 3)), cast(numbers(6, 3, seed=1)), cast(numbers(40, 2, seed=2))
+    theta, cross = ntt.ntk(model, x), ntt.ntk(model, new, x)
+    assert ntt.kernel_eigenvalues(theta, jitter=0)[-1] < 0
+    path = ntt.mse_path(theta, y, learning_rate=rate)
+    pinv = np.linalg.pinv(np.float64(ntt.kernel_matrix(theta)), 1e-6, hermitian=True)
+    end = np.float64(ntt.kernel_matrix(cross)) @ pinv @ np.float64(y).reshape(-1)
+    for time in (10**7, 10**9, 1e20):  # the last is more steps than 32 bits count
+        assert relative_error(path(time)(cross).reshape(-1), end) < 0.05
+
+
+def test_more_steps_than_32_bits_count(x64):
+    path = ntt.mse_path(jnp.eye(1), jnp.ones((1, 1)), learning_rate=1e-9)
+    for steps in (3 * 10**9, 5e9):
+        assert jnp.allclose(path(steps).dual, -jnp.expm1(steps * jnp.log1p(-1e-9)))
+
+
 def cross_entropy(f):
     return optax.softmax_cross_entropy_with_integer_labels(f, jnp.arange(len(f)) % 2).sum()
 
@@ -177,11 +198,13 @@ def test_steps_on_any_loss_are_those_of_training(x64):
 
 def test_integration_is_of_fourth_order(x64):
     theta, y = ntt.ntk(small(True), numbers(4, 3)), numbers(4, 2, seed=2)
-    exact = ntt.mse_path(theta, y)(1.0).dual
+    exact = ntt.mse_path(theta, y)(1.0)(theta)
     half = lambda f: 0.5 * jnp.sum((f - y) ** 2)
     start = jnp.zeros_like(y)
     errors = [
-        relative_error(ntt.loss_path(theta, start, half, step_size=1 / n, num_steps=n).dual, exact)
+        relative_error(
+            ntt.loss_path(theta, start, half, step_size=1 / n, num_steps=n)(theta), exact
+        )
         for n in (64, 128)
     ]
     assert errors[0] < 1e-3 and 12 < errors[0] / errors[1] < 20

@@ -95,9 +95,10 @@ class MSEPath(eqx.Module):
     One problem for all outputs together, or one for each output, by its eigenvectors.
 
     Attributes:
-        eigenvalues: `[problems, rows]`, of the kernel.
+        eigenvalues: `[problems, rows]`, of the kernel, 0 where they are rounding errors.
         vectors: `[problems, rows, rows]`.
-        residuals: `[problems, rows, columns]`, in the eigenvectors' coordinates.
+        residuals: `[problems, rows, columns]`, in the eigenvectors' coordinates; 0 where the
+            eigenvalue is.
         shape: `(N, K)`.
         learning_rate: of a step, or `None` for gradient flow.
     """
@@ -132,16 +133,15 @@ class MSEPath(eqx.Module):
             return KernelRidge(dual[..., 0].T)
         return KernelRidge(dual.reshape(n, k))
 
-    def _learnt(self, time: Any) -> Float[Array, "problems rows"]:
+    def _learnt(self, time: Array) -> Float[Array, "problems rows"]:
         """`(1 - r) / lambda`, where `r` is the share of an eigenvector's residual that is left."""
         rates = self.eigenvalues
         if self.learning_rate is None:
-            time = jnp.asarray(time, rates.dtype)
-            left, limit = jnp.expm1(-rates * time), time
+            limit = time.astype(rates.dtype)
+            left = jnp.expm1(-rates * limit)
         else:
-            steps = jnp.asarray(time, jnp.int32)
-            limit = self.learning_rate * steps.astype(rates.dtype)
-            left = _power_minus_one(-self.learning_rate * rates, steps)
+            limit = self.learning_rate * time.astype(rates.dtype)
+            left = _power_minus_one(-self.learning_rate * rates, time)
         flat = jnp.abs(rates * limit) < jnp.finfo(rates.dtype).eps  # the quotient's limit at 0
         return jnp.where(flat, limit, -left / jnp.where(flat, 1.0, rates).astype(rates.dtype))
 
@@ -171,7 +171,8 @@ def mse_path(
     **Returns:**
 
     `path`, a function of time: `path(t)` is a `KernelRidge`, and so
-    `outputs + path(t)(ntk(model, new, training))` are the outputs of new samples at time t.
+    `outputs + path(t)(ntk(model, new, training))` are the outputs of new samples at time t. What
+    rounding hides, directions whose eigenvalue is below `eps * trace`, stays as it is.
 
     **Raises:**
 
@@ -192,6 +193,12 @@ def mse_path(
         columns = residuals.reshape(1, kernels.shape[1], -1)
     eigenvalues, vectors = jnp.linalg.eigh(kernels)
     columns = jnp.einsum("prs,prc->psc", vectors, columns, precision="highest")
+    # Rounding moves eigenvalues by as much as this. Below 0 their exponentials would grow, and what
+    # is divided by smaller ones is noise: training leaves what the kernel does not see.
+    eps = jnp.finfo(theta.dtype).eps
+    seen = eigenvalues >= eps * jnp.trace(kernels, axis1=1, axis2=2)[:, None]
+    eigenvalues = jnp.where(seen, eigenvalues, 0)
+    columns = jnp.where(seen[..., None], columns, 0)
     return MSEPath(eigenvalues, vectors, columns, (n, k), learning_rate)
 
 
@@ -267,7 +274,7 @@ def _integrated(
 
 
 def _power_minus_one(x: Array, n: Array) -> Array:
-    """`(1 + x)^n - 1` for integers `n >= 0`, exact to rounding also near `x = 0`."""
+    """`(1 + x)^n - 1` for whole numbers `n >= 0`, exact to rounding also near `x = 0`."""
     base = 1 + x
     odd = (n % 2 == 1) & (base < 0)
     tiny = jnp.finfo(x.dtype).tiny
