@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -143,6 +144,42 @@ def test_without_a_ridge_the_training_targets_are_met(task):
     theta = ntt.ntk(sparse, x)
     assert np.linalg.cond(np.asarray(ntt.kernel_matrix(theta))) < 1e8
     np.testing.assert_allclose(ntt.fit_kernel_ridge(theta, y)(theta), y, atol=1e-6)
+
+
+def test_kernels_of_another_kind_than_the_fitted_one_are_refused(rng):
+    """The coefficients of one kind fit the shapes of all kinds."""
+    model = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+    x, new = (jnp.asarray(rng.normal(size=(n, 3))) for n in (5, 4))
+    y = jnp.ones((5, 2))
+    kinds = ("full", "diagonal", "trace")
+    full, diagonal, trace = (ntt.ntk(model, x, outputs=kind) for kind in kinds)
+    between = {kind: ntt.ntk(model, new, x, outputs=kind) for kind in kinds}
+    of_trace = ntt.fit_kernel_ridge_nystrom(model, (x, y), x, ridge=0.1, outputs="trace")
+    operators = [ntt.ntk_operator(model, *given) for given in ((x,), (new, x))]
+    half = lambda f: 0.5 * jnp.sum((f - y) ** 2)
+    for fitted, kind in (
+        (ntt.fit_kernel_ridge(full, y, ridge=0.1), "full"),
+        (ntt.fit_kernel_ridge(diagonal, y, ridge=0.1), "diagonal"),
+        (ntt.fit_kernel_ridge(trace, y, ridge=0.1), "trace"),
+        (ntt.fit_kernel_ridge_cg(operators[0], y, ridge=0.1), "full"),
+        (of_trace, "trace"),
+        (ntt.mse_path(diagonal, y)(1.0), "diagonal"),
+        (ntt.loss_path(trace, 0 * y, half, step_size=0.1, num_steps=1), "trace"),
+        (ntt.loss_path(operators[0], 0 * y, half, step_size=0.1, num_steps=1), "full"),
+    ):
+        for other, theta in (*between.items(), ("full", operators[1])):
+            if other == kind:
+                assert fitted(theta).shape == (4, 2)
+            else:
+                message = f'KernelRidge: fitted to a kernel with outputs="{kind}".* got .*{other}'
+                with pytest.raises(ValueError, match=message):
+                    fitted(theta)
+    process = ntt.fit_kernel_gp(trace, y, noise=0.1)
+    with pytest.raises(ValueError, match='KernelRidge: fitted to a kernel with outputs="trace"'):
+        process(between["full"], ntt.ntk(model, new))
+    one = eqx.nn.MLP(3, 1, 4, 1, key=jax.random.key(0))  # of which all kinds are the same
+    fitted = ntt.fit_kernel_ridge(ntt.ntk(one, x, outputs="trace"), y[:, :1], ridge=0.1)
+    assert fitted(ntt.ntk(one, new, x)).shape == (4, 1)
 
 
 def test_it_compiles_and_differentiates(task):

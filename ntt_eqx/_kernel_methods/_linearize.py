@@ -101,6 +101,7 @@ class MSEPath(eqx.Module):
             eigenvalue is.
         shape: `(N, K)`.
         learning_rate: of a step, or `None` for gradient flow.
+        axes: of the kernel; see `KernelRidge`.
     """
 
     eigenvalues: Float[Array, "problems rows"]
@@ -108,6 +109,7 @@ class MSEPath(eqx.Module):
     residuals: Float[Array, "problems rows columns"]
     shape: tuple[int, int] = eqx.field(static=True)
     learning_rate: float | None = eqx.field(static=True)
+    axes: int | None = eqx.field(static=True, default=None)
 
     def __call__(self, time: Any) -> KernelRidge:
         """The change that training has made after some time, as a function of a kernel.
@@ -130,8 +132,8 @@ class MSEPath(eqx.Module):
         dual = jnp.einsum("prc,prs->psc", learnt, self.vectors.swapaxes(1, 2), precision="highest")
         n, k = self.shape
         if len(dual) > 1:
-            return KernelRidge(dual[..., 0].T)
-        return KernelRidge(dual.reshape(n, k))
+            return KernelRidge(dual[..., 0].T, self.axes)
+        return KernelRidge(dual.reshape(n, k), self.axes)
 
     def _learnt(self, time: Array) -> Float[Array, "problems rows"]:
         """`(1 - r) / lambda`, where `r` is the share of an eigenvector's residual that is left."""
@@ -199,7 +201,7 @@ def mse_path(
     seen = eigenvalues >= eps * jnp.trace(kernels, axis1=1, axis2=2)[:, None]
     eigenvalues = jnp.where(seen, eigenvalues, 0)
     columns = jnp.where(seen[..., None], columns, 0)
-    return MSEPath(eigenvalues, vectors, columns, (n, k), learning_rate)
+    return MSEPath(eigenvalues, vectors, columns, (n, k), learning_rate, theta.ndim)
 
 
 def loss_path(
@@ -245,7 +247,8 @@ def loss_path(
     check_count(f"{caller}: num_steps", num_steps, 0)
     if method not in ("rk4", "sgd"):
         raise ValueError(f"{caller}: method must be 'rk4' or 'sgd', got {method!r}.")
-    return KernelRidge(_integrated(theta, outputs, loss, float(step_size), num_steps, method))
+    dual = _integrated(theta, outputs, loss, float(step_size), num_steps, method)
+    return KernelRidge(dual, 4 if isinstance(theta, NTKOperator) else theta.ndim)
 
 
 @eqx.filter_jit

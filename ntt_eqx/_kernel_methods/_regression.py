@@ -80,9 +80,12 @@ class KernelRidge(eqx.Module):
 
     Attributes:
         dual: `[N, K]`, the coefficients of the N training samples.
+        axes: of the kernel that was fitted: 4 for all pairs of outputs, 3 for one of each output, 2
+            for one that they share; `None` takes any.
     """
 
     dual: Float[Array, "n k"]
+    axes: int | None = eqx.field(static=True, default=None)
 
     def __call__(
         self, theta: Float[Array | np.ndarray, "m n *outputs"] | AbstractNTKOperator
@@ -92,11 +95,23 @@ class KernelRidge(eqx.Module):
         Args:
             theta: the kernel of the new samples with the training samples, in this order, of the
                 same kind as the one that was fitted; or `ntk_operator(model, new, x)`.
+
+        Raises:
+            ValueError: a kernel of another kind, or of other training samples.
         """
-        if isinstance(theta, AbstractNTKOperator):
-            return theta.mv(self.dual)
-        theta = _checked("KernelRidge", theta)
         n, k = self.dual.shape
+        is_operator = isinstance(theta, AbstractNTKOperator)
+        theta = theta if is_operator else _checked("KernelRidge", theta)
+        axes = 4 if is_operator else theta.ndim
+        # The coefficients of one kind fit the shapes of all; for one output the kinds are the same.
+        if self.axes not in (None, axes) and k > 1:
+            kinds = {2: 'outputs="trace"', 3: 'outputs="diagonal"', 4: 'outputs="full"'}
+            raise ValueError(
+                f"KernelRidge: fitted to a kernel with {kinds[self.axes]}, it needs that of new "
+                f"samples to be of this kind, too; got {kinds[axes]}."
+            )
+        if is_operator:
+            return theta.mv(self.dual)
         if theta.shape[1] != n or any(size != k for size in theta.shape[2:]):
             raise ValueError(
                 f"KernelRidge: fitted to {n} samples of {k} outputs, it needs the kernel of new "
@@ -167,7 +182,7 @@ def fit_kernel_ridge(
             f"{caller}: the kernel is not positive definite with ridge={ridge} and "
             f"jitter={jitter}; raise the ridge, or compute the kernel in float64."
         )
-    return KernelRidge(dual)
+    return KernelRidge(dual, theta.ndim)
 
 
 class KernelGP(eqx.Module):

@@ -92,7 +92,7 @@ def fit_kernel_ridge_cg(
             f"{caller}: after {multiply.count} products {left / size:.1e} of the targets is left, "
             f"more than rtol={rtol:.1e}; raise rank, max_steps, ridge or rtol."
         )
-    return KernelRidge(jnp.asarray(dual.reshape(like.shape), like.dtype))
+    return KernelRidge(jnp.asarray(dual.reshape(like.shape), like.dtype), 4)
 
 
 def fit_kernel_ridge_nystrom(
@@ -151,7 +151,7 @@ def fit_kernel_ridge_nystrom(
         raise ValueError(f"{caller}: there was no batch.")
     system[np.diag_indices_from(system)] += ridge
     dual = root @ np.linalg.solve(system, right)
-    return KernelRidge(jnp.asarray(dual.reshape(len(landmarks), -1), own.dtype))
+    return KernelRidge(jnp.asarray(dual.reshape(len(landmarks), -1), own.dtype), own.ndim)
 
 
 def _columns(caller: str, theta: Array, y: Any) -> np.ndarray:
