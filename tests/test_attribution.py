@@ -69,6 +69,20 @@ def test_products_are_those_of_explicit_gradients(density, kernel, loss, x64):
     assert relative_error(ntt.gradient_products(sparse, train, **how), one @ one.T) < 1e-10
 
 
+def test_what_has_no_gradient_or_no_place_is_refused():
+    model = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+    x, y = np.ones((2, 3), np.float32), np.array([0, 1])
+    for labels in (y + 1, y - 1):
+        with pytest.raises(ValueError, match=r"loss_model: labels must lie in \[0, 2\)"):
+            ntt.gradient_products(model, (x, y), (x, labels))
+    with pytest.raises(ValueError, match="loss_model: 2 inputs need integer labels"):
+        ntt.gradient_products(model, (x, np.eye(2, dtype=np.float32)))
+    turned = eqx.nn.Linear(3, 2, key=jax.random.key(0), dtype=jnp.complex64)
+    size = lambda outputs, target: jnp.abs(outputs[0]) * target
+    with pytest.raises(ValueError, match="loss_model: x must be real"):
+        ntt.gradient_products(turned, (x.astype(np.complex64), y), loss=size)
+
+
 @pytest.mark.slow
 def test_the_default_loss_is_cross_entropy_and_goes_to_disk(tmp_path, x64):
     pytest.importorskip("tensorstore")
@@ -98,7 +112,11 @@ def test_integers_that_do_not_fit():
     model = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
     x, y = np.ones((2, 3), np.float32), np.array([0, 1])
     with pytest.raises(ValueError, match="loss_model: y has integers above"):
-        ntt.loss_model(model, (x, y + 2**25))
+        ntt.loss_model(model, (x, y + 2**25), loss=lambda outputs, target: outputs[0])
+    margin = lambda outputs, target: outputs.sum() * target
+    for far in (np.uint32(2**32 - 1), np.int32(-(2**31))):
+        with pytest.raises(ValueError, match="loss_model: y has integers above"):
+            ntt.loss_model(model, (x, np.full(2, far)), loss=margin)
     with pytest.raises(ValueError, match="loss_model: batches must be of samples"):
         ntt.gradient_products(model, (x, y), (x[:, :2], y))
     with pytest.raises(ValueError, match="projected_gradients: num_projections"):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .._batch import as_array, pair
 from .._checks import check_batch, check_count, check_finite, check_key
-from .._examples import softmax_cross_entropy
+from .._examples import check_examples, softmax_cross_entropy
 from .._ntk import ntk_operator, ntk_tiles
 from .._parameters import Fixed
 from .._sparse import SparseModel
@@ -77,7 +77,8 @@ def loss_model(model: PyTree, *batches: Any, loss: Loss = cross_entropy) -> tupl
 
     **Raises:**
 
-    `ValueError` for batches of different samples, and for integers that the dtype cannot hold.
+    `ValueError` for batches of different samples, for complex numbers and integers that the dtype
+    cannot hold, and with cross-entropy for what are no labels of the model's classes.
     """
     caller = "loss_model"
     if not batches:
@@ -97,6 +98,8 @@ def loss_model(model: PyTree, *batches: Any, loss: Loss = cross_entropy) -> tupl
                 f"as many targets {first[1].dtype}{list(first[1].shape)}, got {x.dtype}"
                 f"{list(x.shape)} and {y.dtype}{list(y.shape)}."
             )
+        if loss is cross_entropy:  # a label of no class would have no gradient, in silence
+            check_examples(caller, model, (x, y))
     dtype = first[0].dtype if jnp.issubdtype(first[0].dtype, jnp.floating) else jnp.float32
     packed = [_packed(caller, x, y, dtype) for x, y in pairs]
     if not isinstance(model, SparseModel):
@@ -198,8 +201,13 @@ def _packed(
     most = 2 ** (jnp.finfo(dtype).nmant + 1)
     for name, a in (("x", x), ("y", y)):
         check_finite(caller, name, a)
-        whole = not jnp.issubdtype(a.dtype, jnp.inexact)
-        if whole and a.size and int(jnp.abs(a.astype(jnp.int32)).max()) > most:
+        if jnp.iscomplexobj(a):
+            raise ValueError(
+                f"{caller}: {name} must be real, got {a.dtype}; give real and imaginary parts "
+                "along an axis, and let the model put them together."
+            )
+        whole = jnp.issubdtype(a.dtype, jnp.integer)
+        if whole and a.size and max(int(a.max()), -int(a.min())) > most:
             raise ValueError(f"{caller}: {name} has integers above {most}, too large for {dtype}.")
     flat = lambda a: a.reshape(len(a), -1).astype(dtype)
     return jnp.concatenate([flat(x), flat(y)], axis=1)
