@@ -47,7 +47,7 @@ def layer_shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
 
 def _axes(node: Any) -> dict[str, int]:
     """How many axes the weights of one layer have, if a node is a layer of Equinox."""
-    if isinstance(node, eqx.nn.Linear):
+    if isinstance(node, eqx.nn.Linear | eqx.nn.Embedding):
         return {"weight": 2}
     if isinstance(node, eqx.nn.Conv | eqx.nn.ConvTranspose):
         return {"weight": 2 + node.num_spatial_dims}

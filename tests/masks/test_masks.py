@@ -306,13 +306,14 @@ def test_erk_shares_of_stacked_layers_are_those_of_single_ones(getkey):
         cell = eqx.nn.GRUCell(7, 5, key=key)
         turned = eqx.nn.ConvTranspose1d(4, 6, 3, key=key)
         layers = eqx.nn.Linear(20, 30, key=key), eqx.nn.Conv1d(4, 6, 3, key=key)
-        return *layers, turned, cell
+        return *layers, turned, cell, eqx.nn.Embedding(9, 4, key=key)
 
     keys, head = jax.random.split(getkey(), 5), eqx.nn.Linear(30, 8, key=getkey())
     one_by_one = ntt.scores.Random(getkey())([*map(make, keys), head])
     stacked = ntt.scores.Random(getkey())([eqx.filter_vmap(make)(keys), head])
     expected, found = (masks.allocate(tree, 0.1, "erk") for tree in (one_by_one, stacked))
-    for name in ("[0].weight", "[1].weight", "[2].weight", "[3].weight_ih", "[3].weight_hh"):
+    names = ("[0].weight", "[1].weight", "[2].weight", "[3].weight_ih", "[3].weight_hh")
+    for name in (*names, "[4].weight"):
         np.testing.assert_allclose(found[f"[0]{name}"], expected[f"[0]{name}"], rtol=1e-12)
     shapes = layer_shapes(stacked)
     for density in (0.1, 0.4):

@@ -314,6 +314,10 @@ def test_stacks_of_layers_need_their_order(pattern, getkey):
     score = scores.Random(getkey())
     with pytest.raises(ValueError, match="is a stack of them"):
         prune(model, score, masks.Sparsity(0.5, pattern=pattern))
+    embeddings = eqx.filter_vmap(lambda key: eqx.nn.Embedding(8, 8, key=key))
+    tables = [embeddings(jax.random.split(getkey(), 5)), model.head]
+    with pytest.raises(ValueError, match="is a stack of them"):
+        masks.make_mask(score(tables), 0.5, pattern=pattern)
     laid = masks.InLayout(pattern, weight_layouts(model, x))
     kept = prune(model, score, masks.Sparsity(0.5, pattern=laid)).mask.layers.weight
     if isinstance(pattern, masks.NM):
