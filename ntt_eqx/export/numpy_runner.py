@@ -249,7 +249,18 @@ def _round(params: Any, arrays: Arrays) -> Operation:
 
 def _convert(params: Any, arrays: Arrays) -> Operation:
     dtype = _dtype(params["dtype"])
-    return lambda batch, x: np.asarray(x).astype(dtype)
+
+    def operation(batch: int, x: Any) -> Any:
+        x = np.asarray(x)
+        if x.dtype.kind != "f" or dtype.kind not in "iu":
+            return x.astype(dtype)
+        # XLA takes the nearest integer of the range, and 0 for NaN; NumPy leaves both undefined.
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        found = np.where((x > low) & (x < high), x, np.zeros_like(x)).astype(dtype)
+        found[x <= low], found[x >= high] = low, high
+        return found
+
+    return operation
 
 
 # Moves of entries

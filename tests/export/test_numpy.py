@@ -112,6 +112,23 @@ def test_convolutions_dense_and_sparse(tmp_path, density, monkeypatch):
             assert operations(tmp_path / "a.npz")[0].count(name) == 5
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32", "int32"])
+def test_numbers_beyond_a_range_of_integers_become_its_ends(tmp_path, dtype):
+    """As in XLA, also where the samples of the export have none."""
+
+    class Rounded(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, x):
+            return self.weight * x.astype(dtype).astype(jnp.float32)
+
+    model = Rounded(jnp.ones(2))
+    save_numpy(tmp_path / "a.npz", model, np.ones((1, 2), np.float32))
+    ends = [-np.inf, -3e9, -300, -1.5, -0.5, 0, 1.5, 255.5, 4e4, 2147483520, 5e9, np.inf, np.nan]
+    x = np.stack([ends, ends[::-1]], axis=1).astype(np.float32)
+    np.testing.assert_array_equal(load_numpy(tmp_path / "a.npz")(x), jax.vmap(model)(x))
+
+
 def test_without_jax_and_without_this_package(tmp_path, small, file):
     """The runner's file alone, in a process in which no import of either can succeed."""
     sparse, x = small
