@@ -157,11 +157,16 @@ def _may_be_meant(model: PyTree, path: jtu.KeyPath, leaf: Array) -> bool:
 def _is_weight(model: PyTree, path: jtu.KeyPath, leaf: Array) -> bool:
     """The default rule."""
     owner, name = _last(model, path)
+    if not is_bare(model, path):
+        return not _is_container(owner) and _is_layer_weight(name, owner, leaf)
+    return _is_bare_weight(name, leaf)
+
+
+def is_bare(model: PyTree, path: jtu.KeyPath) -> bool:
+    """Whether no Equinox module says by a name what the leaf at `path` is."""
     nodes = _along(model, path)
     holder = next((node for node in reversed(nodes) if not _is_container(node)), None)
-    if isinstance(holder, eqx.Module) and not isinstance(holder, eqx.Partial):
-        return owner is holder and _is_layer_weight(name, owner, leaf)
-    return _is_bare_weight(name, leaf)
+    return not isinstance(holder, eqx.Module) or isinstance(holder, eqx.Partial)
 
 
 def _is_layer_weight(name: str, owner: Any, leaf: Array) -> bool:

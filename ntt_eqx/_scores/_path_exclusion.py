@@ -46,7 +46,8 @@ _LITTLE = 2.0**-60
 @eqx.filter_jit
 def _path_exclusion(sparse: SparseModel, x: Array) -> ScoreTree:
     network = as_inference(sparse)
-    open_paths = _ones_where_kept(sparse)
+    sample = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    open_paths = _ones_where_kept(sparse, sample)
 
     def data_strength(sample: Array) -> Array:
         pattern = activation_pattern(network, sample)
@@ -55,7 +56,7 @@ def _path_exclusion(sparse: SparseModel, x: Array) -> ScoreTree:
 
     little = jnp.sum(jax.vmap(data_strength)(x), axis=0)
     carried = jnp.where(jnp.isfinite(little / _LITTLE).all(), little / _LITTLE, little)
-    squared, rest = split_weights(path_network(network, jnp.square), sparse.mask)
+    squared, rest = split_weights(path_network(network, sample, jnp.square), sparse.mask)
 
     def relevance(squared: PyTree) -> Array:
         strengths = without_normalisation(eqx.combine(squared, rest))(jnp.ones_like(x[0]))
@@ -66,6 +67,6 @@ def _path_exclusion(sparse: SparseModel, x: Array) -> ScoreTree:
     return jax.tree.map(lambda w, g: jnp.square(w) * g, stored, slopes)
 
 
-def _ones_where_kept(sparse: SparseModel) -> PyTree:
-    ones = path_network(eqx.nn.inference_mode(sparse.model), jnp.ones_like)
+def _ones_where_kept(sparse: SparseModel, sample: jax.ShapeDtypeStruct) -> PyTree:
+    ones = path_network(eqx.nn.inference_mode(sparse.model), sample, jnp.ones_like)
     return SparseModel(ones, sparse.mask).to_dense()

@@ -16,28 +16,91 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from .._parameters import parameter_marks
-from .._program import bind, is_call, read, run, unfold
+from .._program import Const, Program, bind, is_call, read, run, slots_of, unfold
+from .._prunable import is_bare
 from .._sparse import _NORMALISATIONS
 from .._types import PyTree, at_trace_time
 
+_MOVES = (
+    "broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "slice",
+    "squeeze", "transpose",
+)  # fmt: skip
 _CONTROL = ("scan", "while", "cond")
 _COMPARISONS = ("gt", "ge", "lt", "le")
 
 
-def path_network(model: PyTree, change: Callable[[Array], Array]) -> PyTree:
-    """`model` with every parameter passed through `change`, biases zero.
+def path_network(
+    model: PyTree, sample: jax.ShapeDtypeStruct, change: Callable[[Array], Array]
+) -> PyTree:
+    """`model`, of one `sample`, with every parameter passed through `change`, biases zero.
 
     The result has the structure of `model`; call it through `without_normalisation`.
     """
 
-    def rule(path: Any, is_parameter: bool, leaf: Any) -> Any:
+    def rule(path: Any, is_parameter: bool, is_bias: bool, leaf: Any) -> Any:
         if not is_parameter:
             return leaf
         changed = change(leaf)
-        is_bias = jtu.keystr(path).rsplit(".", 1)[-1].startswith("bias")
         return jnp.zeros_like(changed) if is_bias else changed
 
-    return jtu.tree_map_with_path(rule, parameter_marks(model), model)
+    marks = parameter_marks(model)
+    return jtu.tree_map_with_path(rule, marks, _biases(model, marks, sample), model)
+
+
+def _biases(model: PyTree, marks: PyTree, sample: jax.ShapeDtypeStruct) -> PyTree:
+    """Which parameters are biases: by their names in Equinox modules, else by their uses.
+
+    Outside of Equinox a bias has any name (`b1`) or none (the pairs of `stax`).
+    """
+    named = jtu.tree_leaves_with_path(model)
+    bare = [
+        mark and is_bare(model, path)
+        for mark, (path, _) in zip(jax.tree.leaves(marks), named, strict=True)
+    ]
+    added = _only_added(model, sample) if any(bare) else bare
+    found = [
+        add if is_bare_leaf else jtu.keystr(path).rsplit(".", 1)[-1].startswith("bias")
+        for add, is_bare_leaf, (path, _) in zip(added, bare, named, strict=True)
+    ]
+    return jax.tree.structure(model).unflatten(found)
+
+
+def _only_added(model: PyTree, sample: jax.ShapeDtypeStruct) -> list[bool]:
+    """For each leaf, whether the program of `model` does nothing with it but to add it."""
+    leaves, structure = jax.tree.flatten(model)
+    places = [n for n, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
+
+    def call(arrays: Sequence[Array], x: Array) -> Array:
+        given = dict(zip(places, arrays, strict=True))
+        return structure.unflatten([given.get(n, leaf) for n, leaf in enumerate(leaves)])(x)
+
+    arrays = [jax.ShapeDtypeStruct(leaves[n].shape, leaves[n].dtype) for n in places]
+    program = unfold(jax.make_jaxpr(call)(arrays, sample), _opens)
+    added: set[int] = set()
+    other: set[int] = set()
+
+    def visit(program: Program, views: dict[int, int]) -> None:
+        """Follow slots that hold nothing but the entries of a leaf."""
+        other.update(views[slot] for slot in slots_of(program.outputs) if slot in views)
+        for step in program.steps:
+            if step.loop is not None:
+                inner = {
+                    n: views[slot]
+                    for n, slot in enumerate(step.inputs)
+                    if not isinstance(slot, Const) and slot in views
+                }
+                carry = range(step.loop.consts, step.loop.consts + step.loop.carry)
+                other.update(leaf for n, leaf in inner.items() if n in carry)
+                visit(step.loop.body, {n: leaf for n, leaf in inner.items() if n not in carry})
+                continue
+            for slot in views.keys() & step.reads:
+                if step.name in _MOVES:
+                    views[step.outputs[0]] = views[slot]
+                else:
+                    (added if step.name in ("add", "add_any") else other).add(views[slot])
+
+    visit(program, dict(enumerate(places)))
+    return [n in added - other for n in range(len(leaves))]
 
 
 def without_normalisation(model: PyTree) -> PyTree:

@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from .._examples import Samples
 from .._masks._collapse import is_traced
+from .._parameters import parameters
 from .._sparse import SparseModel, sparsify
 from .._types import PyTree, ScoreTree, widen
 from ._base import AbstractLabelFreeScore, batch_of_shape, split_weights
@@ -40,7 +41,9 @@ class SynFlow(AbstractLabelFreeScore):
 
 @eqx.filter_jit
 def _synflow(sparse: SparseModel, shape: tuple[int, ...]) -> tuple[ScoreTree, Array]:
-    absolute = path_network(eqx.nn.inference_mode(sparse.to_dense()), lambda w: widen(jnp.abs(w)))
+    dense = eqx.nn.inference_mode(sparse.to_dense())
+    sample = jax.ShapeDtypeStruct(shape, jnp.result_type(*jax.tree.leaves(parameters(dense))))
+    absolute = path_network(dense, sample, lambda w: widen(jnp.abs(w)))
     weights, rest = split_weights(absolute, sparse.mask)
     stored, _ = split_weights(sparse.model, sparse.mask)
     dtype = jnp.result_type(*jax.tree.leaves(weights))

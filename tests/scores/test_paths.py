@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntt_eqx import scores
+from ntt_eqx import scores, sparsify
 from ntt_eqx._scores._paths import activation_pattern, apply_gated, without_normalisation
 
 RELUS = {
@@ -72,3 +72,47 @@ def test_loops_are_refused(getkey):
 
     with pytest.raises(NotImplementedError, match="unroll the loop"):
         scores.PathExclusion()(Loop(linear), jnp.ones((2, 3)))
+
+
+def _named(layers, x):
+    hidden = jax.nn.relu(x @ layers["w1"] + layers["b1"])
+    return hidden @ layers["out"]["kernel"] + layers["out"]["shift"]
+
+
+def _in_pairs(layers, x):
+    for weight, bias in layers[:-1]:
+        x = jax.nn.relu(jnp.dot(x, weight) + jnp.expand_dims(bias, 0))
+    return (x @ layers[-1][0])[0] + layers[-1][1]
+
+
+def _looped(layers, x):
+    apply = lambda weight, bias, x: (x @ weight + bias).reshape(-1)
+    one = lambda h, _: (jax.nn.relu(apply(layers["w"], layers["b"], x)) + 0 * h, None)
+    hidden, _ = jax.lax.scan(one, jnp.zeros(5), None, length=2)
+    return apply(*layers["out"], hidden)
+
+
+@pytest.mark.parametrize("score", [scores.SynFlow(), scores.PathExclusion()])
+@pytest.mark.parametrize("masked", [False, True])
+def test_biases_of_plain_functions_are_left_out_whatever_their_names(score, masked, getkey):
+    mlp = eqx.nn.MLP(3, 2, 5, 1, key=getkey())
+    (w1, b1), (w2, b2) = [(layer.weight.T, layer.bias) for layer in mlp.layers]
+    named = eqx.Partial(_named, {"w1": w1, "b1": b1, "out": {"kernel": w2, "shift": b2}})
+    pairs = eqx.Partial(lambda p, x: _in_pairs(p, x[None]), [(w1, b1), (w2, b2)])
+    looped = eqx.Partial(_looped, {"w": w1, "b": b1, "out": (w2, b2)})
+    x = jax.random.normal(getkey(), (4, 3))
+    kept = [layer.weight > -0.1 for layer in mlp.layers]
+
+    def scored(model):
+        full = sparsify(model)
+        order = kept if model is mlp else [kept[n].T for n in range(2)]
+        leaves, treedef = jax.tree.flatten(full.mask)
+        order = [next(m for m in order if m.shape == leaf.shape) for leaf in leaves]
+        sparse = full.with_mask(treedef.unflatten(order)) if masked else full
+        found = jax.tree.leaves(score(sparse, x))
+        return found if model is mlp else [s.T for s in sorted(found, key=lambda s: -s.shape[1])]
+
+    loops = (looped,) if isinstance(score, scores.SynFlow) else ()
+    for model in (named, pairs, *loops):
+        for found, expected in zip(scored(model), scored(mlp), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
