@@ -132,6 +132,12 @@ def test_logarithmic_axes_have_minor_ticks(tmp_path):
     assert sparsity_figure(found[:1]) is None
 
 
+@pytest.mark.parametrize("shape", [(12,), (3, 4), (1, 2, 2, 3)])
+def test_inputs_that_are_no_images_have_no_pictures_of_masks(tmp_path, shape):
+    found = runs(tmp_path, seeds=(0,))
+    assert masks_figure({"random": np.ones((8, 12), bool)}, shape, found) is None
+
+
 def test_each_mask_has_its_own_scale(tmp_path):
     found = runs(tmp_path, methods=("ntt", "random"), seeds=(0,))
     masks = {"NTT (active)": np.zeros((20, 16), bool), "random": np.zeros((20, 16), bool)}

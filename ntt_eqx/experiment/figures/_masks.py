@@ -117,7 +117,8 @@ def _as_images(mask: np.ndarray, input_shape: Sequence[int]) -> np.ndarray | Non
     if mask.ndim == 4:  # a convolution: one image for each filter, channels side by side
         filters, channels, height, width = mask.shape
         return mask.transpose(0, 2, 1, 3).reshape(filters, height, channels * width)
-    if mask.ndim == 2 and mask.shape[1] == int(np.prod(input_shape)):
+    # Inputs of other ranks, such as tables and sequences, are no images.
+    if mask.ndim == 2 and len(input_shape) == 3 and mask.shape[1] == int(np.prod(input_shape)):
         return mask.reshape(mask.shape[0], *input_shape).mean(axis=1)
     return None
 
