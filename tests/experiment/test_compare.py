@@ -180,7 +180,7 @@ def test_refusals(changes, message, tmp_path):
 
 # What decides the results of an object
 
-HEAD = "import functools\nimport equinox as eqx\nimport jax\nimport numpy as np\nimport json\n"
+HEAD = "import functools, json, re\nimport equinox as eqx\nimport jax\nimport numpy as np\n"
 CASES = {
     "source": ("def f(x): return x + 1", "def f(x): return x + 2"),
     "a default": ("def f(x, n=1): return n", "def f(x, n=2): return n"),
@@ -215,6 +215,44 @@ CASES = {
         "class P:\n    def g(self): return 2\nclass f(P): pass",
     ),
     "a constant of a class": ("class f:\n    N = 1", "class f:\n    N = 2"),
+    "a list of a class": ("class f:\n    N = [1]", "class f:\n    N = [2]"),
+    "what a class keeps": (
+        "class f:\n    @functools.cached_property\n    def g(self): return 1",
+        "class f:\n    @functools.cached_property\n    def g(self): return 2",
+    ),
+    "a number of NumPy": (
+        "N = np.float32(1)\ndef f(x): return N",
+        "N = np.float32(2)\ndef f(x): return N",
+    ),
+    "a range": ("N = range(1)\ndef f(x): return N", "N = range(2)\ndef f(x): return N"),
+    "what pickle has a table for": (
+        "N = re.compile('a')\ndef f(x): return N",
+        "N = re.compile('b')\ndef f(x): return N",
+    ),
+    "an installed class's member": (
+        "N = jax.lax.Precision.HIGH\ndef f(x): return N",
+        "N = jax.lax.Precision.HIGHEST\ndef f(x): return N",
+    ),
+    "hidden entries": (
+        "N = np.ma.array([1, 2], mask=[0, 1])\ndef f(x): return N",
+        "N = np.ma.array([1, 2], mask=[1, 0])\ndef f(x): return N",
+    ),
+    "an object without a dict": (
+        "class C:\n    __slots__ = ('n',)\nf = C()\nf.n = 1",
+        "class C:\n    __slots__ = ('n',)\nf = C()\nf.n = 2",
+    ),
+    "a tuple's method": (
+        "class C(tuple):\n    def __call__(self, x): return 1\nf = C()",
+        "class C(tuple):\n    def __call__(self, x): return 2\nf = C()",
+    ),
+    "a number's method": (
+        "class C(int):\n    def __call__(self, x): return 1\nf = C()",
+        "class C(int):\n    def __call__(self, x): return 2\nf = C()",
+    ),
+    "one lambda of a line": (
+        "f = [lambda x: x, lambda x: -x][0]",
+        "f = [lambda x: x, lambda x: -x][1]",
+    ),
 }
 
 
@@ -254,3 +292,14 @@ def test_an_object_without_a_file_counts_as_well():
     exec("class C(eqx.Module):\n    n: int\none, two = C(1), C(2)", names)
     assert object_digest(names["one"]) != object_digest(names["two"])
     assert object_digest(names["one"]) == object_digest(names["C"](1))
+
+
+def test_code_without_a_file_counts():
+    def digest(body):
+        names = {"__name__": "prompt"}  # a module without a file, as `python -c` has
+        exec(f"def f(x): return {body}\nclass C:\n    def g(self): return {body}", names)
+        return object_digest(names["f"]), object_digest(names["C"])
+
+    assert digest("x in {'a', 'b'}") == digest("x in {'a', 'b'}")
+    for one, other in zip(digest("x + 1"), digest("x + 2"), strict=True):
+        assert one != other
