@@ -158,10 +158,11 @@ class NeuralTangentTransfer(eqx.Module):
     @property
     def refreshes(self) -> bool:
         """Whether the mask is ever refreshed."""
-        found: list[Any] = []
+        found: list[bool] = []
         step = jax.ShapeDtypeStruct((), jnp.int32)
-        jax.eval_shape(lambda step: found.append(self.refresh.due(step)), step)  # no program
-        return found[0] is not False
+        # No program; the answer itself may be a tracer, which must not outlive its trace.
+        jax.eval_shape(lambda step: found.append(self.refresh.due(step) is not False), step)
+        return found[0]
 
     def due(self, step: Int[Array, ""]) -> Bool[Array, ""] | bool:
         """Whether the mask is refreshed after `step` steps; see `refresh_due`."""

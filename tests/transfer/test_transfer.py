@@ -37,6 +37,12 @@ def test_batches_of_tensors(getkey):
     assert same(found, expected) and not same(found, state)
 
 
+def test_no_tracer_outlives_its_trace(getkey):
+    with jax.checking_leaks():
+        state, _ = ntt.transfer(start(getkey), batches(), num_steps=1)
+    assert int(state.step) == 1
+
+
 def test_history(getkey):
     logged = []
     pairs = ((x, jnp.zeros(4, jnp.int32)) for x in batches())
