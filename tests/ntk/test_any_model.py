@@ -153,6 +153,28 @@ def test_bfloat16_bias_beside_float64_weights():
         assert relative_error(theta, expected) < 0.02
 
 
+@pytest.mark.parametrize("shape", [(9,), (4, 9)])
+@pytest.mark.parametrize("density", [1.0, 0.6, 0.1])
+def test_narrow_samples_of_wide_weights(shape, density, gathers):
+    """A product of float32 samples and float64 weights takes both as they are."""
+
+    class Mixed(eqx.Module):
+        first: eqx.nn.Linear
+        second: eqx.nn.Linear
+
+        def __call__(self, x):
+            return (jnp.tanh(x @ self.first.weight) @ self.second.weight).reshape(-1)
+
+    layer = functools.partial(eqx.nn.Linear, use_bias=False, dtype=jnp.float64)
+    model = Mixed(layer(20, 9, key=jax.random.key(0)), layer(2, 20, key=jax.random.key(1)))
+    model = ntt.prune(model, ntt.scores.Magnitude(), density) if density < 1 else model
+    x = jax.random.normal(jax.random.key(2), (3, *shape), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        found, expected = ntt.ntk(model, x), ntt.ntk(model, x, implementation="jacobian")
+    assert found.dtype == expected.dtype == jnp.float64
+    assert relative_error(found, expected) < EXACT
+
+
 def test_gathered_paths_are_taken(gathers):
     """A mask with few entries is gathered where the weight keeps its order, and only there."""
     taken = set()

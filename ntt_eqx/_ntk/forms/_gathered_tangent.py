@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..._types import Outputs, widen
+from ..._types import Outputs
 from ...kernels import GatheredMetric, Precision, gathered_tangents
 from .._layers import Layer
 from .._metric import gathered_metric
@@ -51,8 +51,8 @@ class GatheredTangentForm(AbstractGatheredForm[Tangents]):
 
     def keep(self, metric: GatheredMetric, operands: tuple[Array, ...], d: Array) -> Tangents:
         """See `AbstractForm`."""
-        layer, made = self.layer, factors(self.layer, operands, d)
-        a, d = widen(made.a), widen(made.d)
+        layer = self.layer
+        a, d = factors(layer, operands, d).wide()
         flat = d.reshape(len(d), -1, layer.positions)
         seen = a[:, : layer.inputs].reshape(-1, layer.positions)
         t = [gathered_tangents(seen, flat, _in_group(layer, metric))]

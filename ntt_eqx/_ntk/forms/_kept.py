@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..._types import Outputs, widen
+from ..._types import Outputs, wide_dtype, widen
 from ...kernels import (
     GatheredMetric,
     Precision,
@@ -21,6 +21,10 @@ class LayerFactors(eqx.Module):
     a: Array
     d: Array
 
+    def wide(self) -> tuple[Array, Array]:
+        """`a` and `d` in the dtype of their sums."""
+        return _alike(widen(self.a), widen(self.d))
+
     def group(self, g: int) -> tuple[Array, Array]:
         """`a[N, J, S]` and `d[N, R, I, S]` of one group, in one dtype."""
         return _alike(self.a[:, g], self.d[:, :, g])
@@ -31,7 +35,11 @@ class LayerFactors(eqx.Module):
 
 
 def _alike(a: Array, d: Array) -> tuple[Array, Array]:
-    return (a, d) if a.dtype == d.dtype else (widen(a), widen(d))
+    if a.dtype == d.dtype:
+        return a, d
+    # A product of float32 samples and float64 weights, say, keeps its inputs as they are.
+    dtype = wide_dtype(jnp.promote_types(a.dtype, d.dtype))
+    return a.astype(dtype), d.astype(dtype)
 
 
 class Tangents(eqx.Module):

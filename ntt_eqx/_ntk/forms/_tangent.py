@@ -5,7 +5,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..._types import Outputs, widen
+from ..._types import Outputs
 from ...kernels import Precision
 from .._layers import Layer
 from .._metric import DenseMetric
@@ -37,9 +37,8 @@ class TangentForm(AbstractWholeForm[Tangents]):
 
     def keep(self, metric: DenseMetric | None, operands: tuple[Array, ...], d: Array) -> Tangents:
         """See `AbstractForm`."""
-        made = factors(self.layer, operands, d)
-        # Sums over positions, in the dtype of sums.
-        t = jnp.einsum("kgis,gjs->kgij", widen(made.d), widen(made.a))
+        a, d = factors(self.layer, operands, d).wide()
+        t = jnp.einsum("kgis,gjs->kgij", d, a)
         return Tangents(t.reshape(len(t), -1))
 
     def contract(
