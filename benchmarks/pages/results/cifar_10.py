@@ -4,11 +4,24 @@ from typing import Any
 
 from ntt_eqx.experiment.results import standard_error as of_test_images
 
-from .raw import claim, is_ahead, lead, leads_over, load, mask_of, mean, table, values, with_error
+from .raw import (
+    claim,
+    is_ahead,
+    is_level,
+    lead,
+    leads_over,
+    load,
+    mask_of,
+    mean,
+    table,
+    values,
+    with_error,
+)
 
 METHODS = {
     "ntt-sketch": "**NTT**, ERK",
     "random": "random, ERK",
+    "weighted-random": "random by variance, ERK",
     "ntk-sap": "NTK-SAP",
     "synflow": "SynFlow",
     "snip": "SNIP (sees labels)",
@@ -69,6 +82,8 @@ def facts() -> dict[str, str]:
     for masks in (few, whole):
         gap = lead(masks["ntt-sketch"], masks["random"])
         claim(not is_ahead(gap), "NTT is level with random masks.")
+        gap = lead(masks["weighted-random"], masks["random"])
+        claim(is_level(gap), "Random masks by variance are level with plain ones.")
     conv = {share: cifar_values("random", share, "conv-4") for share in ("1/4", None)}
     claim(mean(conv["1/4"]) - max(conv[None]) > 2, "On Conv-4 a quarter is well ahead.")
     seconds = {

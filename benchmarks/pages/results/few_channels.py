@@ -16,7 +16,7 @@ from .raw import (
     with_error,
     with_lead,
 )
-from .rivals import FAIR, GRADUAL, fair_values, gradual_values, rivals_on
+from .rivals import FAIR, GRADUAL, VARIANCE, fair_values, gradual_values, rivals_on
 
 ROWS = (  # method, what its row is called, share of the units, whether with initial weights
     ("ntt-sketch", "**NTT**, ERK, on a sixth", "1/6", False),
@@ -26,6 +26,9 @@ ROWS = (  # method, what its row is called, share of the units, whether with ini
     ("random", "random, ERK, on a third", "1/3", False),
     ("random", "random, ERK, on a sixth", "1/6", False),
     ("random", "random, ERK, on a tenth", "1/10", False),
+    ("weighted-random", "random by variance, ERK, on a third", "1/3", False),
+    ("weighted-random", "random by variance, ERK, on a sixth", "1/6", False),
+    ("wanda", "Wanda, ERK, on a third", "1/3", False),
     ("ntk-sap", "NTK-SAP, on a third", "1/3", False),
     ("ntk-sap", "NTK-SAP, on a sixth", "1/6", False),
     ("synflow", "SynFlow, on a sixth", "1/6", False),
@@ -59,6 +62,7 @@ def on_all_units(dataset: str) -> dict[str, list[float]]:
 
 ON_A_THIRD = {
     "ntt-sketch": "**NTT**, ERK, on a third",
+    "weighted-random": "random by variance, ERK, on a third",
     "random": "random, ERK, on a third",
     "ntk-sap": "NTK-SAP, on a third",
 }
@@ -70,7 +74,7 @@ def units_rows() -> list[list[str]]:
     rows = []
     for method, name in ON_A_THIRD.items():
         found = [few_values(dataset, method, "1/3", density=d) for dataset, d in where]
-        short = name.replace("on a third", "1/3 of units")
+        short = name.replace("on a third", "1/3 units")
         rows.append([short, *(rounded(each, "±") for each in found)])
     return rows
 
@@ -92,6 +96,12 @@ def third_table() -> str:
         rows.append([name, *cells])
     header = ["mask of 3 %", "MNIST", "NTT's lead", "Fashion-MNIST", "NTT's lead"]
     return table(header, [False] + [True] * 4, rows)
+
+
+def pixel_share(dataset: str, method: str, share: str) -> float:
+    """The percentage of the first layer's weights that read pixels that hardly vary."""
+    where = {"dataset": dataset, "method": method, "mask": mask_of(method, share)}
+    return mean(values(load("pixels")["networks"], "share", density=0.01, **where))
 
 
 def units_table() -> str:
@@ -118,19 +128,33 @@ def facts() -> dict[str, str]:
     ntk_sap, synflow, *_, snip, erk, _ = whole["mnist"]
     ntt, third_ntt = ("ntt-sketch", "1/6", False), ("ntt-sketch", "1/3", False)
     sixth, third = ("random", "1/6", False), ("random", "1/3", False)
-    others = [(m, s, i) for m, _, s, i in ROWS if m != "ntt-sketch"]
+    by_variance = {s: ("weighted-random", s, False) for s in ("1/6", "1/3")}
+    others = [(m, s, i) for m, _, s, i in ROWS if m not in ("ntt-sketch", "weighted-random")]
     for ours in (ntt, third_ntt, ("ntt-sketch", "1/6", True)):
         claim(all(map(is_ahead, over_all("mnist", ours).values())), "NTT is ahead of all units.")
         for other in others:
             claim(is_ahead(over("mnist", ours, other)), "NTT is ahead of all others on few units.")
     for part in (sixth, third):
         for name, found in over_all("mnist", part).items():
-            ahead = name in (GRADUAL, snip) or is_ahead(found)
-            claim(ahead, "On MNIST random on few units is ahead of all but NTT and SNIP on all.")
+            ahead = name in (GRADUAL, snip, VARIANCE) or is_ahead(found)
+            claim(ahead, "On MNIST random on few units is ahead of all but these three on all.")
     for method in ("ntk-sap", "synflow"):
         same = over("mnist", (method, "1/6", False), sixth)
         claim(is_level(same), "Neither score is ahead of random on the same sixth.")
     claim(is_ahead(over("mnist", ("snip", "1/6", False), sixth)), "SNIP, with labels, is.")
+    over_ntt = over("mnist", by_variance["1/6"], ntt)
+    claim(is_level(over_ntt) and mean(over_ntt) > 0, "On a sixth random by variance are level.")
+    claim(is_level(over("mnist", by_variance["1/3"], third_ntt)), "On a third they are, too.")
+    over_scores = leads_over(whole["mnist"][VARIANCE], whole["mnist"])
+    claim(is_ahead(over_scores[ntk_sap]), "On all units they are ahead of NTK-SAP.")
+    claim(mean(over_scores[synflow]) > 0, "SynFlow is not ahead of them.")
+    behind_gradual = [-each for each in over_scores[GRADUAL]]
+    claim(is_ahead(behind_gradual), "On all units NTT's transfer is ahead of them.")
+    for part, plain in (("1/6", sixth), ("1/3", third)):
+        same = over("fashion-mnist", by_variance[part], plain)
+        claim(is_level(same), "On Fashion-MNIST they are level with plain ones.")
+    blind = [pixel_share("mnist", m, "1/6") for m in ("random", "ntk-sap", "synflow")]
+    claim(max(blind) - min(blind) < 1, "Masks that see no data spend alike.")
     for ours in (ntt, third_ntt):
         found = over_all("fashion-mnist", ours)
         claim(-0.3 < mean(found[ntk_sap]) < 0, "On Fashion-MNIST NTT is behind NTK-SAP on all.")
@@ -152,6 +176,7 @@ def facts() -> dict[str, str]:
     claim(all(map(is_ahead, channel_leads.values())), "On LeNet-5 it is ahead of all three.")
     for dataset in SETS:
         claim(is_ahead(third_leads(dataset, "random")), "At 3 % NTT is ahead of random on both.")
+        claim(is_level(third_leads(dataset, "weighted-random")), "Of random by variance it is not.")
     claim(is_ahead(third_leads("mnist", "ntk-sap")), "It is ahead of NTK-SAP on MNIST.")
     at_three = few_values("fashion-mnist", "ntt-sketch", "1/3", density=0.03)
     on_all = {(row[0], row[4] or row[3]): fair_values(row, 0.03) for row in FAIR}
@@ -172,6 +197,16 @@ def facts() -> dict[str, str]:
         "units_table": units_table(),
         "third_table": third_table(),
         "third_behind": with_error(shares),
+        "pixels_mnist": f"{100 * load('pixels')['pixels']['mnist']:.0f}",
+        "pixels_fashion": f"{100 * load('pixels')['pixels']['fashion-mnist']:.0f}",
+        "pixels_blind": f"{mean(blind):.0f}",
+        "pixels_ntt": f"{pixel_share('mnist', 'ntt-sketch', '1/3'):.0f}",
+        "pixels_snip": f"{pixel_share('mnist', 'snip', '1/6'):.0f}",
+        "pixels_variance": f"{pixel_share('mnist', 'weighted-random', '1/3'):.1f}",
+        "variance_over_ntt": with_error(over_ntt),
+        "variance_over_ntk_sap": f"{mean(over_scores[ntk_sap]):.1f}",
+        "gradual_over_variance": with_error(behind_gradual),
+        "both_gain": f"{mean(over_all('mnist', by_variance['1/6'])[erk]):.1f}",
         "units_gain": f"{mean(over('mnist', ntt, sixth)):.1f}",
         "units_free": f"{mean(over_all('mnist', sixth)[ntk_sap]):.1f}",
         "units_over_ntk_sap": f"{mean(over_all('mnist', ntt)[ntk_sap]):.1f}",

@@ -20,11 +20,13 @@ from .raw import (
 OURS = "**NTT**, ERK, on a third"
 INITIAL = "**NTT's mask**, initial weights, on a third"
 RANDOM = "random, ERK, on a third"
+VARIANCE = "random by variance, ERK, on a third"
 SAP = "NTK-SAP, on a third"
 ROWS = {  # method, scope and mask, by what a row is called
     OURS: ("ntt-sketch", "layer", mask_of("ntt-sketch", "1/3")),
     INITIAL: ("ntt-sketch", "layer", mask_of("ntt-sketch", "1/3", initial=True)),
     RANDOM: ("random", "layer", mask_of("random", "1/3")),
+    VARIANCE: ("weighted-random", "layer", mask_of("weighted-random", "1/3")),
     SAP: ("ntk-sap", "global", mask_of("ntk-sap", "1/3")),
     "SNIP, on a third (sees labels)": ("snip", "global", mask_of("snip", "1/3")),
     "random, ERK": ("random", "layer", mask_of("random", None)),
@@ -98,12 +100,12 @@ def rates_table(dataset: str) -> str:
     for training in TRAININGS:
         ours = trained(dataset, OURS, training)
         row = [training, with_error(ours)]
-        for name in (RANDOM, SAP):
+        for name in (RANDOM, VARIANCE, SAP):
             other = trained(dataset, name, training)
             row += [with_error(other), with_lead(lead(ours, other))]
         rows.append(row)
     header = [f"Adam's rate, {SETS[dataset]}", "**NTT**"]
-    for name in ("random", "NTK-SAP"):
+    for name in ("random", "random by variance", "NTK-SAP"):
         header += [name, "NTT's lead"]
     return table(header, [False] + [True] * (len(header) - 1), rows)
 
@@ -145,6 +147,12 @@ def facts() -> dict[str, str]:
         usual = [r for r in load("few_channels") if all(r[k] == v for k, v in place.items())]
         epochs[0.001] = _after(STEPS[-1], usual)
         claim(max(epochs, key=lambda r: mean(epochs[r])) == 0.01, "1e-2 suits an epoch best.")
+    by_variance = [
+        lead(trained(dataset, OURS, training), trained(dataset, VARIANCE, training))
+        for dataset in SETS
+        for training in TRAININGS
+    ]
+    claim(all(map(is_level, by_variance)), "Level with random by variance in each training.")
     fashion = {
         name: lead(trained("fashion-mnist", OURS, BEST), trained("fashion-mnist", name, BEST))
         for name in (RANDOM, SAP, *ON_ALL)
@@ -165,6 +173,11 @@ def facts() -> dict[str, str]:
     claim(
         all(is_ahead(early["mnist", step, name]) for step in STEPS for name in free),
         "On MNIST ahead of every label-free mask after 100, 300 and 843 steps.",
+    )
+    as_early = [mean(early["mnist", step, VARIANCE]) for step in STEPS]
+    claim(
+        all(is_level(early["mnist", step, VARIANCE]) for step in STEPS) and max(as_early) < 0.1,
+        "On MNIST random masks by variance are as early.",
     )
     claim(
         all(is_level(early["fashion-mnist", step, RANDOM]) for step in STEPS),

@@ -24,7 +24,7 @@ NAMES = {
 }
 LABELS = {"dense": "–", "snip": "yes", "grasp": "yes"}  # all others: no
 SETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
-OF_LAYERS = ("ntt-sketch", "random")  # others rank over all layers
+OF_LAYERS = ("ntt-sketch", "random", "weighted-random", "wanda")  # others rank over all layers
 
 Results = list[dict[str, Any]]
 

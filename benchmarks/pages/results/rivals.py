@@ -14,11 +14,13 @@ FAIR = (  # method, what its row is called, the file of its results, scope, mask
     ("ntt", "**NTT**, active, as published", "fashion_mnist_steps", "layer", ""),
     ("random", "random", "fashion_mnist_steps", "layer", ""),
 )
+VARIANCE = "random by variance, ERK"
 ON_TWO_SETS = (  # method, what its row is called, file of the Fashion-MNIST results, scope, mask
     ("ntk-sap", "NTK-SAP, over all layers", "fashion_mnist_beyond", "global", ""),
     ("synflow", "SynFlow, over all layers", "fashion_mnist_beyond", "global", ""),
     ("ntk-sap", "random, NTK-SAP's shares", "fashion_mnist_shuffled", "global", "shuffle"),
     ("synflow", "random, SynFlow's shares", "fashion_mnist_shuffled", "global", "shuffle"),
+    ("weighted-random", VARIANCE, "fashion_mnist_fair", "layer", "erk"),
     ("snip", "SNIP, over all layers (sees labels)", "fashion_mnist_fair", "global", ""),
     ("random", "random, ERK (NTT's shares)", "fashion_mnist_fair", "layer", "erk"),
 )

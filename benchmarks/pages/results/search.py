@@ -155,7 +155,7 @@ def facts() -> dict[str, str]:
     on_mnist = load("search_mnist")
     ahead = [row for row in on_mnist["variants"] if row["ahead"]]
     claim(len(ahead) == 3 == len(on_mnist["variants"]) - 1, "Three of four are ahead on MNIST.")
-    ntk_sap, synflow, *their_shares, snip, random_erk = rivals_on("mnist")
+    ntk_sap, synflow, *their_shares, variance, snip, random_erk = rivals_on("mnist")
     leads = leads_of_gradual("mnist")
     for found in leads.values():
         claim(is_ahead(found), "The falling density is ahead on MNIST.")
@@ -164,7 +164,7 @@ def facts() -> dict[str, str]:
     for name in their_shares:
         found = on_fashion[name]
         claim(abs(mean(found)) < standard_error(found), "Random masks with shares are level.")
-    for rival in (random_erk, snip, synflow):
+    for rival in (random_erk, snip, synflow, variance):
         found = on_fashion[rival]
         claim(is_ahead(found), "It is ahead of the others there.")
     return facts_on_units() | {
@@ -177,6 +177,7 @@ def facts() -> dict[str, str]:
         "search_mnist_rivals": search_rivals(on_mnist),
         "gradual_table": gradual_table(),
         "gradual_lead": f"{mean(leads[ntk_sap]):.1f}",
+        "gradual_variance": f"{mean(leads[variance]):.1f}",
         "gradual_gain": f"{mean(leads[random_erk]):.1f}",
         "gradual_loss": f"{-mean(on_fashion[ntk_sap]):.1f}",
     }

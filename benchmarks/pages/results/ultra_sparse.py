@@ -18,6 +18,7 @@ ULTRA = {  # by method, scope and mask
     ("rigl", "layer", "erk, block:1x1"): "RigL, ERK (sees labels, changes its mask)",
     ("gmp", "layer", "erk, block:1x1"): "GMP, ERK (sees labels, falls from dense)",
     ("random", "layer", "erk, few-channels:1/10"): "random, ERK, on a tenth of the units",
+    ("weighted-random", "layer", "erk, few-channels:1/10"): "random by variance, ERK, on a tenth",
     ("ntt-sketch", "layer", "erk, few-channels:1/10"): "**NTT**, ERK, on a tenth",
     ("ntk-sap", "global", "few-channels:1/10"): "NTK-SAP, on a tenth",
     ("synflow", "global", "few-channels:1/10"): "SynFlow, on a tenth",
