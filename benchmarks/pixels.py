@@ -39,7 +39,7 @@ def share_of(path: pathlib.Path, dataset: str) -> float:
 
 def main() -> None:
     """Read the networks and write the shares."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=pathlib.Path, help="folders of comparisons")
     networks, names = [], ("dataset", "method", "mask", "density", "seed")
     for run in parser.parse_args().runs:

@@ -100,18 +100,11 @@ class KernelRidge(eqx.Module):
             ValueError: a kernel of another kind, or of other training samples.
         """
         n, k = self.dual.shape
-        is_operator = isinstance(theta, AbstractNTKOperator)
-        theta = theta if is_operator else _checked("KernelRidge", theta)
-        axes = 4 if is_operator else theta.ndim
-        # The coefficients of one kind fit the shapes of all; for one output the kinds are the same.
-        if self.axes not in (None, axes) and k > 1:
-            kinds = {2: 'outputs="trace"', 3: 'outputs="diagonal"', 4: 'outputs="full"'}
-            raise ValueError(
-                f"KernelRidge: fitted to a kernel with {kinds[self.axes]}, it needs that of new "
-                f"samples to be of this kind, too; got {kinds[axes]}."
-            )
-        if is_operator:
+        if isinstance(theta, AbstractNTKOperator):
+            self._check_kind(4)
             return theta.mv(self.dual)
+        theta = _checked("KernelRidge", theta)
+        self._check_kind(theta.ndim)
         if theta.shape[1] != n or any(size != k for size in theta.shape[2:]):
             raise ValueError(
                 f"KernelRidge: fitted to {n} samples of {k} outputs, it needs the kernel of new "
@@ -119,6 +112,16 @@ class KernelRidge(eqx.Module):
             )
         pattern = {2: "mn,nk->mk", 3: "mnk,nk->mk", 4: "mnkl,nl->mk"}[theta.ndim]
         return jnp.einsum(pattern, theta, self.dual, precision=jax.lax.Precision.HIGHEST)
+
+    def _check_kind(self, axes: int) -> None:
+        """Refuse a kernel of `axes` axes where the fitted one had others."""
+        # The coefficients of one kind fit the shapes of all; for one output the kinds are the same.
+        if self.axes not in (None, axes) and self.dual.shape[1] > 1:
+            kinds = {2: 'outputs="trace"', 3: 'outputs="diagonal"', 4: 'outputs="full"'}
+            raise ValueError(
+                f"KernelRidge: fitted to a kernel with {kinds[self.axes]}, it needs that of new "
+                f"samples to be of this kind, too; got {kinds[axes]}."
+            )
 
 
 def fit_kernel_ridge(
