@@ -80,8 +80,13 @@ def allocate(
 
     **Raises:**
 
-    `ValueError` for a density outside `(0, 1]`, or paths that are not those of the layers.
+    `ValueError` for a density outside `(0, 1]`, paths that are not those of the layers, or a model.
     """
+    if not all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(tree)):
+        raise ValueError(
+            f"allocate: needs a mask or a score tree, got a {type(tree).__name__} with leaves that "
+            "are no arrays; a SparseModel has a mask in `.mask`, `sparsify(model)` makes one."
+        )
     return allocate_shapes(layer_shapes(tree), density, allocation)
 
 

@@ -70,5 +70,10 @@ class Sketch(AbstractProbe):
         check_count("Sketch: size", self.size)
 
     def view(self, key: PRNGKeyArray, num_outputs: int) -> tuple[Any, Any]:
-        """`"full"` along directions drawn from `key`."""
+        """`"full"` along directions drawn from `key`; `ValueError` for more than outputs."""
+        if self.size > num_outputs:
+            raise ValueError(
+                f"Sketch: size (sketch_size of NTTConfig) is {self.size}, but the model has "
+                f"{num_outputs} outputs; take at most {num_outputs}, or outputs='full'."
+            )
         return "full", sketch_directions(key, self.size, num_outputs)

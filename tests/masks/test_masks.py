@@ -324,3 +324,10 @@ def test_erk_shares_of_stacked_layers_are_those_of_single_ones(getkey):
         traced = jax.jit(lambda d: densities_of(shapes, d, "erk"))(jnp.float32(density))
         for name, share in shares.items():
             np.testing.assert_allclose(traced[name], share, rtol=1e-5)
+
+
+def test_allocate_takes_no_model(getkey):
+    model = eqx.nn.MLP(3, 2, 4, 1, key=getkey())
+    for tree in (model, ntt.sparsify(model)):
+        with pytest.raises(ValueError, match="allocate: needs a mask or a score tree"):
+            masks.allocate(tree, 0.5)

@@ -182,7 +182,7 @@ test_refusals = refusals(
                 jnp.asarray(X),
                 ntt.NTTConfig(0.5, outputs="sketch", sketch_size=3),
             ),
-            "needs 1 <= R <= K, got R = 3, K = 2",
+            r"size \(sketch_size of NTTConfig\) is 3, but the model has 2 outputs",
         ),
         "init: nan": (lambda: start(broken(np.nan)), r"ntt_init: model\.bias has NaN or infinite"),
         "init: inf": (lambda: start(broken(np.inf)), r"ntt_init: model\.bias has NaN or infinite"),
