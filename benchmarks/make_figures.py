@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from make_results import ROOT
 from pages.results.raw import load, standard_error, values
 from pages.results.same_share import time_values, variant
@@ -60,6 +61,35 @@ def time(results: list[dict], figure: Path) -> None:
     figure.write_bytes(render_figure(drawn, "time")["time.png"])
 
 
+READERS = {  # method and mask, by what a picture is called
+    "random, third": ("random", "erk, few-channels:1/3"),
+    "NTK-SAP, third": ("ntk-sap", "few-channels:1/3"),
+    "NTT, third": ("ntt-sketch", "erk, few-channels:1/3"),
+    "SNIP, sixth": ("snip", "few-channels:1/6"),
+    "by variance, third": ("weighted-random", "erk, few-channels:1/3"),
+}
+
+
+def pixels(results: dict[str, Any], figure: Path) -> None:
+    """Which pixels the first layers of masks read, on two data sets."""
+    caption = "lenet-300-100, 1 % of weights kept on a part of the units, mean of 5 seeds\n"
+    caption += "share of the first layer's weights that reads each pixel, 0 (dark) to 0.4 %"
+    sets = ("mnist", "fashion-mnist")
+    size: Any = {"rows": len(sets), "columns": len(READERS), "width": 6.2}
+    with new_figure(caption, 2.7, **size) as (drawn, grid):
+        for row, dataset in zip(grid, sets, strict=True):
+            for axes, (name, place) in zip(row, READERS.items(), strict=True):
+                chosen = [m for m in results["means"] if (m["method"], m["mask"]) == place]
+                (reads,) = (m["reads"] for m in chosen if m["dataset"] == dataset)
+                image = np.reshape(reads, (28, 28)) / 1e3
+                axes.imshow(image, cmap="cividis", vmin=0, vmax=0.4, rasterized=True)
+                axes.set(xticks=[], yticks=[])
+                axes.grid(False)
+                axes.set_title(name if dataset == "mnist" else "")
+            row[0].set_ylabel(dataset)
+    figure.write_bytes(render_figure(drawn, "pixels")["pixels.png"])
+
+
 def main(figures: Path = FIGURES) -> None:
     """Draw all of them into a folder."""
     sparsity(load("fashion_mnist_sparsity"), figures / "sparsity.png")
@@ -68,6 +98,7 @@ def main(figures: Path = FIGURES) -> None:
     sparsity(load("fashion_mnist_lenet5"), figures / "lenet5-fashion.png")
     sparsity(load("mnist_lenet5_sparsity"), figures / "lenet5-mnist.png")
     time(load("fashion_mnist_time"), figures / "time.png")
+    pixels(load("pixels"), figures / "pixels.png")
 
 
 if __name__ == "__main__":

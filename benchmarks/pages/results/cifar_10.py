@@ -43,6 +43,15 @@ def cifar_table() -> str:
     return table(["mask", "on a sixth of the units", "on all units"], [False, True, True], rows)
 
 
+BY_LAYER = ("random", "ntt-sketch")  # with the same share in every layer of Conv-4
+
+
+def by_layer(method: str) -> dict[str, Any]:
+    """The result of one mask of Conv-4 that keeps the same share in every layer."""
+    (found,) = (r for r in load("cifar_conv") if (r["method"], r["mask"]) == (method, ""))
+    return found
+
+
 CONV = {  # method and mask at 3 % of Conv-4, by what a row is called
     "**NTT**, ERK, on a quarter": ("ntt-sketch", mask_of("ntt-sketch", "1/4")),
     "**NTT's mask**, initial weights": ("ntt-sketch", mask_of("ntt-sketch", "1/4", True)),
@@ -59,13 +68,18 @@ def conv_result(name: str) -> dict[str, Any]:
     return found
 
 
+def shown(result: dict[str, Any]) -> str:
+    """An accuracy and the standard error of its test images."""
+    error = of_test_images(result) or 0.0
+    return f"{100 * result['test_accuracy']:.2f} ± {100 * error:.2f}"
+
+
 def conv_table() -> str:
     """Masks of Conv-4 on a quarter of the channels, and a dense network of as many weights."""
     rows = []
     for name in CONV:
         result = conv_result(name)
-        cells = [f"{100 * result['test_accuracy']:.2f} ± {100 * (of_test_images(result) or 0):.2f}"]
-        cells += [f"{100 * result['kept_density']:.1f}"]
+        cells = [shown(result), f"{100 * result['kept_density']:.1f}"]
         cells += [f"{result[f'{phase}_seconds'] / 60:.0f}" for phase in ("transfer", "train")]
         rows.append([name, *cells])
     header = ["mask", "accuracy (%)", "weights (%)", "minutes of transfer", "of training"]
@@ -103,7 +117,16 @@ def facts() -> dict[str, str]:
     claim(not any(apart(n, small) for n in names if n != sap), "All but one are level with dense.")
     claim(apart(sap, small), "NTK-SAP is ahead of the small dense network.")
     claim(not any(apart(name, chance) for name in names), "All are level with random.")
+    layer = {method: by_layer(method) for method in BY_LAYER}
+    ends = {method: 100 * result["test_accuracy"] for method, result in layer.items()}
+    over = ends["ntt-sketch"] - ends["random"]
+    claim(over > 3, "By layer NTT is far ahead of random masks.")
+    claim(max(ends.values()) < mean(conv[None]), "ERK's shares are worth more.")
     return {
+        "conv_layer_lead": f"{over:.1f}",
+        "conv_layer_ntt": shown(layer["ntt-sketch"]),
+        "conv_layer_random": shown(layer["random"]),
+        "conv_layer_steps": str(layer["ntt-sketch"]["transfer_steps"]),
         "conv_table": conv_table(),
         "conv_sap": f"{reached[sap] - reached[small]:.1f}",
         "cifar_table": cifar_table(),
