@@ -105,6 +105,7 @@ SOURCES = {
     "held-out split": lambda seed: jnp.asarray(hold_out(numbered(), 0.2, seed=seed)[1].x),
     "random mask": mask_of_half,
     "NTK-SAP": lambda seed: scores.NTKSAP(jax.random.key(seed), rounds=1)(network(0), numbered().x),
+    "weighted random": lambda s: scores.WeightedRandom(jax.random.key(s))(network(0), numbered().x),
     "score examples": image_examples,
     "sketch directions": lambda seed: ntt.sketch_directions(jax.random.key(seed), 2, 4),
     "shuffled mask": lambda seed: ntt.shuffle_mask(mask_of_half(), jax.random.key(seed)),

@@ -19,6 +19,7 @@ TAKERS = {
     "reinitialise": lambda key: ntt.reinitialise(ntt.sparsify(linear()), key),
     "Random": scores.Random,
     "NTKSAP": scores.NTKSAP,
+    "WeightedRandom": scores.WeightedRandom,
     "LeNet300100": lambda key: models.LeNet300100((1, 2, 2), 2, key=key),
     "LeNet5": lambda key: models.LeNet5((1, 16, 16), 2, key=key),
     "Conv4": lambda key: models.Conv4((1, 16, 16), 2, key=key),

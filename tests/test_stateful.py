@@ -176,6 +176,7 @@ COLD = {
     "ntk": lambda m, x, y: ntt.ntk(m, x),
     "Snip": lambda m, x, y: ntt.prune(m, ntt.scores.Snip(), 0.5, (x, y)),
     "LogitSnip": lambda m, x, y: ntt.prune(m, ntt.scores.LogitSnip(), 0.5, x),
+    "Wanda": lambda m, x, y: ntt.prune(m, ntt.scores.Wanda(), 0.5, x),
     "ntt_init": lambda m, x, y: ntt.ntt_init(m, ntt.NTTConfig(0.5, num_steps=1), optax.sgd(0.1)),
 }
 

@@ -24,7 +24,7 @@ from .._program import (
     without_dead_steps,
 )
 from .._sparse import SparseModel
-from .._types import PyTree
+from .._types import PyTree, widen
 from ..kernels import block_size, map_rows
 from ._base import split_weights
 
@@ -53,7 +53,7 @@ class InputMoments(eqx.Module):
     @property
     def norm(self) -> Float[Array, "..."]:
         """The Euclidean norm of all inputs that a weight has."""
-        return jnp.sqrt(self.count * (jnp.square(jnp.abs(self.mean)) + jnp.square(self.spread)))
+        return jnp.sqrt(self.count * (jnp.square(self.mean) + jnp.square(self.spread)))
 
 
 def input_moments(caller: str, sparse: SparseModel, x: Shaped[Array, "batch ..."]) -> PyTree:
@@ -146,9 +146,9 @@ def _moments_of_sample(
     def moments(layer: Layer, tapped: dict[Any, tuple[Array, ...]]) -> tuple[Array, Array]:
         operands = dict(zip(taps[layer.site], tapped[layer.site], strict=True))
         a = layer.weight_activations(*(operands[n] for n in layer.use.operands))
-        a = jnp.asarray(a, jnp.result_type(a, jnp.float32))
+        a = widen(a)
         mean = jnp.mean(a, axis=-1)
-        return mean, jnp.sum(jnp.square(jnp.abs(a - mean[..., None])), axis=-1)
+        return mean, jnp.sum(jnp.square(a - mean[..., None]), axis=-1)
 
     def of_sample(sample: Array) -> list[list[tuple[Array, Array]]]:
         given = dict(enumerate([*leaves, sample]))
@@ -167,7 +167,7 @@ def _joined(counts: np.ndarray, means: Array, squares: Array) -> tuple[int, Arra
     total = int(counts.sum())
     n = counts.reshape(-1, *(1,) * (means.ndim - 1)).astype(squares.dtype)
     mean = jnp.sum(n * means, axis=0) / total
-    return total, mean, jnp.sum(squares + n * jnp.square(jnp.abs(means - mean[None])), axis=0)
+    return total, mean, jnp.sum(squares + n * jnp.square(means - mean[None]), axis=0)
 
 
 def _placed(layer: Layer, values: Array) -> Array:

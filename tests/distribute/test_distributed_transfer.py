@@ -92,11 +92,13 @@ def test_train_and_evaluate(name, classes, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("score", [ntt.scores.Snip(), ntt.scores.GraSP(), ntt.scores.LogitSnip()])
+@pytest.mark.parametrize(
+    "score", [ntt.scores.Snip(), ntt.scores.GraSP(), ntt.scores.LogitSnip(), ntt.scores.Wanda()]
+)
 def test_scores(score):
     model, x = model_and_samples("mlp", 16)
     y = np.arange(16) % 4
-    batch = x if isinstance(score, ntt.scores.LogitSnip) else (x, y)
+    batch = x if isinstance(score, ntt.scores.AbstractLabelFreeScore) else (x, y)
     one = score(model, batch)
     with ntt.distribute():
         jax.tree.map(close, score(model, batch), one)

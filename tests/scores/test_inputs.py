@@ -209,3 +209,12 @@ def test_weighted_draws_are_plain_behind_the_first_layer(getkey):
     x = jax.random.normal(getkey(), (30, 2))
     kept = ntt.prune(model, scores.WeightedRandom(getkey()), 0.5, x).mask.layers[1].weight
     assert abs(np.asarray(kept)[:, 0].mean() - 0.5) < 0.02
+
+
+def test_float64_stays_and_complex_weights_are_refused(getkey, x64):
+    x = jax.random.normal(getkey(), (7, 4), jnp.float64)
+    layer = lambda dtype: eqx.nn.Linear(4, 3, use_bias=False, dtype=dtype, key=getkey())
+    (wide,) = moments_of(layer(jnp.float64), x)
+    np.testing.assert_allclose(wide.spread[0], np.std(np.asarray(x), axis=0), rtol=1e-12)
+    with pytest.raises(ValueError, match=r"layers\[0\]\.weight is used other than"):
+        moments_of(Net([layer(jnp.complex128), jnp.abs]), x.astype(jnp.complex128))
