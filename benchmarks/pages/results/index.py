@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from . import few_channels, few_labels, other_training, search, shares, ultra_sparse
+from . import cifar_10, few_channels, few_labels, other_training, search, shares, ultra_sparse
 from .raw import LABELS, claim, rounded, table
 from .rivals import FAIR, fair_means, fair_values, mnist_values
 
@@ -82,6 +82,7 @@ def facts() -> dict[str, Any]:
         "Random masks with SynFlow's shares are as good as NTT at 1 %.",
     )
     return {
+        "cifar_10": cifar_10.facts(),
         "few_channels": few_channels.facts(),
         "search": search.facts(),
         "shares": shares.facts(),
