@@ -20,7 +20,7 @@ from .._sparse import SparseModel
 from .._types import MaskTree, ScoreTree, at_trace_time
 from ._allocation import Allocation, check_density, layer_shapes, whole_counts
 from ._collapse import is_traced
-from ._pattern import AbstractOrdered, AbstractPattern, Unstructured, check_not_stacked
+from ._pattern import AbstractOrdered, AbstractPattern, Unstructured, check_order
 from ._select import select_each
 
 
@@ -123,12 +123,12 @@ def _built(
             "make_mask: scope='global' takes one density, no allocation and no N:M pattern; "
             "these set the densities of layers, which only scope='layer' keeps."
         )
-    if isinstance(pattern, AbstractOrdered):
-        check_not_stacked(pattern, scores)
     # Only a Module is a network with ends to spare, and explicit densities by layer win over it.
     shapes = layer_shapes(scores)
     network = isinstance(scores, eqx.Module) and not isinstance(density, Mapping)
     spared = pattern.spared(shapes) if network else ()
+    if isinstance(pattern, AbstractOrdered):
+        check_order(pattern, scores, spared)
     chosen = {name: leaf for name, leaf in layers.items() if name not in spared}
     of_chosen = {name: shapes[name] for name in chosen}
     if scope == "layer":

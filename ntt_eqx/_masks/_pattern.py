@@ -4,12 +4,13 @@ import abc
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
@@ -225,17 +226,26 @@ class AbstractOrdered(AbstractLayerPattern):
             )
 
 
-def check_not_stacked(pattern: AbstractOrdered, scores: Any) -> None:
-    """Raise `ValueError` for scores of stacked layers, whose weights have axes before the outputs.
+def check_order(pattern: AbstractOrdered, scores: Any, spared: Collection[str] = ()) -> None:
+    """Raise `ValueError` for scores of layers of Equinox whose weights have another order.
 
-    `eqx.filter_vmap` over the making of layers stacks them.
+    Those of `spared` stay whole in any order.
+
+    `eqx.filter_vmap` over the making of layers stacks them, with an axis before the outputs; and an
+    embedding is `[inputs, outputs]`.
     """
+    reads = f"make_mask: the pattern {pattern} reads weights as [outputs, inputs, *window], but"
+    give = "Give the order of all layers: InLayout(pattern, weight_layouts(model, x))"
     for name, shape in layer_shapes(scores).items():
         if isinstance(shape, StackShape):
+            raise ValueError(f"{reads} {name} of shape {tuple(shape)} is a stack of them. {give}.")
+    is_embedding = lambda node: isinstance(node, eqx.nn.Embedding)
+    for path, node in jtu.tree_leaves_with_path(scores, is_leaf=is_embedding):
+        name = f"{jtu.keystr(path)}.weight"
+        if is_embedding(node) and node.weight is not None and name not in spared:
             raise ValueError(
-                f"make_mask: the pattern {pattern} reads weights as [outputs, inputs, *window], "
-                f"but {name} of shape {tuple(shape)} is a stack of them. Give the order of all "
-                "layers: InLayout(pattern, weight_layouts(model, x))."
+                f"{reads} {name} of an Embedding is [inputs, outputs]. {give}, "
+                "or leave it dense: sparsify(model, where)."
             )
 
 

@@ -221,7 +221,7 @@ def _look(name: str) -> tuple[str, str, Any]:
 
 
 _OWN_COLOURS = ("#AA4499", "#661100", "#6699CC", "#DDCC77")  # of Tol's muted palette
-_OWN_MARKERS = ("H", "8", "1", "2", "3", "4")
+_OWN_MARKERS = ("1", "2", "3", "4")
 
 
 def own_method(text: str, thing: Any) -> Method:

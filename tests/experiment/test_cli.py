@@ -247,7 +247,7 @@ def test_presets_and_config_files_set_the_defaults(capsys, tmp_path):
     path.write_text(json.dumps({"datasets": ["fashion-mnist-mini"], "seeds": [7]}))
     assert main(["compare", "--config", str(path), "--plan-only", "--seeds", "8"]) == 0
     said = capsys.readouterr().out
-    assert "seed:     8" in said and "6 networks" in said
+    assert "seed:     8" in said and "7 networks" in said
     path.write_text('{"seed": 3}')
     assert main(["compare", "--config", str(path), "--plan-only"]) == 2
     assert "unknown field 'seed'. Did you mean 'seeds'" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def lines(**fields):
 def test_each_method_has_its_published_scope():
     found = {line.method: line.scope for line in lines(methods=tuple(METHODS))}
     layer = {"ntt", "ntt-ambient", "ntt-sketch", "random", "logit-snip", "ntt-gradient"}
-    layer |= {"gmp", "rigl", "set"}
+    layer |= {"gmp", "rigl", "set", "wanda", "weighted-random"}
     assert {name for name, scope in found.items() if scope == "layer"} == layer
     assert {name for name, scope in found.items() if scope == ""} == {"dense"}
     assert set(found.values()) == {"layer", "global", ""}
@@ -44,6 +44,7 @@ def test_each_method_has_its_published_scope():
 def test_the_default_comparison_is_of_published_baselines():
     found = lines()
     assert Line("random", "erk", "") in found and Line("snip", "global", "") in found
+    assert Line("weighted-random", "erk", "") in found
     assert Line("ntt", "layer", "") in found and Line("dense", "", "") in found
 
 

@@ -305,6 +305,46 @@ class Stack(eqx.Module):
         return self.head(jax.lax.scan(one, x, arrays)[0])
 
 
+class Inside(eqx.Module):
+    first: eqx.nn.Linear
+    table: eqx.nn.Embedding
+    head: eqx.nn.Linear
+
+    def __call__(self, x):
+        place = jnp.sum(self.first(x)).astype(jnp.int32)
+        return self.head(self.table(place))
+
+
+@pytest.mark.parametrize(
+    "pattern", [masks.NM(2, 4), masks.Block((4, 4)), masks.Channels(), masks.ConstantFanIn()]
+)
+def test_embeddings_need_their_order(pattern, getkey):
+    """They are stored with inputs first, which patterns would take for outputs."""
+    linear = lambda n, m: eqx.nn.Linear(n, m, key=getkey())
+    model = Inside(linear(8, 8), eqx.nn.Embedding(12, 8, key=getkey()), linear(8, 4))
+    score = scores.Random(getkey())
+    with pytest.raises(ValueError, match=r"\.table\.weight of an Embedding is \[inputs, outputs\]"):
+        prune(model, score, masks.Sparsity(0.5, pattern=pattern))
+    laid = masks.InLayout(pattern, weight_layouts(model, jnp.ones((2, 8))))
+    kept = prune(model, score, masks.Sparsity(0.5, pattern=laid)).mask.table.weight
+    if isinstance(pattern, masks.NM):
+        assert (kept.reshape(3, 4, 8).sum(1) == 2).all()
+
+
+class Tokens(eqx.Module):
+    table: eqx.nn.Embedding
+    hidden: eqx.nn.Linear
+    head: eqx.nn.Linear
+
+
+def test_embeddings_that_are_spared_stay_whole(getkey):
+    linear = lambda n, m: eqx.nn.Linear(n, m, key=getkey())
+    model = Tokens(eqx.nn.Embedding(12, 8, key=getkey()), linear(8, 8), linear(8, 4))
+    pattern = masks.Channels(spare=(".table.weight", ".head.weight"))
+    found = prune(model, scores.Random(getkey()), masks.Sparsity(0.5, pattern=pattern))
+    assert bool(found.mask.table.weight.all()) and not bool(found.mask.hidden.weight.all())
+
+
 @pytest.mark.parametrize(
     "pattern", [masks.NM(2, 4), masks.Block((4, 4)), masks.Channels(), masks.ConstantFanIn()]
 )
