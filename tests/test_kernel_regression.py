@@ -234,3 +234,13 @@ def test_what_does_not_fit_is_refused_by_name(rng):
     for message, call in refused:
         with pytest.raises(ValueError, match=f"^{message}"):
             call()
+
+
+def test_kernels_of_no_samples_are_refused():
+    empty = np.zeros((0, 0), np.float32)
+    for use in (
+        ntt.kernel_eigenvalues,
+        lambda k: ntt.fit_kernel_ridge(k, np.zeros((0, 2), np.float32)),
+    ):
+        with pytest.raises(ValueError, match="of no samples"):
+            use(empty)

@@ -308,6 +308,8 @@ def symmetric_kernel(caller: str, theta: Any) -> Array:
             f"{caller}: needs the kernel of a batch with itself, [N, N, ...]; got shape "
             f"{theta.shape}."
         )
+    if theta.size == 0:
+        raise ValueError(f"{caller}: the kernel is of no samples, its shape is {theta.shape}.")
     if not isinstance(theta, Tracer):
         check_finite(caller, "theta", theta)
         largest = float(jnp.abs(theta).max())

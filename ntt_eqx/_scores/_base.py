@@ -117,6 +117,26 @@ def batch_of_shape(caller: str, x: Any) -> tuple[int, ...]:
     return shape
 
 
+def check_takes_reals(caller: str, sparse: SparseModel, x: Any) -> None:
+    """Raise `ValueError` if `x` are whole numbers and the model takes no others, as token ids.
+
+    Scores by paths, and those of random inputs, give it real numbers of their shape.
+    """
+    x = inputs_of(caller, x)
+    if not jnp.issubdtype(getattr(x, "dtype", jnp.float32), jnp.integer):
+        return
+    weights, _ = split_weights(sparse.model, sparse.mask)
+    dtype = jnp.result_type(*jax.tree.leaves(weights))
+    try:
+        sample_output(caller, as_inference(sparse), jax.ShapeDtypeStruct(x.shape[1:], dtype))
+    except ValueError as error:
+        raise ValueError(
+            f"{caller}: gives the model real numbers of the inputs' shape, which it does not take; "
+            f"its inputs are {x.dtype}, as token ids. Score a model that begins behind the "
+            "embedding, or take Magnitude, LAMP, Snip or LogitSnip."
+        ) from error
+
+
 def read_inputs(
     caller: str, model: PyTree, x: Any, use: Callable[[SparseModel, Array], Any] | None = None
 ) -> tuple[SparseModel, Array]:

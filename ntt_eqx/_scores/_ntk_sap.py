@@ -19,6 +19,7 @@ from ._base import (
     AbstractDrawingScore,
     AbstractLabelFreeScore,
     batch_of_shape,
+    check_takes_reals,
     split_weights,
     widened,
 )
@@ -61,6 +62,7 @@ class NTKSAP(AbstractLabelFreeScore, AbstractDrawingScore):
         """Score the prunable weights of `model`; of `x` only the shape `[batch, ...]` is used."""
         shape = batch_of_shape("NTKSAP", x)
         sparse = widened(sparsify(model))
+        check_takes_reals("NTKSAP", sparse, x)
         total, numbers = _zeros(sparse), np.arange(self.rounds, dtype=np.int32)
         if is_traced(total):
             add = lambda total, number: (_add_round(total, number, self, sparse, shape), None)

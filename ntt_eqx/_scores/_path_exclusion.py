@@ -8,7 +8,7 @@ from jaxtyping import Array
 from .._examples import Samples, as_inference
 from .._sparse import SparseModel
 from .._types import PyTree, ScoreTree
-from ._base import AbstractLabelFreeScore, read_inputs, split_weights
+from ._base import AbstractLabelFreeScore, check_takes_reals, read_inputs, split_weights
 from ._paths import activation_pattern, apply_gated, path_network, without_normalisation
 
 
@@ -37,7 +37,9 @@ class PathExclusion(AbstractLabelFreeScore):
 
     def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
         """Score the prunable weights of `model` on inputs `x` of shape `[batch, ...]`."""
-        return _path_exclusion(*read_inputs("PathExclusion", model, x))
+        sparse, x = read_inputs("PathExclusion", model, x)
+        check_takes_reals("PathExclusion", sparse, x)
+        return _path_exclusion(sparse, x)
 
 
 _LITTLE = 2.0**-60

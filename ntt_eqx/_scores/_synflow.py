@@ -11,7 +11,7 @@ from .._masks._collapse import is_traced
 from .._parameters import parameters
 from .._sparse import SparseModel, sparsify
 from .._types import PyTree, ScoreTree, widen
-from ._base import AbstractLabelFreeScore, batch_of_shape, split_weights
+from ._base import AbstractLabelFreeScore, batch_of_shape, check_takes_reals, split_weights
 from ._paths import path_network, without_normalisation
 
 _SHRINK = 2.0**-20
@@ -33,7 +33,9 @@ class SynFlow(AbstractLabelFreeScore):
 
     def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
         """Score the prunable weights of `model`; of `x` only the shape `[batch, ...]` is used."""
-        scores, finite = _synflow(sparsify(model), batch_of_shape("SynFlow", x)[1:])
+        sparse, shape = sparsify(model), batch_of_shape("SynFlow", x)
+        check_takes_reals("SynFlow", sparse, x)
+        scores, finite = _synflow(sparse, shape[1:])
         if not is_traced(finite) and not bool(finite):
             raise ValueError("SynFlow: the scores overflow in spite of scaling; use float64.")
         return scores

@@ -124,6 +124,24 @@ def test_scores_that_want_only_a_shape_ignore_values(tiny, batch):
         assert eqx.tree_equal(other, ALL[name](tiny, batch[0]))
 
 
+@pytest.mark.parametrize("name", ["synflow", "ntk_sap", "path_exclusion"])
+def test_scores_that_give_real_numbers_refuse_models_of_tokens(name, getkey):
+    one, two = getkey(), getkey()
+
+    class Tokens(eqx.Module):
+        table: eqx.nn.Embedding
+        head: eqx.nn.Linear
+
+        def __call__(self, x):
+            return self.head(jnp.mean(jax.vmap(self.table)(x), axis=0))
+
+    model = Tokens(eqx.nn.Embedding(9, 4, key=one), eqx.nn.Linear(4, 3, key=two))
+    with pytest.raises(ValueError, match="real numbers .* int32, as token ids.*behind the embedd"):
+        ALL[name](model, np.zeros((2, 5), np.int32))
+    images = np.zeros((2, 4), np.uint8)  # a model of real numbers takes them
+    assert ALL["synflow"](model.head, images).weight.shape == (3, 4)
+
+
 def test_bfloat16_models(getkey):
     short = eqx.nn.MLP(4, 3, 5, 1, key=getkey(), dtype=jnp.bfloat16)
     x = jax.random.normal(getkey(), (6, 4), jnp.bfloat16)
