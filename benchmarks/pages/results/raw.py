@@ -16,6 +16,7 @@ NAMES = {
     "ntt-sketch": "**NTT, sketched kernel**",
     "magnitude": "magnitude",
     "random": "random",
+    "weighted-random": "random by variance",
     "snip": "SNIP",
     "logit-snip": "logit-SNIP",
     "grasp": "GraSP",
