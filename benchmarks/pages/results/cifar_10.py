@@ -43,7 +43,7 @@ def cifar_table() -> str:
     return table(["mask", "on a sixth of the units", "on all units"], [False, True, True], rows)
 
 
-BY_LAYER = ("random", "ntt-sketch")  # with the same share in every layer of Conv-4
+BY_LAYER = ("random", "snip", "ntt-sketch")  # with the same share in every layer of Conv-4
 
 
 def by_layer(method: str) -> dict[str, Any]:
@@ -121,10 +121,12 @@ def facts() -> dict[str, str]:
     ends = {method: 100 * result["test_accuracy"] for method, result in layer.items()}
     over = ends["ntt-sketch"] - ends["random"]
     claim(over > 3, "By layer NTT is far ahead of random masks.")
+    claim(ends["ntt-sketch"] > ends["snip"] + 2, "It is ahead of SNIP.")
     claim(max(ends.values()) < mean(conv[None]), "ERK's shares are worth more.")
     return {
         "conv_layer_lead": f"{over:.1f}",
         "conv_layer_ntt": shown(layer["ntt-sketch"]),
+        "conv_layer_snip": shown(layer["snip"]),
         "conv_layer_random": shown(layer["random"]),
         "conv_layer_steps": str(layer["ntt-sketch"]["transfer_steps"]),
         "conv_table": conv_table(),
