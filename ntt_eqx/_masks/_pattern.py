@@ -219,36 +219,40 @@ class AbstractOrdered(AbstractLayerPattern):
         """
         if _FOREIGN.search(name):
             raise ValueError(
-                f"make_mask: the pattern {self} reads weights as [outputs, inputs, *window], as "
-                f"Equinox stores them, and nothing says that {name} has that order; a `kernel` of "
-                "Flax and a `w` of Haiku have another. Give the order of all layers: "
-                "InLayout(pattern, weight_layouts(model, x))."
+                f"{_reads(self)}, as Equinox stores them, and nothing says that {name} has that "
+                f"order; a `kernel` of Flax and a `w` of Haiku have another. {_GIVE_ORDER}."
             )
 
 
-def check_order(pattern: AbstractOrdered, scores: Any, spared: Collection[str] = ()) -> None:
+def check_order(pattern: AbstractOrdered, scores: Any, spared: Collection[str]) -> None:
     """Raise `ValueError` for scores of layers of Equinox whose weights have another order.
 
-    Those of `spared` stay whole in any order.
+    Layers in `spared` stay whole, whatever their order is.
 
     `eqx.filter_vmap` over the making of layers stacks them, with an axis before the outputs; and an
     embedding is `[inputs, outputs]`.
     """
-    reads = f"make_mask: the pattern {pattern} reads weights as [outputs, inputs, *window], but"
-    give = "Give the order of all layers: InLayout(pattern, weight_layouts(model, x))"
     for name, shape in layer_shapes(scores).items():
         if isinstance(shape, StackShape):
-            raise ValueError(f"{reads} {name} of shape {tuple(shape)} is a stack of them. {give}.")
+            raise ValueError(
+                f"{_reads(pattern)}, but {name} of shape {tuple(shape)} is a stack of them. "
+                f"{_GIVE_ORDER}."
+            )
     is_embedding = lambda node: isinstance(node, eqx.nn.Embedding)
     for path, node in jtu.tree_leaves_with_path(scores, is_leaf=is_embedding):
         name = f"{jtu.keystr(path)}.weight"
         if is_embedding(node) and node.weight is not None and name not in spared:
             raise ValueError(
-                f"{reads} {name} of an Embedding is [inputs, outputs]. {give}, "
-                "or leave it dense: sparsify(model, where)."
+                f"{_reads(pattern)}, but {name} of an Embedding is [inputs, outputs]. "
+                f"{_GIVE_ORDER}, or leave it dense: sparsify(model, where)."
             )
 
 
+def _reads(pattern: AbstractOrdered) -> str:
+    return f"make_mask: the pattern {pattern} reads weights as [outputs, inputs, *window]"
+
+
+_GIVE_ORDER = "Give the order of all layers: InLayout(pattern, weight_layouts(model, x))"
 # A parameter of `eqx.Partial(f, params)`; a name of Flax Linen, Haiku, Flax NNX.
 _FOREIGN = re.compile(r"(^|\.)(args|keywords)\[|\['(kernel|w|embeddings?)'\]$|\.value$")
 

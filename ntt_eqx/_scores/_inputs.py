@@ -1,4 +1,4 @@
-"""What the weights of a layer are multiplied with: mean and spread over a batch."""
+"""The mean and the spread, over a batch, of the inputs that each weight is multiplied with."""
 
 import math
 from collections.abc import Callable

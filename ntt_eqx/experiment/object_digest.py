@@ -101,7 +101,7 @@ def _attributes(thing: Any) -> dict[str, Any]:
 
 
 def _stored(thing: Any) -> Any:
-    """What pickle would make an object from; nothing where it refuses."""
+    """Return what pickle would store of an object; nothing where pickle refuses."""
     by_table = copyreg.dispatch_table.get(type(thing))
     try:
         found = by_table(thing) if by_table is not None else thing.__reduce_ex__(2)

@@ -1,4 +1,4 @@
-"""What weights are multiplied with: Wanda and weighted draws against plain sums over inputs."""
+"""Moments of inputs, Wanda and weighted draws agree with plain sums over inputs."""
 
 import equinox as eqx
 import jax
@@ -41,9 +41,7 @@ def test_dense_layers_see_what_the_masked_network_computes(getkey):
     model = eqx.nn.MLP(5, 3, 7, 1, key=getkey())
     x = jax.random.normal(getkey(), (11, 5)) * jnp.arange(5.0)[None] + 2
     sparse = ntt.prune(model, scores.Random(getkey()), 0.5)
-    first, second = jax.tree.leaves(
-        input_moments("test", sparse, x), is_leaf=lambda node: isinstance(node, InputMoments)
-    )
+    first, second = moments_of(sparse, x)
     hidden = jax.nn.relu(jax.vmap(ntt.apply_mask(sparse.model, sparse.mask).layers[0])(x))
     check(first, np.broadcast_to(x[:, None], (11, 7, 5)))
     check(second, np.broadcast_to(hidden[:, None], (11, 3, 7)))

@@ -13,6 +13,7 @@ from .raw import (
     load,
     mask_of,
     mean,
+    of_one,
     table,
     values,
     with_error,
@@ -46,12 +47,6 @@ def cifar_table() -> str:
 BY_LAYER = ("random", "snip", "ntt-sketch")  # with the same share in every layer of Conv-4
 
 
-def by_layer(method: str) -> dict[str, Any]:
-    """The result of one mask of Conv-4 that keeps the same share in every layer."""
-    (found,) = (r for r in load("cifar_conv") if (r["method"], r["mask"]) == (method, ""))
-    return found
-
-
 CONV = {  # method and mask at 3 % of Conv-4, by what a row is called
     "**NTT**, ERK, on a quarter": ("ntt-sketch", mask_of("ntt-sketch", "1/4")),
     "**NTT's mask**, initial weights": ("ntt-sketch", mask_of("ntt-sketch", "1/4", True)),
@@ -61,25 +56,18 @@ CONV = {  # method and mask at 3 % of Conv-4, by what a row is called
 }
 
 
-def conv_result(name: str) -> dict[str, Any]:
+def conv_result(method: str, mask: str) -> dict[str, Any]:
     """The result of one mask of Conv-4."""
-    method, mask = CONV[name]
     (found,) = (r for r in load("cifar_conv") if (r["method"], r["mask"]) == (method, mask))
     return found
-
-
-def shown(result: dict[str, Any]) -> str:
-    """An accuracy and the standard error of its test images."""
-    error = of_test_images(result) or 0.0
-    return f"{100 * result['test_accuracy']:.2f} ± {100 * error:.2f}"
 
 
 def conv_table() -> str:
     """Masks of Conv-4 on a quarter of the channels, and a dense network of as many weights."""
     rows = []
-    for name in CONV:
-        result = conv_result(name)
-        cells = [shown(result), f"{100 * result['kept_density']:.1f}"]
+    for name, place in CONV.items():
+        result = conv_result(*place)
+        cells = [of_one(result), f"{100 * result['kept_density']:.1f}"]
         cells += [f"{result[f'{phase}_seconds'] / 60:.0f}" for phase in ("transfer", "train")]
         rows.append([name, *cells])
     header = ["mask", "accuracy (%)", "weights (%)", "minutes of transfer", "of training"]
@@ -109,15 +97,15 @@ def facts() -> dict[str, str]:
         )
         for share in ("1/4", None)
     }
-    reached = {name: 100 * conv_result(name)["test_accuracy"] for name in CONV}
+    reached = {n: 100 * conv_result(*place)["test_accuracy"] for n, place in CONV.items()}
     *names, small = CONV
     chance, sap = names[-2:]
-    error = 100 * (of_test_images(conv_result(chance)) or 0.0)
+    error = 100 * (of_test_images(conv_result(*CONV[chance])) or 0.0)
     apart = lambda one, two: abs(reached[one] - reached[two]) > 2 * 2**0.5 * error
     claim(not any(apart(n, small) for n in names if n != sap), "All but one are level with dense.")
     claim(apart(sap, small), "NTK-SAP is ahead of the small dense network.")
     claim(not any(apart(name, chance) for name in names), "All are level with random.")
-    layer = {method: by_layer(method) for method in BY_LAYER}
+    layer = {method: conv_result(method, "") for method in BY_LAYER}
     ends = {method: 100 * result["test_accuracy"] for method, result in layer.items()}
     over = ends["ntt-sketch"] - ends["random"]
     claim(over > 3, "By layer NTT is far ahead of random masks.")
@@ -125,9 +113,9 @@ def facts() -> dict[str, str]:
     claim(max(ends.values()) < mean(conv[None]), "ERK's shares are worth more.")
     return {
         "conv_layer_lead": f"{over:.1f}",
-        "conv_layer_ntt": shown(layer["ntt-sketch"]),
-        "conv_layer_snip": shown(layer["snip"]),
-        "conv_layer_random": shown(layer["random"]),
+        "conv_layer_ntt": of_one(layer["ntt-sketch"]),
+        "conv_layer_snip": of_one(layer["snip"]),
+        "conv_layer_random": of_one(layer["random"]),
         "conv_layer_steps": str(layer["ntt-sketch"]["transfer_steps"]),
         "conv_table": conv_table(),
         "conv_sap": f"{reached[sap] - reached[small]:.1f}",

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ntt_eqx.experiment.results import standard_error as of_test_images
+
 RAW = pathlib.Path(__file__).parents[2] / "results"
 
 NAMES = {
@@ -78,6 +80,12 @@ def with_error(numbers: list[float], error: float | None = None, sign: str = "")
     if error is None and len(numbers) > 1:
         error = standard_error(numbers)
     return f"{mean(numbers):{sign}.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+
+def of_one(result: dict[str, Any]) -> str:
+    """The accuracy of one network, and the standard error that its test images leave."""
+    error = of_test_images(result) or 0.0
+    return with_error([100 * result["test_accuracy"]], 100 * error)
 
 
 def with_lead(leads: list[float]) -> str:

@@ -3,9 +3,8 @@
 from typing import Any
 
 from ntt_eqx.experiment.published import published_beside
-from ntt_eqx.experiment.results import standard_error as of_test_images
 
-from .raw import SETS, claim, load, mean, table, values, with_error
+from .raw import SETS, claim, load, mean, of_one, table, values, with_error
 
 ULTRA = {  # by method, scope and mask
     ("synflow", "global", "block:1x1"): "SynFlow, over all layers",
@@ -56,11 +55,10 @@ def ultra_all_table() -> str:
             if result is None:
                 cells.append("–")
                 continue
-            error = 100 * (of_test_images(result) or 0.0)
-            cells.append(f"{100 * result['test_accuracy']:.2f} ± {error:.2f}")
+            cells.append(of_one(result))
         ran = [result for result in results if result is not None]
         live = f"{100 * ran[-1]['live_units'] / ran[-1]['units']:.0f}"
-        # Of two runs of the same work the faster one had less beside it.
+        # Both runs do the same work; the faster one shared its core with less.
         rows.append([name, *cells, live, f"{min(r['seconds'] for r in ran) / 60:.0f}"])
     header = ["mask", *SETS.values(), "live units (%)", "minutes"]
     return table(header, [False, True, True, True, True], rows)
