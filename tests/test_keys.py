@@ -7,10 +7,21 @@ import numpy as np
 import optax
 import pytest
 from helpers.refusals import X, linear, unchecked
+from jaxtyping import PRNGKeyArray
 
 import ntt_eqx as ntt
 from ntt_eqx import models, scores
 from ntt_eqx._checks import check_key
+
+
+class Own(scores.AbstractLabelFreeScore, scores.AbstractDrawingScore):
+    """A user's score, which checks nothing itself."""
+
+    key: PRNGKeyArray
+
+    def __call__(self, model, x=None):
+        return scores.Random(self.key)(model, x)
+
 
 MASK = ntt.sparsify(linear()).mask
 CONFIG = ntt.NTTConfig(0.5, num_steps=1)
@@ -18,6 +29,7 @@ TAKERS = {
     "shuffle_mask": lambda key: ntt.shuffle_mask(MASK, key),
     "reinitialise": lambda key: ntt.reinitialise(ntt.sparsify(linear()), key),
     "Random": scores.Random,
+    "Own": Own,
     "NTKSAP": scores.NTKSAP,
     "WeightedRandom": scores.WeightedRandom,
     "LeNet300100": lambda key: models.LeNet300100((1, 2, 2), 2, key=key),

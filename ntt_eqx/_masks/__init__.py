@@ -16,12 +16,11 @@ from ._fan_in import ConstantFanIn as ConstantFanIn
 from ._few_channels import ChosenIndices as ChosenIndices, FewChannels as FewChannels
 from ._layout import InLayout as InLayout
 from ._make_mask import make_mask as make_mask
+from ._n_m import NM as NM
 from ._pattern import (
-    NM as NM,
     AbstractLayerPattern as AbstractLayerPattern,
     AbstractPattern as AbstractPattern,
-    Block as Block,
-    Channels as Channels,
     Unstructured as Unstructured,
 )
 from ._sparsity import GradualDensity as GradualDensity, Sparsity as Sparsity
+from ._tiles import Block as Block, Channels as Channels

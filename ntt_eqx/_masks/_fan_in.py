@@ -8,8 +8,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import check_count
-from ._pattern import AbstractOrdered, pool, spread
+from ._pattern import AbstractOrdered
 from ._select import by_index, order_keys
+from ._tiles import pool, spread
 
 
 class ConstantFanIn(AbstractOrdered):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from .._batch import inputs_of
-from .._checks import sample_of, sample_output
+from .._checks import check_key, sample_of, sample_output
 from .._distribute import left_to_xla, replicate, spread
 from .._examples import Examples, Samples, as_inference, check_examples, check_samples
 from .._sparse import SparseModel, sparsify
@@ -41,6 +41,10 @@ class AbstractDrawingScore(eqx.Module):
     """
 
     key: eqx.AbstractVar[PRNGKeyArray]
+
+    def __check_init__(self) -> None:
+        """Reject what is no key."""
+        check_key(type(self).__name__, self.key)
 
     def redrawn(self, step: Int[Array, ""] | int) -> Any:
         """The score with the key of round `step`."""

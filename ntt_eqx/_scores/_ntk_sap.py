@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from .._checks import check_key
 from .._examples import Samples
 from .._masks import is_traced
 from .._sparse import SparseModel, map_masked, sparsify
@@ -51,7 +50,6 @@ class NTKSAP(AbstractLabelFreeScore, AbstractDrawingScore):
     initialise: Callable[[PRNGKeyArray], Any] | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        check_key("NTKSAP", self.key)
         if self.rounds < 1 or not self.epsilon > 0:
             raise ValueError(
                 "NTKSAP: needs at least one round and epsilon above 0, "

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from .._checks import check_key
 from .._examples import Samples
 from .._sparse import sparsify
 from .._types import PyTree, ScoreTree
@@ -19,10 +18,6 @@ class Random(AbstractLabelFreeScore, AbstractDrawingScore):
     """
 
     key: PRNGKeyArray
-
-    def __check_init__(self) -> None:
-        """Reject what is no key."""
-        check_key("Random", self.key)
 
     def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
         """Score the prunable weights of `model`; `x` is not looked at."""

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_key
 from .._examples import Samples
 from .._types import PyTree, ScoreTree
 from ._base import AbstractDrawingScore, AbstractLabelFreeScore, read_inputs
@@ -34,10 +33,6 @@ class WeightedRandom(AbstractLabelFreeScore, AbstractDrawingScore):
     """
 
     key: PRNGKeyArray
-
-    def __check_init__(self) -> None:
-        """Reject what is no key."""
-        check_key("WeightedRandom", self.key)
 
     def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
         """Score the prunable weights of `model` on inputs `x` of shape `[batch, ...]`."""
