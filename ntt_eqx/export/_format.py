@@ -173,10 +173,9 @@ def _compared(
         raise ExportError(f"{caller}: the file cannot be run ({error}).") from error
     with jax.default_matmul_precision("highest"):
         outputs = np.asarray(_outputs(plain, jnp.asarray(x)))
-    if together.shape != outputs.shape:
-        raise ExportError(
-            f"{caller}: the file gives outputs {together.shape}, the model {outputs.shape}."
-        )
+    found, own = (f"{a.dtype} {list(a.shape)}" for a in (together, outputs))
+    if found != own:
+        raise ExportError(f"{caller}: the file gives outputs {found}, the model {own}.")
     if tolerance is None:
         rounds = jnp.issubdtype(outputs.dtype, jnp.inexact)
         tolerance = max(1e-5, 8 * float(jnp.finfo(outputs.dtype).eps) if rounds else 0.0)

@@ -56,7 +56,7 @@ class _Writer:
 
     def constant(self, value: Any) -> Any:
         """How an operand refers to a constant: numbers stand in the program itself."""
-        array = np.asarray(value)
+        array = np.asarray(value, value.dtype)  # a literal of JAX is a Python number with a dtype
         if str(array.dtype) not in DTYPES:
             raise NotImplementedError(f"{self.caller}: no NumPy form of the dtype {array.dtype}.")
         if array.ndim == 0:

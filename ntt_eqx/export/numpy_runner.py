@@ -205,7 +205,17 @@ def _resolve(sizes: Sequence[int], batch: int) -> tuple[int, ...]:
 def _divide(a: Any, b: Any) -> Any:
     if np.asarray(a).dtype.kind == "f":
         return np.divide(a, b)
-    return (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype)
+    # The remainder has the sign of `a`, so that the quotient is exact; all ones over 0, as in XLA.
+    return np.where(b == 0, np.invert(np.zeros_like(b)), (a - np.fmod(a, b)) // b)
+
+
+def _remainder(a: Any, b: Any) -> Any:
+    rest = np.fmod(a, b)
+    return rest if np.asarray(a).dtype.kind == "f" else np.where(b == 0, a, rest)
+
+
+def _power(x: Any, y: Any) -> Any:
+    return np.power(x, np.asarray(y).astype(x.dtype))
 
 
 def _select(which: Any, *cases: Any) -> Any:
@@ -228,7 +238,7 @@ _PLAIN: dict[str, Operation] = {
     "gt": np.greater, "is_finite": np.isfinite, "le": np.less_equal, "lgamma": special.gammaln,
     "log": np.log, "log1p": np.log1p, "logistic": special.expit, "lt": np.less,
     "max": np.maximum, "min": np.minimum, "mul": np.multiply, "ne": np.not_equal,
-    "neg": np.negative, "not": np.invert, "or": np.bitwise_or, "pow": np.power, "rem": np.fmod,
+    "neg": np.negative, "not": np.invert, "or": np.bitwise_or, "pow": _power, "rem": _remainder,
     "rsqrt": _reciprocal_root, "select_n": _select, "sign": np.sign, "sin": np.sin,
     "sinh": np.sinh, "sqrt": np.sqrt, "square": np.square, "stop_gradient": lambda x: x,
     "sub": np.subtract, "tan": np.tan, "tanh": np.tanh, "xor": np.bitwise_xor,
@@ -244,7 +254,12 @@ def _integer_pow(params: Any, arrays: Arrays) -> Operation:
 def _round(params: Any, arrays: Arrays) -> Operation:
     if params["to_even"]:
         return lambda batch, x: np.round(x)
-    return lambda batch, x: np.copysign(np.floor(np.abs(x) + np.asarray(0.5, x.dtype)), x)
+
+    def away_from_zero(batch: int, x: Any) -> Any:
+        whole = np.trunc(x)
+        return np.where(np.abs(x - whole) < 0.5, whole, whole + np.copysign(1, x))
+
+    return away_from_zero
 
 
 def _convert(params: Any, arrays: Arrays) -> Operation:
@@ -451,7 +466,10 @@ def _top_k(params: Any, arrays: Arrays) -> Operation:
     k = int(params["k"])
 
     def operation(batch: int, x: Any) -> Any:
-        order = np.argsort(-x, -1, kind="stable")[..., :k]
+        # NaN first, and of equal ones that of the lowest index: the end of the ascending order of
+        # the reversed entries. Integers have no negative of their least one.
+        last = np.argsort(x[..., ::-1], -1, kind="stable")[..., ::-1][..., :k]
+        order = x.shape[-1] - 1 - last
         return np.take_along_axis(x, order, -1), order.astype(np.int32)
 
     return operation

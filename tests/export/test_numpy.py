@@ -129,6 +129,39 @@ def test_numbers_beyond_a_range_of_integers_become_its_ends(tmp_path, dtype):
     np.testing.assert_array_equal(load_numpy(tmp_path / "a.npz")(x), jax.vmap(model)(x))
 
 
+EDGES = {
+    "a literal beside a float": lambda x: jax.lax.clamp(-1.0, x, 2.0),
+    "powers by integers": lambda x: jax.lax.pow(x, jnp.arange(x.size, dtype=jnp.int32) - 2),
+    "halves away from zero": jax.lax.round,
+    "the largest": lambda x: jax.lax.top_k(x, 5)[0],
+    "places of the largest": lambda x: jax.lax.top_k(x, 5)[1],
+    "the largest bytes": lambda x: jax.lax.top_k(x.astype(jnp.uint8), 5)[0],
+    "the largest signed bytes": lambda x: jax.lax.top_k(x.astype(jnp.int8), 12)[1],
+    "quotients": lambda x: jax.lax.div(x.astype(jnp.int8), jnp.roll(x, 1).astype(jnp.int8)),
+    "remainders": lambda x: jax.lax.rem(x.astype(jnp.int8), jnp.roll(x, 1).astype(jnp.int8)),
+    "quotients of bytes": lambda x: x.astype(jnp.uint8) // jnp.uint8(7),
+}
+
+
+@pytest.mark.parametrize("case", EDGES)
+def test_operations_at_the_ends_of_their_ranges(tmp_path, case):
+    """As in XLA, in values and dtype, also where the samples of the export have none of these."""
+
+    class Edge(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, x):
+            return self.weight * EDGES[case](x).astype(jnp.float32)
+
+    model = Edge(jnp.ones(()))
+    save_numpy(tmp_path / "a.npz", model, np.linspace(1, 3, 12, dtype=np.float32)[None])
+    ends = [-np.inf, -128, -2.5, -0.5, 0, 0.49999997, 1, 1, 2.5, 127, 255, np.nan]
+    x = np.stack([ends, ends[::-1]]).astype(np.float32)
+    found = load_numpy(tmp_path / "a.npz")(x)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, jax.vmap(model)(x))
+
+
 def test_without_jax_and_without_this_package(tmp_path, small, file):
     """The runner's file alone, in a process in which no import of either can succeed."""
     sparse, x = small
