@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Integer, Shaped
 from ._batch import as_array, pair
 from ._checks import check_batch, check_finite, sample_of, sample_output
 from ._sparse import SparseModel
-from ._types import PyTree
+from ._types import PyTree, at_trace_time
 
 Samples: TypeAlias = Shaped[Array | np.ndarray, "batch ..."]
 """Model inputs, one leading batch axis; jax or numpy."""
@@ -105,7 +105,8 @@ def check_labels(caller: str, y: Any, classes: int) -> None:
     """Raise `ValueError` when a label is known to lie outside of `[0, classes)`."""
     if isinstance(y, Tracer):
         return
-    low, high = int(y.min()), int(y.max())
+    with at_trace_time():  # labels may be a constant of a traced function
+        low, high = int(y.min()), int(y.max())
     if not 0 <= low <= high < classes:
         raise ValueError(f"{caller}: labels must lie in [0, {classes}), got {low} to {high}.")
 

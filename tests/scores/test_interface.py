@@ -211,6 +211,16 @@ def test_pairs_of_every_form_are_examples(form, tiny, batch):
     assert eqx.tree_equal(found, scores.prune(tiny, scores.Snip(), 0.5, batch))
 
 
+@pytest.mark.parametrize("name", sorted(SUPERVISED))
+def test_labels_may_be_constants_of_a_traced_function(name, tiny, batch):
+    """They have values there, which are looked at."""
+    x, y = batch[0], jnp.asarray(batch[1])
+    call = lambda y: eqx.filter_jit(lambda model: ALL[name](model, (x, y)))(tiny)
+    assert eqx.tree_equal(call(y), ALL[name](tiny, (x, y)), rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="labels must lie in"):
+        call(y + 99)
+
+
 def test_works_under_jit(tiny, batch):
     for name in ("snip", "synflow"):
         jitted = eqx.filter_jit(lambda model, seen, name=name: ALL[name](model, seen))
