@@ -156,8 +156,9 @@ def test_transfer_then_train_then_evaluate(tmp_path, capsys):
     assert main(["transfer", "--out", one, *options]) == 0
     result = read(tmp_path / "transfer/result.json")
     assert result["test_accuracy"] is None and result["kernel_distance"] > 0
-    train = ["--dataset", DATASET, "--training.epochs", "2", "--training.batch-size", "8"]
+    train = ["--training.epochs", "2", "--training.batch-size", "8"]
     assert main(["train", "--start", one, "--out", two, *train]) == 0
+    assert read(tmp_path / "train/config.json")["dataset"] == DATASET  # as the network's file says
     capsys.readouterr()
     assert main(["evaluate", two, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

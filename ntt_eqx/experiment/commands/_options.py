@@ -69,7 +69,8 @@ class NetworkOptions(RunOptions):
     """Options of every command that makes one network.
 
     Attributes:
-        dataset: images to use; NAME:0,1:250 takes 250 images of two classes.
+        dataset: images to use, fashion-mnist-mini if nothing is said; NAME:0,1:250 takes 250 images
+            of two classes.
         model: the dense network's architecture.
         method: how the mask is chosen; `ntt` matches the active kernel, `ntt-ambient` the ambient
             one, `ntt-sketch` a few random directions of the latter. `ntt-eqx compare --help` has
@@ -82,7 +83,7 @@ class NetworkOptions(RunOptions):
         scoring: the scores that choose masks.
     """
 
-    dataset: str = "fashion-mnist-mini"
+    dataset: str | None = None
     model: str = "lenet-300-100"
     method: str = "ntt"
     scope: Scope = "published"
@@ -94,7 +95,7 @@ class NetworkOptions(RunOptions):
     def cell(self, **changes: Any) -> Cell:
         """The network that is asked for, its settings checked."""
         settings = CompareSettings(
-            datasets=(self.dataset,),
+            datasets=(self.dataset or "fashion-mnist-mini",),
             models=(self.model,),
             methods=changes.pop("methods", (self.method,)),
             scopes=(self.scope,),

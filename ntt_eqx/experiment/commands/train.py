@@ -6,7 +6,9 @@ from pathlib import Path
 
 from .._errors import ExperimentError
 from ..model_file import load_model
+from ..own import unknown_code
 from ..presets import PRESETS
+from ..references import is_reference
 from ..results import model_path
 from ..settings import MaskSettings, TrainingSettings, from_json
 from ._options import NetworkOptions, make_one
@@ -16,8 +18,8 @@ from ._options import NetworkOptions, make_one
 class Train(NetworkOptions):
     """Train one network on labels: one from a file, or a fresh one pruned by a method."""
 
-    # model file, or directory of a run that holds one, whose seed holds if there is no --seed; left
-    # out, --model, --method, --scope and --density say what to train
+    # model file, or directory of a run that holds one, whose seed and dataset hold if there is no
+    # --seed and no --dataset; left out, --model, --method, --scope and --density say what to train
     start: Path | None = None
     method: str = "random"
     mask: MaskSettings = MaskSettings()  # which weights a mask may keep
@@ -39,7 +41,11 @@ class Train(NetworkOptions):
                 )
         header = load_model(start).header
         seed = self.seed if self.seed is not None else header.get("seed") or 0
-        cell = dataclasses.replace(self, seed=seed).cell(mask=self.mask, training=self.training)
+        dataset = self.dataset or header.get("dataset")
+        if self.dataset is None and dataset is not None and is_reference(dataset):
+            raise ExperimentError(unknown_code("dataset", dataset))
+        asked = dataclasses.replace(self, seed=seed, dataset=dataset)
+        cell = asked.cell(mask=self.mask, training=self.training)
         if self.model != type(self).model and cell.model != header["model"]:
             raise ExperimentError(
                 f"train: --model is {cell.model}, and --start trains the {header['model']} in "
