@@ -12,6 +12,7 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
+from .._stateful import StatefulModel
 from ..data import DATASETS, Dataset
 from ..models import MODELS, make_model
 from ._errors import ExperimentError, check_choice
@@ -130,7 +131,9 @@ def draws_in_training(name: str, model: Any) -> bool:
     """
     if ("model", name) not in _entered:
         return name.endswith("-dropout")
-    return "key" in inspect.signature(model).parameters
+    # what is paired with a state takes a key only to hand it on
+    called = model.model if isinstance(model, StatefulModel) else model
+    return "key" in inspect.signature(called).parameters
 
 
 def own_dataset(name: str) -> Dataset | None:

@@ -6,9 +6,12 @@ import types
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import optax
 import pytest
 from helpers.pages import ROOT, blocks
 
+import ntt_eqx as ntt
 from ntt_eqx.experiment._errors import ExperimentError
 from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.methods import METHODS, method
@@ -208,6 +211,36 @@ def test_dropout_of_ones_own_is_given_a_key():
     assert draws_in_training("lenet-5-dropout", model) and not draws_in_training("lenet-5", model)
 
 
+@pytest.mark.parametrize("takes_key", [False, True])
+def test_a_state_takes_the_key_that_its_model_does(takes_key):
+    class Net(eqx.Module):
+        norm: eqx.nn.BatchNorm
+        output: eqx.nn.Linear
+
+        def __init__(self, input_shape, num_classes, *, key):
+            self.norm = eqx.nn.BatchNorm(input_shape[0], "batch", mode="batch")
+            self.output = eqx.nn.Linear(input_shape[0], num_classes, key=key)
+
+        def __call__(self, x, state):
+            x, state = self.norm(x, state)
+            return self.output(x), state
+
+    class Keyed(Net):
+        def __call__(self, x, state, *, key=None):
+            return super().__call__(x, state)
+
+    def build(input_shape, num_classes, **key):
+        made = eqx.nn.make_with_state(Keyed if takes_key else Net)
+        return ntt.StatefulModel(*made(input_shape, num_classes, **key))
+
+    name = enter_object("model", build, f"of-a-state-{takes_key}")
+    model = build_model(name, (4,), 2, key=jax.random.key(0))
+    assert draws_in_training(name, model) == takes_key
+    key = jax.random.key(1) if draws_in_training(name, model) else None
+    batch = jax.random.normal(jax.random.key(2), (8, 4)), jnp.arange(8) % 2
+    ntt.train(model, batch, optax.sgd(0.1), num_steps=2, key=key)
+
+
 def words(code, *methods):
     return [
         *("--datasets", f"{code}:few", "--models", f"{code}:Net", "--densities", "0.1"),
@@ -273,8 +306,9 @@ def test_no_file_runs_code(code, tmp_path, capsys):
     for command in ("evaluate", "inspect", "export"):
         assert main([command, str(network)]) == 2
         assert "model 'mine.py:Net' is code of your own, which no file" in capsys.readouterr().err
-    assert main(["evaluate", str(network), "--model", f"{code}:Net"]) == 2
-    assert "dataset 'mine.py:few' is code of your own" in capsys.readouterr().err
+    for words_so_far in (["evaluate"], ["train", "--out", str(tmp_path / "again"), "--start"]):
+        assert main([*words_so_far, str(network), "--model", f"{code}:Net"]) == 2
+        assert "dataset 'mine.py:few' is code of your own" in capsys.readouterr().err
     assert not marker.exists()
 
 
