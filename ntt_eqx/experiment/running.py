@@ -149,13 +149,15 @@ def dense_initialisation(cell: Cell, images: Dataset) -> Any:
 
 
 def started(cell: Cell, images: Dataset) -> Any:
-    """The dense initialisation with the running statistics of some images, if it has such."""
-    dense = dense_initialisation(cell, images)
+    """The dense initialisation, ready for a look in inference mode."""
+    return with_statistics(dense_initialisation(cell, images), images, cell.seed)
+
+
+def with_statistics(dense: Any, images: Dataset, seed: int) -> Any:
+    """A new network with the running statistics of some training images, if it has such."""
     if not has_state(dense):
         return dense
-    return warm_up(
-        dense, StandardisedSplit(images, images.train).examples(_WARM_UP, seed=cell.seed).x
-    )
+    return warm_up(dense, StandardisedSplit(images, images.train).examples(_WARM_UP, seed=seed).x)
 
 
 def _make(cell: Cell, run: RunFolder, context: RunContext, title: str) -> dict[str, Any]:

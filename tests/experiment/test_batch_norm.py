@@ -1,5 +1,7 @@
 """Networks with batch norm from the command: every method, by a recipe, resumed, evaluated."""
 
+import json
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,12 +9,14 @@ import numpy as np
 import pytest
 
 import ntt_eqx as ntt
+from ntt_eqx.data import load_dataset
 from ntt_eqx.experiment import running
+from ntt_eqx.experiment.cells import random_key
 from ntt_eqx.experiment.cli import main
 from ntt_eqx.experiment.model_file import load_model
 from ntt_eqx.models import MODELS
 
-from .conftest import run_in_pieces, tiny, watched_parts
+from .conftest import DATASET, run_in_pieces, tiny, watched_parts
 from .test_cli import read, stable
 
 METHODS = ("ntt", "snip", "ntk-sap", "gmp", "rigl", "dense")
@@ -50,6 +54,24 @@ def normed(monkeypatch):
 def command(out):
     words = [word if word != "tiny" else "normed" for word in tiny("--methods", *METHODS)]
     return ["compare", "--out", str(out), *words, "--densities", "0.2", *RECIPE]
+
+
+def test_a_network_is_inspected_beside_its_warm_initialisation(tmp_path, capsys):
+    words = ["--dataset", DATASET, "--model", "normed", "--method", "dense", "--out", str(tmp_path)]
+    still = ["--training.epochs", "0.1", "--training.learning-rate", "1e-12"]
+    assert main(["train", *words, *still, "--training.batch-size", "8"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path), "--inputs", "4", "--json"]) == 0
+    kernel = json.loads(capsys.readouterr().out)
+    start = MODELS["normed"](key=random_key(0, 0), num_classes=2)
+    images = load_dataset(DATASET)
+    moments = {"mean": images.mean, "std": images.std}
+    warm = ntt.warm_up(start, ntt.data.as_batch(images.train, **moments).x)  # all of them
+    x = ntt.data.as_batch(images.test[:4], **moments).x
+    wanted = ntt.compare_kernels(load_model(tmp_path / "model.eqx").model, warm, x)
+    np.testing.assert_allclose(
+        kernel["kernel_distance"], wanted.numbers["kernel_distance"], rtol=1e-4
+    )
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from ..methods import method
 from ..own import build_model
 from ..progress import Display
 from ..results import MODEL, TRANSFERRED, model_path
+from ..running import with_statistics
 from .evaluate import images_of, load_own
 
 
@@ -46,6 +47,7 @@ class Inspect:
         images = images_of(path, loaded, self.dataset, self.data_dir, labels=False)
         shape, classes = images.input_shape, header["arguments"]["num_classes"]
         dense = build_model(header["model"], shape, classes, key=random_key(seed, 0))
+        dense = with_statistics(dense, images, seed)
         costs = layer_costs(loaded.model, shape)
         x = jnp.asarray(StandardisedSplit(images, images.test).first(self.inputs).x)
         kernel = compare_kernels(loaded.model, dense, x).numbers
