@@ -19,6 +19,8 @@ from .. import (
     train_steps,
     transfer,
 )
+from .._checks import sample_of
+from .._examples import num_classes
 from ..data import Dataset
 from .cells import Cell
 from .images import Shelf, StandardisedSplit, check_batch, check_labelled, parts, size_of_used
@@ -110,7 +112,8 @@ def training_phase(
     test, observe = StandardisedSplit(images, images.test), {}
     if settings.kernel_images:
         x, y = test.first(settings.kernel_images)
-        observe["kernel"] = KernelObserver(x, np.eye(images.num_classes, dtype=np.float32)[y])
+        logits = num_classes("train", start, sample_of(x))  # there may be more than classes
+        observe["kernel"] = KernelObserver(x, np.eye(logits, dtype=np.float32)[y])
     return Phase(
         name="train",
         title=f"{title}, training",

@@ -8,13 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ntt_eqx as ntt
 from ntt_eqx import fit
+from ntt_eqx.data import load_dataset
 from ntt_eqx.experiment._errors import ExperimentError, Interrupted, NetworkFailed
+from ntt_eqx.experiment.cells import Cell
 from ntt_eqx.experiment.checkpoint import KEPT, Checkpoint, CheckpointStore
 from ntt_eqx.experiment.loop import Phase, RunContext, StopRequest, run_phase
 from ntt_eqx.experiment.metrics import MetricsFile, read_metrics
+from ntt_eqx.experiment.phases import training_phase
 from ntt_eqx.experiment.progress import Display
+from ntt_eqx.experiment.settings import TrainingSettings
 
+from .conftest import DATASET, TwoLayers
 from .fabricated import held
 
 
@@ -209,3 +215,21 @@ def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tmp_path, monkeypat
             store.save(Checkpoint(2, STATE, {}))
     assert store.latest(STATE).step == 1
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_kernel_of_more_logits_than_classes_is_watched():
+    images, watched = load_dataset(DATASET), TrainingSettings(batch_size=8, kernel_images=6)
+    start = ntt.sparsify(TwoLayers(num_classes=5, key=jax.random.key(0)))
+    cell = Cell(DATASET, "tiny", "random", "layer", 0.5, 0, None, None, watched)
+    phase = training_phase(cell, start, images, "")
+    found = phase.run.keywords["observe"]["kernel"](phase.state)["alignment"]
+
+    x, y = ntt.data.as_batch(images.test[:6], mean=images.mean, std=images.std)
+    theta = np.asarray(ntt.ntk(start, x), np.float64).transpose(0, 2, 1, 3)  # n, k, m, l
+    theta -= theta.mean(0)
+    theta -= theta.mean(2, keepdims=True)
+    targets = np.eye(5)[np.asarray(y)]
+    targets -= targets.mean(0)
+    wanted = np.einsum("nk,nkml,ml", targets, theta, targets)
+    wanted /= np.linalg.norm(theta) * np.sum(targets**2)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
