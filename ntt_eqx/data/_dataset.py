@@ -12,6 +12,7 @@ from .._checks import is_count
 from ._errors import DatasetError
 
 _CHUNK = 4096  # samples per step of the statistics, which bounds their memory
+_LEAST = float(np.finfo(np.float32).tiny)  # a deviation that float32 cannot divide by is none
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -262,8 +263,11 @@ def _statistics(
     channels = x.shape[1] if x.ndim == 4 and x.shape[1] > 1 else 1
     moments = [_moments(x[:, c] if channels > 1 else x) for c in range(channels)]
     mean, std = tuple(m for m, _ in moments), tuple(s for _, s in moments)
-    if min(std) == 0.0:
-        raise DatasetError(f"{name}: the train split is constant and cannot be standardised.")
+    if min(std) <= _LEAST:
+        which = "" if max(std) <= _LEAST else f"channel {std.index(min(std))} of "
+        raise DatasetError(
+            f"{name}: {which}the train split is constant and cannot be standardised."
+        )
     return (mean[0], std[0]) if channels == 1 else (mean, std)
 
 
@@ -276,7 +280,7 @@ def _of_features(name: str, x: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     mean = sum(np.sum(chunk, axis=0, dtype=np.float64) for chunk in _chunks(x)) / len(x)
     spread = sum(np.sum(np.square(chunk - mean), axis=0) for chunk in _chunks(x)) / len(x)
     std = np.sqrt(spread)
-    varies &= std > np.finfo(np.float32).tiny  # by less than float32 can divide by
+    varies &= std > _LEAST
     std, mean = np.where(varies, std, 1.0), np.where(varies, mean, low.astype(np.float64))
     return tuple(map(float, mean)), tuple(map(float, std))
 
@@ -298,6 +302,9 @@ def _moments(x: np.ndarray) -> tuple[float, float]:
         value = np.arange(256) / 255
         first = float(counts @ value / x.size)
         return first, math.sqrt(float(counts @ (value - first) ** 2 / x.size))
+    low = min(float(chunk.min()) for chunk in _chunks(x))
+    if low == max(float(chunk.max()) for chunk in _chunks(x)):
+        return low, 0.0  # a rounded mean would leave a deviation, by which padding is divided
     first = sum(float(np.sum(chunk, dtype=np.float64)) for chunk in _chunks(x)) / x.size
     # around the mean, for the raw second moment of features far from zero would cancel
     spread = sum(float(np.sum(np.square(chunk - np.float64(first)))) for chunk in _chunks(x))

@@ -226,6 +226,19 @@ def test_each_feature_of_a_table_has_its_own_scale():
         make_dataset("table", constant, constant, 1)
 
 
+def test_a_constant_of_which_rounding_leaves_a_deviation_is_refused():
+    """Means of 0.3 and 0.1 in float64 are other numbers, and 1e-17 is no deviation to divide by."""
+    x = np.random.default_rng(2).normal(size=(50, 3, 6, 6))
+    x[:, 2] = 0.3
+    labels = np.zeros(50, np.int32)
+    with pytest.raises(DatasetError, match="own: channel 2 of the train split is constant"):
+        make_dataset("own", Split(x, labels), Split(x, labels), 1)
+    for shape in ((1000, 1, 6, 6), (1000, 6, 6), (1000, 1)):
+        same = Split(np.full(shape, 0.1), np.zeros(1000, np.int32))
+        with pytest.raises(DatasetError, match="own: the train split is constant"):
+            make_dataset("own", same, same, 1)
+
+
 @pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (48, 64, 4)])
 def test_channels_at_the_end_are_not_taken_for_rows(rng, shape):
     last = split(rng, shape=shape)
