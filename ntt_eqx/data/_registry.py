@@ -113,6 +113,17 @@ def check_dataset_name(name: str) -> None:
         _parse(name)
 
 
+def published_classes(name: str) -> tuple[int, ...] | None:
+    """The published label of each class of a dataset, which `NAME:3,5` numbers from 0.
+
+    `None` for data of one's own and for unions, whose classes have no published labels.
+    """
+    if "+" in name or name.partition(":")[0] not in DATASETS:
+        return None
+    (part,) = _parse(name)
+    return part.classes or tuple(range(part.spec.num_classes))
+
+
 def list_datasets(data_dir: str | os.PathLike[str] | None = None) -> list[DatasetInfo]:
     """List every dataset in `DATASETS` and its location, without reading a file.
 

@@ -359,6 +359,16 @@ def test_networks_that_do_not_suit_the_images(command, shape, classes, message, 
     assert re.search(f"net.eqx: its network {message}", capsys.readouterr().err)
 
 
+def test_labels_that_number_other_classes_are_refused(tmp_path, capsys):
+    """Of `:1,0` the label 0 is class 1, and the network's output 0 is class 0."""
+    path = saved(tmp_path / "net.eqx")
+    asked = lambda choice: main(["evaluate", path, "--dataset", f"fashion-mnist-mini:{choice}"])
+    assert asked("0,1") == 0
+    for choice in ("1,0", "0,2:50"):
+        assert asked(choice) == 2
+        assert "but fashion-mnist-mini:" + choice + " numbers" in capsys.readouterr().err
+
+
 def test_a_network_that_diverged_cannot_be_trained(tmp_path, capsys):
     broken = lambda model: eqx.tree_at(lambda m: m.output.bias, model, jnp.full(10, jnp.nan))
     path = saved(tmp_path / "net.eqx", change=broken)

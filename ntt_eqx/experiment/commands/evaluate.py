@@ -7,6 +7,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from ...data import Dataset
+from ...data._registry import published_classes
 from .._errors import ExperimentError
 from ..images import (
     StandardisedSplit,
@@ -38,6 +39,7 @@ class Evaluate:
         loaded = load_own(path, self.model)
         images = images_of(path, loaded, self.dataset, self.data_dir)
         check_labelled(images)
+        _check_classes(path, loaded, images)
         scores = StandardisedSplit(images, images.test).evaluate(loaded.model)
         found = {
             "network": str(path),
@@ -54,6 +56,17 @@ class Evaluate:
         )
         print(json.dumps(found) if self.json else said)
         return 0
+
+
+def _check_classes(path: Path, loaded: LoadedModel, images: Dataset) -> None:
+    """Raise `ExperimentError` if the labels number other classes than the network's outputs do."""
+    trained = loaded.header.get("dataset") or images.name
+    known, asked = published_classes(trained), published_classes(images.name)
+    if known is not None and asked is not None and asked != known[: len(asked)]:
+        raise ExperimentError(
+            f"{path}: its outputs are for the classes {', '.join(map(str, known))} of "
+            f"{trained}, but {images.name} numbers {', '.join(map(str, asked))} from 0."
+        )
 
 
 def load_own(path: Path, model: str | None) -> LoadedModel:
