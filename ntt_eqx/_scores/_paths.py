@@ -1,7 +1,7 @@
 """A network as the sum of its paths: what SynFlow and Path eXclusion look at.
 
-Biases are left out (a path runs from an input to an output) and normalisations scale by their
-weight only, as batch normalisation does before training.
+Biases, and all else that is added to a signal, are left out (a path runs from an input to an
+output), and normalisations scale by their weight only, as batch normalisation does before training.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,18 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from .._parameters import parameter_marks
-from .._program import Const, Program, bind, is_call, read, run, slots_of, unfold
+from .._program import (
+    Const,
+    Program,
+    Site,
+    bind,
+    dependent_operands,
+    is_call,
+    read,
+    run,
+    slots_of,
+    unfold,
+)
 from .._prunable import is_bare
 from .._sparse import _NORMALISATIONS
 from .._types import PyTree, at_trace_time
@@ -25,6 +36,7 @@ _MOVES = (
     "broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "slice",
     "squeeze", "transpose",
 )  # fmt: skip
+_SUMS = ("add", "add_any", "sub")
 _CONTROL = ("scan", "while", "cond")
 _COMPARISONS = ("gt", "ge", "lt", "le")
 
@@ -48,25 +60,28 @@ def path_network(
 
 
 def _biases(model: PyTree, marks: PyTree, sample: jax.ShapeDtypeStruct) -> PyTree:
-    """Which parameters are biases: by their names in Equinox modules, else by their uses.
+    """Which parameters are biases: by their uses, and by their names in Equinox modules.
 
-    Outside of Equinox a bias has any name (`b1`) or none (the pairs of `stax`).
+    A bias may have any name (`b1`, `positions`) or none (the pairs of `stax`).
     """
     named = jtu.tree_leaves_with_path(model)
-    bare = [
-        mark and is_bare(model, path)
-        for mark, (path, _) in zip(jax.tree.leaves(marks), named, strict=True)
-    ]
-    added = _only_added(model, sample) if any(bare) else bare
+    rows = zip(jax.tree.leaves(marks), named, _only_added(model, sample), strict=True)
     found = [
-        add if is_bare_leaf else jtu.keystr(path).rsplit(".", 1)[-1].startswith("bias")
-        for add, is_bare_leaf, (path, _) in zip(added, bare, named, strict=True)
+        mark and (added or not is_bare(model, path) and _last_name(path).startswith("bias"))
+        for mark, (path, _), added in rows
     ]
     return jax.tree.structure(model).unflatten(found)
 
 
+def _last_name(path: jtu.KeyPath) -> str:
+    return jtu.keystr(path).rsplit(".", 1)[-1]
+
+
 def _only_added(model: PyTree, sample: jax.ShapeDtypeStruct) -> list[bool]:
-    """For each leaf, whether the program of `model` does nothing with it but to add it."""
+    """For each leaf, whether the program of `model` does nothing with it but to add it to a signal.
+
+    A signal depends on the sample. What is added to a weight, as in `w + down @ up`, is no bias.
+    """
     leaves, structure = jax.tree.flatten(model)
     places = [n for n, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
 
@@ -76,30 +91,32 @@ def _only_added(model: PyTree, sample: jax.ShapeDtypeStruct) -> list[bool]:
 
     arrays = [jax.ShapeDtypeStruct(leaves[n].shape, leaves[n].dtype) for n in places]
     program = unfold(jax.make_jaxpr(call)(arrays, sample), _opens)
+    signals = dependent_operands(program, [len(places)])
     added: set[int] = set()
     other: set[int] = set()
 
-    def visit(program: Program, views: dict[int, int]) -> None:
-        """Follow slots that hold nothing but the entries of a leaf."""
-        other.update(views[slot] for slot in slots_of(program.outputs) if slot in views)
-        for step in program.steps:
+    def visit(program: Program, views: dict[int, frozenset[int]], outer: Site) -> None:
+        """Follow slots that hold nothing but entries of leaves, and their sums."""
+        for index, step in enumerate(program.steps):
+            site = (*outer, index)
+            held = {
+                n: views[slot]
+                for n, slot in enumerate(step.inputs)
+                if not isinstance(slot, Const) and slot in views
+            }
             if step.loop is not None:
-                inner = {
-                    n: views[slot]
-                    for n, slot in enumerate(step.inputs)
-                    if not isinstance(slot, Const) and slot in views
-                }
                 carry = range(step.loop.consts, step.loop.consts + step.loop.carry)
-                other.update(leaf for n, leaf in inner.items() if n in carry)
-                visit(step.loop.body, {n: leaf for n, leaf in inner.items() if n not in carry})
-                continue
-            for slot in views.keys() & step.reads:
-                if step.name in _MOVES:
-                    views[step.outputs[0]] = views[slot]
-                else:
-                    (added if step.name in ("add", "add_any") else other).add(views[slot])
+                other.update(*(of for n, of in held.items() if n in carry))
+                visit(step.loop.body, {n: of for n, of in held.items() if n not in carry}, site)
+            elif step.name in _SUMS and any((site, n) in signals for n in range(len(step.inputs))):
+                added.update(*held.values())
+            elif step.name in (*_SUMS, *_MOVES) and held:
+                views[step.outputs[0]] = frozenset().union(*held.values())
+            else:
+                other.update(*held.values())
+        other.update(*(views[slot] for slot in slots_of(program.outputs) if slot in views))
 
-    visit(program, dict(enumerate(places)))
+    visit(program, {slot: frozenset([n]) for slot, n in enumerate(places)}, ())
     return [n in added - other for n in range(len(leaves))]
 
 

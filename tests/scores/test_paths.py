@@ -116,3 +116,46 @@ def test_biases_of_plain_functions_are_left_out_whatever_their_names(score, mask
     for model in (named, pairs, *loops):
         for found, expected in zip(scored(model), scored(mlp), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+class Shifted(eqx.Module):
+    """A layer whose biases and positions have names of their own."""
+
+    weight: jax.Array
+    b: jax.Array
+    positions: jax.Array
+    head: eqx.nn.Linear
+
+    def __call__(self, x):
+        h = self.weight @ (x - self.positions) + (self.b + self.positions[0])
+        return self.head(jax.nn.relu(h))
+
+
+@pytest.mark.parametrize("score", [scores.SynFlow(), scores.PathExclusion()])
+def test_what_is_added_to_a_signal_is_a_bias_in_modules_too(score, getkey):
+    mlp, x = eqx.nn.MLP(3, 2, 5, 1, key=getkey()), jax.random.normal(getkey(), (4, 3))
+    first, head = mlp.layers
+    with_positions = Shifted(first.weight, first.bias, jnp.zeros(3), head)
+    far = eqx.tree_at(lambda m: (m.b, m.positions), with_positions, replace_fn=lambda b: b + 1e-3)
+    expected = jax.tree.leaves(score(mlp, x))
+    for model in (with_positions, far):
+        for found, e in zip(jax.tree.leaves(score(model, x)), expected, strict=True):
+            np.testing.assert_allclose(found, e, rtol=1e-5)
+
+
+@pytest.mark.parametrize("score", [scores.SynFlow(), scores.PathExclusion()])
+def test_a_weight_with_an_update_beside_it_is_no_bias(score, getkey):
+    """`w + down @ up` is a weight, and what leads through `w` are paths."""
+    weight, x = jax.random.normal(getkey(), (5, 3)), jax.random.normal(getkey(), (4, 3))
+    down, up, head = jnp.zeros((5, 1)), jnp.zeros((1, 3)), jax.random.normal(getkey(), (2, 5))
+    lora = eqx.Partial(
+        lambda p, x: p["head"] @ jax.nn.relu((p["w"] + p["down"] @ p["up"]) @ x),
+        {"w": weight, "down": down, "up": up, "head": head},
+    )
+    plain = eqx.Partial(
+        lambda p, x: p["head"] @ jax.nn.relu(p["w"] @ x), {"w": weight, "head": head}
+    )
+    found, expected = (score(model, x).args[0] for model in (lora, plain))
+    if isinstance(score, scores.SynFlow):  # the updates are ones in the paths of the data of PX
+        np.testing.assert_allclose(found["head"], expected["head"], rtol=1e-5)
+    assert (np.asarray(found["head"]) > 0).any()
