@@ -212,6 +212,13 @@ def _in_wide(
     return wide, inputs
 
 
+def in_wide_of_shape(sparse: SparseModel, shape: tuple[int, ...]) -> SparseModel:
+    """A model in float32 if it is narrower and takes real inputs of this `shape` then."""
+    weights, _ = split_weights(sparse.model, sparse.mask)
+    x = jnp.zeros(shape, jnp.result_type(*jax.tree.leaves(weights)))
+    return _in_wide(sparse, x)[0]
+
+
 def widened(tree: PyTree) -> PyTree:
     """A model with its floating-point leaves in float32, where they are narrower."""
     return jax.tree.map(lambda leaf: widen(leaf) if _is_narrow(leaf) else leaf, tree)

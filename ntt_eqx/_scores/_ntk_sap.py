@@ -19,8 +19,8 @@ from ._base import (
     AbstractLabelFreeScore,
     batch_of_shape,
     check_takes_reals,
+    in_wide_of_shape,
     split_weights,
-    widened,
 )
 
 
@@ -59,8 +59,9 @@ class NTKSAP(AbstractLabelFreeScore, AbstractDrawingScore):
     def __call__(self, model: PyTree, x: Samples | None = None) -> ScoreTree:
         """Score the prunable weights of `model`; of `x` only the shape `[batch, ...]` is used."""
         shape = batch_of_shape("NTKSAP", x)
-        sparse = widened(sparsify(model))
+        sparse = sparsify(model)
         check_takes_reals("NTKSAP", sparse, x)
+        sparse = in_wide_of_shape(sparse, shape)
         total, numbers = _zeros(sparse), np.arange(self.rounds, dtype=np.int32)
         if is_traced(total):
             add = lambda total, number: (_add_round(total, number, self, sparse, shape), None)
@@ -88,7 +89,8 @@ def _add_round(
     """`total` and the derivative of the draw with this number."""
     keys = jax.random.split(jax.random.split(score.key, score.rounds)[number], 3)
     epsilon, initialise = score.epsilon, score.initialise
-    drawn = _redraw(sparse, keys[0]) if initialise is None else widened(initialise(keys[0]))
+    drawn = _redraw(sparse, keys[0]) if initialise is None else initialise(keys[0])
+    drawn = in_wide_of_shape(SparseModel(drawn, sparse.mask), shape).model
     dtype = jnp.result_type(*jax.tree.leaves(split_weights(drawn, sparse.mask)[0]))
     x = jax.random.normal(keys[1], shape, dtype)
     # The running statistics are those of other weights on other inputs.

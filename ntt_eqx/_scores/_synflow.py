@@ -10,8 +10,14 @@ from .._examples import Samples
 from .._masks._collapse import is_traced
 from .._parameters import parameters
 from .._sparse import SparseModel, sparsify
-from .._types import PyTree, ScoreTree, widen
-from ._base import AbstractLabelFreeScore, batch_of_shape, check_takes_reals, split_weights
+from .._types import PyTree, ScoreTree, wide_dtype
+from ._base import (
+    AbstractLabelFreeScore,
+    batch_of_shape,
+    check_takes_reals,
+    in_wide_of_shape,
+    split_weights,
+)
 from ._paths import path_network, without_normalisation
 
 _SHRINK = 2.0**-20
@@ -35,7 +41,7 @@ class SynFlow(AbstractLabelFreeScore):
         """Score the prunable weights of `model`; of `x` only the shape `[batch, ...]` is used."""
         sparse, shape = sparsify(model), batch_of_shape("SynFlow", x)
         check_takes_reals("SynFlow", sparse, x)
-        scores, finite = _synflow(sparse, shape[1:])
+        scores, finite = _synflow(in_wide_of_shape(sparse, shape), shape[1:])
         if not is_traced(finite) and not bool(finite):
             raise ValueError("SynFlow: the scores overflow in spite of scaling; use float64.")
         return scores
@@ -45,7 +51,7 @@ class SynFlow(AbstractLabelFreeScore):
 def _synflow(sparse: SparseModel, shape: tuple[int, ...]) -> tuple[ScoreTree, Array]:
     dense = eqx.nn.inference_mode(sparse.to_dense())
     sample = jax.ShapeDtypeStruct(shape, jnp.result_type(*jax.tree.leaves(parameters(dense))))
-    absolute = path_network(dense, sample, lambda w: widen(jnp.abs(w)))
+    absolute = path_network(dense, sample, jnp.abs)
     weights, rest = split_weights(absolute, sparse.mask)
     stored, _ = split_weights(sparse.model, sparse.mask)
     dtype = jnp.result_type(*jax.tree.leaves(weights))
@@ -55,9 +61,9 @@ def _synflow(sparse: SparseModel, shape: tuple[int, ...]) -> tuple[ScoreTree, Ar
             network = without_normalisation(eqx.combine(weights, rest))
             return jnp.sum(network(jnp.full(shape, scale, dtype)))
 
-        _, pull = jax.vjp(strength, weights)
-        (slopes,) = pull(scale)
-        return jax.tree.map(lambda w, g: widen(jnp.abs(w)) * g, stored, slopes)
+        total, pull = jax.vjp(strength, weights)
+        (slopes,) = pull(scale.astype(total.dtype))
+        return jax.tree.map(lambda w, g: jnp.abs(w) * g, stored, slopes)
 
     def unfinished(state: tuple[Array, ScoreTree]) -> Array:
         return ~_all_finite(state[1]) & (state[0] > _SMALLEST)
@@ -67,8 +73,8 @@ def _synflow(sparse: SparseModel, shape: tuple[int, ...]) -> tuple[ScoreTree, Ar
         return scale, score(scale)
 
     # begins before the first score, at a scale whose next is 1
-    nothing = jax.tree.map(lambda w: jnp.full(w.shape, jnp.inf, widen(w).dtype), stored)
-    start = (jnp.asarray(1 / _SHRINK, dtype), nothing)
+    nothing = jax.tree.map(lambda w: jnp.full(w.shape, jnp.inf, w.dtype), stored)
+    start = (jnp.asarray(1 / _SHRINK, wide_dtype(dtype)), nothing)
     _, scores = lax.while_loop(unfinished, shrink, start)
     return scores, _all_finite(scores)
 

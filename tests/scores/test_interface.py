@@ -194,6 +194,24 @@ FORMS = {
 }
 
 
+@pytest.mark.parametrize("name", ["synflow", "ntk_sap"])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_paths_and_draws_of_models_that_cast_their_input(name, dtype, getkey):
+    """A convolution takes no second dtype, so that the model stays in 16 bits."""
+
+    class Half(eqx.Module):
+        conv: eqx.nn.Conv1d
+
+        def __call__(self, x):
+            return self.conv(x.astype(dtype)).astype(jnp.float32)
+
+    model = Half(eqx.nn.Conv1d(2, 3, 2, key=getkey(), dtype=dtype))
+    (found,) = jax.tree.leaves(LABEL_FREE[name](model, jnp.zeros((5, 2, 4))))
+    assert found.shape == model.conv.weight.shape and bool(jnp.all(found > 0))
+    if name == "synflow":  # each weight is used at three places of an input of ones
+        np.testing.assert_allclose(found, 3 * jnp.abs(model.conv.weight), rtol=0.02)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["logit_snip", "path_exclusion", "synflow", "magnitude"])
 def test_batches_of_every_form_give_their_inputs(name, form, tiny, batch):
