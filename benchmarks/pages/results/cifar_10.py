@@ -1,5 +1,6 @@
 """The page on CIFAR-10."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ntt_eqx.experiment.results import standard_error as of_test_images
@@ -56,20 +57,27 @@ CONV = {  # method and mask at 3 % of Conv-4, by what a row is called
 }
 
 
-def conv_result(method: str, mask: str) -> dict[str, Any]:
-    """The result of one mask of Conv-4."""
-    (found,) = (r for r in load("cifar_conv") if (r["method"], r["mask"]) == (method, mask))
+RESNET = {  # method and mask of ResNet-20, by what a row is called
+    "dense": ("dense", ""),
+    "random, ERK": ("random", "erk"),
+    "**NTT**, ERK": ("ntt-sketch", "erk"),
+}
+
+
+def result_of(name: str, method: str, mask: str) -> dict[str, Any]:
+    """The only result of one mask in a file."""
+    (found,) = (r for r in load(name) if (r["method"], r["mask"]) == (method, mask))
     return found
 
 
-def conv_table() -> str:
-    """Masks of Conv-4 on a quarter of the channels, and a dense network of as many weights."""
+def networks_table(name: str, places: Mapping[str, tuple[str, str]]) -> str:
+    """Networks of one file, each with what its mask and its training took."""
     rows = []
-    for name, place in CONV.items():
-        result = conv_result(*place)
+    for row, place in places.items():
+        result = result_of(name, *place)
         cells = [of_one(result), f"{100 * result['kept_density']:.1f}"]
         cells += [f"{result[f'{phase}_seconds'] / 60:.0f}" for phase in ("transfer", "train")]
-        rows.append([name, *cells])
+        rows.append([row, *cells])
     header = ["mask", "accuracy (%)", "weights (%)", "minutes of transfer", "of training"]
     return table(header, [False] + [True] * 4, rows)
 
@@ -97,27 +105,35 @@ def facts() -> dict[str, str]:
         )
         for share in ("1/4", None)
     }
-    reached = {n: 100 * conv_result(*place)["test_accuracy"] for n, place in CONV.items()}
+    reached = {n: 100 * result_of("cifar_conv", *place)["test_accuracy"] for n, place in CONV.items()}
     *names, small = CONV
     chance, sap = names[-2:]
-    error = 100 * (of_test_images(conv_result(*CONV[chance])) or 0.0)
+    error = 100 * (of_test_images(result_of("cifar_conv", *CONV[chance])) or 0.0)
     apart = lambda one, two: abs(reached[one] - reached[two]) > 2 * 2**0.5 * error
     claim(not any(apart(n, small) for n in names if n != sap), "All but one are level with dense.")
     claim(apart(sap, small), "NTK-SAP is ahead of the small dense network.")
     claim(not any(apart(name, chance) for name in names), "All are level with random.")
-    layer = {method: conv_result(method, "") for method in BY_LAYER}
+    layer = {method: result_of("cifar_conv", method, "") for method in BY_LAYER}
     ends = {method: 100 * result["test_accuracy"] for method, result in layer.items()}
     over = ends["ntt-sketch"] - ends["random"]
     claim(over > 3, "By layer NTT is far ahead of random masks.")
     claim(ends["ntt-sketch"] > ends["snip"] + 2, "It is ahead of SNIP.")
     claim(max(ends.values()) < mean(conv[None]), "ERK's shares are worth more.")
+    deep = {name: result_of("cifar_resnet", *place) for name, place in RESNET.items()}
+    dense, chance, ours = (100 * result["test_accuracy"] for result in deep.values())
+    error = 100 * (of_test_images(deep["random, ERK"]) or 0.0)
+    claim(abs(ours - chance) < 2 * 2**0.5 * error, "On ResNet-20 NTT is level with random masks.")
+    claim(dense > chance + 2 * 2**0.5 * error, "Dense is ahead of both.")
     return {
+        "resnet_table": networks_table("cifar_resnet", RESNET),
+        "resnet_dense": f"{dense - chance:.1f}",
+        "resnet_steps": str(deep["**NTT**, ERK"]["transfer_steps"]),
         "conv_layer_lead": f"{over:.1f}",
         "conv_layer_ntt": of_one(layer["ntt-sketch"]),
         "conv_layer_snip": of_one(layer["snip"]),
         "conv_layer_random": of_one(layer["random"]),
         "conv_layer_steps": str(layer["ntt-sketch"]["transfer_steps"]),
-        "conv_table": conv_table(),
+        "conv_table": networks_table("cifar_conv", CONV),
         "conv_sap": f"{reached[sap] - reached[small]:.1f}",
         "cifar_table": cifar_table(),
         "cifar_conv_few": with_error(conv["1/4"]),
