@@ -342,10 +342,8 @@ def _check_mask(settings: CompareSettings) -> None:
                 "scope global here."
             )
     if isinstance(pattern, NM):
-        share, erk = (
-            pattern.n / pattern.m,
-            mask.allocation == "erk" or "erk" in dict(lines).values(),
-        )
+        share = pattern.n / pattern.m
+        erk = "erk" in {mask.allocation, *(scope for _, scope in lines)}
         if settings.densities != (share,) or erk:
             raise ExperimentError(
                 f"mask.pattern: {mask.pattern} keeps {share:g} of each layer; use --densities "

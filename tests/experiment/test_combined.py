@@ -39,6 +39,12 @@ def test_a_network_of_a_file_is_not_pruned_again(compared, tmp_path, capsys):
     assert main([*words, "--out", str(tmp_path / "again")]) == 0
 
 
+def test_a_density_of_a_network_that_keeps_every_weight_is_refused(tmp_path, capsys):
+    words = ["train", "--dataset", DATASET, "--method", "dense", "--out", str(tmp_path / "one")]
+    assert main([*words, "--density", "0.5"]) == 2
+    assert "--density: dense keeps every weight" in capsys.readouterr().err
+
+
 def test_a_network_of_a_file_stays_what_it_is(tmp_path, monkeypatch, capsys):
     """Its seed, its shares and its pattern; seeds of one origin are one row of a table."""
     monkeypatch.setattr(report, "draw_figures", lambda runs, say: {})

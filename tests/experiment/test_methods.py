@@ -238,6 +238,14 @@ def test_unknown_patterns_are_explained(text):
             {"mask": MaskSettings(pattern="2:4"), "methods": ("snip",), "scopes": ("layer",)},
             "2:4 keeps 0.5 of each layer; use --densities 0.5",
         ),
+        (
+            {
+                "mask": MaskSettings(pattern="2:4"),
+                "methods": ("random@erk", "random@layer"),
+                "densities": (0.5,),
+            },
+            "no other allocation",
+        ),
         ({"mask": MaskSettings(ablation="invert")}, "ntt has no scores to invert"),
     ],
 )

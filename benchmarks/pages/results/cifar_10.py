@@ -105,7 +105,9 @@ def facts() -> dict[str, str]:
         )
         for share in ("1/4", None)
     }
-    reached = {n: 100 * result_of("cifar_conv", *place)["test_accuracy"] for n, place in CONV.items()}
+    reached = {
+        n: 100 * result_of("cifar_conv", *place)["test_accuracy"] for n, place in CONV.items()
+    }
     *names, small = CONV
     chance, sap = names[-2:]
     error = 100 * (of_test_images(result_of("cifar_conv", *CONV[chance])) or 0.0)

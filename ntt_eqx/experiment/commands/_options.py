@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ... import distribute
-from .._errors import NetworkFailed
+from .._errors import ExperimentError, NetworkFailed
 from ..cells import Cell, plan
 from ..claims import claimed
 from ..comparison import accuracies, checked
@@ -105,7 +105,10 @@ class NetworkOptions(RunOptions):
             scoring=self.scoring,
             **changes,
         )
-        return plan(checked(settings))[0]
+        cell = plan(checked(settings))[0]
+        if self.density not in (cell.density, type(self).density):
+            raise ExperimentError(f"--density: {cell.method} keeps every weight; leave it out.")
+        return cell
 
 
 def make_one(cell: Cell, options: RunOptions, start: Path | None = None) -> int:
